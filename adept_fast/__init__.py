@@ -1,0 +1,29 @@
+"""adept-fast: the fastest, most pleasant way to run the Persimmon-8B language model and its family."""
+
+from adept_fast.checkpoint import CheckpointError
+from adept_fast.config import ConfigError, PersimmonConfig
+from adept_fast.memory import InsufficientMemoryError, MemoryPlan
+from adept_fast.runtime import GenerationError, Runtime
+from adept_fast.sampling import ParameterError, SamplingParams
+from adept_fast.scoring import Score
+from adept_fast.sequence import Generation, TokenLogprob
+from adept_fast.tokenizer import Tokenizer, TokenizerError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "Generation",
+    "GenerationError",
+    "InsufficientMemoryError",
+    "MemoryPlan",
+    "ParameterError",
+    "PersimmonConfig",
+    "Runtime",
+    "SamplingParams",
+    "Score",
+    "TokenLogprob",
+    "Tokenizer",
+    "TokenizerError",
+]

@@ -1,0 +1,31 @@
+"""Checkpoints on disk: ``open_checkpoint`` recognises the format and checks the structure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adept_fast.checkpoint.base import Checkpoint, CheckpointError, StoredTensor, dtype_name
+from adept_fast.checkpoint.huggingface import is_huggingface, open_huggingface
+
+__all__ = ["Checkpoint", "CheckpointError", "StoredTensor", "demo_path", "dtype_name", "open_checkpoint"]
+
+
+def demo_path() -> Path:
+    """The directory of the small checkpoint that ships with the package."""
+    return Path(__file__).resolve().parent.parent / "demo"
+
+
+def open_checkpoint(path_or_name: str | Path) -> Checkpoint:
+    """Open a checkpoint; its weights stay on disk until they are asked for.
+
+    Args:
+        path_or_name: ``"demo"``, or the path of a Hugging Face directory or of Adept's release.
+
+    Raises CheckpointError when there is nothing at the path, or nothing that is known.
+    """
+    path = demo_path() if str(path_or_name) == "demo" else Path(path_or_name).expanduser()
+    if not path.exists():
+        raise CheckpointError(f"{path}: there is no such file or directory; expected a checkpoint, or 'demo'")
+    if is_huggingface(path):
+        return open_huggingface(path)
+    raise CheckpointError(f"{path}: not a checkpoint; expected a directory with config.json")

@@ -1,0 +1,112 @@
+"""What every checkpoint format is read into: a config, named tensors that are still on disk, a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adept_fast.config import PersimmonConfig
+from adept_fast.tokenizer import Tokenizer
+
+WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+# Buffers that older files carry and that the config determines.
+_DERIVED_SUFFIXES = ("rotary_emb.inv_freq",)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged, incomplete, hostile, or of another architecture."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file: known by name, shape and dtype, read only when asked for.
+
+    ``read`` returns it on the CPU, in its stored dtype, memory-mapped where the format allows.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    source: str
+    read: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose structure has been checked; its weights are still on disk.
+
+    ``tensors`` has exactly the names and shapes of ``config.tensor_shapes()``.
+    """
+
+    path: Path
+    format: str
+    config: PersimmonConfig
+    tensors: Mapping[str, StoredTensor]
+    tokenizer: Tokenizer
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the matrices are stored (that of the embedding)."""
+        return self.tensors["model.embed_tokens.weight"].dtype
+
+
+def check_tensors(
+    path: Path, config: PersimmonConfig, tensors: Mapping[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+    """The tensors that the config calls for, in its order.
+
+    Raises CheckpointError for a tensor that is missing, left over, misshapen, or not of a float dtype.
+    """
+    expected = config.tensor_shapes()
+    missing = [name for name in expected if name not in tensors]
+    if missing:
+        raise CheckpointError(
+            f"{path}: tensor {_first_of(missing)} is missing; the config calls for shape {list(expected[missing[0]])}"
+        )
+    ignored = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    left_over = [
+        name
+        for name in tensors
+        if name not in expected and name not in ignored and not name.endswith(_DERIVED_SUFFIXES)
+    ]
+    if left_over:
+        raise CheckpointError(
+            f"{tensors[left_over[0]].source}: tensor {_first_of(left_over)} does not belong to the model "
+            f"that the config describes"
+        )
+    for name, shape in expected.items():
+        tensor = tensors[name]
+        if tensor.shape != shape:
+            raise CheckpointError(
+                f"{tensor.source}: tensor {name} has shape {list(tensor.shape)}; "
+                f"the config calls for {list(shape)}"
+            )
+        if tensor.dtype not in WEIGHT_DTYPES:
+            raise CheckpointError(
+                f"{tensor.source}: tensor {name} has dtype {dtype_name(tensor.dtype)}; "
+                f"expected float32, float16 or bfloat16"
+            )
+    return {name: tensors[name] for name in expected}
+
+
+def check_vocabulary(path: Path, config: PersimmonConfig, tokenizer: Tokenizer) -> None:
+    """Raises CheckpointError when the tokenizer knows ids that the embedding has no row for."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} pieces, "
+            f"but the embedding only {config.vocab_size} rows"
+        )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float16`` for ``torch.float16``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _first_of(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} (and {len(names) - 1} more)"

@@ -1,0 +1,189 @@
+"""PersimmonConfig: the shape of a model, read from config.json or from the argparse namespace in Adept's release."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+_LARGEST_SIZE = 2**31 - 1
+_MOST_LAYERS = 4096  # tensor_shapes() lists every layer: a hostile file must not make that list endless
+
+
+class ConfigError(ValueError):
+    """A configuration that is malformed, contradicts itself, or describes another architecture."""
+
+
+@dataclass(frozen=True)
+class PersimmonConfig:
+    """The architecture of one member of the Persimmon family.
+
+    Field names and defaults are those of transformers' PersimmonConfig (5.x), so the defaults describe
+    Persimmon-8B except for ``rope_theta``: Adept's 8B was trained with 25000, and its checkpoint says so.
+
+    Raises ConfigError when a value is out of its range or contradicts another.
+    """
+
+    vocab_size: int = 262144
+    hidden_size: int = 4096
+    intermediate_size: int = 16384
+    num_hidden_layers: int = 36
+    num_attention_heads: int = 64
+    max_position_embeddings: int = 16384
+    layer_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    partial_rotary_factor: float = 0.5
+    qk_layernorm: bool = True
+    tie_word_embeddings: bool = False
+    bos_token_id: int | None = 1
+    eos_token_id: int | None = 2
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+        ):
+            highest = _MOST_LAYERS if name == "num_hidden_layers" else _LARGEST_SIZE
+            _require_int(name, getattr(self, name), 1, highest)
+        for name in ("bos_token_id", "eos_token_id"):
+            if getattr(self, name) is not None:
+                _require_int(name, getattr(self, name), -1, _LARGEST_SIZE)
+        for name in ("layer_norm_eps", "rope_theta", "partial_rotary_factor"):
+            _require_positive(name, getattr(self, name))
+        for name in ("qk_layernorm", "tie_word_embeddings"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected true or false")
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} is not a multiple of "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        if self.partial_rotary_factor > 1:
+            raise ConfigError(f"partial_rotary_factor is {self.partial_rotary_factor}; expected (0, 1]")
+        if self.rotary_dim < 2 or self.rotary_dim % 2:
+            raise ConfigError(
+                f"partial_rotary_factor {self.partial_rotary_factor} of head_dim {self.head_dim} rotates "
+                f"{self.rotary_dim} dimensions; expected an even number of at least 2"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many leading dimensions of each head are rotated."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(math.prod(shape) for shape in self.tensor_shapes().values())
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name (as in transformers' PersimmonForCausalLM) → shape, of every tensor a checkpoint must hold."""
+        hidden, intermediate = self.hidden_size, self.intermediate_size
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
+        for index in range(self.num_hidden_layers):
+            layer = f"model.layers.{index}."
+            shapes[layer + "input_layernorm.weight"] = (hidden,)
+            shapes[layer + "input_layernorm.bias"] = (hidden,)
+            shapes[layer + "self_attn.query_key_value.weight"] = (3 * hidden, hidden)
+            shapes[layer + "self_attn.query_key_value.bias"] = (3 * hidden,)
+            if self.qk_layernorm:
+                for norm in ("q_layernorm", "k_layernorm"):
+                    shapes[layer + f"self_attn.{norm}.weight"] = (self.head_dim,)
+                    shapes[layer + f"self_attn.{norm}.bias"] = (self.head_dim,)
+            shapes[layer + "self_attn.dense.weight"] = (hidden, hidden)
+            shapes[layer + "self_attn.dense.bias"] = (hidden,)
+            shapes[layer + "post_attention_layernorm.weight"] = (hidden,)
+            shapes[layer + "post_attention_layernorm.bias"] = (hidden,)
+            shapes[layer + "mlp.dense_h_to_4h.weight"] = (intermediate, hidden)
+            shapes[layer + "mlp.dense_h_to_4h.bias"] = (intermediate,)
+            shapes[layer + "mlp.dense_4h_to_h.weight"] = (hidden, intermediate)
+            shapes[layer + "mlp.dense_4h_to_h.bias"] = (hidden,)
+        shapes["model.final_layernorm.weight"] = (hidden,)
+        shapes["model.final_layernorm.bias"] = (hidden,)
+        if not self.tie_word_embeddings:
+            shapes["lm_head.weight"] = (self.vocab_size, hidden)
+        return shapes
+
+    @classmethod
+    def from_json(cls, path: Path) -> PersimmonConfig:
+        """Read a Hugging Face ``config.json``; ConfigError names the file."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise ConfigError(f"{path}: not valid JSON ({error})") from error
+        try:
+            return cls.from_dict(values)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_dict(cls, values: Any) -> PersimmonConfig:
+        """Build from the contents of a ``config.json``, in either spelling of the rotary settings."""
+        if not isinstance(values, dict):
+            raise ConfigError(f"the configuration is a {type(values).__name__}; expected a JSON object")
+        if values.get("model_type", "persimmon") != "persimmon":
+            raise ConfigError(f"model_type is {values['model_type']!r}; expected 'persimmon'")
+        if values.get("hidden_act", "relu2") != "relu2":
+            raise ConfigError(f"hidden_act is {values['hidden_act']!r}; expected 'relu2'")
+        known = {field.name for field in fields(cls)}
+        chosen = {name: value for name, value in values.items() if name in known}
+        # A list of end tokens names alternatives; the first is the one that the model was trained with.
+        if isinstance(chosen.get("eos_token_id"), list):
+            chosen["eos_token_id"] = chosen["eos_token_id"][0] if chosen["eos_token_id"] else None
+        chosen.update(_rotary_settings(values))
+        return cls(**chosen)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of a ``config.json`` that every transformers release with Persimmon reads alike."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        values.update(
+            architectures=["PersimmonForCausalLM"],
+            model_type="persimmon",
+            hidden_act="relu2",
+            attention_dropout=0.0,
+            hidden_dropout=0.0,
+            pad_token_id=None,
+            use_cache=True,
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": self.rope_theta,
+                "partial_rotary_factor": self.partial_rotary_factor,
+            },
+        )
+        return dict(sorted(values.items()))
+
+
+def _rotary_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """rope_theta and partial_rotary_factor; ``rope_parameters`` wins over the top level, as in transformers 5."""
+    nested = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(nested, dict):
+        raise ConfigError(f"rope_parameters is {nested!r}; expected a JSON object")
+    rope_type = nested.get("rope_type", nested.get("type", "default"))
+    if rope_type != "default":
+        raise ConfigError(f"rope_parameters has rope_type {rope_type!r}; expected 'default'")
+    return {
+        name: source[name]
+        for name in ("rope_theta", "partial_rotary_factor")
+        for source in (values, nested)
+        if source.get(name) is not None
+    }
+
+
+def _require_int(name: str, value: Any, lowest: int, highest: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
+        raise ConfigError(f"{name} is {value!r}; expected an integer from {lowest} to {highest}")
+
+
+def _require_positive(name: str, value: Any) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value <= 0:
+        raise ConfigError(f"{name} is {value!r}; expected a positive finite number")

@@ -1,0 +1,53 @@
+"""StaticKVCache: the keys and values of every token so far, in one allocation of fixed shape."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adept_fast.config import PersimmonConfig
+
+
+class StaticKVCache:
+    """One tensor ``data`` of [layer, k/v, slot, head, position, head_dim].
+
+    A slot holds one sequence. What lies past a sequence's end is never read into a result, so a slot is
+    reused without being cleared. The shape never changes, so neither do addresses: a captured graph may keep
+    them.
+
+    Args:
+        max_batch_size: number of slots.
+        max_seq_len: positions in a slot.
+        dtype: float16 (default), bfloat16 or float32.
+    """
+
+    def __init__(
+        self,
+        config: PersimmonConfig,
+        *,
+        max_batch_size: int,
+        max_seq_len: int,
+        dtype: torch.dtype = torch.float16,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.max_batch_size = max_batch_size
+        self.max_seq_len = max_seq_len
+        self.data = torch.empty(
+            config.num_hidden_layers,
+            2,
+            max_batch_size,
+            config.num_attention_heads,
+            max_seq_len,
+            config.head_dim,
+            dtype=dtype,
+            device=device,
+        )
+
+    def layer(self, index: int) -> Tensor:
+        """The keys and values of one layer: [k/v, slot, head, position, head_dim], a view."""
+        return self.data[index]
+
+
+def bytes_per_token(config: PersimmonConfig, dtype: torch.dtype = torch.float16) -> int:
+    """What one position of one slot takes, over all layers."""
+    return config.num_hidden_layers * 2 * config.hidden_size * dtype.itemsize

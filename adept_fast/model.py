@@ -1,0 +1,152 @@
+"""Persimmon: the decoder, written on the operators.
+
+Prefill takes many tokens of one sequence, decode one token of each of several. Both run the same layer; only
+the attention differs. Residual sums are float32, and keys and values pass through the cache before they are
+attended to, so a prompt that is split into chunks sees exactly what it would see whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adept_fast import ops
+from adept_fast.config import PersimmonConfig
+from adept_fast.kv_cache import StaticKVCache
+from adept_fast.weights import LayerWeights, ModelWeights
+
+PREFILL_CHUNK = 512  # tokens; bounds the attention's scores and the MLP's units, and fills a GEMM
+
+
+class Persimmon:
+    """A decoder over loaded weights.
+
+    Args:
+        max_seq_len: how many positions the rotary tables cover.
+        vocab_size: logits are computed for ids below this; the rows above (padding, unused) are not read.
+    """
+
+    def __init__(
+        self, config: PersimmonConfig, weights: ModelWeights, *, max_seq_len: int, vocab_size: int
+    ) -> None:
+        self.config = config
+        self.weights = weights
+        self.scale = config.head_dim**-0.5
+        self.cos, self.sin = ops.rotary_table(
+            config.rotary_dim, config.rope_theta, max_seq_len, weights.device
+        )  # each [max_seq_len, rotary_dim / 2]
+        self._lm_head = weights.lm_head[:vocab_size]
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights.device
+
+    def prefill(self, ids: Tensor, cache: StaticKVCache, slot: int, start: int = 0) -> Tensor:
+        """Read the tokens of one sequence into its slot.
+
+        Args:
+            ids: int64 [tokens], at least one, the tokens at positions ``start``, ``start + 1``, …
+
+        Returns the logits after the last token, float32 [1, vocab_size].
+        """
+        x = torch.empty(0)
+        for x in self.prefill_chunks(ids, cache, slot, start):
+            pass
+        return self.logits(x[-1:])
+
+    def prefill_chunks(
+        self, ids: Tensor, cache: StaticKVCache, slot: int, start: int = 0
+    ) -> Iterator[Tensor]:
+        """As ``prefill``, yielding the last hidden states of each chunk: float32 [chunk, hidden]."""
+        for chunk in ids.split(PREFILL_CHUNK):
+            yield self._prefill_chunk(chunk, cache, slot, start)
+            start += len(chunk)
+
+    def decode_step(
+        self, ids: Tensor, slots: Tensor, positions: Tensor, cache: StaticKVCache, longest: int
+    ) -> Tensor:
+        """One more token of each of several sequences.
+
+        Args:
+            ids, slots, positions: int64 [tokens], what stands where; each slot at most once.
+            longest: an upper bound, known to the host, of the sequences' lengths with their new tokens.
+
+        Returns the logits after each token, float32 [tokens, vocab_size].
+        """
+        lengths = positions + 1
+
+        def attend(q: Tensor, cache_layer: Tensor) -> Tensor:
+            return ops.decode_attention(q, cache_layer, slots, lengths, longest, self.scale)
+
+        return self.logits(self._layers(self.embed(ids), slots, positions, cache, attend))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """float32 [tokens, hidden]."""
+        return F.embedding(ids, self.weights.embedding).float()
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits of the ids below ``vocab_size``: float32 [tokens, vocab_size]."""
+        return self._project_to_vocabulary(x, self._lm_head)
+
+    def all_logits(self, x: Tensor) -> Tensor:
+        """Logits of every row that the checkpoint has, unused ones too: float32 [tokens, config.vocab_size]."""
+        return self._project_to_vocabulary(x, self.weights.lm_head)
+
+    def _project_to_vocabulary(self, x: Tensor, lm_head: Tensor) -> Tensor:
+        weights = self.weights
+        return ops.lm_head(x, weights.final_gamma, weights.final_beta, self.config.layer_norm_eps, lm_head)
+
+    def _prefill_chunk(self, ids: Tensor, cache: StaticKVCache, slot: int, start: int) -> Tensor:
+        positions = torch.arange(start, start + len(ids), device=ids.device)  # [tokens]
+
+        def attend(q: Tensor, cache_layer: Tensor) -> Tensor:
+            return ops.prefill_attention(q, cache_layer[:, slot], start, self.scale)
+
+        slots = torch.full_like(positions, slot)
+        return self._layers(self.embed(ids), slots, positions, cache, attend)
+
+    def _layers(
+        self,
+        x: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+        cache: StaticKVCache,
+        attend: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        for index, layer in enumerate(self.weights.layers):
+            x = self._layer(x, layer, slots, positions, cache.layer(index), attend)
+        return x  # [tokens, hidden]
+
+    def _layer(
+        self,
+        x: Tensor,
+        layer: LayerWeights,
+        slots: Tensor,
+        positions: Tensor,
+        cache_layer: Tensor,
+        attend: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        eps = self.config.layer_norm_eps
+        qkv = ops.layernorm_qkv(
+            x, layer.input_gamma, layer.input_beta, eps, layer.w_qkv, layer.b_qkv
+        )  # [tokens, 3 * hidden]
+        q = ops.rotary_append(
+            qkv,
+            layer.q_gamma,
+            layer.q_beta,
+            layer.k_gamma,
+            layer.k_beta,
+            eps,
+            self.cos,
+            self.sin,
+            slots,
+            positions,
+            cache_layer,
+        )  # [tokens, heads, head_dim]
+        x = ops.linear_residual(attend(q, cache_layer), layer.w_dense, layer.b_dense, x)  # [tokens, hidden]
+        return ops.mlp(
+            x, layer.mlp_gamma, layer.mlp_beta, eps, layer.w_up, layer.b_up, layer.w_down_t, layer.b_down
+        )  # [tokens, hidden]

@@ -1,0 +1,108 @@
+"""Choosing the next token on the device, from a counter-based random number.
+
+A draw depends on nothing but the row's logits and settings, its seed and its position: not on the batch, not
+on what was drawn before. So one prompt gets the same tokens alone and in a batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+INVALID = -1  # what a row answers whose logits hold a NaN or +infinity, or nothing that may be chosen
+
+# The 64-bit constants of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), as signed integers.
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def sample(
+    logits: Tensor,
+    *,
+    temperature: Tensor | None = None,
+    top_k: Tensor | None = None,
+    top_p: Tensor | None = None,
+    min_p: Tensor | None = None,
+    repetition_penalty: Tensor | None = None,
+    seen: Tensor | None = None,
+    seed: Tensor | None = None,
+    positions: Tensor | None = None,
+) -> Tensor:
+    """The next token of each row: → int64 [rows], ``INVALID`` where the logits are no distribution.
+
+    A setting that is None is off for every row. They apply in this order: the penalty on what was seen, the
+    temperature, then top-k, top-p and min-p, each on what the one before left.
+
+    Args:
+        logits: float32 [rows, vocab].
+        temperature: float32 [rows], 0 for the most likely token; None is 0 for all.
+        top_k: int64 [rows], keep this many of the most likely, 0 for all.
+        top_p: float32 [rows] in (0, 1], keep the fewest of the most likely that reach this probability.
+        min_p: float32 [rows] in [0, 1), keep what has at least this share of the largest probability.
+        repetition_penalty: float32 [rows]; a seen token's logit is divided by it if positive, else multiplied
+            (CTRL, Keskar et al. 2019).
+        seen: bool [rows, vocab], the tokens that the penalty is for.
+        seed, positions: int64 [rows], what the random number is made from.
+    """
+    valid = (logits.amax(-1) < float("inf")) & (logits.amax(-1) > float("-inf"))  # false for NaN
+    if repetition_penalty is not None and seen is not None:
+        penalty = repetition_penalty[:, None]
+        penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
+        logits = torch.where(seen, penalised, logits)
+    chosen = logits.argmax(-1)  # [rows]
+    if temperature is not None:
+        if seed is None or positions is None:
+            raise ValueError("sampling at a temperature takes seed and positions")
+        # The value that greedy rows get here is not used; 1 keeps it finite.
+        divisor = torch.where(temperature > 0, temperature, 1.0)[:, None]
+        probabilities = _keep_likely((logits / divisor).softmax(-1, dtype=torch.float64), top_k, top_p, min_p)
+        drawn = _draw(probabilities, uniform(seed, positions))
+        chosen = torch.where(temperature > 0, drawn, chosen)
+    return torch.where(valid, chosen, INVALID)
+
+
+def uniform(seed: Tensor, counter: Tensor) -> Tensor:
+    """A float64 in [0, 1) for each pair of int64: SplitMix64's output function over both."""
+    state = _mix(seed + _GOLDEN) + counter * _GOLDEN
+    return _shift_right(_mix(state), 11).double() * 2.0**-53
+
+
+def _keep_likely(
+    probabilities: Tensor, top_k: Tensor | None, top_p: Tensor | None, min_p: Tensor | None
+) -> Tensor:
+    """float64 [rows, vocab] with 0 for what top-k, top-p or min-p excludes; rows need not sum to 1."""
+    if min_p is not None:
+        least = min_p[:, None].double() * probabilities.amax(-1, keepdim=True)
+    if top_k is not None or top_p is not None:
+        ordered, indices = probabilities.sort(dim=-1, descending=True, stable=True)
+        if top_k is not None:
+            rank = torch.arange(ordered.shape[-1], device=ordered.device)
+            limit = torch.where(top_k > 0, top_k, ordered.shape[-1])[:, None]
+            ordered = ordered.masked_fill(rank >= limit, 0)
+        if top_p is not None:
+            mass_before = ordered.cumsum(-1) - ordered
+            enough = mass_before >= top_p[:, None].double() * ordered.sum(-1, keepdim=True)
+            ordered = ordered.masked_fill(enough & (top_p < 1)[:, None], 0)
+        probabilities = torch.zeros_like(probabilities).scatter(-1, indices, ordered)
+    if min_p is not None:
+        probabilities = probabilities.masked_fill(probabilities < least, 0)
+    return probabilities
+
+
+def _draw(probabilities: Tensor, at: Tensor) -> Tensor:
+    """The id at which the cumulated probability first passes the share ``at`` of the whole: int64 [rows]."""
+    cumulated = probabilities.cumsum(-1)
+    target = (at * cumulated[:, -1])[:, None]
+    return torch.searchsorted(cumulated, target, right=True)[:, 0].clamp(max=probabilities.shape[-1] - 1)
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shift_right(z, 30)) * _MIX_1
+    z = (z ^ _shift_right(z, 27)) * _MIX_2
+    return z ^ _shift_right(z, 31)
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    """The shift of an unsigned integer: torch's own would copy the sign bit in."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,0 +1,371 @@
+"""Runtime: a loaded checkpoint that generates, streams and scores text."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from adept_fast import ops
+from adept_fast.checkpoint import Checkpoint, open_checkpoint
+from adept_fast.config import PersimmonConfig
+from adept_fast.kv_cache import StaticKVCache
+from adept_fast.memory import MemoryPlan, plan_memory
+from adept_fast.model import Persimmon
+from adept_fast.placement import Placement, choose_placement
+from adept_fast.sampling import ParameterError, Sampler, SamplingParams
+from adept_fast.scoring import Score, score_sequence
+from adept_fast.sequence import Generation, Sequence, TokenLogprob
+from adept_fast.tokenizer import Tokenizer
+from adept_fast.weights import load_weights, weights_bytes
+
+Prompt = str | SequenceOf[int]
+
+
+class GenerationError(ValueError):
+    """The model's output is no distribution over tokens (NaN or infinity in the logits)."""
+
+
+class Runtime:
+    """A checkpoint on a device, with a cache for ``max_batch_size`` sequences of ``max_seq_len`` tokens.
+
+    Made by ``Runtime.load``. Not safe for use from several threads at once: they would share the cache.
+    """
+
+    def __init__(
+        self,
+        model: Persimmon,
+        tokenizer: Tokenizer,
+        cache: StaticKVCache,
+        plan: MemoryPlan,
+        placement: Placement,
+        load_seconds: float,
+    ) -> None:
+        self.config: PersimmonConfig = model.config
+        self.tokenizer = tokenizer
+        self.placement = placement
+        self.load_seconds = load_seconds
+        self._model = model
+        self._cache = cache
+        self._plan = plan
+        self._sampler = Sampler(cache.max_batch_size, tokenizer.vocab_size, model.device)
+
+    @classmethod
+    def load(
+        cls,
+        path_or_name: str | Path | Checkpoint = "demo",
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_seq_len: int | None = None,
+        max_batch_size: int = 1,
+        cache_dtype: str = "float16",
+        check_weights: bool = True,
+        progress: bool = True,
+    ) -> Runtime:
+        """Load a checkpoint.
+
+        Args:
+            path_or_name: ``"demo"``, a Hugging Face directory, or Adept's release (directory or .tar).
+            device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, …
+            dtype: of the matrices: ``float32``, ``float16``, ``bfloat16``, or ``auto``: on a GPU as stored
+                (float16 for float32), on a CPU float32 where it fits in half the memory, else as stored.
+            max_seq_len: tokens that a sequence may have, prompt included; None for the model's whole context,
+                or as much of it as fits.
+            max_batch_size: sequences that are generated side by side.
+            cache_dtype: of keys and values: ``float16``, ``bfloat16`` or ``float32``.
+            check_weights: refuse weights with a NaN or an infinity, which takes reading them all once.
+            progress: show a progress bar on stderr.
+
+        Raises CheckpointError for a bad checkpoint, ParameterError for an argument out of its range, and
+        InsufficientMemoryError when it does not fit; all are ValueErrors.
+        """
+        started = time.perf_counter()
+        _check_count("max_batch_size", max_batch_size)
+        checkpoint = path_or_name if isinstance(path_or_name, Checkpoint) else open_checkpoint(path_or_name)
+        config = checkpoint.config
+        if max_seq_len is not None:
+            _check_count("max_seq_len", max_seq_len, config.max_position_embeddings)
+        placement = choose_placement(checkpoint, device, dtype, cache_dtype)
+        plan = plan_memory(
+            config,
+            weights_bytes=weights_bytes(checkpoint, placement.dtype),
+            device=placement.device,
+            cache_dtype=placement.cache_dtype,
+            max_seq_len=max_seq_len,
+            max_batch_size=max_batch_size,
+        )
+        weights = load_weights(
+            checkpoint,
+            dtype=placement.dtype,
+            device=placement.device,
+            check_finite=check_weights,
+            progress=progress,
+        )
+        tokenizer = checkpoint.tokenizer
+        model = Persimmon(config, weights, max_seq_len=plan.max_seq_len, vocab_size=tokenizer.vocab_size)
+        cache = StaticKVCache(
+            config,
+            max_batch_size=max_batch_size,
+            max_seq_len=plan.max_seq_len,
+            dtype=placement.cache_dtype,
+            device=placement.device,
+        )
+        return cls(model, tokenizer, cache, plan, placement, time.perf_counter() - started)
+
+    @property
+    def max_seq_len(self) -> int:
+        return self._cache.max_seq_len
+
+    @property
+    def max_batch_size(self) -> int:
+        return self._cache.max_batch_size
+
+    def memory(self) -> MemoryPlan:
+        """What weights, cache and working memory take, and the longest context that would fit."""
+        return self._plan
+
+    @overload
+    def generate(
+        self,
+        prompts: str,
+        params: SamplingParams | None = None,
+        *,
+        add_bos: bool | None = None,
+        **keywords: Any,
+    ) -> Generation: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: SequenceOf[Prompt],
+        params: SamplingParams | SequenceOf[SamplingParams] | None = None,
+        *,
+        add_bos: bool | None = None,
+        **keywords: Any,
+    ) -> list[Generation]: ...
+
+    def generate(
+        self,
+        prompts: str | SequenceOf[Prompt],
+        params: SamplingParams | SequenceOf[SamplingParams] | None = None,
+        *,
+        add_bos: bool | None = None,
+        **keywords: Any,
+    ) -> Generation | list[Generation]:
+        """Continue a prompt (→ a Generation) or several (→ a list of them, in order).
+
+        A prompt is text, or in a list also token ids. Each gets exactly what it would get alone; there may be
+        more of them than ``max_batch_size``. Ctrl-C ends all of them with what there is.
+
+        Args:
+            params: for all prompts, or one for each; else give its fields as keywords.
+            add_bos: whether BOS is put before text; None for what the checkpoint says.
+
+        Raises ParameterError, or GenerationError when the logits hold a NaN.
+        """
+        single = isinstance(prompts, str)
+        batch: SequenceOf[Prompt] = [prompts] if isinstance(prompts, str) else prompts
+        sequences = self._sequences(batch, _settings(params, keywords, len(batch)), add_bos)
+        try:
+            for _ in self._run(sequences):
+                pass
+        except KeyboardInterrupt:
+            for sequence in sequences:
+                if sequence.finish_reason is None:
+                    sequence.interrupt()
+        generations = [sequence.generation(self.load_seconds) for sequence in sequences]
+        return generations[0] if single else generations
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        add_bos: bool | None = None,
+        **keywords: Any,
+    ) -> TextStream:
+        """Continue a prompt piece by piece: iterate over the text as it becomes known.
+
+        The pieces joined are the text that ``generate`` returns; ``result`` holds the rest of what it would
+        return once the stream has ended.
+        """
+        (sequence,) = self._sequences([prompt], _settings(params, keywords, 1), add_bos)
+        return TextStream(sequence, self._run([sequence]), self.load_seconds)
+
+    def score(self, texts: str | SequenceOf[Prompt], *, add_bos: bool | None = None) -> list[Score]:
+        """The log-probability of every token of each text, given the tokens before it."""
+        batch: SequenceOf[Prompt] = [texts] if isinstance(texts, str) else texts
+        if not batch:
+            raise ParameterError("texts is empty; expected at least one")
+        encoded = [self._encode(text, add_bos) for text in batch]
+        return [score_sequence(self._model, self._cache, ids) for ids in encoded]
+
+    def _encode(self, prompt: Prompt, add_bos: bool | None) -> list[int]:
+        """Token ids, checked against the vocabulary and the context."""
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt, add_bos=add_bos)
+        else:
+            ids = list(prompt)
+            for token_id in ids:
+                if not isinstance(token_id, int) or not 0 <= token_id < self.config.vocab_size:
+                    raise ParameterError(
+                        f"prompt has the token id {token_id!r}; expected 0 to {self.config.vocab_size - 1}"
+                    )
+        if len(ids) > self.max_seq_len:
+            raise ParameterError(
+                f"prompt has {len(ids)} tokens; expected at most max_seq_len {self.max_seq_len}"
+            )
+        return ids
+
+    def _sequences(
+        self, prompts: SequenceOf[Prompt], params: SequenceOf[SamplingParams], add_bos: bool | None
+    ) -> list[Sequence]:
+        if not prompts:
+            raise ParameterError("prompts is empty; expected at least one prompt")
+        sequences = []
+        for prompt, settings in zip(prompts, params, strict=True):
+            ids = self._encode(prompt, add_bos) or self.tokenizer.encode("", add_bos=True)
+            room = self.max_seq_len - len(ids) + 1  # the last token is never read back, so it needs no place
+            sequences.append(Sequence(ids, settings, self.tokenizer, room))
+        return sequences
+
+    def _run(self, sequences: list[Sequence]) -> Iterator[str]:
+        """Generate all sequences to their end; yields the text of each token.
+
+        A slot that falls free takes the next sequence that waits.
+        """
+        waiting = deque(sequence for sequence in sequences if sequence.finish_reason is None)
+        running: list[Sequence] = []
+        free = list(reversed(range(self.max_batch_size)))
+        while waiting or running:
+            while waiting and free:
+                sequence = waiting.popleft()
+                sequence.begin(free.pop())
+                running.append(sequence)
+                yield from self._prefill(sequence)
+            running = self._retire(running, free)
+            if running:
+                yield from self._decode(running)
+                running = self._retire(running, free)
+
+    @staticmethod
+    def _retire(running: list[Sequence], free: list[int]) -> list[Sequence]:
+        """The sequences that go on; the slots of the others fall free."""
+        free.extend(sequence.slot for sequence in running if sequence.finish_reason is not None)
+        return [sequence for sequence in running if sequence.finish_reason is None]
+
+    @torch.inference_mode()
+    def _prefill(self, sequence: Sequence) -> list[str]:
+        ids = torch.tensor(sequence.prompt_ids, device=self._model.device)  # [tokens]
+        self._sampler.start(sequence.slot, sequence.params, ids)
+        logits = self._model.prefill(ids, self._cache, sequence.slot)  # [1, vocab]
+        return self._choose(logits, [sequence])
+
+    @torch.inference_mode()
+    def _decode(self, running: list[Sequence]) -> list[str]:
+        def on_device(values: list[int]) -> Tensor:
+            return torch.tensor(values, device=self._model.device)
+
+        logits = self._model.decode_step(
+            ids=on_device([sequence.token_ids[-1] for sequence in running]),  # [running]
+            slots=on_device([sequence.slot for sequence in running]),
+            positions=on_device([sequence.next_position - 1 for sequence in running]),
+            cache=self._cache,
+            longest=max(sequence.next_position for sequence in running),
+        )  # [running, vocab]
+        return self._choose(logits, running)
+
+    def _choose(self, logits: Tensor, sequences: list[Sequence]) -> list[str]:
+        """Sample a token for each sequence; returns the pieces of text."""
+        rows = [sequence.slot for sequence in sequences]
+        slots = torch.tensor(rows, device=logits.device)
+        positions = torch.tensor([sequence.next_position for sequence in sequences], device=logits.device)
+        ids = self._sampler.choose(logits, rows, slots, positions)  # [sequences]
+        chosen: list[int] = ids.tolist()
+        for sequence, token_id in zip(sequences, chosen, strict=True):
+            if token_id == ops.INVALID:
+                raise GenerationError(
+                    f"the logits after {sequence.next_position} tokens hold a NaN or an infinity: "
+                    f"the weights are damaged, or {self.placement.cache_dtype} cannot hold the keys and values"
+                )
+        logprobs = _logprobs(logits, ids, [sequence.params.logprobs for sequence in sequences])
+        return [
+            sequence.accept(token_id, logprob)
+            for sequence, token_id, logprob in zip(sequences, chosen, logprobs, strict=True)
+        ]
+
+
+class TextStream(Iterator[str]):
+    """The pieces of one generation. ``result`` is the Generation so far, complete once iteration has ended.
+
+    Ctrl-C while a piece is awaited ends the stream with what there is.
+    """
+
+    def __init__(self, sequence: Sequence, pieces: Iterator[str], load_seconds: float) -> None:
+        self._sequence = sequence
+        self._pieces = pieces
+        self._load_seconds = load_seconds
+
+    def __next__(self) -> str:
+        try:
+            for piece in self._pieces:
+                if piece:
+                    return piece
+        except KeyboardInterrupt:
+            rest = self._sequence.interrupt()
+            self._pieces = iter(())
+            if rest:
+                return rest
+        raise StopIteration
+
+    @property
+    def result(self) -> Generation:
+        return self._sequence.generation(self._load_seconds)
+
+
+def _settings(
+    params: SamplingParams | SequenceOf[SamplingParams] | None, keywords: dict[str, Any], count: int
+) -> list[SamplingParams]:
+    """One SamplingParams for each of ``count`` prompts."""
+    if params is None:
+        try:
+            return [SamplingParams(**keywords)] * count
+        except TypeError as error:
+            raise ParameterError(f"unknown sampling parameter: {error}") from error
+    if keywords:
+        raise ParameterError(f"params and the keyword {next(iter(keywords))} are both given; expected one")
+    if isinstance(params, SamplingParams):
+        return [params] * count
+    if len(params) != count:
+        raise ParameterError(
+            f"params has {len(params)} entries; expected one, or one for each of {count} prompts"
+        )
+    return list(params)
+
+
+def _logprobs(logits: Tensor, ids: Tensor, asked: list[int | None]) -> list[TokenLogprob | None]:
+    """What each row asked for: None, or the chosen token's log-probability and those of the n best."""
+    most = max((count for count in asked if count is not None), default=None)
+    if most is None:
+        return [None] * len(asked)
+    logprobs = logits.log_softmax(-1)  # [rows, vocab]
+    chosen = logprobs.gather(-1, ids[:, None])[:, 0].tolist()
+    values, indices = (best.tolist() for best in logprobs.topk(min(most, logprobs.shape[-1])))
+    return [
+        None
+        if count is None
+        else TokenLogprob(token_id, chosen[row], tuple(zip(indices[row], values[row], strict=True))[:count])
+        for row, (token_id, count) in enumerate(zip(ids.tolist(), asked, strict=True))
+    ]
+
+
+def _check_count(name: str, value: object, highest: int = 2**31 - 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= highest:
+        raise ParameterError(f"{name} is {value!r}; expected an integer from 1 to {highest}")

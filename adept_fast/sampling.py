@@ -1,0 +1,143 @@
+"""SamplingParams, and the sampler that holds them on the device, a row for each slot."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from adept_fast import ops
+
+_LARGEST_SEED = 2**63 - 1
+
+
+class ParameterError(ValueError):
+    """A parameter outside its range."""
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one prompt is continued. Raises ParameterError naming the parameter and its range.
+
+    Args:
+        max_new_tokens: at most this many tokens, 0 for none; None for as many as the context holds.
+        temperature: 0 takes the most likely token; above, logits are divided by it.
+        top_k: draw among this many of the most likely tokens; 0 for all.
+        top_p: draw among the fewest tokens that reach this probability, after top_k; in (0, 1].
+        min_p: draw among tokens with at least this share of the largest probability; in [0, 1).
+        repetition_penalty: above 1 makes tokens of the prompt and of the text so far less likely.
+        stop: strings that end the text; they are not part of it.
+        stop_token_ids: tokens that end the text beside the end token; they are not part of it.
+        seed: the same seed gives the same tokens; None takes one from the system.
+        logprobs: None for none; n for the log-probability of each token and of the n most likely ones, by
+            the model alone (before penalty, temperature and the rest).
+        ignore_eos: go on past the end token, for measurements.
+    """
+
+    max_new_tokens: int | None = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    seed: int | None = None
+    logprobs: int | None = None
+    ignore_eos: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        # One string, or any sequence of strings, is as good as a tuple of them.
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        if self.max_new_tokens is not None:
+            _check_int("max_new_tokens", self.max_new_tokens, 0, 2**31 - 1)
+        _check_number("temperature", self.temperature, self.temperature >= 0, "at least 0")
+        _check_int("top_k", self.top_k, 0, 2**31 - 1)
+        _check_number("top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]")
+        _check_number("min_p", self.min_p, 0 <= self.min_p < 1, "in [0, 1)")
+        _check_number("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0")
+        if self.seed is not None:
+            _check_int("seed", self.seed, 0, _LARGEST_SEED)
+        if self.logprobs is not None:
+            _check_int("logprobs", self.logprobs, 0, 1000)
+        if not all(isinstance(text, str) and text for text in self.stop):
+            raise ParameterError(f"stop is {self.stop!r}; expected strings that are not empty")
+        for token_id in self.stop_token_ids:
+            _check_int("stop_token_ids", token_id, 0, 2**31 - 1)
+
+
+class Sampler:
+    """The settings of every slot, in tensors on the device that keep their addresses.
+
+    ``choose`` leaves out work that no row asks for.
+    """
+
+    def __init__(self, max_batch_size: int, vocab_size: int, device: torch.device) -> None:
+        self._params: list[SamplingParams | None] = [None] * max_batch_size
+        self._temperature = torch.zeros(max_batch_size, device=device)
+        self._top_k = torch.zeros(max_batch_size, dtype=torch.int64, device=device)
+        self._top_p = torch.ones(max_batch_size, device=device)
+        self._min_p = torch.zeros(max_batch_size, device=device)
+        self._repetition_penalty = torch.ones(max_batch_size, device=device)
+        self._seed = torch.zeros(max_batch_size, dtype=torch.int64, device=device)
+        self._seen = torch.zeros(max_batch_size, vocab_size, dtype=torch.bool, device=device)
+
+    def start(self, slot: int, params: SamplingParams, prompt_ids: Tensor) -> None:
+        """Give a slot to a prompt: int64 [tokens], those the penalty counts as seen from the start."""
+        self._params[slot] = params
+        self._temperature[slot] = params.temperature
+        self._top_k[slot] = params.top_k
+        self._top_p[slot] = params.top_p
+        self._min_p[slot] = params.min_p
+        self._repetition_penalty[slot] = params.repetition_penalty
+        self._seed[slot] = secrets.randbits(63) if params.seed is None else params.seed
+        if params.repetition_penalty != 1:
+            self._seen[slot] = False
+            self._seen[slot, prompt_ids[prompt_ids < self._seen.shape[1]]] = True
+
+    def choose(self, logits: Tensor, rows: Sequence[int], slots: Tensor, positions: Tensor) -> Tensor:
+        """The next token of each row: → int64 [rows], ``INVALID`` where logits are no distribution.
+
+        Args:
+            logits: float32 [rows, vocab_size].
+            rows: the slots, as the host knows them. slots: the same, int64 [rows] on the device.
+            positions: int64 [rows], where the new tokens will stand.
+        """
+        params = [p for p in (self._params[slot] for slot in rows) if p is not None]
+        sampled = any(p.temperature > 0 for p in params)
+
+        def where(asked: bool, setting: Tensor) -> Tensor | None:
+            return setting[slots] if asked else None
+
+        penalised = any(p.repetition_penalty != 1 for p in params)
+        ids = ops.sample(
+            logits,
+            temperature=where(sampled, self._temperature),
+            top_k=where(any(p.top_k for p in params), self._top_k),
+            top_p=where(any(p.top_p < 1 for p in params), self._top_p),
+            min_p=where(any(p.min_p > 0 for p in params), self._min_p),
+            repetition_penalty=where(penalised, self._repetition_penalty),
+            seen=where(penalised, self._seen),
+            seed=where(sampled, self._seed),
+            positions=positions,
+        )
+        if penalised:
+            self._seen[slots, ids.clamp(min=0)] = True
+        return ids
+
+
+def _check_int(name: str, value: object, lowest: int, highest: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
+        raise ParameterError(f"{name} is {value!r}; expected an integer from {lowest} to {highest}")
+
+
+def _check_number(name: str, value: object, in_range: bool, expected: str) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not in_range:  # type: ignore[arg-type]
+        raise ParameterError(f"{name} is {value!r}; expected a number {expected}")

@@ -1,0 +1,48 @@
+"""Score: the log-probability that the model gives to each token of a text."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from adept_fast.kv_cache import StaticKVCache
+from adept_fast.model import Persimmon
+
+_ROWS = 64  # logits are made for this many tokens at once: a row of the 8B's takes a megabyte
+
+
+@dataclass(frozen=True)
+class Score:
+    """``logprobs[i]`` is the natural logarithm of the probability of ``token_ids[i]`` after the tokens before
+    it, among all rows of the vocabulary; None for the first token, which nothing precedes."""
+
+    token_ids: list[int]
+    logprobs: list[float | None]
+
+    @property
+    def total(self) -> float:
+        """The log-probability of the text after its first token."""
+        return math.fsum(value for value in self.logprobs if value is not None)
+
+    @property
+    def perplexity(self) -> float:
+        """NaN for a text with nothing to predict."""
+        scored = sum(value is not None for value in self.logprobs)
+        return math.exp(-self.total / scored) if scored else math.nan
+
+
+@torch.inference_mode()
+def score_sequence(model: Persimmon, cache: StaticKVCache, ids: list[int]) -> Score:
+    """Score one sequence, in slot 0 of the cache."""
+    if not ids:
+        return Score([], [])
+    tokens = torch.tensor(ids, device=model.device)  # [tokens]
+    logprobs: list[float | None] = [None]
+    targets = tokens[1:].split(_ROWS)
+    hidden = torch.cat(list(model.prefill_chunks(tokens, cache, slot=0)))[:-1]  # [tokens - 1, hidden]
+    for rows, target in zip(hidden.split(_ROWS), targets, strict=True):
+        row_logprobs = model.all_logits(rows).log_softmax(-1)  # [rows, vocab]
+        logprobs += row_logprobs.gather(-1, target[:, None])[:, 0].tolist()
+    return Score(ids, logprobs)

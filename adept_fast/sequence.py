@@ -1,0 +1,146 @@
+"""One prompt on its way: what it has generated, when it ends, and what comes of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from adept_fast.sampling import SamplingParams
+from adept_fast.stopping import StopMatcher
+from adept_fast.tokenizer import StreamingDetokenizer, Tokenizer
+
+FinishReason = Literal["stop", "length", "eos", "interrupted"]
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """The log-probability of a generated token, and the most likely tokens at its place, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds on the wall clock. The first token comes from the prefill, each further one from a decode step."""
+
+    load_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    prompt_tokens: int
+    decode_steps: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decode steps a second; 0 where there was none."""
+        return self.decode_steps / self.decode_seconds if self.decode_seconds > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What came of a prompt.
+
+    ``finish_reason``: ``eos`` the model ended the text, ``stop`` a stop string or stop token did, ``length``
+    max_new_tokens or the context was reached, ``interrupted`` Ctrl-C. ``token_ids`` does not hold the token
+    that ended the text. ``logprobs`` has an entry for each of ``token_ids``, or is None if not asked for.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    logprobs: list[TokenLogprob] | None
+    timings: Timings
+
+
+@dataclass
+class Sequence:
+    """A prompt, its settings, and its state.
+
+    ``context_room`` is how many tokens may be generated before the context is full.
+    """
+
+    prompt_ids: list[int]
+    params: SamplingParams
+    tokenizer: Tokenizer
+    context_room: int
+    slot: int = -1
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    started_at: float = 0.0
+    first_token_at: float = 0.0
+    ended_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._detokenizer = StreamingDetokenizer(self.tokenizer)
+        self._stops = StopMatcher(self.params.stop)
+        limit = self.params.max_new_tokens
+        self._room = self.context_room if limit is None else min(limit, self.context_room)
+        if self._room == 0:
+            self.finish_reason = "length"
+
+    @property
+    def next_position(self) -> int:
+        """Where the next token will stand."""
+        return len(self.prompt_ids) + len(self.token_ids)
+
+    def begin(self, slot: int) -> None:
+        self.slot = slot
+        self.started_at = self.first_token_at = self.ended_at = time.perf_counter()
+
+    def accept(self, token_id: int, logprob: TokenLogprob | None) -> str:
+        """Take the next token; returns the text that is now certain, and sets ``finish_reason`` at the end."""
+        self.ended_at = time.perf_counter()
+        if not self.token_ids:
+            self.first_token_at = self.ended_at
+        if token_id == self.tokenizer.eos_id and not self.params.ignore_eos:
+            return self._finish("eos")
+        if token_id in self.params.stop_token_ids:
+            return self._finish("stop")
+        self.token_ids.append(token_id)
+        if logprob is not None:
+            self.logprobs.append(logprob)
+        piece = self._stops.push(self._detokenizer.push(token_id))
+        self.text += piece
+        if self._stops.stopped:
+            self.finish_reason = "stop"
+        elif len(self.token_ids) == self._room:
+            piece += self._finish("length")
+        return piece
+
+    def interrupt(self) -> str:
+        """End here, with what there is."""
+        return self._finish("interrupted")
+
+    def generation(self, load_seconds: float) -> Generation:
+        timings = Timings(
+            load_seconds=load_seconds,
+            prefill_seconds=self.first_token_at - self.started_at,
+            decode_seconds=self.ended_at - self.first_token_at,
+            prompt_tokens=len(self.prompt_ids),
+            decode_steps=self._decode_steps,
+        )
+        return Generation(
+            text=self.text,
+            token_ids=self.token_ids,
+            finish_reason=self.finish_reason or "interrupted",
+            logprobs=None if self.params.logprobs is None else self.logprobs,
+            timings=timings,
+        )
+
+    @property
+    def _decode_steps(self) -> int:
+        # A token that ended the text took a step too, and the first token none.
+        unseen_end = self.finish_reason == "eos" or (self.finish_reason == "stop" and not self._stops.stopped)
+        return max(0, len(self.token_ids) + unseen_end - 1)
+
+    def _finish(self, reason: FinishReason) -> str:
+        """The rest of the text, in which a stop string may still come to light."""
+        rest = self._stops.push(self._detokenizer.finish())
+        self.finish_reason = "stop" if self._stops.stopped else reason
+        rest += self._stops.finish()
+        self.text += rest
+        return rest

@@ -1,0 +1,188 @@
+"""Text to token ids and back: sentencepiece, and a detokenizer for text that arrives one token at a time."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import sentencepiece
+
+END_OF_TEXT = "|ENDOFTEXT|"
+_SPACE = "▁"
+
+
+class TokenizerError(ValueError):
+    """A tokenizer model that cannot be read, or text or ids that it cannot take."""
+
+
+class Tokenizer:
+    """A sentencepiece model with Persimmon's conventions.
+
+    The end token is ``|ENDOFTEXT|`` where the vocabulary has it, else sentencepiece's own end token; put
+    before a prompt, the same token is the beginning (BOS), unless the checkpoint names another.
+
+    Args:
+        model: the bytes of a ``tokenizer.model``.
+        add_bos: whether ``encode`` puts BOS first when it is not told.
+        bos_token: the piece that serves as BOS.
+        source: what to call the model in errors.
+
+    Raises TokenizerError when the bytes are no sentencepiece model or it lacks ``bos_token``.
+    """
+
+    def __init__(
+        self,
+        model: bytes,
+        *,
+        add_bos: bool = False,
+        bos_token: str | None = None,
+        source: str | Path = "tokenizer.model",
+    ) -> None:
+        self.model = model
+        self.source = str(source)
+        self.add_bos = add_bos
+        self._processor = _read_processor(model, self.source)
+        self.vocab_size: int = self._processor.vocab_size()
+        end_of_text = self._find_piece(END_OF_TEXT)
+        self.eos_id: int | None = (
+            end_of_text if end_of_text is not None else self._valid(self._processor.eos_id())
+        )
+        self.bos_id = self._choose_bos(bos_token, end_of_text)
+
+    @classmethod
+    def from_file(cls, path: str | Path, *, add_bos: bool = False, bos_token: str | None = None) -> Tokenizer:
+        """Read a ``tokenizer.model`` (or Adept's ``adept_vocab.model``)."""
+        return cls(Path(path).read_bytes(), add_bos=add_bos, bos_token=bos_token, source=path)
+
+    def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
+        """Token ids of ``text``, BOS first if ``add_bos`` (default: as the checkpoint says).
+
+        Raises TokenizerError for text with lone surrogates, or where BOS is asked for and there is none.
+        """
+        try:
+            ids: list[int] = self._processor.encode(text.encode("utf-8"))
+        except UnicodeEncodeError as error:
+            raise TokenizerError(
+                f"the text holds a lone surrogate at character {error.start}, which UTF-8 cannot express"
+            ) from error
+        if not (self.add_bos if add_bos is None else add_bos):
+            return ids
+        if self.bos_id is None:
+            raise TokenizerError(f"{self.source} has no BOS piece to put before the text")
+        return [self.bos_id, *ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``; control pieces have none, bytes that are not UTF-8 become U+FFFD each."""
+        for token_id in ids:
+            if not 0 <= token_id < self.vocab_size:
+                raise TokenizerError(
+                    f"token id {token_id} is outside the vocabulary (0 to {self.vocab_size - 1})"
+                )
+        text: str = self._processor.decode(list(ids))
+        return text
+
+    def piece(self, token_id: int) -> str:
+        """The vocabulary entry of an id, as it stands in the model (``▁the``, ``<0x0A>``)."""
+        text: str = self._processor.id_to_piece(token_id)
+        return text
+
+    def pieces(self) -> list[str]:
+        return [self.piece(token_id) for token_id in range(self.vocab_size)]
+
+    def scores(self) -> list[float]:
+        return [self._processor.get_score(token_id) for token_id in range(self.vocab_size)]
+
+    def is_control(self, token_id: int) -> bool:
+        return bool(self._processor.is_control(token_id))
+
+    def is_unknown(self, token_id: int) -> bool:
+        return bool(self._processor.is_unknown(token_id))
+
+    def byte_value(self, token_id: int) -> int | None:
+        """The byte that a byte-fallback piece stands for, else None."""
+        return int(self.piece(token_id)[3:5], 16) if self._processor.is_byte(token_id) else None
+
+    def _find_piece(self, piece: str) -> int | None:
+        # sentencepiece answers the unknown id for a piece that it lacks.
+        token_id = self._processor.piece_to_id(piece)
+        return token_id if self.vocab_size and self._processor.id_to_piece(token_id) == piece else None
+
+    def _valid(self, token_id: int) -> int | None:
+        return token_id if 0 <= token_id < self.vocab_size else None
+
+    def _choose_bos(self, bos_token: str | None, end_of_text: int | None) -> int | None:
+        if bos_token is not None:
+            named = self._find_piece(bos_token)
+            if named is None:
+                raise TokenizerError(
+                    f"{self.source} has no piece {bos_token!r}, which the checkpoint names as BOS"
+                )
+            return named
+        if end_of_text is not None:
+            return end_of_text
+        bos = self._valid(self._processor.bos_id())
+        return bos if bos is not None else self.eos_id
+
+
+class StreamingDetokenizer:
+    """Turns token ids into text as they come.
+
+    The joined pieces equal ``tokenizer.decode`` of all ids, for any ids, and no piece ends inside a UTF-8
+    character: bytes of a character that is not whole yet wait for the next token or for ``finish``.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._bytes = codecs.getincrementaldecoder("utf-8")("adept_fast_replace_each")
+        # Until something shows, sentencepiece may still swallow the space that it puts before every text.
+        self._invisible: list[int] | None = []
+
+    def push(self, token_id: int) -> str:
+        """The text that becomes known with this token; may be empty."""
+        byte = self._tokenizer.byte_value(token_id)
+        if byte is not None:
+            return self._shown(self._bytes.decode(bytes([byte])))
+        return self.finish() + self._surface(token_id)
+
+    def extend(self, ids: Iterable[int]) -> str:
+        return "".join([self.push(token_id) for token_id in ids])
+
+    def finish(self) -> str:
+        """The rest: bytes that never became a character, U+FFFD each."""
+        text = self._bytes.decode(b"", final=True)
+        self._bytes.reset()
+        return self._shown(text)
+
+    def _surface(self, token_id: int) -> str:
+        if self._invisible is not None:
+            self._invisible.append(token_id)
+            return self._shown(self._tokenizer.decode(self._invisible))
+        if self._tokenizer.is_control(token_id) or self._tokenizer.is_unknown(token_id):
+            return self._tokenizer.decode([token_id])
+        return self._tokenizer.piece(token_id).replace(_SPACE, " ")
+
+    def _shown(self, text: str) -> str:
+        if text:
+            self._invisible = None
+        return text
+
+
+def _replace_each(error: UnicodeError) -> tuple[str, int]:
+    """One U+FFFD for every byte that is not UTF-8, as sentencepiece does (Python would merge some)."""
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "\ufffd" * (error.end - error.start), error.end
+
+
+codecs.register_error("adept_fast_replace_each", _replace_each)
+
+
+def _read_processor(model: bytes, source: str) -> sentencepiece.SentencePieceProcessor:
+    if not model:
+        raise TokenizerError(f"{source}: not a sentencepiece model (the file is empty)")
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    except (RuntimeError, OSError, ValueError, TypeError) as error:
+        raise TokenizerError(f"{source}: not a sentencepiece model ({error})") from error
+    return processor
