@@ -1,4 +1,4 @@
-"""PersimmonConfig: the shape of a model, read from config.json or from the argparse namespace in Adept's release."""
+"""PersimmonConfig: the shape of a model, as checkpoints state it."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ class PersimmonConfig:
 
 
 def _rotary_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """rope_theta and partial_rotary_factor; ``rope_parameters`` wins over the top level, as in transformers 5."""
+    """rope_theta and partial_rotary_factor; where both spellings stand, ``rope_parameters`` wins."""
     nested = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(nested, dict):
         raise ConfigError(f"rope_parameters is {nested!r}; expected a JSON object")

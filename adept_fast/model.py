@@ -7,6 +7,7 @@ attended to, so a prompt that is split into chunks sees exactly what it would se
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import torch
@@ -52,10 +53,8 @@ class Persimmon:
 
         Returns the logits after the last token, float32 [1, vocab_size].
         """
-        x = torch.empty(0)
-        for x in self.prefill_chunks(ids, cache, slot, start):
-            pass
-        return self.logits(x[-1:])
+        last = deque(self.prefill_chunks(ids, cache, slot, start), maxlen=1).pop()
+        return self.logits(last[-1:])
 
     def prefill_chunks(
         self, ids: Tensor, cache: StaticKVCache, slot: int, start: int = 0
@@ -92,7 +91,7 @@ class Persimmon:
         return self._project_to_vocabulary(x, self._lm_head)
 
     def all_logits(self, x: Tensor) -> Tensor:
-        """Logits of every row that the checkpoint has, unused ones too: float32 [tokens, config.vocab_size]."""
+        """Logits of all rows, unused ones too: float32 [tokens, config.vocab_size]."""
         return self._project_to_vocabulary(x, self.weights.lm_head)
 
     def _project_to_vocabulary(self, x: Tensor, lm_head: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adept_fast import ops
-from adept_fast.checkpoint import Checkpoint, open_checkpoint
+from adept_fast.checkpoint import Checkpoint, dtype_name, open_checkpoint
 from adept_fast.config import PersimmonConfig
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.memory import MemoryPlan, plan_memory
@@ -130,6 +130,11 @@ class Runtime:
     def memory(self) -> MemoryPlan:
         """What weights, cache and working memory take, and the longest context that would fit."""
         return self._plan
+
+    def bytes_read_per_step(self, context_tokens: int) -> int:
+        """What decoding one token of one sequence reads, when ``context_tokens`` stand before it."""
+        weights = self._model.weights.bytes_per_step(self.tokenizer.vocab_size)
+        return weights + self._plan.cache_bytes_per_token * context_tokens
 
     @overload
     def generate(
@@ -292,8 +297,8 @@ class Runtime:
         for sequence, token_id in zip(sequences, chosen, strict=True):
             if token_id == ops.INVALID:
                 raise GenerationError(
-                    f"the logits after {sequence.next_position} tokens hold a NaN or an infinity: "
-                    f"the weights are damaged, or {self.placement.cache_dtype} cannot hold the keys and values"
+                    f"the logits after {sequence.next_position} tokens hold a NaN or an infinity: weights "
+                    f"are damaged, or a cache in {dtype_name(self.placement.cache_dtype)} is too narrow"
                 )
         logprobs = _logprobs(logits, ids, [sequence.params.logprobs for sequence in sequences])
         return [

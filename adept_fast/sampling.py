@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,16 +53,17 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         # One string, or any sequence of strings, is as good as a tuple of them.
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(
+            self, "stop", (self.stop,) if isinstance(self.stop, str) else _tuple("stop", self.stop)
+        )
+        object.__setattr__(self, "stop_token_ids", _tuple("stop_token_ids", self.stop_token_ids))
         if self.max_new_tokens is not None:
             _check_int("max_new_tokens", self.max_new_tokens, 0, 2**31 - 1)
-        _check_number("temperature", self.temperature, self.temperature >= 0, "at least 0")
+        _check_number("temperature", self.temperature, lambda value: value >= 0, "at least 0")
         _check_int("top_k", self.top_k, 0, 2**31 - 1)
-        _check_number("top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]")
-        _check_number("min_p", self.min_p, 0 <= self.min_p < 1, "in [0, 1)")
-        _check_number("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0")
+        _check_number("top_p", self.top_p, lambda value: 0 < value <= 1, "in (0, 1]")
+        _check_number("min_p", self.min_p, lambda value: 0 <= value < 1, "in [0, 1)")
+        _check_number("repetition_penalty", self.repetition_penalty, lambda value: value > 0, "above 0")
         if self.seed is not None:
             _check_int("seed", self.seed, 0, _LARGEST_SEED)
         if self.logprobs is not None:
@@ -132,12 +134,18 @@ class Sampler:
         return ids
 
 
+def _tuple(name: str, value: Any) -> tuple[Any, ...]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise ParameterError(f"{name} is {value!r}; expected a list or a tuple")
+    return tuple(value)
+
+
 def _check_int(name: str, value: object, lowest: int, highest: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
         raise ParameterError(f"{name} is {value!r}; expected an integer from {lowest} to {highest}")
 
 
-def _check_number(name: str, value: object, in_range: bool, expected: str) -> None:
+def _check_number(name: str, value: Any, in_range: Callable[[float], bool], expected: str) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not in_range:  # type: ignore[arg-type]
+    if not number or not math.isfinite(value) or not in_range(value):
         raise ParameterError(f"{name} is {value!r}; expected a number {expected}")

@@ -40,9 +40,9 @@ def score_sequence(model: Persimmon, cache: StaticKVCache, ids: list[int]) -> Sc
         return Score([], [])
     tokens = torch.tensor(ids, device=model.device)  # [tokens]
     logprobs: list[float | None] = [None]
-    targets = tokens[1:].split(_ROWS)
-    hidden = torch.cat(list(model.prefill_chunks(tokens, cache, slot=0)))[:-1]  # [tokens - 1, hidden]
-    for rows, target in zip(hidden.split(_ROWS), targets, strict=True):
-        row_logprobs = model.all_logits(rows).log_softmax(-1)  # [rows, vocab]
-        logprobs += row_logprobs.gather(-1, target[:, None])[:, 0].tolist()
+    for chunk in model.prefill_chunks(tokens, cache, slot=0):
+        for hidden in chunk.split(_ROWS):
+            targets = tokens[len(logprobs) :][: len(hidden)]  # [rows]; the last hidden state has none
+            row_logprobs = model.all_logits(hidden[: len(targets)]).log_softmax(-1)  # [rows, vocab]
+            logprobs += row_logprobs.gather(-1, targets[:, None])[:, 0].tolist()
     return Score(ids, logprobs)

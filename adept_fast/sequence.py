@@ -24,7 +24,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds on the wall clock. The first token comes from the prefill, each further one from a decode step."""
+    """Seconds on the wall clock. The first token comes from the prefill, each further one from a step."""
 
     load_seconds: float
     prefill_seconds: float
@@ -92,7 +92,7 @@ class Sequence:
         self.started_at = self.first_token_at = self.ended_at = time.perf_counter()
 
     def accept(self, token_id: int, logprob: TokenLogprob | None) -> str:
-        """Take the next token; returns the text that is now certain, and sets ``finish_reason`` at the end."""
+        """Take the next token; returns the text that is now certain. Sets ``finish_reason`` at the end."""
         self.ended_at = time.perf_counter()
         if not self.token_ids:
             self.first_token_at = self.ended_at

@@ -52,6 +52,12 @@ class ModelWeights:
         """The dtype of the matrices."""
         return self.lm_head.dtype
 
+    def bytes_per_step(self, vocab_size: int) -> int:
+        """What a decode step reads: everything but the embedding, of the lm_head ``vocab_size`` rows."""
+        tensors = [tensor for layer in self.layers for tensor in vars(layer).values() if tensor is not None]
+        tensors += [self.final_gamma, self.final_beta, self.lm_head[:vocab_size]]
+        return sum(int(tensor.nbytes) for tensor in tensors)
+
 
 def load_weights(
     checkpoint: Checkpoint,

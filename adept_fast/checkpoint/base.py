@@ -65,8 +65,9 @@ def check_tensors(
     expected = config.tensor_shapes()
     missing = [name for name in expected if name not in tensors]
     if missing:
+        wanted = list(expected[missing[0]])
         raise CheckpointError(
-            f"{path}: tensor {_first_of(missing)} is missing; the config calls for shape {list(expected[missing[0]])}"
+            f"{path}: tensor {_first_of(missing)} is missing; the config calls for shape {wanted}"
         )
     ignored = {"lm_head.weight"} if config.tie_word_embeddings else set()
     left_over = [

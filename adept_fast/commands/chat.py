@@ -1,0 +1,71 @@
+"""``adept-fast chat``: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from adept_fast.chat import STOP, Turn, chat_prompt, strip_answer
+from adept_fast.commands.options import (
+    bos_option,
+    checkpoint_option,
+    load_runtime,
+    placement_options,
+    sampling_options,
+    sampling_params,
+)
+from adept_fast.runtime import Runtime
+from adept_fast.sampling import SamplingParams
+
+
+@click.command()
+@checkpoint_option
+@placement_options
+@sampling_options
+@bos_option
+def chat(**options: Any) -> None:
+    """Talk with the model. Ctrl-C stops an answer, Ctrl-D leaves."""
+    runtime = load_runtime(options)
+    params = sampling_params(options, stop=(STOP,))
+    history: list[Turn] = []
+    while (question := _ask()) is not None:
+        if not question.strip():
+            continue
+        history, prompt = _fit(runtime, question, history, params, options["add_bos"])
+        stream = runtime.stream(prompt, params, add_bos=options["add_bos"])
+        answer = ""
+        for piece in strip_answer(stream):
+            click.echo(piece, nl=False)
+            answer += piece
+        click.echo()
+        history.append(Turn(question, answer))
+
+
+def _ask() -> str | None:
+    """The next question; None when the conversation is over. A person is prompted, on stderr."""
+    while True:
+        if sys.stdin.isatty():
+            click.echo("human: ", nl=False, err=True)
+        try:
+            line = sys.stdin.readline()
+        except KeyboardInterrupt:
+            click.echo("\n(Ctrl-D leaves)", err=True)
+            continue
+        return line.rstrip("\n") if line else None
+
+
+def _fit(
+    runtime: Runtime, question: str, history: list[Turn], params: SamplingParams, add_bos: bool | None
+) -> tuple[list[Turn], str]:
+    """The turns that the context still holds, and the prompt they make; the oldest are forgotten first."""
+    room = runtime.max_seq_len - min(params.max_new_tokens or 0, runtime.max_seq_len // 2)
+    kept = list(history)
+    while kept and len(runtime.tokenizer.encode(chat_prompt(question, kept), add_bos=add_bos)) > room:
+        kept.pop(0)
+    if len(kept) < len(history):
+        click.echo(
+            f"(the context is full: the first {len(history) - len(kept)} turns are forgotten)", err=True
+        )
+    return kept, chat_prompt(question, kept)

@@ -1,0 +1,130 @@
+"""``adept-fast generate``: continue one prompt, streaming, or several."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adept_fast import chat
+from adept_fast.bandwidth import measure_read_bandwidth
+from adept_fast.commands.options import (
+    bos_option,
+    checkpoint_option,
+    load_runtime,
+    placement_options,
+    sampling_options,
+    sampling_params,
+)
+from adept_fast.runtime import Runtime
+from adept_fast.sampling import SamplingParams
+from adept_fast.sequence import Generation
+
+
+@click.command()
+@click.option("--prompt", "prompts", multiple=True, help="The text to continue; repeatable.")
+@click.option(
+    "--prompt-file",
+    "prompt_files",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    help="A file whose text is to be continued, - for stdin; one newline at its end is left out.",
+)
+@click.option("--chat", "as_chat", is_flag=True, help="Treat each prompt as a question in the chat format.")
+@checkpoint_option
+@placement_options
+@sampling_options
+@bos_option
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="How many of several prompts are generated side by side.",
+)
+@click.option(
+    "--logprobs", type=click.IntRange(min=0), help="With --json: of each token and the n likeliest."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@click.option("--stats", is_flag=True, help="Print speed, and its share of the memory bandwidth, to stderr.")
+def generate(**options: Any) -> None:
+    """Continue each prompt with text from the model."""
+    prompts = [*options["prompts"], *(_read_prompt(name) for name in options["prompt_files"])]
+    if not prompts:
+        raise click.UsageError("expected at least one --prompt or --prompt-file")
+    texts = [chat.chat_prompt(prompt) if options["as_chat"] else prompt for prompt in prompts]
+    params = sampling_params(
+        options, stop=(chat.STOP,) if options["as_chat"] else (), logprobs=options["logprobs"]
+    )
+    runtime = load_runtime(options, max_batch_size=min(len(texts), options["batch_size"]))
+    if len(texts) == 1 and not options["as_json"]:
+        generations = [_stream(runtime, texts[0], params, options)]
+    else:
+        generations = runtime.generate(texts, params, add_bos=options["add_bos"])
+        for prompt, generation in zip(prompts, generations, strict=True):
+            click.echo(
+                _as_json(prompt, generation, options) if options["as_json"] else _text(generation, options)
+            )
+    if options["stats"]:
+        _print_stats(runtime, generations)
+
+
+def _stream(runtime: Runtime, text: str, params: SamplingParams, options: dict[str, Any]) -> Generation:
+    stream = runtime.stream(text, params, add_bos=options["add_bos"])
+    for piece in chat.strip_answer(stream) if options["as_chat"] else stream:
+        click.echo(piece, nl=False)
+    click.echo()
+    return stream.result
+
+
+def _read_prompt(name: str) -> str:
+    data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    try:
+        return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: not UTF-8 text (byte {error.start})") from error
+
+
+def _text(generation: Generation, options: dict[str, Any]) -> str:
+    return "".join(chat.strip_answer([generation.text])) if options["as_chat"] else generation.text
+
+
+def _as_json(prompt: str, generation: Generation, options: dict[str, Any]) -> str:
+    timings = generation.timings
+    line: dict[str, Any] = {
+        "prompt": prompt,
+        "text": _text(generation, options),
+        "token_ids": generation.token_ids,
+        "finish_reason": generation.finish_reason,
+        "prompt_tokens": timings.prompt_tokens,
+        "load_seconds": timings.load_seconds,
+        "prefill_seconds": timings.prefill_seconds,
+        "decode_seconds": timings.decode_seconds,
+        "tokens_per_second": timings.tokens_per_second,
+    }
+    if generation.logprobs is not None:
+        line["logprobs"] = [
+            {"token_id": entry.token_id, "logprob": entry.logprob, "top": [list(pair) for pair in entry.top]}
+            for entry in generation.logprobs
+        ]
+    return json.dumps(line, ensure_ascii=False)
+
+
+def _print_stats(runtime: Runtime, generations: list[Generation]) -> None:
+    """Speed of the whole call, and the bytes that decoding read against what memory can deliver."""
+    bandwidth = measure_read_bandwidth(runtime.placement.device)
+    click.echo(f"load     {runtime.load_seconds:.2f} s", err=True)
+    for generation in generations:
+        timings = generation.timings
+        context = timings.prompt_tokens + timings.decode_steps // 2
+        bytes_a_second = timings.tokens_per_second * runtime.bytes_read_per_step(context)
+        click.echo(
+            f"prefill  {timings.prefill_seconds * 1e3:.1f} ms for {timings.prompt_tokens} tokens\n"
+            f"decode   {timings.tokens_per_second:.1f} tokens/s over {timings.decode_steps} steps, reading "
+            f"{bytes_a_second / 1e9:.2f} GB/s: {bytes_a_second / bandwidth:.0%} of the "
+            f"{bandwidth / 1e9:.1f} GB/s that memory delivers",
+            err=True,
+        )

@@ -1,0 +1,113 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from adept_fast.runtime import Runtime
+from adept_fast.sampling import SamplingParams
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+_PLACEMENT = ("device", "dtype", "cache_dtype", "max_seq_len", "check_weights")
+
+
+def checkpoint_option(command: Command) -> Command:
+    return click.option(
+        "--checkpoint",
+        envvar="ADEPT_FAST_CHECKPOINT",
+        default="demo",
+        show_default=True,
+        show_envvar=True,
+        help="A Hugging Face directory, Adept's release (directory or .tar), or demo.",
+    )(command)
+
+
+def placement_options(command: Command) -> Command:
+    """Where and in which dtypes the checkpoint runs; ``load_runtime`` takes them."""
+    for option in reversed(
+        (
+            click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+            click.option(
+                "--dtype", default="auto", show_default=True, help="auto, float32, float16 or bfloat16."
+            ),
+            click.option(
+                "--cache-dtype", default="float16", show_default=True, help="Of the keys and values."
+            ),
+            click.option(
+                "--max-seq-len",
+                type=click.IntRange(min=1),
+                help="Tokens of prompt and text together.  [default: the model's context, or what fits]",
+            ),
+            click.option(
+                "--check-weights/--no-check-weights",
+                default=True,
+                show_default=True,
+                help="Refuse weights with a NaN or an infinity.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def sampling_options(command: Command) -> Command:
+    """How text is continued; ``sampling_params`` takes them."""
+    for option in reversed(
+        (
+            click.option("--max-new-tokens", type=click.IntRange(min=0), default=128, show_default=True),
+            click.option(
+                "--temperature",
+                type=click.FloatRange(min=0),
+                default=0.0,
+                show_default=True,
+                help="0 takes the most likely token.",
+            ),
+            click.option(
+                "--top-k", type=click.IntRange(min=0), default=0, help="0 for all.", show_default=True
+            ),
+            click.option(
+                "--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True
+            ),
+            click.option(
+                "--min-p", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True
+            ),
+            click.option(
+                "--repetition-penalty",
+                type=click.FloatRange(min=0, min_open=True),
+                default=1.0,
+                show_default=True,
+            ),
+            click.option("--seed", type=click.IntRange(min=0), help="The same seed gives the same text."),
+            click.option("--stop", multiple=True, help="A string that ends the text; repeatable."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def bos_option(command: Command) -> Command:
+    return click.option(
+        "--bos/--no-bos",
+        "add_bos",
+        default=None,
+        help="Put the BOS token before the text.  [default: as the checkpoint says]",
+    )(command)
+
+
+def load_runtime(options: dict[str, Any], *, max_batch_size: int = 1, progress: bool = True) -> Runtime:
+    """A Runtime from the values of ``checkpoint_option`` and ``placement_options``."""
+    placement = {name: options[name] for name in _PLACEMENT}
+    return Runtime.load(options["checkpoint"], max_batch_size=max_batch_size, progress=progress, **placement)
+
+
+def sampling_params(
+    options: dict[str, Any], *, stop: tuple[str, ...] = (), logprobs: int | None = None
+) -> SamplingParams:
+    """SamplingParams from the values of ``sampling_options``, and the stop strings in ``stop`` too."""
+    chosen = {name: options[name] for name in _SAMPLING}
+    return SamplingParams(stop=(*options["stop"], *stop), logprobs=logprobs, **chosen)

@@ -1,0 +1,195 @@
+"""The reference operators against their formulas in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adept_fast import ops
+from adept_fast.ops import reference
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+EPS = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=["computed in float32", "computed in the matrix's dtype"])
+def computed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both rules of ``compute_dtype``: the CPU's, and the GPU's run on the CPU."""
+    if request.param != "computed in float32":
+        monkeypatch.setattr(reference, "compute_dtype", lambda matrix: matrix.dtype)
+    return request.param
+
+
+def layernorm64(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    x = x.double()
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + EPS).sqrt() * gamma.double() + beta.double()
+
+
+def norm_parameters(size: int) -> tuple[Tensor, Tensor]:
+    return 1 + 0.2 * torch.randn(size), 0.1 * torch.randn(size)
+
+
+def assert_as_exact_as_torch(ours: Tensor, exact: Tensor, theirs: Tensor) -> None:
+    """No more than twice the error that torch makes with the same dtypes (and a float32 rounding)."""
+    assert ours.dtype == torch.float32
+    assert ours.shape == exact.shape
+    floor = 4 * torch.finfo(torch.float32).eps * exact.abs().max()
+    assert (ours - exact).abs().max() <= 2 * (theirs.double() - exact).abs().max() + floor
+
+
+def matrix(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    return (torch.randn(rows, columns) / columns**0.5).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("tokens", "hidden", "out"), [(1, 64, 192), (3, 80, 240), (17, 4160, 96), (1, 96, 1)]
+)
+def test_layernorm_qkv(computed: str, dtype: torch.dtype, tokens: int, hidden: int, out: int) -> None:
+    x, (gamma, beta) = torch.randn(tokens, hidden) * 3 + 1, norm_parameters(hidden)
+    w, b = matrix(out, hidden, dtype), torch.randn(out)
+    exact = layernorm64(x, gamma, beta) @ w.double().T + b.double()
+    theirs = F.linear(F.layer_norm(x, (hidden,), gamma, beta, EPS).to(dtype), w, b.to(dtype))
+    assert_as_exact_as_torch(ops.layernorm_qkv(x, gamma, beta, EPS, w, b), exact, theirs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_linear_residual(computed: str, dtype: torch.dtype) -> None:
+    x, residual = torch.randn(5, 96), torch.randn(5, 160)
+    w, b = matrix(160, 96, dtype), torch.randn(160)
+    exact = x.double() @ w.double().T + b.double() + residual.double()
+    theirs = F.linear(x.to(dtype), w, b.to(dtype)) + residual.to(dtype)
+    assert_as_exact_as_torch(ops.linear_residual(x, w, b, residual), exact, theirs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "hidden", "units"), [(1, 64, 256), (5, 80, 321), (2, 1040, 4160)])
+def test_mlp(computed: str, dtype: torch.dtype, tokens: int, hidden: int, units: int) -> None:
+    x, (gamma, beta) = torch.randn(tokens, hidden), norm_parameters(hidden)
+    w_up, b_up = matrix(units, hidden, dtype), torch.randn(units)
+    w_down_t, b_down = matrix(units, hidden, dtype), torch.randn(hidden)
+    hidden64 = (layernorm64(x, gamma, beta) @ w_up.double().T + b_up.double()).relu().square()
+    exact = x.double() + hidden64 @ w_down_t.double() + b_down.double()
+    up = F.linear(F.layer_norm(x, (hidden,), gamma, beta, EPS).to(dtype), w_up, b_up.to(dtype))
+    theirs = x.to(dtype) + up.relu().square() @ w_down_t + b_down.to(dtype)
+    ours = ops.mlp(x, gamma, beta, EPS, w_up, b_up, w_down_t, b_down)
+    assert_as_exact_as_torch(ours, exact, theirs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pre_activation", [300.0, 1000.0, 20000.0])
+def test_relu_squared_does_not_overflow(computed: str, dtype: torch.dtype, pre_activation: float) -> None:
+    hidden, units = 64, 128
+    gamma, beta = torch.zeros(hidden), torch.ones(hidden)  # every normalised value is 1
+    w_up = torch.zeros(units, hidden, dtype=dtype)
+    b_up = torch.full((units,), -1.0)
+    b_up[:3] = torch.tensor([pre_activation, 1.0, 0.5])
+    w_down_t = matrix(units, hidden, dtype)
+    x, b_down = torch.randn(2, hidden), torch.zeros(hidden)
+    exact = x.double() + b_up[:3].double().square() @ w_down_t[:3].double()
+    ours = ops.mlp(x, gamma, beta, EPS, w_up, b_up, w_down_t, b_down)
+    assert ours.isfinite().all()
+    assert (ours - exact).abs().max() <= 2 * torch.finfo(dtype).eps * exact.abs().max() + 1e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lm_head_gives_float32_logits_of_the_rows_it_gets(computed: str, dtype: torch.dtype) -> None:
+    x, (gamma, beta) = torch.randn(3, 128), norm_parameters(128)
+    w = matrix(1000, 128, dtype)
+    exact = layernorm64(x, gamma, beta) @ w[:777].double().T
+    theirs = F.linear(F.layer_norm(x, (128,), gamma, beta, EPS).to(dtype), w[:777])
+    assert_as_exact_as_torch(ops.lm_head(x, gamma, beta, EPS, w[:777]), exact, theirs)
+
+
+@pytest.mark.parametrize("qk_layernorm", [True, False])
+@pytest.mark.parametrize(
+    ("heads", "head_dim", "rotary_dim"), [(1, 64, 16), (3, 80, 40), (2, 96, 96), (4, 128, 2)]
+)
+def test_rotary_append(qk_layernorm: bool, heads: int, head_dim: int, rotary_dim: int) -> None:
+    slots, positions = torch.tensor([2, 0, 2, 1]), torch.tensor([0, 5, 8, 511])
+    qkv = torch.randn(4, 3 * heads * head_dim)
+    cos, sin = ops.rotary_table(rotary_dim, 25000.0, 512, torch.device("cpu"))
+    norms = (*norm_parameters(head_dim), *norm_parameters(head_dim)) if qk_layernorm else (None,) * 4
+    cache = torch.full((2, 3, heads, 512, head_dim), -7.0)
+    q = ops.rotary_append(qkv, *norms, EPS, cos, sin, slots, positions, cache)
+
+    def rotated(x: Tensor, gamma: Tensor | None, beta: Tensor | None, position: int) -> Tensor:
+        """As complex numbers: pair i of a head turns by position · θ^(−2i / rotary_dim)."""
+        x = x.double() if gamma is None or beta is None else layernorm64(x, gamma, beta)
+        half = rotary_dim // 2
+        pairs = torch.complex(x[..., :half], x[..., half:rotary_dim])
+        angles = position * 25000.0 ** (-torch.arange(half).double() * 2 / rotary_dim)
+        pairs = pairs * torch.polar(torch.ones_like(angles), angles)
+        return torch.cat([pairs.real, pairs.imag, x[..., rotary_dim:]], -1)
+
+    written = torch.zeros_like(cache, dtype=torch.bool)
+    for token, (slot, position) in enumerate(zip(slots.tolist(), positions.tolist(), strict=True)):
+        parts = qkv[token].view(heads, 3, head_dim)
+        torch.testing.assert_close(
+            q[token].double(), rotated(parts[:, 0], *norms[:2], position), atol=2e-4, rtol=0
+        )
+        stored = cache[:, slot, :, position].double()
+        torch.testing.assert_close(stored[0], rotated(parts[:, 1], *norms[2:], position), atol=2e-4, rtol=0)
+        assert torch.equal(stored[1], parts[:, 2].double())
+        written[:, slot, :, position] = True
+    assert (cache[~written] == -7).all()
+
+
+def attention64(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """One query [heads, head_dim] over k and v of [heads, length, head_dim]: [heads · head_dim]."""
+    scores = torch.einsum("hd,hld->hl", q.double(), k.double()) * scale
+    return torch.einsum("hl,hld->hd", scores.softmax(-1), v.double()).flatten()
+
+
+@pytest.mark.parametrize("poison", [0.0, 1e4, float("nan"), float("inf")])
+@pytest.mark.parametrize("cache_dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", [64, 80, 128])
+def test_decode_attention(head_dim: int, cache_dtype: torch.dtype, poison: float) -> None:
+    lengths = torch.tensor([1, 31, 32, 33, 64])
+    slots = torch.tensor([4, 0, 3, 1, 2])
+    cache = torch.randn(2, 5, 3, 64, head_dim).to(cache_dtype)
+    for slot, length in zip(slots.tolist(), lengths.tolist(), strict=True):
+        cache[:, slot, :, length:] = poison
+    q = torch.randn(5, 3, head_dim)
+    ours = ops.decode_attention(q, cache, slots, lengths, 64, head_dim**-0.5)
+    for token, (slot, length) in enumerate(zip(slots.tolist(), lengths.tolist(), strict=True)):
+        k, v = cache[:, slot, :, :length]
+        exact = attention64(q[token], k, v, head_dim**-0.5)
+        torch.testing.assert_close(ours[token].double(), exact, atol=2e-6, rtol=2e-5)
+
+
+@pytest.mark.parametrize("poison", [1e4, float("nan")])
+@pytest.mark.parametrize(("start", "tokens"), [(0, 1), (0, 33), (1, 1), (31, 17), (40, 24)])
+def test_prefill_attention(start: int, tokens: int, poison: float) -> None:
+    heads, head_dim, end = 3, 80, start + tokens
+    cache_slot = torch.randn(2, heads, 64, head_dim).half()
+    cache_slot[:, :, end:] = poison
+    q = torch.randn(tokens, heads, head_dim)
+    ours = ops.prefill_attention(q, cache_slot, start, head_dim**-0.5)
+    for token in range(tokens):
+        k, v = cache_slot[:, :, : start + token + 1]
+        exact = attention64(q[token], k, v, head_dim**-0.5)
+        torch.testing.assert_close(ours[token].double(), exact, atol=2e-6, rtol=2e-5)
+
+
+def test_every_operator_says_what_runs_it() -> None:
+    named = {entry.operator for entry in ops.implementations()}
+    assert named == {
+        "layernorm_qkv",
+        "rotary_append",
+        "prefill_attention",
+        "decode_attention",
+        "linear_residual",
+        "mlp",
+        "lm_head",
+        "sample",
+    }
+    assert all(entry.kind == "reference" and entry.reason for entry in ops.implementations())

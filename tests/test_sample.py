@@ -1,0 +1,204 @@
+"""The sampler against its definition."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from adept_fast.ops import INVALID, sample
+from adept_fast.ops.sample import uniform
+from adept_fast.sampling import ParameterError, Sampler, SamplingParams
+
+VOCAB = 40
+DRAWS = 50_000
+
+
+def logits_of_interest() -> torch.Tensor:
+    return torch.randn(VOCAB, generator=torch.Generator().manual_seed(3)) * 2
+
+
+def defined_distribution(
+    logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float
+) -> list[float]:
+    """Temperature, then top-k, top-p and min-p, spelled out one token at a time."""
+    weights = [math.exp(value / temperature) for value in logits.double().tolist()]
+    order = sorted(range(len(weights)), key=lambda index: -weights[index])
+    kept = order[: top_k or len(order)]
+    whole = sum(weights[index] for index in kept)
+    nucleus, mass = [], 0.0
+    for index in kept:
+        if mass >= top_p * whole:
+            break
+        nucleus.append(index)
+        mass += weights[index]
+    kept = [index for index in nucleus if weights[index] >= min_p * weights[order[0]]]
+    total = sum(weights[index] for index in kept)
+    return [weights[index] / total if index in kept else 0.0 for index in range(len(weights))]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p", "min_p"),
+    [
+        (1.0, 0, 1.0, 0.0),
+        (0.5, 0, 1.0, 0.0),
+        (1.7, 0, 1.0, 0.0),
+        (1.0, 5, 1.0, 0.0),
+        (1.0, 1, 1.0, 0.0),
+        (1.0, 0, 0.7, 0.0),
+        (1.0, 0, 1.0, 0.1),
+        (1.3, 12, 0.8, 0.05),
+        (1.0, 10_000, 1e-9, 0.0),
+    ],
+)
+def test_draws_follow_the_definition(temperature: float, top_k: int, top_p: float, min_p: float) -> None:
+    logits = logits_of_interest()
+    rows = DRAWS
+    drawn = sample(
+        logits.expand(rows, -1),
+        temperature=torch.full((rows,), temperature),
+        top_k=torch.full((rows,), top_k),
+        top_p=torch.full((rows,), top_p),
+        min_p=torch.full((rows,), min_p),
+        seed=torch.full((rows,), 1234),
+        positions=torch.arange(rows),
+    )
+    expected = torch.tensor(defined_distribution(logits, temperature, top_k, top_p, min_p)).double() * rows
+    counts = torch.bincount(drawn, minlength=VOCAB).double()
+    assert counts[expected == 0].sum() == 0
+    # Cells with few draws expected are pooled, as the test asks for.
+    common = expected >= 10
+    observed = [*counts[common].tolist(), counts[~common].sum().item()]
+    predicted = [*expected[common].tolist(), expected[~common].sum().item()]
+    pairs = [(seen, want) for seen, want in zip(observed, predicted, strict=True) if want > 0]
+    if len(pairs) > 1:
+        assert stats.chisquare(*zip(*pairs, strict=True)).pvalue > 1e-3
+
+
+def test_uniform_is_uniform_over_seeds_and_over_positions() -> None:
+    many = torch.arange(DRAWS)
+    for seeds, positions in ((many, torch.zeros_like(many)), (torch.full_like(many, 7), many)):
+        values = uniform(seeds, positions)
+        assert 0 <= values.min() <= values.max() < 1
+        assert stats.kstest(values.numpy(), "uniform").pvalue > 1e-3
+        neighbours = torch.corrcoef(torch.stack([values[:-1], values[1:]]))[0, 1]
+        assert abs(neighbours) < 4 / math.sqrt(DRAWS)
+
+
+def test_uniform_is_splitmix64() -> None:
+    mask = 2**64 - 1
+
+    def mix(z: int) -> int:
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+        return z ^ (z >> 31)
+
+    golden = 0x9E3779B97F4A7C15
+    for seed, position in ((0, 0), (1, 0), (0, 1), (2**63 - 1, 16383), (12345, 678)):
+        expected = (mix((mix((seed + golden) & mask) + position * golden) & mask) >> 11) * 2.0**-53
+        assert uniform(torch.tensor([seed]), torch.tensor([position])).item() == expected
+
+
+def test_zero_temperature_is_argmax_also_beside_rows_that_are_drawn() -> None:
+    logits = torch.randn(6, VOCAB, generator=torch.Generator().manual_seed(0))
+    temperature = torch.tensor([0.0, 5.0, 0.0, 5.0, 0.0, 5.0])
+    chosen = sample(logits, temperature=temperature, seed=torch.arange(6), positions=torch.arange(6))
+    assert torch.equal(chosen[::2], logits.argmax(-1)[::2])
+    assert torch.equal(sample(logits), logits.argmax(-1))
+
+
+def test_repetition_penalty_is_as_transformers_has_it() -> None:
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(1)) * 3
+    ids = torch.tensor([[3, 5, 5, 17, int(logits.argmax())]])
+    seen = torch.zeros(1, VOCAB, dtype=torch.bool)
+    seen[0, ids[0]] = True
+    for penalty in (0.5, 1.3, 50.0):
+        expected = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits.clone()).argmax(-1)
+        assert torch.equal(sample(logits, repetition_penalty=torch.tensor([penalty]), seen=seen), expected)
+
+
+def test_logits_that_are_no_distribution_are_marked() -> None:
+    logits = torch.zeros(5, VOCAB)
+    logits[1, 3] = float("nan")
+    logits[2, 4] = float("inf")
+    logits[3] = float("-inf")
+    logits[4, 5:] = float("-inf")
+    for temperature in (None, torch.ones(5)):
+        chosen = sample(logits, temperature=temperature, seed=torch.arange(5), positions=torch.arange(5))
+        assert (chosen[1:4] == INVALID).all()
+        assert 0 <= chosen[0] < VOCAB
+        assert 0 <= chosen[4] < 5
+
+
+def test_a_row_draws_the_same_in_any_slot_and_any_company() -> None:
+    logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(5))
+    params = [
+        SamplingParams(temperature=0.9, top_k=9, seed=11),
+        SamplingParams(temperature=0.0),
+        SamplingParams(temperature=1.4, top_p=0.8, repetition_penalty=1.5, seed=13),
+    ]
+    prompt = torch.tensor([1, 2, 3])
+
+    def chosen(slots: list[int], rows: list[int]) -> list[int]:
+        sampler = Sampler(8, VOCAB, torch.device("cpu"))
+        for slot, row in zip(slots, rows, strict=True):
+            sampler.start(slot, params[row], prompt)
+        positions = torch.tensor([20 + row for row in rows])
+        return sampler.choose(logits[rows], slots, torch.tensor(slots), positions).tolist()
+
+    together = chosen([0, 1, 2], [0, 1, 2])
+    assert chosen([7, 3, 5], [2, 0, 1]) == [together[2], together[0], together[1]]
+    assert [chosen([4], [row])[0] for row in range(3)] == together
+
+
+def test_a_slot_forgets_what_its_last_sequence_saw() -> None:
+    sampler = Sampler(1, VOCAB, torch.device("cpu"))
+    logits = torch.zeros(1, VOCAB)
+    logits[0, 7], logits[0, 8] = 2.0, 1.5
+    params = SamplingParams(repetition_penalty=4.0)
+
+    def choose() -> int:
+        return int(sampler.choose(logits, [0], torch.tensor([0]), torch.tensor([1])))
+
+    sampler.start(0, params, torch.tensor([1]))
+    assert [choose(), choose()] == [7, 8]
+    sampler.start(0, params, torch.tensor([1]))
+    assert choose() == 7
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("temperature", -0.1, "temperature is -0.1; expected a number at least 0"),
+        ("temperature", math.nan, "temperature is nan"),
+        ("temperature", math.inf, "temperature is inf"),
+        ("top_p", 0.0, r"top_p is 0.0; expected a number in \(0, 1\]"),
+        ("top_p", 1.01, r"top_p is 1.01; expected a number in \(0, 1\]"),
+        ("min_p", 1.0, r"min_p is 1.0; expected a number in \[0, 1\)"),
+        ("min_p", -0.5, "min_p"),
+        ("top_k", -1, "top_k is -1; expected an integer from 0"),
+        ("top_k", 2.5, "top_k is 2.5"),
+        ("repetition_penalty", 0, "repetition_penalty is 0; expected a number above 0"),
+        ("max_new_tokens", -1, "max_new_tokens is -1"),
+        ("max_new_tokens", True, "max_new_tokens is True"),
+        ("seed", -1, "seed is -1"),
+        ("seed", 2**63, "seed"),
+        ("stop", "", "stop"),
+        ("stop", ("a", 3), "stop"),
+        ("stop", 3, "stop is 3; expected a list"),
+        ("stop_token_ids", (-1,), "stop_token_ids is -1"),
+        ("logprobs", -1, "logprobs is -1"),
+        ("temperature", "hot", "temperature is 'hot'"),
+    ],
+)
+def test_parameters_out_of_range_are_named(field: str, value: object, expected: str) -> None:
+    with pytest.raises(ParameterError, match=expected):
+        SamplingParams(**{field: value})
+
+
+def test_one_stop_string_is_as_good_as_a_tuple() -> None:
+    assert SamplingParams(stop="end").stop == SamplingParams(stop=["end"]).stop == ("end",)
