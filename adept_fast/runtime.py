@@ -219,9 +219,9 @@ class Runtime:
         else:
             ids = list(prompt)
             for token_id in ids:
-                if not isinstance(token_id, int) or not 0 <= token_id < self.config.vocab_size:
+                if not isinstance(token_id, int) or not 0 <= token_id < self.tokenizer.vocab_size:
                     raise ParameterError(
-                        f"prompt has the token id {token_id!r}; expected 0 to {self.config.vocab_size - 1}"
+                        f"prompt has the token id {token_id!r}; expected 0 to {self.tokenizer.vocab_size - 1}"
                     )
         if len(ids) > self.max_seq_len:
             raise ParameterError(

@@ -42,6 +42,7 @@ class Timings:
 class Generation:
     """What came of a prompt.
 
+    ``text`` goes on exactly where the prompt ends, most often with a space.
     ``finish_reason``: ``eos`` the model ended the text, ``stop`` a stop string or stop token did, ``length``
     max_new_tokens or the context was reached, ``interrupted`` Ctrl-C. ``token_ids`` does not hold the token
     that ended the text. ``logprobs`` has an entry for each of ``token_ids``, or is None if not asked for.
@@ -75,7 +76,9 @@ class Sequence:
     ended_at: float = 0.0
 
     def __post_init__(self) -> None:
+        # The text goes on where the prompt ends, so its leading space counts, unlike that of a new text.
         self._detokenizer = StreamingDetokenizer(self.tokenizer)
+        self._detokenizer.extend(self.prompt_ids)
         self._stops = StopMatcher(self.params.stop)
         limit = self.params.max_new_tokens
         self._room = self.context_room if limit is None else min(limit, self.context_room)

@@ -73,7 +73,12 @@ def load_weights(
     ``dtype`` already stays memory-mapped. Raises CheckpointError naming a tensor with a NaN or an infinity.
     """
     with tqdm(
-        total=len(checkpoint.tensors), desc="loading", unit="tensor", disable=not progress, leave=False
+        total=len(checkpoint.tensors),
+        desc="loading",
+        unit="tensor",
+        disable=None if progress else True,  # None shows it only to a terminal
+        delay=0.5,
+        leave=False,
     ) as bar:
 
         def take(name: str, dtype: torch.dtype = dtype) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from adept_fast.chat import STOP, Turn, chat_prompt, strip_answer
+from adept_fast.commands.errors import OneLineErrors
 from adept_fast.commands.options import (
     bos_option,
     checkpoint_option,
@@ -20,7 +21,7 @@ from adept_fast.runtime import Runtime
 from adept_fast.sampling import SamplingParams
 
 
-@click.command()
+@click.command(cls=OneLineErrors)
 @checkpoint_option
 @placement_options
 @sampling_options

@@ -11,6 +11,7 @@ import click
 
 from adept_fast import chat
 from adept_fast.bandwidth import measure_read_bandwidth
+from adept_fast.commands.errors import OneLineErrors
 from adept_fast.commands.options import (
     bos_option,
     checkpoint_option,
@@ -24,7 +25,7 @@ from adept_fast.sampling import SamplingParams
 from adept_fast.sequence import Generation
 
 
-@click.command()
+@click.command(cls=OneLineErrors)
 @click.option("--prompt", "prompts", multiple=True, help="The text to continue; repeatable.")
 @click.option(
     "--prompt-file",

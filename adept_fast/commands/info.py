@@ -12,13 +12,14 @@ import torch
 
 from adept_fast import __version__, ops
 from adept_fast.checkpoint import Checkpoint, dtype_name, open_checkpoint
+from adept_fast.commands.errors import OneLineErrors
 from adept_fast.commands.options import checkpoint_option, placement_options
 from adept_fast.memory import InsufficientMemoryError, MemoryPlan, format_bytes, plan_memory
 from adept_fast.placement import Placement, choose_placement
 from adept_fast.weights import weights_bytes
 
 
-@click.command()
+@click.command(cls=OneLineErrors)
 @checkpoint_option
 @placement_options
 @click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True)

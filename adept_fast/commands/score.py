@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
+from adept_fast.commands.errors import OneLineErrors
 from adept_fast.commands.options import bos_option, checkpoint_option, load_runtime, placement_options
 
 
-@click.command()
+@click.command(cls=OneLineErrors)
 @click.argument("texts", nargs=-1)
 @checkpoint_option
 @placement_options
