@@ -324,11 +324,15 @@ class TextStream(Iterator[str]):
                 if piece:
                     return piece
         except KeyboardInterrupt:
-            rest = self._sequence.interrupt()
-            self._pieces = iter(())
+            rest = self.stop()
             if rest:
                 return rest
         raise StopIteration
+
+    def stop(self) -> str:
+        """End the stream here; returns text that was held back in case a stop string would come of it."""
+        self._pieces = iter(())
+        return self._sequence.interrupt() if self._sequence.finish_reason is None else ""
 
     @property
     def result(self) -> Generation:

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from adept_fast import Runtime
 from adept_fast.cli import main
 from adept_fast.commands import chat as chat_command
+from adept_fast.commands import streaming
 
 QUESTION = "What is the capital of France?"
 ANSWER = "The capital of France is Paris."
@@ -191,3 +192,19 @@ def test_version_and_help() -> None:
     for command in ("generate", "chat", "score", "info"):
         assert command in run("--help").stdout
         assert run(command, "-h").exit_code == 0
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when it comes while a piece is being printed."""
+    interruptions = iter([False, False, True])
+    original = streaming.click.echo
+
+    def echo(*arguments: object, **keywords: object) -> None:
+        if keywords.get("nl") is False and not keywords.get("err") and next(interruptions, False):
+            raise KeyboardInterrupt
+        original(*arguments, **keywords)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(streaming.click, "echo", echo)
+    result = run("chat", stdin=f"{QUESTION}\n{QUESTION}\n")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == ["The capital", ANSWER]

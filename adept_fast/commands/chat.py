@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from adept_fast.chat import STOP, Turn, chat_prompt, strip_answer
+from adept_fast.chat import STOP, Turn, chat_prompt
 from adept_fast.commands.errors import OneLineErrors
 from adept_fast.commands.options import (
     bos_option,
@@ -17,6 +17,7 @@ from adept_fast.commands.options import (
     sampling_options,
     sampling_params,
 )
+from adept_fast.commands.streaming import print_stream
 from adept_fast.runtime import Runtime
 from adept_fast.sampling import SamplingParams
 
@@ -36,12 +37,7 @@ def chat(**options: Any) -> None:
             continue
         history, prompt = _fit(runtime, question, history, params, options["add_bos"])
         stream = runtime.stream(prompt, params, add_bos=options["add_bos"])
-        answer = ""
-        for piece in strip_answer(stream):
-            click.echo(piece, nl=False)
-            answer += piece
-        click.echo()
-        history.append(Turn(question, answer))
+        history.append(Turn(question, print_stream(stream, as_chat=True)))
 
 
 def _ask() -> str | None:
@@ -54,7 +50,10 @@ def _ask() -> str | None:
         except KeyboardInterrupt:
             click.echo("\n(Ctrl-D leaves)", err=True)
             continue
-        return line.rstrip("\n") if line else None
+        if not line:
+            click.echo(err=True)
+            return None
+        return line.rstrip("\n")
 
 
 def _fit(

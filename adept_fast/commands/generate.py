@@ -20,6 +20,7 @@ from adept_fast.commands.options import (
     sampling_options,
     sampling_params,
 )
+from adept_fast.commands.streaming import print_stream
 from adept_fast.runtime import Runtime
 from adept_fast.sampling import SamplingParams
 from adept_fast.sequence import Generation
@@ -75,9 +76,7 @@ def generate(**options: Any) -> None:
 
 def _stream(runtime: Runtime, text: str, params: SamplingParams, options: dict[str, Any]) -> Generation:
     stream = runtime.stream(text, params, add_bos=options["add_bos"])
-    for piece in chat.strip_answer(stream) if options["as_chat"] else stream:
-        click.echo(piece, nl=False)
-    click.echo()
+    print_stream(stream, as_chat=options["as_chat"])
     return stream.result
 
 

@@ -1,8 +1,8 @@
 """Every operator in plain PyTorch: the definition that kernels are tested against.
 
 Activations between operators are float32: ``x`` is [tokens, hidden]. Matrices come in float32, float16 or
-bfloat16, vectors in float32. On a CPU every product is computed in float32; on a GPU in the matrix's dtype, with
-float32 accumulation. LayerNorm, rotary, softmax, residual sums and the relu² units are float32 everywhere.
+bfloat16, vectors in float32. On a CPU every product is computed in float32; on a GPU in the matrix's dtype,
+with float32 accumulation. LayerNorm, rotary, softmax, residual sums and relu² units are float32 everywhere.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _WIDEN_ELEMENTS = 1 << 18
 
 
 def layernorm_qkv(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Tensor, b: Tensor) -> Tensor:
-    """LayerNorm, then the fused QKV projection: → [tokens, 3 * hidden], laid out [head, (q, k, v), head_dim]."""
+    """LayerNorm, then the QKV projection: → [tokens, 3 * hidden], laid out [head, (q, k, v), head_dim]."""
     return _project(_layernorm(x, gamma, beta, eps), w) + b
 
 
@@ -172,7 +172,7 @@ def _project(x: Tensor, w: Tensor) -> Tensor:
 
 
 def _project_transposed(x: Tensor, w_t: Tensor) -> Tensor:
-    """x · w_t in float32 [tokens, out], for w_t of [in, out] and an x that float16 may not be able to hold."""
+    """x · w_t in float32 [tokens, out], for w_t of [in, out] and an x too large for float16."""
     dtype = compute_dtype(w_t)
     if w_t.dtype == dtype == torch.float32:
         return x @ w_t

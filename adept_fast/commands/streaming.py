@@ -1,0 +1,24 @@
+"""Printing text as it is made."""
+
+from __future__ import annotations
+
+import click
+
+from adept_fast.chat import strip_answer
+from adept_fast.runtime import TextStream
+
+
+def print_stream(stream: TextStream, *, as_chat: bool) -> str:
+    """Print the pieces to stdout, then a newline; returns what was printed before it.
+
+    Ctrl-C ends the text, also when it comes while a piece is being printed.
+    """
+    printed = ""
+    try:
+        for piece in strip_answer(stream) if as_chat else stream:
+            click.echo(piece, nl=False)
+            printed += piece
+    except KeyboardInterrupt:
+        stream.stop()
+    click.echo()
+    return printed
