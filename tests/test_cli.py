@@ -205,6 +205,8 @@ def test_ctrl_c_ends_an_answer_and_not_the_conversation(monkeypatch: pytest.Monk
         original(*arguments, **keywords)  # type: ignore[arg-type]
 
     monkeypatch.setattr(streaming.click, "echo", echo)
-    result = run("chat", stdin=f"{QUESTION}\n{QUESTION}\n")
+    result = run("chat", stdin=f"{QUESTION}\nWhat is 3 plus 4?\n")
     assert result.exit_code == 0
-    assert result.stdout.splitlines() == ["The capital", ANSWER]
+    first, second = result.stdout.splitlines()
+    assert first == "The capital"
+    assert second.endswith(".")
