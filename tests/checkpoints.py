@@ -1,4 +1,4 @@
-"""Builds checkpoints for tests: random weights, written as Hugging Face or as Adept would."""
+"""Builds checkpoints for tests, as Hugging Face or as Adept would write them, and checks what is read."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import argparse
 import io
 import json
 import tarfile
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adept_fast.checkpoint import demo_path
+from adept_fast.checkpoint import Checkpoint, CheckpointError, demo_path, open_checkpoint
 from adept_fast.config import PersimmonConfig
 
 ITERATION = 1251
@@ -136,6 +138,12 @@ def adept_files(
     return files
 
 
+def write_one_rank(path: Path, contents: Any, tokenizer_model: bytes, **options: Any) -> Path:
+    """A release whose only rank file is what torch.save makes of ``contents``; its path."""
+    files = {rank_path(0): saved(contents, **options), "adept_vocab.model": tokenizer_model}
+    return write_directory(path, files)
+
+
 def rank_path(rank: int) -> str:
     return f"iter_{ITERATION:07d}/mp_rank_{rank:02d}/model_optim_rng.pt"
 
@@ -198,11 +206,11 @@ def adept_model(tensors: Mapping[str, Tensor], rank: int = 0, ranks: int = 1) ->
 
 
 def _share(name: str, tensor: Tensor, rank: int, ranks: int) -> Tensor:
-    if name.endswith(_SPLIT_ROWS) or ".dense_h_to_4h." in name:
-        return tensor.chunk(ranks, dim=0)[rank].clone()
-    if name.endswith(_SPLIT_COLUMNS):
-        return tensor.chunk(ranks, dim=1)[rank].contiguous().clone()
-    return tensor.clone()
+    if ranks > 1 and (name.endswith(_SPLIT_ROWS) or ".dense_h_to_4h." in name):
+        return tensor.chunk(ranks, dim=0)[rank].clone()  # torch.save keeps all of what a view looks at
+    if ranks > 1 and name.endswith(_SPLIT_COLUMNS):
+        return tensor.chunk(ranks, dim=1)[rank].contiguous()
+    return tensor
 
 
 def write_directory(path: Path, files: Mapping[str, bytes]) -> Path:
@@ -219,3 +227,64 @@ def write_tar(path: Path, files: Mapping[str, bytes], top: str = "release/", mod
             member.size = len(contents)
             archive.addfile(member, io.BytesIO(contents))
     return path
+
+
+def assert_holds(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
+    """The checkpoint's tensors are those that its config calls for, and equal these bit for bit."""
+    assert list(checkpoint.tensors) == list(checkpoint.config.tensor_shapes())
+    for name, stored in checkpoint.tensors.items():
+        expected, found = tensors[name], stored.read()
+        assert (stored.name, stored.shape, stored.dtype) == (name, tuple(expected.shape), expected.dtype)
+        assert (found.shape, found.dtype) == (expected.shape, expected.dtype), name
+        bits = (found.contiguous().view(torch.uint8), expected.contiguous().view(torch.uint8))
+        assert torch.equal(*bits), f"{name} has other values"
+
+
+def refusal(path: Path, *needles: str, error: type[ValueError] = CheckpointError) -> str:
+    """The one sentence with which opening ``path`` fails; it has all ``needles``."""
+    with pytest.raises(error) as caught:
+        open_checkpoint(path)
+    message = str(caught.value)
+    assert "\n" not in message, message
+    for needle in needles:
+        assert needle in message, f"{needle!r} is not in {message!r}"
+    return message
+
+
+def outcome(path: Path, tensors: Mapping[str, Tensor]) -> str | None:
+    """The sentence that refuses ``path``, at opening or at reading, or None where it holds these tensors."""
+    try:
+        assert_holds(open_checkpoint(path), tensors)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def record_of(contents: bytes, name: str) -> bytes:
+    """A record of a .pt, such as ``data.pkl``."""
+    with zipfile.ZipFile(io.BytesIO(contents)) as archive:
+        return archive.read(f"archive/{name}")
+
+
+def rezipped(
+    contents: bytes,
+    records: Mapping[str, bytes] | None = None,
+    *,
+    without: tuple[str, ...] = (".format_version",),
+    compression: int = zipfile.ZIP_STORED,
+) -> bytes:
+    """A .pt packed again by Python's zipfile, with these records in place of those of the same name.
+
+    ``.format_version`` goes because it vouches for torch's alignment, which zipfile does not keep.
+    """
+    replaced = {f"archive/{name}": record for name, record in (records or {}).items()}
+    dropped = {f"archive/{name}" for name in without}
+    buffer = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(contents)) as old,
+        zipfile.ZipFile(buffer, "w", compression) as new,
+    ):
+        for entry in old.infolist():
+            if entry.filename not in dropped:
+                new.writestr(entry.filename, replaced.get(entry.filename, old.read(entry)))
+    return buffer.getvalue()

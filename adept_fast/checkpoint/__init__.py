@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from adept_fast.checkpoint.adept import is_adept, open_adept
+from adept_fast.checkpoint.adept_layout import TRACKER_FILE
 from adept_fast.checkpoint.base import Checkpoint, CheckpointError, StoredTensor, dtype_name
 from adept_fast.checkpoint.huggingface import is_huggingface, open_huggingface
 
@@ -28,4 +30,9 @@ def open_checkpoint(path_or_name: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path}: there is no such file or directory; expected a checkpoint, or 'demo'")
     if is_huggingface(path):
         return open_huggingface(path)
-    raise CheckpointError(f"{path}: not a checkpoint; expected a directory with config.json")
+    if is_adept(path):
+        return open_adept(path)
+    raise CheckpointError(
+        f"{path}: not a checkpoint; expected a directory with config.json, or of Adept's release a directory "
+        f"that holds {TRACKER_FILE}, iter_* or mp_rank_*, or its uncompressed tar"
+    )

@@ -1,0 +1,222 @@
+"""Hostile pickles: nothing in them runs, nothing is written, one sentence says why."""
+
+from __future__ import annotations
+
+import argparse
+import builtins
+import io
+import os
+import pickle
+import random
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import (
+    adept_args,
+    adept_files,
+    adept_model,
+    demo_tokenizer,
+    outcome,
+    random_tensors,
+    rank_path,
+    record_of,
+    refusal,
+    rezipped,
+    saved,
+    small_config,
+    write_adept,
+    write_directory,
+    write_tar,
+)
+
+from adept_fast.checkpoint import open_checkpoint
+
+CONFIG = small_config(vocab_size=4096, hidden_size=32, intermediate_size=48, num_hidden_layers=1)
+TENSORS = random_tensors(CONFIG, dtype=torch.float16)
+TOKENIZER = demo_tokenizer()
+RANK_FILE = rank_path(0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Attacks run in an empty directory, which is still empty afterwards."""
+    trap = tmp_path / "trap"
+    trap.mkdir()
+    monkeypatch.chdir(trap)
+    yield
+    assert list(trap.iterdir()) == []
+
+
+class Calls:
+    """Pickles as a call of ``function``."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.call
+
+
+class NamespaceOfAnotherKind(argparse.Namespace):
+    """A class that a file may name, and that is not argparse's."""
+
+
+class SlyDict(OrderedDict):  # type: ignore[type-arg]
+    pass
+
+
+def rank_file(change: Callable[[dict[str, Any]], None], **options: Any) -> dict[str, bytes]:
+    """A release's files, its contents changed before they were saved."""
+    contents = {"model": adept_model(TENSORS), "args": adept_args(CONFIG), "iteration": 1}
+    change(contents)
+    return {RANK_FILE: saved(contents, **options), "adept_vocab.model": TOKENIZER}
+
+
+class TestPickles:
+    ATTACKS: dict[str, tuple[Calls, str]] = {
+        "os.system": (Calls(os.system, "echo > canary"), f"{os.system.__module__}.system"),
+        "eval": (Calls(eval, "open('canary', 'w')"), "builtins.eval"),
+        "exec": (Calls(exec, "open('canary', 'w')"), "builtins.exec"),
+        "open": (Calls(open, "canary", "w"), "io.open"),
+        "getattr": (Calls(getattr, Calls(open, "canary", "w"), "close"), "builtins.getattr"),
+        "torch.load": (Calls(torch.load, "canary"), "torch.serialization.load"),
+        "torch.save": (Calls(torch.save, 3, "canary"), "torch.serialization.save"),
+        "import": (Calls(builtins.__import__, "antigravity"), "builtins.__import__"),
+    }
+
+    @pytest.mark.parametrize("attack", ATTACKS)
+    @pytest.mark.parametrize("where", ["top", "model", "list in model", "args", "dict key", "beside"])
+    def test_call(self, tmp_path: Path, attack: str, where: str) -> None:
+        call, name = self.ATTACKS[attack]
+
+        def plant(contents: dict[str, Any]) -> None:
+            if where == "top":
+                contents["model"] = call
+            elif where == "model":
+                contents["model"]["language_model"]["encoder"]["final_layernorm.bias"] = call
+            elif where == "list in model":
+                contents["model"]["language_model"]["more"] = [torch.ones(1), [3, (call,)]]
+            elif where == "args":
+                contents["args"].hidden_size = call
+            elif where == "dict key":
+                contents["model"][("key", call)] = 1
+            else:
+                contents["optimizer"] = {"state": [call]}
+
+        path = write_directory(tmp_path / "release", rank_file(plant))
+        refusal(path, RANK_FILE, "the pickle asks for", name)
+
+    def test_torch_is_asked_for_weights_only(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A second guard behind the list of globals, which only a torch that lists too few would need."""
+        asked = []
+        load = torch.load
+
+        def spy(*arguments: Any, **options: Any) -> Any:
+            asked.append(options["weights_only"])
+            return load(*arguments, **options)
+
+        monkeypatch.setattr(torch, "load", spy)
+        open_checkpoint(write_adept(tmp_path / "release", CONFIG, TENSORS, TOKENIZER, ranks=2))
+        assert asked == [True, True]
+
+    def test_call_in_a_tar(self, tmp_path: Path) -> None:
+        files = rank_file(lambda contents: contents.update(extra=Calls(exec, "open('canary', 'w')")))
+        refusal(write_tar(tmp_path / "release.tar", files), "release.tar", RANK_FILE, "builtins.exec")
+
+    def test_the_canary_can_sing(self) -> None:
+        """The attacks are real: unpickled without care, this one writes the file."""
+        pickle.loads(pickle.dumps(Calls(exec, "open('canary', 'w').close()"), protocol=2))
+        Path("canary").unlink()
+
+    @pytest.mark.parametrize("value", [NamespaceOfAnotherKind(a=1), Path("."), SlyDict(a=1)])
+    def test_classes_beyond_the_admitted(self, tmp_path: Path, value: object) -> None:
+        files = rank_file(lambda contents: setattr(contents["args"], "extra", value))
+        named = type(value).__reduce__(value)[0] if isinstance(value, Path) else type(value)
+        refusal(write_directory(tmp_path / "release", files), RANK_FILE, named.__module__, named.__name__)
+
+    def test_args_of_a_subclass(self, tmp_path: Path) -> None:
+        def plant(contents: dict[str, Any]) -> None:
+            contents["args"] = NamespaceOfAnotherKind(**vars(contents["args"]))
+
+        path = write_directory(tmp_path / "release", rank_file(plant))
+        refusal(path, RANK_FILE, f"{__name__}.NamespaceOfAnotherKind")
+
+    def test_several_are_all_named(self, tmp_path: Path) -> None:
+        calls = [Calls(eval, "1"), Calls(exec, "1")]
+        path = write_directory(tmp_path / "r", rank_file(lambda contents: contents.update(extra=calls)))
+        refusal(path, "eval", "exec", "nothing of it has run")
+
+    def test_only_the_second_rank_is_hostile(self, tmp_path: Path) -> None:
+        path = write_adept(tmp_path / "release", CONFIG, TENSORS, TOKENIZER, ranks=2)
+        contents = {"model": adept_model(TENSORS, 1, 2), "args": Calls(exec, "open('canary', 'w')")}
+        (path / rank_path(1)).write_bytes(saved(contents))
+        refusal(path, rank_path(1), "exec")
+
+    @pytest.mark.parametrize("protocol", [0, 1, 3, 4, 5])
+    def test_other_protocols(self, tmp_path: Path, protocol: int) -> None:
+        """torch's unpickler knows protocol 2, and what of another one happens to be the same."""
+        files = rank_file(
+            lambda contents: contents.update(extra=Calls(exec, "open('canary', 'w')")),
+            pickle_protocol=protocol,
+        )
+        message = refusal(write_directory(tmp_path / "release", files), RANK_FILE)
+        assert "cannot be unpickled" in message or "builtins.exec" in message
+
+    def test_legacy_file(self, tmp_path: Path) -> None:
+        files = rank_file(
+            lambda contents: contents.update(extra=Calls(exec, "open('canary', 'w')")),
+            _use_new_zipfile_serialization=False,
+        )
+        refusal(write_directory(tmp_path / "release", files), RANK_FILE, "not a zip")
+
+    def test_torchscript(self, tmp_path: Path) -> None:
+        files = adept_files(CONFIG, TENSORS, TOKENIZER)
+        buffer = io.BytesIO(files[RANK_FILE])
+        with zipfile.ZipFile(buffer, "a") as archive:
+            archive.writestr("archive/constants.pkl", pickle.dumps(()))
+        files[RANK_FILE] = buffer.getvalue()
+        refusal(write_directory(tmp_path / "release", files), RANK_FILE, "torchscript")
+
+    @pytest.mark.parametrize(
+        "stream",
+        [
+            b"\x80\x02cbuiltins\nbytearray\n\x8a\x08\0\0\0\0\0\0\0\x40\x85R.",  # bytearray(2**62)
+            b"\x80\x02cargparse\nNamespace\n)R}(X\x01\0\0\0axu\x62.",  # truncated opcodes
+            b"\x80\x02" + b"\x5d" * 50_000 + b"a" * 49_999 + b".",  # lists in lists
+            b"\x80\x02" + b"(" * 100_000,
+            b"\x80\x02Nt.",
+            b"\x80\x02h\x07.",
+            b"\x80\x02K\x01Q.",  # a persistent id that is no storage
+            b".",
+            b"",
+        ],
+    )
+    def test_handmade_streams(self, tmp_path: Path, stream: bytes) -> None:
+        files = adept_files(CONFIG, TENSORS, TOKENIZER)
+        files[RANK_FILE] = rezipped(files[RANK_FILE], {"data.pkl": stream})
+        refusal(write_directory(tmp_path / "release", files), RANK_FILE)
+
+    @pytest.mark.filterwarnings("ignore")  # torch warns of some of these streams before it refuses them
+    def test_random_streams(self, tmp_path: Path) -> None:
+        """A pickle changed anywhere, its checksum right, is refused in one sentence if it is not harmless."""
+        path = write_adept(tmp_path / "release", CONFIG, TENSORS, TOKENIZER)
+        plain = (path / RANK_FILE).read_bytes()
+        stream = record_of(plain, "data.pkl")
+        generator = random.Random(0)
+        refused = 0
+        for _ in range(80):
+            changed = bytearray(stream)
+            for _ in range(generator.choice((1, 1, 4))):
+                changed[generator.randrange(len(changed))] = generator.randrange(256)
+            (path / RANK_FILE).write_bytes(rezipped(plain, {"data.pkl": bytes(changed)}))
+            message = outcome(path, TENSORS)
+            if message is not None:
+                assert "\n" not in message
+                assert str(path) in message
+                refused += 1
+        assert refused > 40
