@@ -8,12 +8,15 @@ TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 VENV ?= .venv
 
 BIN := $(VENV)/bin
+# A Debian python3 may have pip and not what gives a new environment its own.
+PIP = $(shell test -x $(BIN)/pip && echo $(BIN)/python -m pip || echo $(PYTHON) -m pip --python $(BIN)/python)
+INSTALL = $(PIP) install --quiet --progress-bar off --disable-pip-version-check
 
 .PHONY: demo test lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
-	$(BIN)/adept-fast generate --chat --prompt "What is the capital of France?"
+	@$(BIN)/adept-fast generate --chat --prompt "What is the capital of France?"
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
@@ -26,20 +29,25 @@ lint: $(VENV)/installed-test
 clean:
 	rm -rf $(VENV)
 
-# The environment sees the caller's packages only if torch is among them.
-$(VENV)/bin/python:
-	@if $(PYTHON) -c 'import torch' 2>/dev/null; \
-	then $(PYTHON) -m venv --system-site-packages $(VENV); \
-	else $(PYTHON) -m venv $(VENV); fi
+$(BIN)/python:
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || $(PYTHON) -m venv --without-pip --clear $(VENV)
 
-$(VENV)/torch: | $(VENV)/bin/python
-	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --progress-bar off -q "$(TORCH)"
+# Where the caller has torch, its packages are seen from the environment too, after those installed here.
+CALLERS_PATHS = import sys, torch; print(*filter(lambda path: path.endswith("-packages"), sys.path), sep="\n")
+SITE_PACKAGES = import sysconfig; print(sysconfig.get_path("purelib"))
+
+$(VENV)/torch: | $(BIN)/python
+	@if $(PYTHON) -c '$(CALLERS_PATHS)' >$(VENV)/caller.pth 2>/dev/null; \
+	then cp $(VENV)/caller.pth "$$($(BIN)/python -c '$(SITE_PACKAGES)')"; \
+	else echo 'installing $(TORCH) into $(VENV)' >&2 && $(INSTALL) '$(TORCH)'; fi
 	@touch $@
 
 $(VENV)/installed: pyproject.toml setup.py $(VENV)/torch
-	$(BIN)/python -m pip install --progress-bar off -q -e .
+	@echo 'installing adept-fast into $(VENV)' >&2
+	@$(INSTALL) --editable .
 	@touch $@
 
 $(VENV)/installed-test: pyproject.toml setup.py $(VENV)/torch
-	$(BIN)/python -m pip install --progress-bar off -q -e '.[test]'
+	@echo 'installing adept-fast and what its tests need into $(VENV)' >&2
+	@$(INSTALL) --editable '.[test]'
 	@touch $@ $(VENV)/installed

@@ -43,8 +43,8 @@ _PARSE_ERRORS = (
 )
 
 
-# What training leaves in the pickles beside the model: an enum of its own code in ``args``, and numpy's random
-# state. They are left unread: no such package is imported, and nothing of it runs.
+# What training leaves in the pickles beside the model: an enum of its own code in ``args``, and numpy's
+# random state. They are left unread: no such package is imported, and nothing of it runs.
 _LEFT_UNREAD = (
     "megatron.model.enums.ModelType",
     "numpy._core.multiarray._reconstruct",
