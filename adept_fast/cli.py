@@ -6,6 +6,7 @@ import click
 
 from adept_fast import __version__
 from adept_fast.commands.chat import chat
+from adept_fast.commands.convert import convert
 from adept_fast.commands.errors import OneLineErrorsGroup
 from adept_fast.commands.generate import generate
 from adept_fast.commands.info import info
@@ -18,5 +19,5 @@ def main() -> None:
     """Run Persimmon language models."""
 
 
-for command in (generate, chat, score, info):
+for command in (generate, chat, score, info, convert):
     main.add_command(command)

@@ -1,0 +1,69 @@
+"""``adept-fast convert``: between Hugging Face directories and Adept's release."""
+
+from __future__ import annotations
+
+import re
+
+import click
+import torch
+
+from adept_fast.checkpoint.convert import FORMATS, ConversionReport, Format
+from adept_fast.checkpoint.convert import convert as convert_checkpoint
+from adept_fast.commands.errors import OneLineErrors
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMG]I?B)?", re.IGNORECASE)
+
+
+def _parse_size(_context: click.Context, _parameter: click.Parameter, text: str) -> int:
+    """A number of bytes, with or without a unit."""
+    match = _SIZE.fullmatch(text.strip())
+    size = int(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
+    if size < 1:
+        raise click.BadParameter(f"{text!r} is no size; expected one like 5GB, 500MiB or 1000000")
+    return size
+
+
+@click.command(cls=OneLineErrors)
+@click.argument("source")
+@click.argument("destination", type=click.Path())
+@click.option("--to", type=click.Choice(FORMATS), help="The format to write. [default: the other one]")
+@click.option("--dtype", type=click.Choice(list(_DTYPES)), help="Convert the weights. [default: as stored]")
+@click.option(
+    "--shard-size",
+    callback=_parse_size,
+    metavar="SIZE",
+    default="5GB",
+    show_default=True,
+    help="The largest size of a Hugging Face weight file.",
+)
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def convert(
+    source: str, destination: str, to: Format | None, dtype: str | None, shard_size: int, quiet: bool
+) -> None:
+    """Write the checkpoint SOURCE ("demo", a Hugging Face directory, Adept's release) to DESTINATION.
+
+    DESTINATION appears when it is complete; it must not exist yet, or be an empty directory.
+    """
+    report = convert_checkpoint(
+        source,
+        destination,
+        to=to,
+        dtype=_DTYPES[dtype] if dtype else None,
+        max_shard_bytes=shard_size,
+        progress=not quiet,
+    )
+    if not quiet:
+        click.echo(_as_text(report), err=True)
+
+
+def _as_text(report: ConversionReport) -> str:
+    saved = report.saved
+    lines = [
+        f"{report.source} ({report.source_format}) → {saved.path} ({report.format})",
+        *(f"  {size:>14,}  {name}" for name, size in saved.files.items()),
+        f"{saved.tensors} tensors, {saved.total_bytes:,} bytes; tokenizer: {saved.tokenizer_check}",
+        *(f"note: {note}" for note in saved.notes),
+    ]
+    return "\n".join(lines)
