@@ -1,0 +1,1 @@
+"""The pieces of `train_demo.py`: corpus, tokenizer, training and evaluation of the demo checkpoint."""
