@@ -7,6 +7,7 @@ from adept_fast.runtime import GenerationError, Runtime
 from adept_fast.sampling import ParameterError, SamplingParams
 from adept_fast.scoring import Score
 from adept_fast.sequence import Generation, TokenLogprob
+from adept_fast.text_stream import TextStream
 from adept_fast.tokenizer import Tokenizer, TokenizerError
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ __all__ = [
     "Runtime",
     "SamplingParams",
     "Score",
+    "TextStream",
     "TokenLogprob",
     "Tokenizer",
     "TokenizerError",

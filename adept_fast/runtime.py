@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -20,8 +21,9 @@ from adept_fast.memory import MemoryPlan, plan_memory
 from adept_fast.model import Persimmon
 from adept_fast.placement import Placement, choose_placement
 from adept_fast.sampling import ParameterError, Sampler, SamplingParams
-from adept_fast.scoring import Score, score_sequence
-from adept_fast.sequence import Generation, Sequence, TokenLogprob
+from adept_fast.scoring import Score, score_sequence, token_logprobs
+from adept_fast.sequence import Generation, Sequence
+from adept_fast.text_stream import TextStream
 from adept_fast.tokenizer import Tokenizer
 from adept_fast.weights import load_weights, weights_bytes
 
@@ -29,7 +31,7 @@ Prompt = str | SequenceOf[int]
 
 
 class GenerationError(ValueError):
-    """The model's output is no distribution over tokens (NaN or infinity in the logits)."""
+    """A text cannot go on: its logits hold a NaN or an infinity, or its place in the cache was given away."""
 
 
 class Runtime:
@@ -54,6 +56,7 @@ class Runtime:
         self._model = model
         self._cache = cache
         self._plan = plan
+        self._runs = 0
         self._sampler = Sampler(cache.max_batch_size, tokenizer.vocab_size, model.device)
 
     @classmethod
@@ -210,19 +213,19 @@ class Runtime:
         if not batch:
             raise ParameterError("texts is empty; expected at least one")
         encoded = [self._encode(text, add_bos) for text in batch]
+        self._runs += 1
         return [score_sequence(self._model, self._cache, ids) for ids in encoded]
 
     def _encode(self, prompt: Prompt, add_bos: bool | None) -> list[int]:
         """Token ids, checked against the vocabulary and the context."""
-        if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt, add_bos=add_bos)
-        else:
-            ids = list(prompt)
-            for token_id in ids:
-                if not isinstance(token_id, int) or not 0 <= token_id < self.tokenizer.vocab_size:
-                    raise ParameterError(
-                        f"prompt has the token id {token_id!r}; expected 0 to {self.tokenizer.vocab_size - 1}"
-                    )
+        ids = (
+            self.tokenizer.encode(prompt, add_bos=add_bos) if isinstance(prompt, str) else _token_ids(prompt)
+        )
+        for token_id in ids:
+            if not 0 <= token_id < self.tokenizer.vocab_size:
+                raise ParameterError(
+                    f"prompt has the token id {token_id}; expected 0 to {self.tokenizer.vocab_size - 1}"
+                )
         if len(ids) > self.max_seq_len:
             raise ParameterError(
                 f"prompt has {len(ids)} tokens; expected at most max_seq_len {self.max_seq_len}"
@@ -244,12 +247,17 @@ class Runtime:
     def _run(self, sequences: list[Sequence]) -> Iterator[str]:
         """Generate all sequences to their end; yields the text of each token.
 
-        A slot that falls free takes the next sequence that waits.
+        A slot that falls free takes the next sequence that waits. All runs share the cache, so a run that is
+        left half done ends for good when the next one begins.
         """
+        self._runs += 1
+        run = self._runs
         waiting = deque(sequence for sequence in sequences if sequence.finish_reason is None)
         running: list[Sequence] = []
         free = list(reversed(range(self.max_batch_size)))
         while waiting or running:
+            if run != self._runs:
+                raise GenerationError("this stream ended when another generation began on the same Runtime")
             while waiting and free:
                 sequence = waiting.popleft()
                 sequence.begin(free.pop())
@@ -300,43 +308,18 @@ class Runtime:
                     f"the logits after {sequence.next_position} tokens hold a NaN or an infinity: weights "
                     f"are damaged, or a cache in {dtype_name(self.placement.cache_dtype)} is too narrow"
                 )
-        logprobs = _logprobs(logits, ids, [sequence.params.logprobs for sequence in sequences])
+        logprobs = token_logprobs(logits, ids, [sequence.params.logprobs for sequence in sequences])
         return [
             sequence.accept(token_id, logprob)
             for sequence, token_id, logprob in zip(sequences, chosen, logprobs, strict=True)
         ]
 
 
-class TextStream(Iterator[str]):
-    """The pieces of one generation. ``result`` is the Generation so far, complete once iteration has ended.
-
-    Ctrl-C while a piece is awaited ends the stream with what there is.
-    """
-
-    def __init__(self, sequence: Sequence, pieces: Iterator[str], load_seconds: float) -> None:
-        self._sequence = sequence
-        self._pieces = pieces
-        self._load_seconds = load_seconds
-
-    def __next__(self) -> str:
-        try:
-            for piece in self._pieces:
-                if piece:
-                    return piece
-        except KeyboardInterrupt:
-            rest = self.stop()
-            if rest:
-                return rest
-        raise StopIteration
-
-    def stop(self) -> str:
-        """End the stream here; returns text that was held back in case a stop string would come of it."""
-        self._pieces = iter(())
-        return self._sequence.interrupt() if self._sequence.finish_reason is None else ""
-
-    @property
-    def result(self) -> Generation:
-        return self._sequence.generation(self._load_seconds)
+def _token_ids(prompt: Any) -> list[int]:
+    try:
+        return [operator.index(token_id) for token_id in prompt]
+    except TypeError as error:
+        raise ParameterError(f"prompt is {prompt!r:.80}; expected text or token ids") from error
 
 
 def _settings(
@@ -357,22 +340,6 @@ def _settings(
             f"params has {len(params)} entries; expected one, or one for each of {count} prompts"
         )
     return list(params)
-
-
-def _logprobs(logits: Tensor, ids: Tensor, asked: list[int | None]) -> list[TokenLogprob | None]:
-    """What each row asked for: None, or the chosen token's log-probability and those of the n best."""
-    most = max((count for count in asked if count is not None), default=None)
-    if most is None:
-        return [None] * len(asked)
-    logprobs = logits.log_softmax(-1)  # [rows, vocab]
-    chosen = logprobs.gather(-1, ids[:, None])[:, 0].tolist()
-    values, indices = (best.tolist() for best in logprobs.topk(min(most, logprobs.shape[-1])))
-    return [
-        None
-        if count is None
-        else TokenLogprob(token_id, chosen[row], tuple(zip(indices[row], values[row], strict=True))[:count])
-        for row, (token_id, count) in enumerate(zip(ids.tolist(), asked, strict=True))
-    ]
 
 
 def _check_count(name: str, value: object, highest: int = 2**31 - 1) -> None:

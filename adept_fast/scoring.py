@@ -1,4 +1,4 @@
-"""Score: the log-probability that the model gives to each token of a text."""
+"""Log-probabilities: of every token of a given text, and of tokens that were just chosen."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.model import Persimmon
+from adept_fast.sequence import TokenLogprob
 
 _ROWS = 64  # logits are made for this many tokens at once: a row of the 8B's takes a megabyte
 
@@ -46,3 +48,19 @@ def score_sequence(model: Persimmon, cache: StaticKVCache, ids: list[int]) -> Sc
             row_logprobs = model.all_logits(hidden[: len(targets)]).log_softmax(-1)  # [rows, vocab]
             logprobs += row_logprobs.gather(-1, targets[:, None])[:, 0].tolist()
     return Score(ids, logprobs)
+
+
+def token_logprobs(logits: Tensor, ids: Tensor, asked: list[int | None]) -> list[TokenLogprob | None]:
+    """What each row asked for: None, or the chosen token's log-probability and those of the n best."""
+    most = max((count for count in asked if count is not None), default=None)
+    if most is None:
+        return [None] * len(asked)
+    logprobs = logits.log_softmax(-1)  # [rows, vocab]
+    chosen = logprobs.gather(-1, ids[:, None])[:, 0].tolist()
+    values, indices = (best.tolist() for best in logprobs.topk(min(most, logprobs.shape[-1])))
+    return [
+        None
+        if count is None
+        else TokenLogprob(token_id, chosen[row], tuple(zip(indices[row], values[row], strict=True))[:count])
+        for row, (token_id, count) in enumerate(zip(ids.tolist(), asked, strict=True))
+    ]

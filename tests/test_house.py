@@ -19,7 +19,7 @@ ORDER = [
     ["cli"],
     ["commands"],
     ["runtime"],
-    ["scoring", "sequence"],
+    ["scoring", "sequence", "text_stream"],
     ["placement"],
     ["memory"],
     ["model"],

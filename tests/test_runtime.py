@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -128,6 +129,24 @@ def test_a_slot_is_reused_without_a_trace(demo: Runtime) -> None:
     assert demo.generate(FRANCE).token_ids == first.token_ids
 
 
+def test_a_stream_left_half_done_cannot_go_on_in_a_cache_that_was_given_away(demo: Runtime) -> None:
+    for take_over in (demo.stream, demo.generate, demo.score):
+        stream = demo.stream("Once upon a time", ignore_eos=True)
+        next(stream)
+        other = take_over("a")
+        if take_over == demo.stream:
+            list(other)  # type: ignore[arg-type]
+        with pytest.raises(GenerationError, match="this stream ended when another generation began"):
+            list(stream)
+
+
+def test_token_ids_may_be_of_any_integer_type(demo: Runtime) -> None:
+    ids = demo.tokenizer.encode(FRANCE)
+    expected = demo.generate(FRANCE).token_ids
+    assert demo.generate([np.array(ids), torch.tensor(ids)])[1].token_ids == expected  # type: ignore[list-item]
+    assert demo.generate([np.array(ids)])[0].token_ids == expected  # type: ignore[list-item]
+
+
 def test_logprobs_are_those_of_the_score(demo: Runtime) -> None:
     prompt = demo.tokenizer.encode(FRANCE)
     generation = demo.generate([prompt], logprobs=3)[0]
@@ -239,7 +258,8 @@ def test_ids_above_the_tokenizer_are_never_sampled(demo: Runtime) -> None:
         (lambda r: r.generate([]), "prompts is empty"),
         (lambda r: r.score([]), "texts is empty"),
         (lambda r: r.generate([[4096]]), "token id 4096; expected 0 to 4095"),
-        (lambda r: r.generate([["a"]]), "token id 'a'"),
+        (lambda r: r.generate([["a"]]), r"prompt is \['a'\]; expected text or token ids"),
+        (lambda r: r.generate([7]), "prompt is 7; expected text or token ids"),
         (lambda r: r.generate([[-1]]), "token id -1"),
         (lambda r: r.generate("a" * 2000), "prompt has .* tokens; expected at most max_seq_len 512"),
         (lambda r: r.score("a" * 2000), "prompt has .* tokens"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from adept_fast.chat import strip_answer
-from adept_fast.runtime import TextStream
+from adept_fast.text_stream import TextStream
 
 
 def print_stream(stream: TextStream, *, as_chat: bool) -> str:

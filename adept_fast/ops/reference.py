@@ -95,7 +95,8 @@ def decode_attention(
         _attention_dtype(cache_layer)
     )  # each [tokens, heads, longest, d]
     visible = torch.arange(longest, device=q.device) < lengths[:, None]  # [tokens, longest]
-    scores = torch.matmul(k, q[..., None].to(k.dtype))[..., 0].float() * scale  # [tokens, heads, longest]
+    # Scaled before the product, which float16 might otherwise not hold.
+    scores = torch.matmul(k, (q * scale)[..., None].to(k.dtype))[..., 0].float()  # [tokens, heads, longest]
     weights = scores.masked_fill(~visible[:, None], float("-inf")).softmax(-1)
     v = v.masked_fill(~visible[:, None, :, None], 0)  # 0 × NaN is NaN: what does not count must be finite
     return torch.matmul(weights[:, :, None].to(v.dtype), v).flatten(1).float()
