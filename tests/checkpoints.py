@@ -240,7 +240,7 @@ def assert_holds(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
         assert torch.equal(*bits), f"{name} has other values"
 
 
-def refusal(path: Path, *needles: str, error: type[ValueError] = CheckpointError) -> str:
+def assert_refused(path: Path, *needles: str, error: type[ValueError] = CheckpointError) -> str:
     """The one sentence with which opening ``path`` fails; it has all ``needles``."""
     with pytest.raises(error) as caught:
         open_checkpoint(path)

@@ -21,10 +21,10 @@ from checkpoints import (
     adept_files,
     adept_model,
     assert_holds,
+    assert_refused,
     demo_tokenizer,
     random_tensors,
     rank_path,
-    refusal,
     rezipped,
     saved,
     small_config,
@@ -154,26 +154,26 @@ class TestTokenizer:
         files = adept_files(CONFIG, TENSORS, TOKENIZER)
         del files["adept_vocab.model"]
         write = write_tar if tar else write_directory
-        refusal(write(tmp_path / "release", files), "adept_vocab.model is missing")
+        assert_refused(write(tmp_path / "release", files), "adept_vocab.model is missing")
 
     def test_beyond_the_release_is_not_looked_at(self, tmp_path: Path) -> None:
         root = write_adept(tmp_path / "a/release", CONFIG, TENSORS, TOKENIZER)
         (root / "adept_vocab.model").rename(tmp_path / "adept_vocab.model")
-        refusal(root, "adept_vocab.model", "missing")
+        assert_refused(root, "adept_vocab.model", "missing")
 
     def test_no_sentencepiece_model(self, tmp_path: Path) -> None:
         path = write_adept(tmp_path, CONFIG, TENSORS, b"nothing of the kind")
-        refusal(path, "adept_vocab.model", "sentencepiece", error=TokenizerError)
+        assert_refused(path, "adept_vocab.model", "sentencepiece", error=TokenizerError)
 
     def test_absurdly_large(self, tmp_path: Path) -> None:
         path = write_adept(tmp_path, CONFIG, TENSORS, TOKENIZER)
         os.truncate(path / "adept_vocab.model", 2**40)  # sparse
-        refusal(path, "adept_vocab.model", f"{2**40} bytes", "at most")
+        assert_refused(path, "adept_vocab.model", f"{2**40} bytes", "at most")
 
     def test_more_pieces_than_rows(self, tmp_path: Path) -> None:
         config = small_config(vocab_size=4000)
         path = write_adept(tmp_path, config, random_tensors(config), TOKENIZER)
-        refusal(path, "4096 pieces", "4000 rows")
+        assert_refused(path, "4096 pieces", "4000 rows")
 
 
 class TestLaziness:
@@ -333,7 +333,7 @@ class TestWhatTrainingLeaves:
 
     def test_it_may_not_stand_for_the_model(self, tmp_path: Path) -> None:
         path = write_adept(tmp_path / "release", CONFIG, TENSORS, TOKENIZER, hidden_size=np.ones(3))
-        refusal(path, "args.hidden_size", "expected an integer")
+        assert_refused(path, "args.hidden_size", "expected an integer")
         contents = {"model": {"language_model": np.ones(3)}, "args": adept_args(CONFIG)}
         (path / rank_path(0)).write_bytes(saved(contents))
-        refusal(path, "language_model", "expected a tensor")
+        assert_refused(path, "language_model", "expected a tensor")

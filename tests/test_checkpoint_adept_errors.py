@@ -1,4 +1,4 @@
-"""Adept's release: what its arguments mean, and each refusal with the file and what was expected."""
+"""Adept's release: what its arguments mean, and each assert_refused with the file and what was expected."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from checkpoints import (
     adept_files,
     adept_model,
     assert_holds,
+    assert_refused,
     demo_tokenizer,
     random_tensors,
     rank_path,
-    refusal,
     rezipped,
     saved,
     small_config,
@@ -85,7 +85,7 @@ class TestArguments:
     )
     def test_missing(self, tmp_path: Path, name: str) -> None:
         path = write_adept(tmp_path, CONFIG, TENSORS, TOKENIZER, **{name: ...})
-        refusal(path, rank_path(0), f"args.{name} is missing", "expected")
+        assert_refused(path, rank_path(0), f"args.{name} is missing", "expected")
 
     @pytest.mark.parametrize(
         ("name", "value", "allowed"),
@@ -125,7 +125,7 @@ class TestArguments:
     )
     def test_unusable(self, tmp_path: Path, name: str, value: object, allowed: str) -> None:
         path = write_adept(tmp_path, CONFIG, TENSORS, TOKENIZER, **{name: value})
-        refusal(path, rank_path(0), f"args.{name} is ", "expected", allowed)
+        assert_refused(path, rank_path(0), f"args.{name} is ", "expected", allowed)
 
     @pytest.mark.parametrize(
         ("changes", "found"),
@@ -138,18 +138,18 @@ class TestArguments:
     )
     def test_contradictory(self, tmp_path: Path, changes: dict[str, Any], found: str) -> None:
         path = write_adept(tmp_path, CONFIG, TENSORS, TOKENIZER, **changes)
-        refusal(path, rank_path(0), "args", found, error=ConfigError)
+        assert_refused(path, rank_path(0), "args", found, error=ConfigError)
 
     def test_long_values_are_shortened(self, tmp_path: Path) -> None:
         path = write_adept(tmp_path, CONFIG, TENSORS, TOKENIZER, hidden_size="x" * 10**6)
-        assert len(refusal(path, "args.hidden_size")) < 1000
+        assert len(assert_refused(path, "args.hidden_size")) < 1000
 
     def test_ranks_that_disagree(self, tmp_path: Path) -> None:
         path = write_adept(tmp_path, CONFIG, TENSORS, TOKENIZER, ranks=2)
         other = adept_args(CONFIG, ranks=2, rotary_emb_base=10000)
         contents = saved({"model": adept_model(TENSORS, 1, 2), "args": other})
         (path / rank_path(1)).write_bytes(contents)
-        refusal(path, rank_path(1), "another model")
+        assert_refused(path, rank_path(1), "another model")
 
     @pytest.mark.parametrize("ranks", [1, 2])
     def test_no_qk_layernorm(self, tmp_path: Path, ranks: int) -> None:
@@ -172,7 +172,7 @@ class TestArguments:
         other = TENSORS | {Q_GAMMA: TENSORS[Q_GAMMA] + 1}
         contents = {"model": adept_model(other, 1, 2), "args": adept_args(CONFIG, 2, mode)}
         (path / rank_path(1)).write_bytes(saved(contents))
-        refusal(path, rank_path(1), mode, "q_layernorm.weight", "equal")
+        assert_refused(path, rank_path(1), mode, "q_layernorm.weight", "equal")
 
 
 class TestTiedEmbeddings:
@@ -189,37 +189,37 @@ class TestTiedEmbeddings:
 
     def test_untied_without_a_head(self, tmp_path: Path) -> None:
         path = write_adept(tmp_path, self.config, self.tensors, TOKENIZER, untie_embeddings=True)
-        refusal(path, "lm_head.weight", "missing")
+        assert_refused(path, "lm_head.weight", "missing")
 
 
 class TestRanks:
     def test_gap(self, tmp_path: Path) -> None:
         path = write_adept(tmp_path, CONFIG, TENSORS, TOKENIZER, ranks=4)
         (path / "iter_0001251/mp_rank_02").rename(tmp_path / "elsewhere")
-        refusal(path, "mp_rank_02 is missing")
+        assert_refused(path, "mp_rank_02 is missing")
 
     def test_last_one_missing(self, tmp_path: Path) -> None:
         path = write_adept(tmp_path, CONFIG, TENSORS, TOKENIZER, ranks=4)
         (path / "iter_0001251/mp_rank_03").rename(tmp_path / "elsewhere")
-        refusal(path, "args.tensor_model_parallel_size is 4", "3 mp_rank_* directories")
+        assert_refused(path, "args.tensor_model_parallel_size is 4", "3 mp_rank_* directories")
 
     def test_empty_rank(self, tmp_path: Path) -> None:
         path = write_adept(tmp_path, CONFIG, TENSORS, TOKENIZER, ranks=2)
         (path / rank_path(1)).unlink()
-        refusal(path, "mp_rank_01", "model_optim_rng.pt is missing")
+        assert_refused(path, "mp_rank_01", "model_optim_rng.pt is missing")
 
     def test_pipeline_parallel(self, tmp_path: Path) -> None:
         path = write_adept(tmp_path, CONFIG, TENSORS, TOKENIZER)
         (path / "iter_0001251/mp_rank_00").rename(path / "iter_0001251/mp_rank_00_000")
         for given in (path, path / "iter_0001251", path / "iter_0001251/mp_rank_00_000"):
-            refusal(given, "mp_rank_00_000", "pipeline-parallel")
+            assert_refused(given, "mp_rank_00_000", "pipeline-parallel")
 
     def test_tensor_that_one_rank_lacks(self, tmp_path: Path) -> None:
         path = write_adept(tmp_path, CONFIG, TENSORS, TOKENIZER, ranks=2)
         fewer = {name: tensor for name, tensor in TENSORS.items() if name != UP}
         contents = saved({"model": adept_model(fewer, 1, 2), "args": adept_args(CONFIG, 2)})
         (path / rank_path(1)).write_bytes(contents)
-        refusal(path, rank_path(1), ADEPT_UP)
+        assert_refused(path, rank_path(1), ADEPT_UP)
 
     @pytest.mark.parametrize("change", ["shape", "dtype"])
     def test_shards_of_different_kinds(self, tmp_path: Path, change: str) -> None:
@@ -227,7 +227,7 @@ class TestRanks:
         changed = TENSORS[UP][:-2] if change == "shape" else TENSORS[UP].float()
         contents = saved({"model": adept_model(TENSORS | {UP: changed}, 1, 2), "args": adept_args(CONFIG, 2)})
         (path / rank_path(1)).write_bytes(contents)
-        refusal(path, rank_path(1), ADEPT_UP, "[96, 64]", "float16")
+        assert_refused(path, rank_path(1), ADEPT_UP, "[96, 64]", "float16")
 
     @pytest.mark.parametrize("name", ["model.layers.0.self_attn.dense.bias", "model.final_layernorm.weight"])
     def test_whole_tensors_that_differ(self, tmp_path: Path, name: str) -> None:
@@ -247,53 +247,53 @@ class TestNames:
 
     def test_unknown(self, tmp_path: Path) -> None:
         path = self.open_with(tmp_path, {"pooler": {"weight": torch.ones(3)}})
-        refusal(path, "pooler.weight", "does not belong")
+        assert_refused(path, "pooler.weight", "does not belong")
 
     def test_missing(self, tmp_path: Path) -> None:
         fewer = {name: tensor for name, tensor in TENSORS.items() if name != UP}
         path = write_one_rank(tmp_path, {"model": adept_model(fewer), "args": adept_args(CONFIG)}, TOKENIZER)
-        refusal(path, UP, "missing", "[192, 64]")
+        assert_refused(path, UP, "missing", "[192, 64]")
 
     def test_no_embedding(self, tmp_path: Path) -> None:
-        refusal(self.open_with(tmp_path, {"language_model": {}}), "word_embeddings.weight", "missing")
+        assert_refused(self.open_with(tmp_path, {"language_model": {}}), "word_embeddings.weight", "missing")
 
     def test_misshapen(self, tmp_path: Path) -> None:
         path = write_adept(tmp_path, CONFIG, TENSORS | {UP: TENSORS[UP][:-1]}, TOKENIZER)
-        refusal(path, UP, "[191, 64]", "[192, 64]")
+        assert_refused(path, UP, "[191, 64]", "[192, 64]")
 
     def test_two_of_one_name(self, tmp_path: Path) -> None:
         twice = {"a": {"b.c": torch.ones(1)}, "a.b": {"c": torch.ones(1)}}
-        refusal(self.open_with(tmp_path, twice), "a.b.c", "two tensors")
+        assert_refused(self.open_with(tmp_path, twice), "a.b.c", "two tensors")
 
     def test_two_of_one_meaning(self, tmp_path: Path) -> None:
-        refusal(self.open_with(tmp_path, {UP: torch.ones(1)}), UP, "another one")
+        assert_refused(self.open_with(tmp_path, {UP: torch.ones(1)}), UP, "another one")
 
     @pytest.mark.parametrize("value", [None, "text", [torch.ones(1)], 3.0])
     def test_no_tensor(self, tmp_path: Path, value: object) -> None:
-        refusal(self.open_with(tmp_path, {"extra": value}), "extra", "expected a tensor")
+        assert_refused(self.open_with(tmp_path, {"extra": value}), "extra", "expected a tensor")
 
     @pytest.mark.parametrize("key", [3, "a\nb", b"a"])
     def test_odd_keys(self, tmp_path: Path, key: object) -> None:
-        refusal(self.open_with(tmp_path, {key: torch.ones(1)}), "key", repr(key))
+        assert_refused(self.open_with(tmp_path, {key: torch.ones(1)}), "key", repr(key))
 
     @pytest.mark.parametrize("tensor", [torch.ones(0, 3), torch.ones(2, 2).to_sparse()])
     def test_odd_tensors(self, tmp_path: Path, tensor: torch.Tensor) -> None:
-        refusal(self.open_with(tmp_path, {"odd": tensor}), "tensor odd")
+        assert_refused(self.open_with(tmp_path, {"odd": tensor}), "tensor odd")
 
     def test_wrong_dtype(self, tmp_path: Path) -> None:
         path = write_adept(tmp_path, CONFIG, TENSORS | {UP: TENSORS[UP].double()}, TOKENIZER)
-        refusal(path, UP, "float64", "float32, float16 or bfloat16")
+        assert_refused(path, UP, "float64", "float32, float16 or bfloat16")
 
     def test_endless_nesting(self, tmp_path: Path) -> None:
         loop: dict[str, Any] = {}
         loop["again"] = loop
-        refusal(self.open_with(tmp_path, {"loop": loop}), "one dict twice")
+        assert_refused(self.open_with(tmp_path, {"loop": loop}), "one dict twice")
 
     def test_doubling_nesting(self, tmp_path: Path) -> None:
         nested: dict[str, Any] = {}
         for _ in range(64):
             nested = {"left": nested, "right": nested}
-        refusal(self.open_with(tmp_path, {"nested": nested}), "one dict twice")
+        assert_refused(self.open_with(tmp_path, {"nested": nested}), "one dict twice")
 
 
 class TestFiles:
@@ -307,64 +307,64 @@ class TestFiles:
             "args of a dict": {"model": model, "args": vars(args)},
             "model of a list": {"model": [model], "args": args},
         }[contents]
-        refusal(write_one_rank(tmp_path, given, TOKENIZER), rank_path(0), "expected a")
+        assert_refused(write_one_rank(tmp_path, given, TOKENIZER), rank_path(0), "expected a")
 
     def test_legacy_format(self, tmp_path: Path) -> None:
         contents = {"model": adept_model(TENSORS), "args": adept_args(CONFIG)}
         path = write_one_rank(tmp_path, contents, TOKENIZER, _use_new_zipfile_serialization=False)
-        refusal(path, rank_path(0), "not a zip")
+        assert_refused(path, rank_path(0), "not a zip")
 
     @pytest.mark.parametrize("contents", [b"", b"PK\x03\x04", pickle.dumps({}), b"\0" * 100])
     def test_no_zip(self, tmp_path: Path, contents: bytes) -> None:
         path = write_directory(tmp_path, {rank_path(0): contents, "adept_vocab.model": TOKENIZER})
-        refusal(path, rank_path(0), "not a zip")
+        assert_refused(path, rank_path(0), "not a zip")
 
     def test_big_endian(self, tmp_path: Path) -> None:
         files = adept_files(CONFIG, TENSORS, TOKENIZER)
         files[rank_path(0)] = rezipped(files[rank_path(0)], {"byteorder": b"big"})
-        refusal(write_directory(tmp_path, files), rank_path(0), "'big'-endian")
+        assert_refused(write_directory(tmp_path, files), rank_path(0), "'big'-endian")
 
     def test_compressed_record(self, tmp_path: Path) -> None:
         files = adept_files(CONFIG, TENSORS, TOKENIZER)
         files[rank_path(0)] = rezipped(files[rank_path(0)], compression=zipfile.ZIP_DEFLATED)
-        refusal(write_directory(tmp_path, files), rank_path(0), "compressed or encrypted")
+        assert_refused(write_directory(tmp_path, files), rank_path(0), "compressed or encrypted")
 
     @pytest.mark.parametrize(("mode", "name"), [("w:gz", "gzip"), ("w:bz2", "bzip2"), ("w:xz", "xz")])
     def test_compressed_tar(self, tmp_path: Path, mode: str, name: str) -> None:
         path = write_tar(tmp_path / "x.tar", {"iter_0001251/a": b"a", "adept_vocab.model": b"b"}, mode=mode)
-        refusal(path, str(path), name, "in place")
+        assert_refused(path, str(path), name, "in place")
 
     @pytest.mark.parametrize("text", ["", "seven", "-7", "1\n2", "²", "9" * 100])
     def test_tracker_without_a_number(self, tmp_path: Path, text: str) -> None:
         path = write_adept(tmp_path, CONFIG, TENSORS, TOKENIZER)
         (path / "latest_checkpointed_iteration.txt").write_text(text)
-        refusal(path, "latest_checkpointed_iteration.txt")
+        assert_refused(path, "latest_checkpointed_iteration.txt")
 
     def test_tracker_of_another_iteration(self, tmp_path: Path) -> None:
         path = write_adept(tmp_path, CONFIG, TENSORS, TOKENIZER)
         (path / "latest_checkpointed_iteration.txt").write_text(str(ITERATION + 1))
-        refusal(path, "latest_checkpointed_iteration.txt", "iter_0001252", "not there")
+        assert_refused(path, "latest_checkpointed_iteration.txt", "iter_0001252", "not there")
 
     def test_several_iterations_without_a_tracker(self, tmp_path: Path) -> None:
         (tmp_path / "iter_0000001").mkdir()
         (tmp_path / "iter_0000002").mkdir()
-        refusal(tmp_path, str(tmp_path), "2 iter_* directories", "latest_checkpointed_iteration.txt")
+        assert_refused(tmp_path, str(tmp_path), "2 iter_* directories", "latest_checkpointed_iteration.txt")
 
     def test_iteration_without_ranks(self, tmp_path: Path) -> None:
         (tmp_path / "iter_0000001").mkdir()
-        refusal(tmp_path, "iter_0000001", "no mp_rank_*")
+        assert_refused(tmp_path, "iter_0000001", "no mp_rank_*")
 
     def test_tar_of_two_models(self, tmp_path: Path) -> None:
         files = {"a/iter_0000001/mp_rank_00/x": b"", "b/iter_0000001/mp_rank_00/x": b""}
-        refusal(write_tar(tmp_path / "x.tar", files, top=""), "x.tar", "2 of its folders")
+        assert_refused(write_tar(tmp_path / "x.tar", files, top=""), "x.tar", "2 of its folders")
 
     def test_tar_of_something_else(self, tmp_path: Path) -> None:
-        refusal(write_tar(tmp_path / "x.tar", {"a": b"b"}), "x.tar", "0 of its folders")
+        assert_refused(write_tar(tmp_path / "x.tar", {"a": b"b"}), "x.tar", "0 of its folders")
 
     def test_tar_with_a_file_twice(self, tmp_path: Path) -> None:
         files = adept_files(CONFIG, TENSORS, TOKENIZER)
         twice = files | {"./" + rank_path(0): files[rank_path(0)]}
-        refusal(write_tar(tmp_path / "x.tar", twice, top=""), rank_path(0), "2 times")
+        assert_refused(write_tar(tmp_path / "x.tar", twice, top=""), rank_path(0), "2 times")
 
     def test_what_open_checkpoint_accepts(self, tmp_path: Path) -> None:
         empty = tmp_path / "empty"
@@ -372,5 +372,5 @@ class TestFiles:
         (tmp_path / "notes.txt").write_text("no checkpoint")
         for path in (empty, tmp_path / "notes.txt"):
             assert not is_adept(path)
-            refusal(path, str(path), "config.json", "latest_checkpointed_iteration.txt", "tar")
-        refusal(tmp_path / "nothing", "no such file")
+            assert_refused(path, str(path), "config.json", "latest_checkpointed_iteration.txt", "tar")
+        assert_refused(tmp_path / "nothing", "no such file")

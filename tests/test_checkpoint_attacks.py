@@ -20,12 +20,12 @@ from checkpoints import (
     adept_args,
     adept_files,
     adept_model,
+    assert_refused,
     demo_tokenizer,
     outcome,
     random_tensors,
     rank_path,
     record_of,
-    refusal,
     rezipped,
     saved,
     small_config,
@@ -109,7 +109,7 @@ class TestPickles:
                 contents["optimizer"] = {"state": [call]}
 
         path = write_directory(tmp_path / "release", rank_file(plant))
-        refusal(path, RANK_FILE, "the pickle asks for", name)
+        assert_refused(path, RANK_FILE, "the pickle asks for", name)
 
     def test_torch_is_asked_for_weights_only(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A second guard behind the list of globals, which only a torch that lists too few would need."""
@@ -126,7 +126,7 @@ class TestPickles:
 
     def test_call_in_a_tar(self, tmp_path: Path) -> None:
         files = rank_file(lambda contents: contents.update(extra=Calls(exec, "open('canary', 'w')")))
-        refusal(write_tar(tmp_path / "release.tar", files), "release.tar", RANK_FILE, "builtins.exec")
+        assert_refused(write_tar(tmp_path / "release.tar", files), "release.tar", RANK_FILE, "builtins.exec")
 
     def test_the_canary_can_sing(self) -> None:
         """The attacks are real: unpickled without care, this one writes the file."""
@@ -137,25 +137,27 @@ class TestPickles:
     def test_classes_beyond_the_admitted(self, tmp_path: Path, value: object) -> None:
         files = rank_file(lambda contents: setattr(contents["args"], "extra", value))
         named = type(value).__reduce__(value)[0] if isinstance(value, Path) else type(value)
-        refusal(write_directory(tmp_path / "release", files), RANK_FILE, named.__module__, named.__name__)
+        assert_refused(
+            write_directory(tmp_path / "release", files), RANK_FILE, named.__module__, named.__name__
+        )
 
     def test_args_of_a_subclass(self, tmp_path: Path) -> None:
         def plant(contents: dict[str, Any]) -> None:
             contents["args"] = NamespaceOfAnotherKind(**vars(contents["args"]))
 
         path = write_directory(tmp_path / "release", rank_file(plant))
-        refusal(path, RANK_FILE, f"{__name__}.NamespaceOfAnotherKind")
+        assert_refused(path, RANK_FILE, f"{__name__}.NamespaceOfAnotherKind")
 
     def test_several_are_all_named(self, tmp_path: Path) -> None:
         calls = [Calls(eval, "1"), Calls(exec, "1")]
         path = write_directory(tmp_path / "r", rank_file(lambda contents: contents.update(extra=calls)))
-        refusal(path, "eval", "exec", "nothing of it has run")
+        assert_refused(path, "eval", "exec", "nothing of it has run")
 
     def test_only_the_second_rank_is_hostile(self, tmp_path: Path) -> None:
         path = write_adept(tmp_path / "release", CONFIG, TENSORS, TOKENIZER, ranks=2)
         contents = {"model": adept_model(TENSORS, 1, 2), "args": Calls(exec, "open('canary', 'w')")}
         (path / rank_path(1)).write_bytes(saved(contents))
-        refusal(path, rank_path(1), "exec")
+        assert_refused(path, rank_path(1), "exec")
 
     @pytest.mark.parametrize("protocol", [0, 1, 3, 4, 5])
     def test_other_protocols(self, tmp_path: Path, protocol: int) -> None:
@@ -164,7 +166,7 @@ class TestPickles:
             lambda contents: contents.update(extra=Calls(exec, "open('canary', 'w')")),
             pickle_protocol=protocol,
         )
-        message = refusal(write_directory(tmp_path / "release", files), RANK_FILE)
+        message = assert_refused(write_directory(tmp_path / "release", files), RANK_FILE)
         assert "cannot be unpickled" in message or "builtins.exec" in message
 
     def test_legacy_file(self, tmp_path: Path) -> None:
@@ -172,7 +174,7 @@ class TestPickles:
             lambda contents: contents.update(extra=Calls(exec, "open('canary', 'w')")),
             _use_new_zipfile_serialization=False,
         )
-        refusal(write_directory(tmp_path / "release", files), RANK_FILE, "not a zip")
+        assert_refused(write_directory(tmp_path / "release", files), RANK_FILE, "not a zip")
 
     def test_torchscript(self, tmp_path: Path) -> None:
         files = adept_files(CONFIG, TENSORS, TOKENIZER)
@@ -180,7 +182,7 @@ class TestPickles:
         with zipfile.ZipFile(buffer, "a") as archive:
             archive.writestr("archive/constants.pkl", pickle.dumps(()))
         files[RANK_FILE] = buffer.getvalue()
-        refusal(write_directory(tmp_path / "release", files), RANK_FILE, "torchscript")
+        assert_refused(write_directory(tmp_path / "release", files), RANK_FILE, "torchscript")
 
     @pytest.mark.parametrize(
         "stream",
@@ -199,7 +201,7 @@ class TestPickles:
     def test_handmade_streams(self, tmp_path: Path, stream: bytes) -> None:
         files = adept_files(CONFIG, TENSORS, TOKENIZER)
         files[RANK_FILE] = rezipped(files[RANK_FILE], {"data.pkl": stream})
-        refusal(write_directory(tmp_path / "release", files), RANK_FILE)
+        assert_refused(write_directory(tmp_path / "release", files), RANK_FILE)
 
     @pytest.mark.filterwarnings("ignore")  # torch warns of some of these streams before it refuses them
     def test_random_streams(self, tmp_path: Path) -> None:

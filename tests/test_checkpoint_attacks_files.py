@@ -15,11 +15,11 @@ import torch
 from checkpoints import (
     adept_files,
     assert_holds,
+    assert_refused,
     demo_tokenizer,
     outcome,
     random_tensors,
     rank_path,
-    refusal,
     saved,
     small_config,
     write_huggingface,
@@ -67,11 +67,11 @@ class TestTar:
         member = tarfile.TarInfo(name)
         member.type = kind
         member.linkname = "anything" if kind == tarfile.SYMTYPE else ""
-        refusal(self.write(tmp_path / "x.tar", member), "x.tar", "points outside")
+        assert_refused(self.write(tmp_path / "x.tar", member), "x.tar", "points outside")
 
     def test_long_member_outside(self, tmp_path: Path) -> None:
         name = "a/" * 200 + "../../canary"
-        refusal(self.write(tmp_path / "x.tar", tarfile.TarInfo(name)), "x.tar", "points outside")
+        assert_refused(self.write(tmp_path / "x.tar", tarfile.TarInfo(name)), "x.tar", "points outside")
 
     @pytest.mark.parametrize("needed", [RANK_FILE, "adept_vocab.model", "latest_checkpointed_iteration.txt"])
     @pytest.mark.parametrize(
@@ -83,7 +83,9 @@ class TestTar:
         member = tarfile.TarInfo(needed)
         member.type = kind
         member.linkname = str(secret) if kind == tarfile.SYMTYPE else "other"
-        refusal(self.write(tmp_path / "x.tar", member, without=needed), "x.tar", needed, "regular file")
+        assert_refused(
+            self.write(tmp_path / "x.tar", member, without=needed), "x.tar", needed, "regular file"
+        )
 
     def test_other_links_do_not_matter(self, tmp_path: Path) -> None:
         member = tarfile.TarInfo("latest")
@@ -98,7 +100,7 @@ class TestTar:
             end = max(member.offset_data + member.size for member in archive)
         for length in (0, 1, 511, 513, *range(1000, end, end // 40), end - 1):
             path.write_bytes(plain[:length])
-            refusal(path, "x.tar")
+            assert_refused(path, "x.tar")
 
     def test_headers_with_flipped_bits(self, tmp_path: Path) -> None:
         path = self.write(tmp_path / "x.tar")
@@ -122,7 +124,7 @@ class TestTar:
         contents[512 + 148 : 512 + 156] = b" " * 8
         contents[512 + 148 : 512 + 156] = b"%06o\0 " % sum(contents[512:1024])
         path.write_bytes(contents)
-        refusal(path, "x.tar")
+        assert_refused(path, "x.tar")
 
 
 def safetensors_file(header: object, data: bytes = b"", length: int | None = None) -> bytes:
@@ -180,18 +182,18 @@ class TestSafetensors:
     )
     def test_header(self, path: Path, contents: bytes) -> None:
         (path / "model.safetensors").write_bytes(contents)
-        refusal(path, str(path / "model.safetensors"), "not a valid safetensors file")
+        assert_refused(path, str(path / "model.safetensors"), "not a valid safetensors file")
 
     def test_the_helper_writes_what_is_valid(self, path: Path) -> None:
         (path / "model.safetensors").write_bytes(safetensors_file({"a": entry(0, 4)}, b"1234"))
-        refusal(path, "model.embed_tokens.weight", "missing")
+        assert_refused(path, "model.embed_tokens.weight", "missing")
 
     def test_truncated(self, path: Path) -> None:
         file = path / "model.safetensors"
         plain = file.read_bytes()
         for length in (*range(0, 3000, 100), *range(3000, len(plain), len(plain) // 40), len(plain) - 1):
             file.write_bytes(plain[:length])
-            refusal(path, str(file))
+            assert_refused(path, str(file))
 
     def test_flipped_bits_in_the_header(self, path: Path) -> None:
         file = path / "model.safetensors"
@@ -232,19 +234,19 @@ class TestSafetensors:
         index = path / "model.safetensors.index.json"
         weight_map = dict.fromkeys(TENSORS, "model.safetensors") | {UP: name}
         index.write_text(json.dumps({"weight_map": weight_map}))
-        refusal(path, str(index), repr(name), "a file of this directory")
+        assert_refused(path, str(index), repr(name), "a file of this directory")
 
     @pytest.mark.parametrize("name", ["config.json", "tokenizer.model"])
     def test_index_that_names_another_file(self, path: Path, name: str) -> None:
         index = path / "model.safetensors.index.json"
         index.write_text(json.dumps({"weight_map": dict.fromkeys(TENSORS, name)}))
-        refusal(path, str(path / name), "not a valid safetensors file")
+        assert_refused(path, str(path / name), "not a valid safetensors file")
 
     def test_a_pickle_under_another_name(self, path: Path) -> None:
         (path / "model.safetensors").write_bytes(saved(TENSORS))
-        refusal(path, "model.safetensors", "not a valid safetensors file")
+        assert_refused(path, "model.safetensors", "not a valid safetensors file")
 
     def test_a_pickle_beside_it_is_not_looked_at(self, path: Path) -> None:
         (path / "pytorch_model.bin").write_bytes(saved(TENSORS))
         (path / "model.safetensors").unlink()
-        refusal(path, "model.safetensors")
+        assert_refused(path, "model.safetensors")

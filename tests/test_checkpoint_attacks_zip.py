@@ -15,12 +15,12 @@ import pytest
 import torch
 from checkpoints import (
     assert_holds,
+    assert_refused,
     demo_tokenizer,
     outcome,
     random_tensors,
     rank_path,
     record_of,
-    refusal,
     rezipped,
     small_config,
     write_adept,
@@ -87,14 +87,14 @@ class TestZip:
         entry = self.directory_entry(bytes(contents), record)
         struct.pack_into("<II", contents, entry + 20, size, size)
         (path / RANK_FILE).write_bytes(contents)
-        refusal(path, RANK_FILE)
+        assert_refused(path, RANK_FILE)
 
     @pytest.mark.parametrize("record", ["data/0", "version"])
     def test_a_record_reaches_beyond_the_file(self, path: Path, record: str) -> None:
         contents = bytearray((path / RANK_FILE).read_bytes())
         struct.pack_into("<II", contents, self.directory_entry(bytes(contents), record) + 20, 2**31, 2**31)
         (path / RANK_FILE).write_bytes(contents)
-        refusal(path, RANK_FILE, f"archive/{record}", "claims 2147483648 bytes")
+        assert_refused(path, RANK_FILE, f"archive/{record}", "claims 2147483648 bytes")
 
     @pytest.mark.parametrize("record", ["data/0", "data.pkl"])
     @pytest.mark.parametrize("offset", [1, 64, 2**31, 2**32 - 2])
@@ -102,7 +102,7 @@ class TestZip:
         contents = bytearray((path / RANK_FILE).read_bytes())
         struct.pack_into("<I", contents, self.directory_entry(bytes(contents), record) + 42, offset)
         (path / RANK_FILE).write_bytes(contents)
-        refusal(path, RANK_FILE)
+        assert_refused(path, RANK_FILE)
 
     def test_a_record_shares_the_place_of_another(self, path: Path) -> None:
         contents = bytearray((path / RANK_FILE).read_bytes())
@@ -114,30 +114,30 @@ class TestZip:
         entry = self.directory_entry(bytes(contents), second.removeprefix("archive/"))
         struct.pack_into("<I", contents, entry + 42, zipped.getinfo(first).header_offset)
         (path / RANK_FILE).write_bytes(contents)
-        refusal(path, RANK_FILE, "tensor")
+        assert_refused(path, RANK_FILE, "tensor")
 
     def test_two_records_of_one_name(self, path: Path) -> None:
         buffer = io.BytesIO((path / RANK_FILE).read_bytes())
         with zipfile.ZipFile(buffer, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
             archive.writestr("archive/data/0", b"")
         (path / RANK_FILE).write_bytes(buffer.getvalue())
-        refusal(path, RANK_FILE, "two zip records", "archive/data/0")
+        assert_refused(path, RANK_FILE, "two zip records", "archive/data/0")
 
     def test_a_huge_pickle(self, path: Path) -> None:
         contents = bytearray((path / RANK_FILE).read_bytes())
         entry = self.directory_entry(bytes(contents), "data.pkl")
         struct.pack_into("<II", contents, entry + 20, 2**30, 2**30)
         (path / RANK_FILE).write_bytes(contents)
-        refusal(path, RANK_FILE, "data.pkl", "at most")
+        assert_refused(path, RANK_FILE, "data.pkl", "at most")
 
     def test_a_storage_larger_than_its_record(self, path: Path) -> None:
         """The pickle claims twice the elements that the record has."""
         self.claim(path, elements=2 * COUNT)
-        refusal(path, RANK_FILE, "dense_h_to_4h.weight", f"{4 * COUNT} bytes", "no such record")
+        assert_refused(path, RANK_FILE, "dense_h_to_4h.weight", f"{4 * COUNT} bytes", "no such record")
 
     def test_a_storage_of_an_absurd_size(self, path: Path) -> None:
         self.claim(path, elements=2**62)
-        refusal(path, RANK_FILE)
+        assert_refused(path, RANK_FILE)
 
     @pytest.mark.parametrize("elements", [-1, 0, 1])
     def test_a_storage_smaller_than_its_record(self, path: Path, elements: int) -> None:
@@ -145,7 +145,7 @@ class TestZip:
         self.claim(path, elements=elements)
         assert_holds(open_checkpoint(path), TENSORS)
         self.claim(path, elements=elements, shape=(ROWS - 1, COLUMNS))
-        refusal(path, RANK_FILE, "no such record")
+        assert_refused(path, RANK_FILE, "no such record")
 
     @pytest.mark.parametrize(
         ("shape", "stride", "offset"),
@@ -166,7 +166,7 @@ class TestZip:
         self, path: Path, shape: tuple[int, ...], stride: tuple[int, ...], offset: int
     ) -> None:
         self.claim(path, shape=shape, stride=stride, offset=offset)
-        refusal(path, RANK_FILE)
+        assert_refused(path, RANK_FILE)
 
     def claim(
         self,
@@ -196,7 +196,7 @@ class TestZip:
         plain = (path / RANK_FILE).read_bytes()
         for length in (0, 1, 3, 22, 100, *range(1000, len(plain), len(plain) // 40), len(plain) - 1):
             (path / RANK_FILE).write_bytes(plain[:length])
-            refusal(path, RANK_FILE)
+            assert_refused(path, RANK_FILE)
 
     def test_flipped_bits(self, path: Path) -> None:
         """A flipped bit is refused, at the latest when the tensor is read, or changes nothing at all."""

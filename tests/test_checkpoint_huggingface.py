@@ -1,4 +1,4 @@
-"""Hugging Face directories: every layout, and each refusal with the file and what was expected."""
+"""Hugging Face directories: every layout, and each assert_refused with the file and what was expected."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import assert_holds, demo_tokenizer, random_tensors, refusal, small_config, write_huggingface
+from checkpoints import (
+    assert_holds,
+    assert_refused,
+    demo_tokenizer,
+    random_tensors,
+    small_config,
+    write_huggingface,
+)
 
 from adept_fast.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from adept_fast.config import ConfigError, PersimmonConfig
@@ -145,7 +152,7 @@ class TestConfig:
     )
     def test_contradictory(self, tmp_path: Path, overrides: dict[str, Any], found: str) -> None:
         path = write_huggingface(tmp_path, CONFIG, TENSORS, TOKENIZER, **overrides)
-        refusal(path, str(path / "config.json"), found, error=ConfigError)
+        assert_refused(path, str(path / "config.json"), found, error=ConfigError)
 
     @pytest.mark.parametrize(
         "contents", [b"", b"{", b"[]", b"3", b"null", b'{"a": 1}}', b"\xff\xfe", b"[" * 100_000]
@@ -153,7 +160,7 @@ class TestConfig:
     def test_malformed(self, tmp_path: Path, contents: bytes) -> None:
         write_huggingface(tmp_path, CONFIG, TENSORS, TOKENIZER)
         (tmp_path / "config.json").write_bytes(contents)
-        refusal(tmp_path, str(tmp_path / "config.json"), error=ConfigError)
+        assert_refused(tmp_path, str(tmp_path / "config.json"), error=ConfigError)
 
 
 class TestTensors:
@@ -161,36 +168,36 @@ class TestTensors:
     def test_missing(self, tmp_path: Path, shards: int) -> None:
         fewer = {name: tensor for name, tensor in TENSORS.items() if name not in (UP, GAMMA)}
         path = write_huggingface(tmp_path, CONFIG, fewer, TOKENIZER, shards)
-        refusal(path, GAMMA, "missing", "1 more", "[64]")
+        assert_refused(path, GAMMA, "missing", "1 more", "[64]")
 
     @pytest.mark.parametrize("shards", [1, 2])
     def test_left_over(self, tmp_path: Path, shards: int) -> None:
         more = TENSORS | {"model.layers.2.input_layernorm.weight": torch.ones(64)}
         path = write_huggingface(tmp_path, CONFIG, more, TOKENIZER, shards)
-        refusal(path, ".safetensors", "model.layers.2.input_layernorm.weight", "does not belong")
+        assert_refused(path, ".safetensors", "model.layers.2.input_layernorm.weight", "does not belong")
 
     def test_head_of_an_untied_model_missing(self, tmp_path: Path) -> None:
         fewer = {name: tensor for name, tensor in TENSORS.items() if name != "lm_head.weight"}
-        refusal(write_huggingface(tmp_path, CONFIG, fewer, TOKENIZER), "lm_head.weight", "missing")
+        assert_refused(write_huggingface(tmp_path, CONFIG, fewer, TOKENIZER), "lm_head.weight", "missing")
 
     @pytest.mark.parametrize(
         "tensor", [TENSORS[UP][:-1], TENSORS[UP].t(), TENSORS[UP].flatten(), TENSORS[UP][None]]
     )
     def test_misshapen(self, tmp_path: Path, tensor: torch.Tensor) -> None:
         path = write_huggingface(tmp_path, CONFIG, TENSORS | {UP: tensor.contiguous()}, TOKENIZER)
-        refusal(path, "model.safetensors", UP, f"has shape {list(tensor.shape)}", "[192, 64]")
+        assert_refused(path, "model.safetensors", UP, f"has shape {list(tensor.shape)}", "[192, 64]")
 
     @pytest.mark.parametrize(
         "dtype", [torch.float64, torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn, torch.complex64]
     )
     def test_wrong_dtype(self, tmp_path: Path, dtype: torch.dtype) -> None:
         path = write_huggingface(tmp_path, CONFIG, TENSORS | {UP: TENSORS[UP].to(dtype)}, TOKENIZER)
-        refusal(path, "model.safetensors", "dtype")
+        assert_refused(path, "model.safetensors", "dtype")
 
     def test_vocabulary_larger_than_the_embedding(self, tmp_path: Path) -> None:
         config = small_config(vocab_size=4000)
         path = write_huggingface(tmp_path, config, random_tensors(config), TOKENIZER)
-        refusal(path, "4096 pieces", "4000 rows")
+        assert_refused(path, "4096 pieces", "4000 rows")
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
     @pytest.mark.parametrize("name", [UP, GAMMA, "model.embed_tokens.weight", "lm_head.weight"])
@@ -224,17 +231,17 @@ class TestTensors:
 
 class TestFiles:
     def test_nothing_there(self, tmp_path: Path) -> None:
-        refusal(tmp_path / "none", "none", "no such file")
-        refusal(tmp_path, str(tmp_path), "config.json")
+        assert_refused(tmp_path / "none", "none", "no such file")
+        assert_refused(tmp_path, str(tmp_path), "config.json")
 
     def test_no_tokenizer(self, tmp_path: Path) -> None:
         write_huggingface(tmp_path, CONFIG, TENSORS, TOKENIZER)
         (tmp_path / "tokenizer.model").unlink()
-        refusal(tmp_path, "tokenizer.model", "missing")
+        assert_refused(tmp_path, "tokenizer.model", "missing")
 
     @pytest.mark.parametrize("contents", [b"", b"no model", TOKENIZER[:1000]])
     def test_broken_tokenizer(self, tmp_path: Path, contents: bytes) -> None:
-        refusal(
+        assert_refused(
             write_huggingface(tmp_path, CONFIG, TENSORS, contents),
             "tokenizer.model",
             "not a sentencepiece model",
@@ -244,12 +251,12 @@ class TestFiles:
     def test_no_weights(self, tmp_path: Path) -> None:
         write_huggingface(tmp_path, CONFIG, TENSORS, TOKENIZER)
         (tmp_path / "model.safetensors").unlink()
-        refusal(tmp_path, "model.safetensors", "model.safetensors.index.json")
+        assert_refused(tmp_path, "model.safetensors", "model.safetensors.index.json")
 
     def test_no_shard(self, tmp_path: Path) -> None:
         write_huggingface(tmp_path, CONFIG, TENSORS, TOKENIZER, shards=2)
         (tmp_path / "model-00002-of-00002.safetensors").unlink()
-        refusal(tmp_path, "index.json", "model-00002-of-00002.safetensors", "not there")
+        assert_refused(tmp_path, "index.json", "model-00002-of-00002.safetensors", "not there")
 
     def test_shards_swapped(self, tmp_path: Path) -> None:
         write_huggingface(tmp_path, CONFIG, TENSORS, TOKENIZER, shards=2)
@@ -257,7 +264,7 @@ class TestFiles:
         first.rename(tmp_path / "aside")
         second.rename(first)
         (tmp_path / "aside").rename(second)
-        refusal(tmp_path, first.name, "which the index puts there")
+        assert_refused(tmp_path, first.name, "which the index puts there")
 
     def test_tensor_beside_the_index(self, tmp_path: Path) -> None:
         write_huggingface(tmp_path, CONFIG, TENSORS, TOKENIZER, shards=2)
@@ -265,20 +272,20 @@ class TestFiles:
         weight_map = json.loads(index.read_text())["weight_map"]
         del weight_map[UP]
         rewrite_json(index, weight_map=weight_map)
-        refusal(tmp_path, UP, "not in the index")
+        assert_refused(tmp_path, UP, "not in the index")
 
     @pytest.mark.parametrize("weight_map", [None, {}, [], "model.safetensors", 3])
     def test_index_without_a_map(self, tmp_path: Path, weight_map: object) -> None:
         write_huggingface(tmp_path, CONFIG, TENSORS, TOKENIZER, shards=2)
         rewrite_json(tmp_path / "model.safetensors.index.json", weight_map=weight_map)
-        refusal(tmp_path, "index.json", "weight_map")
+        assert_refused(tmp_path, "index.json", "weight_map")
 
     @pytest.mark.parametrize("contents", [b"", b"[]", b"\xff", b"[" * 100_000])
     @pytest.mark.parametrize("name", ["model.safetensors.index.json", "tokenizer_config.json"])
     def test_malformed_json(self, tmp_path: Path, name: str, contents: bytes) -> None:
         write_huggingface(tmp_path, CONFIG, TENSORS, TOKENIZER, shards=2)
         (tmp_path / name).write_bytes(contents)
-        refusal(tmp_path, str(tmp_path / name))
+        assert_refused(tmp_path, str(tmp_path / name))
 
 
 class TestTokenizerSettings:
