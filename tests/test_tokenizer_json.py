@@ -1,4 +1,4 @@
-"""tokenizer.json against sentencepiece: the same ids and the same text, or a refusal that says why."""
+"""tokenizer.json against sentencepiece: the same ids and the same text, or a assert_refused that says why."""
 
 from __future__ import annotations
 
