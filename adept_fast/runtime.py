@@ -258,15 +258,15 @@ class Runtime:
         while waiting or running:
             if run != self._runs:
                 raise GenerationError("this stream ended when another generation began on the same Runtime")
-            while waiting and free:
+            if waiting and free:
                 sequence = waiting.popleft()
                 sequence.begin(free.pop())
                 running.append(sequence)
-                yield from self._prefill(sequence)
+                pieces = self._prefill(sequence)
+            else:
+                pieces = self._decode(running)
             running = self._retire(running, free)
-            if running:
-                yield from self._decode(running)
-                running = self._retire(running, free)
+            yield from pieces
 
     @staticmethod
     def _retire(running: list[Sequence], free: list[int]) -> list[Sequence]:

@@ -137,7 +137,7 @@ def test_a_stream_left_half_done_cannot_go_on_in_a_cache_that_was_given_away(dem
         if take_over == demo.stream:
             list(other)  # type: ignore[arg-type]
         with pytest.raises(GenerationError, match="this stream ended when another generation began"):
-            list(stream)
+            next(stream)  # not one more piece, which would come from the other's keys and values
 
 
 def test_token_ids_may_be_of_any_integer_type(demo: Runtime) -> None:
