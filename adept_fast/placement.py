@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from adept_fast.checkpoint import Checkpoint, dtype_name
+from adept_fast.checkpoint import WEIGHT_DTYPES, Checkpoint, dtype_name
 from adept_fast.memory import available_bytes
 from adept_fast.sampling import ParameterError
 from adept_fast.weights import weights_bytes
-
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,6 @@ def _matrix_dtype(checkpoint: Checkpoint, device: torch.device, name: str) -> tu
 
 
 def _named(parameter: str, name: str) -> torch.dtype:
-    if name not in _DTYPES:
-        raise ParameterError(f"{parameter} is {name!r}; expected {', '.join(_DTYPES)}")
-    return _DTYPES[name]
+    if name not in WEIGHT_DTYPES:
+        raise ParameterError(f"{parameter} is {name!r}; expected {', '.join(WEIGHT_DTYPES)}")
+    return WEIGHT_DTYPES[name]

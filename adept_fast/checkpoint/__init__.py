@@ -6,10 +6,18 @@ from pathlib import Path
 
 from adept_fast.checkpoint.adept import is_adept, open_adept
 from adept_fast.checkpoint.adept_layout import TRACKER_FILE
-from adept_fast.checkpoint.base import Checkpoint, CheckpointError, StoredTensor, dtype_name
+from adept_fast.checkpoint.base import WEIGHT_DTYPES, Checkpoint, CheckpointError, StoredTensor, dtype_name
 from adept_fast.checkpoint.huggingface import is_huggingface, open_huggingface
 
-__all__ = ["Checkpoint", "CheckpointError", "StoredTensor", "demo_path", "dtype_name", "open_checkpoint"]
+__all__ = [
+    "WEIGHT_DTYPES",
+    "Checkpoint",
+    "CheckpointError",
+    "StoredTensor",
+    "demo_path",
+    "dtype_name",
+    "open_checkpoint",
+]
 
 
 def demo_path() -> Path:

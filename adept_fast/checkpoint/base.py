@@ -12,7 +12,8 @@ from torch import Tensor
 from adept_fast.config import PersimmonConfig
 from adept_fast.tokenizer import Tokenizer
 
-WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# What weights may be stored in and held in, by the names that users write.
+WEIGHT_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # Buffers that older files carry and that the config determines.
 _DERIVED_SUFFIXES = ("rotary_emb.inv_freq",)
@@ -87,7 +88,7 @@ def check_tensors(
                 f"{tensor.source}: tensor {name} has shape {list(tensor.shape)}; "
                 f"the config calls for {list(shape)}"
             )
-        if tensor.dtype not in WEIGHT_DTYPES:
+        if tensor.dtype not in WEIGHT_DTYPES.values():
             raise CheckpointError(
                 f"{tensor.source}: tensor {name} has dtype {dtype_name(tensor.dtype)}; "
                 f"expected float32, float16 or bfloat16"

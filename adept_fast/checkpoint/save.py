@@ -143,7 +143,7 @@ def _check_request(
     destination: Path, tensors: Iterable[StoredTensor], dtype: torch.dtype | None, tokenizer: Tokenizer
 ) -> int:
     """How many bytes of weights there are to write; CheckpointError where that is bound to fail."""
-    if dtype is not None and dtype not in WEIGHT_DTYPES:
+    if dtype is not None and dtype not in WEIGHT_DTYPES.values():
         raise CheckpointError(f"the dtype is {dtype_name(dtype)}; expected float32, float16 or bfloat16")
     require_free(destination)
     weights = sum(size_of(tensor, dtype) for tensor in tensors)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 
 import click
-import torch
 
+from adept_fast.checkpoint import WEIGHT_DTYPES
 from adept_fast.checkpoint.convert import FORMATS, ConversionReport, Format
 from adept_fast.checkpoint.convert import convert as convert_checkpoint
 from adept_fast.commands.errors import OneLineErrors
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMG]I?B)?", re.IGNORECASE)
 
@@ -29,7 +28,9 @@ def _parse_size(_context: click.Context, _parameter: click.Parameter, text: str)
 @click.argument("source")
 @click.argument("destination", type=click.Path())
 @click.option("--to", type=click.Choice(FORMATS), help="The format to write. [default: the other one]")
-@click.option("--dtype", type=click.Choice(list(_DTYPES)), help="Convert the weights. [default: as stored]")
+@click.option(
+    "--dtype", type=click.Choice(list(WEIGHT_DTYPES)), help="Convert the weights. [default: as stored]"
+)
 @click.option(
     "--shard-size",
     callback=_parse_size,
@@ -50,7 +51,7 @@ def convert(
         source,
         destination,
         to=to,
-        dtype=_DTYPES[dtype] if dtype else None,
+        dtype=WEIGHT_DTYPES[dtype] if dtype else None,
         max_shard_bytes=shard_size,
         progress=not quiet,
     )
