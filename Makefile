@@ -1,5 +1,5 @@
 # make demo   text from the shipped checkpoint      make test   the whole suite
-# make lint   ruff and mypy                         make clean  forget the environment
+# make lint   ruff and mypy                         make clean  forget what was built
 #
 # PYTHON     the interpreter to start from; a torch that it has is used as it is
 # TORCH      what to install where it has none; without an NVIDIA driver the CPU's release
@@ -27,10 +27,13 @@ lint: $(VENV)/installed-test
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) build dist adept_fast.egg-info adept_fast/_C.*
 
 $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || $(PYTHON) -m venv --without-pip --clear $(VENV)
+
+# The sources in csrc are no prerequisites: whichever of them changed, the next import builds.
+BUILD := pyproject.toml setup.py build_backend/adept_build.py
 
 # Where the caller has torch, its packages are seen from the environment too, after those installed here.
 CALLERS_PATHS = import sys, torch; print(*filter(lambda path: path.endswith("-packages"), sys.path), sep="\n")
@@ -42,12 +45,12 @@ $(VENV)/torch: | $(BIN)/python
 	else echo 'installing $(TORCH) into $(VENV)' >&2 && $(INSTALL) '$(TORCH)'; fi
 	@touch $@
 
-$(VENV)/installed: pyproject.toml setup.py $(VENV)/torch
+$(VENV)/installed: $(BUILD) $(VENV)/torch
 	@echo 'installing adept-fast into $(VENV)' >&2
 	@$(INSTALL) --editable .
 	@touch $@
 
-$(VENV)/installed-test: pyproject.toml setup.py $(VENV)/torch
+$(VENV)/installed-test: $(BUILD) $(VENV)/torch
 	@echo 'installing adept-fast and what its tests need into $(VENV)' >&2
 	@$(INSTALL) --editable '.[test]'
 	@touch $@ $(VENV)/installed

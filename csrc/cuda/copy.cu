@@ -1,0 +1,69 @@
+// A streaming copy in loads of 16 bytes: what reading weights at the speed of the memory looks like.
+
+#include "cuda/launchers.h"
+
+#include <cstdint>
+
+namespace {
+
+constexpr unsigned kThreads = 256;
+constexpr size_t kUnroll = 4;  // loads in flight in each thread
+constexpr size_t kBlocksPerMultiprocessor = 8;
+
+// What is read once need not stay in the caches: __ldcs and __stcs mark it as first to go.
+__global__ void __launch_bounds__(kThreads)
+    copy_vectors(const uint4* __restrict__ from, uint4* __restrict__ to, size_t count) {
+  const size_t stride = size_t{gridDim.x} * kThreads;
+  size_t i = size_t{blockIdx.x} * kThreads + threadIdx.x;
+  for (; i + (kUnroll - 1) * stride < count; i += kUnroll * stride) {
+    uint4 held[kUnroll];
+#pragma unroll
+    for (size_t k = 0; k < kUnroll; ++k) held[k] = __ldcs(from + i + k * stride);
+#pragma unroll
+    for (size_t k = 0; k < kUnroll; ++k) __stcs(to + i + k * stride, held[k]);
+  }
+  for (; i < count; i += stride) __stcs(to + i, __ldcs(from + i));
+}
+
+__global__ void __launch_bounds__(kThreads)
+    copy_bytes(const uint8_t* __restrict__ from, uint8_t* __restrict__ to, size_t count) {
+  const size_t stride = size_t{gridDim.x} * kThreads;
+  for (size_t i = size_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += stride) to[i] = from[i];
+}
+
+// As many blocks as give each thread work, up to what fills the device.
+cudaError_t choose_blocks(size_t items, unsigned* blocks) {
+  int device = 0;
+  int multiprocessors = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  }
+  const size_t most = kBlocksPerMultiprocessor * static_cast<size_t>(multiprocessors);
+  const size_t wanted = (items + kThreads - 1) / kThreads;
+  *blocks = static_cast<unsigned>(wanted < most ? wanted : most);
+  return error;
+}
+
+bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % sizeof(uint4) == 0; }
+
+}  // namespace
+
+extern "C" cudaError_t adept_cuda_copy(const void* from, void* to, size_t bytes, cudaStream_t stream) {
+  // A view may begin anywhere, and then no load of 16 bytes is allowed.
+  const size_t vectors = aligned(from) && aligned(to) ? bytes / sizeof(uint4) : 0;
+  const size_t done = vectors * sizeof(uint4);
+  unsigned blocks = 0;
+  if (vectors > 0) {
+    if (cudaError_t error = choose_blocks(vectors, &blocks)) return error;
+    copy_vectors<<<blocks, kThreads, 0, stream>>>(static_cast<const uint4*>(from), static_cast<uint4*>(to), vectors);
+    if (cudaError_t error = cudaGetLastError()) return error;
+  }
+  if (done < bytes) {
+    if (cudaError_t error = choose_blocks(bytes - done, &blocks)) return error;
+    copy_bytes<<<blocks, kThreads, 0, stream>>>(static_cast<const uint8_t*>(from) + done,
+                                                static_cast<uint8_t*>(to) + done, bytes - done);
+    if (cudaError_t error = cudaGetLastError()) return error;
+  }
+  return cudaSuccess;
+}
