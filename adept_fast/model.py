@@ -17,6 +17,7 @@ from torch import Tensor
 from adept_fast import ops
 from adept_fast.config import PersimmonConfig
 from adept_fast.kv_cache import StaticKVCache
+from adept_fast.quantize import Matrix, first_rows
 from adept_fast.weights import LayerWeights, ModelWeights
 
 PREFILL_CHUNK = 512  # tokens; bounds the attention's scores and the MLP's units, and fills a GEMM
@@ -39,7 +40,12 @@ class Persimmon:
         self.cos, self.sin = ops.rotary_table(
             config.rotary_dim, config.rope_theta, max_seq_len, weights.device
         )  # each [max_seq_len, rotary_dim / 2]
-        self._lm_head = weights.lm_head[:vocab_size]
+        self._lm_head = first_rows(weights.lm_head, vocab_size)
+        # Of the decode steps: rows of the down-projections that were read, and all there were.
+        self.unit_counts = torch.zeros(2, dtype=torch.int64, device=weights.device)
+        self._native_step = ops.native_step(
+            weights, self._lm_head, self.cos, self.sin, config.layer_norm_eps, self.scale, self.unit_counts
+        )
 
     @property
     def device(self) -> torch.device:
@@ -75,12 +81,21 @@ class Persimmon:
 
         Returns the logits after each token, float32 [tokens, vocab_size].
         """
+        if self._native_step is not None:
+            return self._native_step(ids, slots, positions, cache.data)
+        return self.decode_step_by_operators(ids, slots, positions, cache, longest)
+
+    def decode_step_by_operators(
+        self, ids: Tensor, slots: Tensor, positions: Tensor, cache: StaticKVCache, longest: int
+    ) -> Tensor:
+        """What ``decode_step`` does, spelled out: on a CPU it is one call into C++ where that is built."""
         lengths = positions + 1
 
         def attend(q: Tensor, cache_layer: Tensor) -> Tensor:
             return ops.decode_attention(q, cache_layer, slots, lengths, longest, self.scale)
 
-        return self.logits(self._layers(self.embed(ids), slots, positions, cache, attend))
+        x = self._layers(self.embed(ids), slots, positions, cache, attend, self.unit_counts)
+        return self.logits(x)
 
     def embed(self, ids: Tensor) -> Tensor:
         """float32 [tokens, hidden]."""
@@ -94,7 +109,7 @@ class Persimmon:
         """Logits of all rows, unused ones too: float32 [tokens, config.vocab_size]."""
         return self._project_to_vocabulary(x, self.weights.lm_head)
 
-    def _project_to_vocabulary(self, x: Tensor, lm_head: Tensor) -> Tensor:
+    def _project_to_vocabulary(self, x: Tensor, lm_head: Matrix) -> Tensor:
         weights = self.weights
         return ops.lm_head(x, weights.final_gamma, weights.final_beta, self.config.layer_norm_eps, lm_head)
 
@@ -114,9 +129,10 @@ class Persimmon:
         positions: Tensor,
         cache: StaticKVCache,
         attend: Callable[[Tensor, Tensor], Tensor],
+        unit_counts: Tensor | None = None,
     ) -> Tensor:
         for index, layer in enumerate(self.weights.layers):
-            x = self._layer(x, layer, slots, positions, cache.layer(index), attend)
+            x = self._layer(x, layer, slots, positions, cache.layer(index), attend, unit_counts)
         return x  # [tokens, hidden]
 
     def _layer(
@@ -127,6 +143,7 @@ class Persimmon:
         positions: Tensor,
         cache_layer: Tensor,
         attend: Callable[[Tensor, Tensor], Tensor],
+        unit_counts: Tensor | None,
     ) -> Tensor:
         eps = self.config.layer_norm_eps
         qkv = ops.layernorm_qkv(
@@ -147,5 +164,13 @@ class Persimmon:
         )  # [tokens, heads, head_dim]
         x = ops.linear_residual(attend(q, cache_layer), layer.w_dense, layer.b_dense, x)  # [tokens, hidden]
         return ops.mlp(
-            x, layer.mlp_gamma, layer.mlp_beta, eps, layer.w_up, layer.b_up, layer.w_down_t, layer.b_down
+            x,
+            layer.mlp_gamma,
+            layer.mlp_beta,
+            eps,
+            layer.w_up,
+            layer.b_up,
+            layer.w_down_t,
+            layer.b_down,
+            unit_counts,
         )  # [tokens, hidden]

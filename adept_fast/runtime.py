@@ -23,6 +23,7 @@ from adept_fast.placement import Placement, choose_placement
 from adept_fast.sampling import ParameterError, Sampler, SamplingParams
 from adept_fast.scoring import Score, score_sequence, token_logprobs
 from adept_fast.sequence import Generation, Sequence
+from adept_fast.stats import Stats
 from adept_fast.text_stream import TextStream
 from adept_fast.tokenizer import Tokenizer
 from adept_fast.weights import load_weights, weights_bytes
@@ -66,6 +67,7 @@ class Runtime:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        weights: str | None = None,
         max_seq_len: int | None = None,
         max_batch_size: int = 1,
         cache_dtype: str = "float16",
@@ -75,10 +77,14 @@ class Runtime:
         """Load a checkpoint.
 
         Args:
-            path_or_name: ``"demo"``, a Hugging Face directory, or Adept's release (directory or .tar).
+            path_or_name: ``"demo"``, a Hugging Face directory, Adept's release (directory or .tar), or a
+                native checkpoint.
             device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, …
             dtype: of the matrices: ``float32``, ``float16``, ``bfloat16``, or ``auto``: on a GPU as stored
                 (float16 for float32), on a CPU float32 where it fits in half the memory, else as stored.
+                Where the matrices are packed, of the embedding, and ``auto`` is as stored.
+            weights: ``int8`` or ``int4`` to pack the matrices while loading; None for floats, or for what a
+                native checkpoint holds.
             max_seq_len: tokens that a sequence may have, prompt included; None for the model's whole context,
                 or as much of it as fits.
             max_batch_size: sequences that are generated side by side.
@@ -95,24 +101,26 @@ class Runtime:
         config = checkpoint.config
         if max_seq_len is not None:
             _check_count("max_seq_len", max_seq_len, config.max_position_embeddings)
-        placement = choose_placement(checkpoint, device, dtype, cache_dtype)
+        placement = choose_placement(checkpoint, device, dtype, cache_dtype, weights)
         plan = plan_memory(
             config,
-            weights_bytes=weights_bytes(checkpoint, placement.dtype),
+            weights_bytes=weights_bytes(checkpoint, placement.dtype, placement.weights),
             device=placement.device,
             cache_dtype=placement.cache_dtype,
             max_seq_len=max_seq_len,
             max_batch_size=max_batch_size,
         )
-        weights = load_weights(
+        loaded = load_weights(
             checkpoint,
             dtype=placement.dtype,
             device=placement.device,
+            weights=placement.weights,
+            huge_pages=placement.small_pages_reason is None,
             check_finite=check_weights,
             progress=progress,
         )
         tokenizer = checkpoint.tokenizer
-        model = Persimmon(config, weights, max_seq_len=plan.max_seq_len, vocab_size=tokenizer.vocab_size)
+        model = Persimmon(config, loaded, max_seq_len=plan.max_seq_len, vocab_size=tokenizer.vocab_size)
         cache = StaticKVCache(
             config,
             max_batch_size=max_batch_size,
@@ -133,6 +141,10 @@ class Runtime:
     def memory(self) -> MemoryPlan:
         """What weights, cache and working memory take, and the longest context that would fit."""
         return self._plan
+
+    def stats(self) -> Stats:
+        """What the decode steps so far have found to skip."""
+        return Stats(*self._model.unit_counts.tolist())
 
     def bytes_read_per_step(self, context_tokens: int) -> int:
         """What decoding one token of one sequence reads, when ``context_tokens`` stand before it."""

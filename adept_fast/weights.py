@@ -1,15 +1,20 @@
-"""The model's weights as the operators take them: matrices in one dtype, vectors in float32."""
+"""The model's weights as the operators take them: matrices in one dtype or packed, vectors in float32."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from adept_fast.checkpoint import Checkpoint, CheckpointError, dtype_name
+from adept_fast.checkpoint import Checkpoint, CheckpointError, PackedMatrix, dtype_name, packed_matrices
+from adept_fast.huge_pages import HugePages
+from adept_fast.quantize import Matrix, QuantizedMatrix, first_rows
+
+_EMBEDDING = "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -19,19 +24,19 @@ class LayerWeights:
 
     input_gamma: Tensor  # [hidden]
     input_beta: Tensor  # [hidden]
-    w_qkv: Tensor  # [3 * hidden, hidden], rows laid out [head, (q, k, v), head_dim]
+    w_qkv: Matrix  # [3 * hidden, hidden], rows laid out [head, (q, k, v), head_dim]
     b_qkv: Tensor  # [3 * hidden]
     q_gamma: Tensor | None  # [head_dim], None where the model has no q/k LayerNorm
     q_beta: Tensor | None  # [head_dim]
     k_gamma: Tensor | None  # [head_dim]
     k_beta: Tensor | None  # [head_dim]
-    w_dense: Tensor  # [hidden, hidden]
+    w_dense: Matrix  # [hidden, hidden]
     b_dense: Tensor  # [hidden]
     mlp_gamma: Tensor  # [hidden]
     mlp_beta: Tensor  # [hidden]
-    w_up: Tensor  # [intermediate, hidden]
+    w_up: Matrix  # [intermediate, hidden]
     b_up: Tensor  # [intermediate]
-    w_down_t: Tensor  # [intermediate, hidden]
+    w_down_t: Matrix  # [intermediate, hidden]
     b_down: Tensor  # [hidden]
 
 
@@ -41,22 +46,19 @@ class ModelWeights:
     layers: tuple[LayerWeights, ...]
     final_gamma: Tensor  # [hidden]
     final_beta: Tensor  # [hidden]
-    lm_head: Tensor  # [vocab, hidden]; the embedding itself where the two are tied
+    lm_head: Matrix  # [vocab, hidden]; where the two are tied, the embedding itself or what was packed of it
 
     @property
     def device(self) -> torch.device:
         return self.lm_head.device
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the matrices."""
-        return self.lm_head.dtype
-
     def bytes_per_step(self, vocab_size: int) -> int:
         """What a decode step reads: everything but the embedding, of the lm_head ``vocab_size`` rows."""
-        tensors = [tensor for layer in self.layers for tensor in vars(layer).values() if tensor is not None]
-        tensors += [self.final_gamma, self.final_beta, self.lm_head[:vocab_size]]
-        return sum(int(tensor.nbytes) for tensor in tensors)
+        parts: list[Matrix] = [
+            part for layer in self.layers for part in vars(layer).values() if part is not None
+        ]
+        parts += [self.final_gamma, self.final_beta, first_rows(self.lm_head, vocab_size)]
+        return sum(int(part.nbytes) for part in parts)
 
 
 def load_weights(
@@ -64,14 +66,25 @@ def load_weights(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    weights: str | None = None,
     check_finite: bool = True,
+    huge_pages: bool = False,
     progress: bool = False,
 ) -> ModelWeights:
-    """Move a checkpoint's weights to ``device``, tensor by tensor, the matrices in ``dtype``.
+    """Move a checkpoint's weights to ``device``, tensor by tensor.
 
-    At any time memory holds what has been moved and one tensor more. On a CPU, a matrix that is stored in
-    ``dtype`` already stays memory-mapped. Raises CheckpointError naming a tensor with a NaN or an infinity.
+    At any time memory holds what has been moved and one tensor more. On a CPU, what needs no conversion stays
+    memory-mapped: a matrix that is stored in ``dtype`` already, and all that a native checkpoint holds.
+
+    Args:
+        dtype: of the matrices, or of the embedding where they are packed.
+        weights: ``int8`` or ``int4`` to pack the matrices; None for what the checkpoint has.
+        huge_pages: on a CPU, copy the matrices to where they are read fastest; nothing stays memory-mapped.
+
+    Raises CheckpointError naming a tensor with a NaN or an infinity (which a matrix that is packed here never
+    may have, even unchecked), or where the checkpoint's matrices are packed in another format.
     """
+    weights = weight_format(checkpoint, weights)
     with tqdm(
         total=len(checkpoint.tensors),
         desc="loading",
@@ -80,54 +93,114 @@ def load_weights(
         delay=0.5,
         leave=False,
     ) as bar:
-
-        def take(name: str, dtype: torch.dtype = dtype) -> Tensor:
-            stored = checkpoint.tensors[name]
-            tensor = stored.read().to(device=device, dtype=dtype)
-            if check_finite and not _all_finite(tensor):
-                raise CheckpointError(
-                    f"{stored.source}: tensor {name} has a NaN or an infinity in {dtype_name(dtype)}"
-                )
-            bar.update()
-            return tensor
-
-        def vector(name: str) -> Tensor:
-            return take(name, torch.float32)
-
         config = checkpoint.config
-        embedding = take("model.embed_tokens.weight", _embedding_dtype(checkpoint, dtype))
+        matrices = packed_matrices(config, weights) if weights else {}
+        huge = HugePages() if huge_pages and device.type == "cpu" else None
+        loader = _Loader(checkpoint, dtype, device, matrices, check_finite, huge, bar)
+        embedding = loader.floats(_EMBEDDING, embedding_dtype(checkpoint, dtype, weights))
+        tied = config.tie_word_embeddings and weights is None
         return ModelWeights(
             embedding=embedding,
             layers=tuple(
-                _load_layer(f"model.layers.{index}.", config.qk_layernorm, take, vector)
+                _load_layer(f"model.layers.{index}.", config.qk_layernorm, loader)
                 for index in range(config.num_hidden_layers)
             ),
-            final_gamma=vector("model.final_layernorm.weight"),
-            final_beta=vector("model.final_layernorm.bias"),
-            lm_head=embedding if config.tie_word_embeddings else take("lm_head.weight"),
+            final_gamma=loader.vector("model.final_layernorm.weight"),
+            final_beta=loader.vector("model.final_layernorm.bias"),
+            lm_head=embedding if tied else loader.matrix("lm_head.weight"),
         )
 
 
-def weights_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
+def weights_bytes(checkpoint: Checkpoint, dtype: torch.dtype, weights: str | None = None) -> int:
     """How many bytes ``load_weights`` will hold."""
-    total = 0
+    weights = weight_format(checkpoint, weights)
+    matrices = packed_matrices(checkpoint.config, weights) if weights else {}
+    total = sum(matrix.nbytes for matrix in matrices.values())
     for name, tensor in checkpoint.tensors.items():
         kept = torch.float32 if len(tensor.shape) == 1 else dtype
-        if name == "model.embed_tokens.weight":
-            kept = _embedding_dtype(checkpoint, dtype)
-        total += torch.Size(tensor.shape).numel() * kept.itemsize
+        if name == _EMBEDDING:
+            kept = embedding_dtype(checkpoint, dtype, weights)
+        if name not in matrices:
+            total += torch.Size(tensor.shape).numel() * kept.itemsize
     return total
 
 
-def _embedding_dtype(checkpoint: Checkpoint, dtype: torch.dtype) -> torch.dtype:
+def weight_format(checkpoint: Checkpoint, weights: str | None) -> str | None:
+    """How the matrices will be packed, None for not at all; None is what the checkpoint has.
+
+    Raises CheckpointError where they are packed already, and otherwise.
+    """
+    if checkpoint.weights is not None and weights not in (None, checkpoint.weights):
+        raise CheckpointError(
+            f"{checkpoint.path}: its weights are packed as {checkpoint.weights}; "
+            f"expected weights to be that or to be left out, not {weights!r}"
+        )
+    return weights or checkpoint.weights
+
+
+def embedding_dtype(checkpoint: Checkpoint, dtype: torch.dtype, weights: str | None) -> torch.dtype:
+    """That in which ``load_weights`` keeps the embedding."""
     # Rows are looked up and widened one by one, so a wider table would only cost memory.
     narrower = checkpoint.dtype.itemsize < dtype.itemsize
-    return checkpoint.dtype if narrower and not checkpoint.config.tie_word_embeddings else dtype
+    is_matrix = checkpoint.config.tie_word_embeddings and weights is None
+    return checkpoint.dtype if narrower and not is_matrix else dtype
 
 
-def _load_layer(
-    prefix: str, qk_layernorm: bool, matrix: Callable[[str], Tensor], vector: Callable[[str], Tensor]
-) -> LayerWeights:
+@dataclass(frozen=True)
+class _Loader:
+    """Reads one tensor after another, with the arguments of ``load_weights``."""
+
+    checkpoint: Checkpoint
+    dtype: torch.dtype
+    device: torch.device
+    matrices: Mapping[str, PackedMatrix]
+    check_finite: bool
+    huge: HugePages | None
+    bar: Any
+
+    def floats(self, name: str, dtype: torch.dtype) -> Tensor:
+        tensor = self.checkpoint.tensors[name].read().to(device=self.device, dtype=dtype)
+        self._check(tensor, name)
+        self.bar.update()
+        return tensor
+
+    def vector(self, name: str) -> Tensor:
+        return self.floats(name, torch.float32)
+
+    def matrix(self, name: str) -> Matrix:
+        """[out, in]."""
+        return self._packed(name) if name in self.matrices else self._placed(self.floats(name, self.dtype))
+
+    def transposed(self, name: str) -> Matrix:
+        """[in, out], contiguous."""
+        if name in self.matrices:
+            return self._packed(name)
+        return self._placed(self.floats(name, self.dtype).t()).contiguous()
+
+    def _packed(self, name: str) -> QuantizedMatrix:
+        if name in self.checkpoint.packed:
+            matrix = self.checkpoint.packed[name]().to(self.device)
+            self._check(matrix.scales, f"{name}.scales")
+        else:
+            plan = self.matrices[name]
+            matrix = plan.pack(self.checkpoint.tensors[plan.tensor], self.device)
+        self.bar.update()
+        return replace(matrix, values=self._placed(matrix.values), scales=self._placed(matrix.scales))
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        return tensor if self.huge is None else self.huge.copy(tensor)
+
+    def _check(self, tensor: Tensor, name: str) -> None:
+        if self.check_finite and not _all_finite(tensor):
+            source = self.checkpoint.tensors[name.removesuffix(".scales")].source
+            raise CheckpointError(
+                f"{source}: tensor {name} has a NaN or an infinity in {dtype_name(tensor.dtype)}"
+            )
+
+
+def _load_layer(prefix: str, qk_layernorm: bool, loader: _Loader) -> LayerWeights:
+    vector, matrix = loader.vector, loader.matrix
+
     def qk(name: str) -> Tensor | None:
         return vector(f"{prefix}self_attn.{name}") if qk_layernorm else None
 
@@ -146,7 +219,7 @@ def _load_layer(
         mlp_beta=vector(prefix + "post_attention_layernorm.bias"),
         w_up=matrix(prefix + "mlp.dense_h_to_4h.weight"),
         b_up=vector(prefix + "mlp.dense_h_to_4h.bias"),
-        w_down_t=matrix(prefix + "mlp.dense_4h_to_h.weight").t().contiguous(),
+        w_down_t=loader.transposed(prefix + "mlp.dense_4h_to_h.weight"),
         b_down=vector(prefix + "mlp.dense_4h_to_h.bias"),
     )
 

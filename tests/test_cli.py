@@ -182,7 +182,16 @@ def test_info_describes_and_plans_without_loading() -> None:
     assert report["config"]["hidden_size"] == 256
     assert report["versions"]["torch"] == torch.__version__
     assert "3 × 100 tokens" in report["memory"]["cache"]
-    assert all(value.startswith("reference") for value in report["operators"].values())
+    native = [name for name, what in report["operators"].items() if what.startswith("native (C++, ")]
+    assert native == [
+        "layernorm_qkv",
+        "rotary_append",
+        "decode_attention",
+        "linear_residual",
+        "mlp",
+        "lm_head",
+    ]
+    assert report["placement"]["pages"].startswith(("huge", "small ("))
     unfit = json.loads(run("info", "--json", "--batch-size", "1000000000").stdout)
     assert "free; the weights take" in unfit["memory"]["does not fit"]
 

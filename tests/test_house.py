@@ -19,7 +19,7 @@ ORDER = [
     ["cli"],
     ["commands"],
     ["runtime"],
-    ["scoring", "sequence", "text_stream"],
+    ["scoring", "sequence", "text_stream", "stats"],
     ["placement"],
     ["memory"],
     ["model"],
@@ -27,7 +27,7 @@ ORDER = [
     ["ops"],
     ["kv_cache", "weights"],
     ["checkpoint"],
-    ["tokenizer", "config", "bandwidth", "chat"],
+    ["tokenizer", "config", "quantize", "bandwidth", "chat", "extension", "huge_pages"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 

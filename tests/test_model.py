@@ -252,13 +252,30 @@ def test_every_loader_gives_the_same_model(tmp_path: Path) -> None:
     assert all(torch.equal(logits[0], other) for other in logits[1:])
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_weights_lose_nothing_on_a_cpu(tmp_path: Path, dtype: str) -> None:
-    """Widened block by block at every use, or once at load: the same numbers up to float32's rounding."""
+@pytest.mark.parametrize(("dtype", "tokens"), [("float16", 70), ("float16", 5), ("bfloat16", 16)])
+def test_half_precision_weights_lose_nothing_on_a_cpu(tmp_path: Path, dtype: str, tokens: int) -> None:
+    """Widened at every use, or once at load: the same numbers up to float32's rounding."""
     config = small_config(hidden_size=192, num_attention_heads=2, intermediate_size=3000)
     tensors = random_tensors(config, dtype=getattr(torch, dtype))
     write_huggingface(tmp_path, config, tensors, demo_tokenizer())
     narrow = Runtime.load(tmp_path, dtype=dtype, cache_dtype="float32", progress=False)
+    wide = Runtime.load(tmp_path, dtype="float32", cache_dtype="float32", progress=False)
+    ids = random_ids(tokens)
+    torch.testing.assert_close(logits_of(narrow, ids), logits_of(wide, ids), atol=SAME, rtol=0)
+    assert narrow.memory().weights_bytes < 0.6 * wide.memory().weights_bytes
+
+
+def test_a_long_prompt_in_bfloat16_errs_no_more_than_twice_as_much_as_transformers_does(
+    tmp_path: Path,
+) -> None:
+    """Many tokens are multiplied in bfloat16 where the processor can."""
+    config = small_config(hidden_size=192, num_attention_heads=2, intermediate_size=3000)
+    write_huggingface(tmp_path, config, random_tensors(config, dtype=torch.bfloat16), demo_tokenizer())
+    narrow = Runtime.load(tmp_path, dtype="bfloat16", cache_dtype="float32", progress=False)
+    wide = Runtime.load(tmp_path, dtype="float32", cache_dtype="float32", progress=False)
     ids = random_ids(70)
-    torch.testing.assert_close(logits_of(narrow, ids), logits_of(load_ours(tmp_path), ids), atol=SAME, rtol=0)
-    assert narrow.memory().weights_bytes < 0.6 * load_ours(tmp_path).memory().weights_bytes
+    theirs = PersimmonForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    exact = logits_of(wide, ids)
+    error = (logits_of(narrow, ids) - exact).square().mean().sqrt()
+    their_error = (their_logits(theirs, ids).float() - exact).square().mean().sqrt()
+    assert error <= 2 * their_error

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from adept_fast.config import PersimmonConfig
+from adept_fast.quantize import QuantizedMatrix
 from adept_fast.tokenizer import Tokenizer
 
 # What weights may be stored in and held in, by the names that users write.
@@ -41,7 +42,9 @@ class StoredTensor:
 class Checkpoint:
     """A checkpoint whose structure has been checked; its weights are still on disk.
 
-    ``tensors`` has exactly the names and shapes of ``config.tensor_shapes()``.
+    ``tensors`` has exactly the names and shapes of ``config.tensor_shapes()``. Of a native checkpoint,
+    ``weights`` is the format in which its matrices are packed, and ``packed`` reads them, memory-mapped, by
+    name; in ``tensors`` the same matrices are unpacked to float32 when they are read.
     """
 
     path: Path
@@ -49,6 +52,8 @@ class Checkpoint:
     config: PersimmonConfig
     tensors: Mapping[str, StoredTensor]
     tokenizer: Tokenizer
+    weights: str | None = None
+    packed: Mapping[str, Callable[[], QuantizedMatrix]] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:

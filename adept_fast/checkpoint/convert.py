@@ -1,4 +1,4 @@
-"""From one checkpoint format to the other."""
+"""From one checkpoint format to another."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Literal
 
 import torch
 
-from adept_fast.checkpoint import open_checkpoint
+from adept_fast.checkpoint import CheckpointError, open_checkpoint
 from adept_fast.checkpoint.save import DEFAULT_SHARD_BYTES, Saved, save_adept, save_huggingface
+from adept_fast.checkpoint.save_native import save_native
 
-Format = Literal["huggingface", "adept"]
-FORMATS: tuple[Format, ...] = ("huggingface", "adept")
+Format = Literal["huggingface", "adept", "native"]
+FORMATS: tuple[Format, ...] = ("huggingface", "adept", "native")
 
 
 @dataclass(frozen=True)
@@ -31,26 +32,39 @@ def convert(
     *,
     to: Format | None = None,
     dtype: torch.dtype | None = None,
+    weights: str | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     progress: bool = True,
 ) -> ConversionReport:
     """Write the checkpoint at ``source`` (or ``"demo"``) to ``destination``, in another format or dtype.
 
     Args:
-        to: the format to write (default: the one that the source does not have).
-        dtype, max_shard_bytes, progress: as in ``save_huggingface``; Adept's format has no shards.
+        to: the format to write (default: native where ``weights`` is given, else of the other two the one
+            that the source does not have, and Hugging Face's for a native source).
+        weights: how the native format packs them, ``int8`` or ``int4``.
+        dtype, max_shard_bytes, progress: as in ``save_huggingface``; only that format has shards, and in the
+            native one the dtype is the embedding's.
 
     Raises CheckpointError, ConfigError or TokenizerError where the source cannot be read or the destination
     not be written; the destination then does not exist.
     """
+    if to is not None and to not in FORMATS:
+        raise ValueError(f"the format is {to!r}; expected {' or '.join(map(repr, FORMATS))}")
+    if to == "native" and weights is None:
+        raise CheckpointError("weights is None; expected 'int8' or 'int4' for the native format")
+    if to not in (None, "native") and weights is not None:
+        raise CheckpointError(
+            f"weights is {weights!r} and the format {to}; only the native one packs weights"
+        )
     checkpoint = open_checkpoint(source)
+    if weights is not None:
+        saved = save_native(checkpoint, destination, weights=weights, dtype=dtype, progress=progress)
+        return ConversionReport(checkpoint.path, checkpoint.format, "native", saved)
     chosen: Format = to or ("adept" if checkpoint.format == "huggingface" else "huggingface")
     if chosen == "huggingface":
         saved = save_huggingface(
             checkpoint, destination, dtype=dtype, max_shard_bytes=max_shard_bytes, progress=progress
         )
-    elif chosen == "adept":
-        saved = save_adept(checkpoint, destination, dtype=dtype, progress=progress)
     else:
-        raise ValueError(f"the format is {to!r}; expected {' or '.join(map(repr, FORMATS))}")
+        saved = save_adept(checkpoint, destination, dtype=dtype, progress=progress)
     return ConversionReport(checkpoint.path, checkpoint.format, chosen, saved)

@@ -62,9 +62,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     model = path / "tokenizer.model"
     if not model.is_file():
         raise CheckpointError(f"{path}: tokenizer.model is missing")
-    settings = (
-        _read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
-    )
+    settings = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
     add_bos = settings.get("add_bos_token")
     if not isinstance(add_bos, bool):
         add_bos = _template_starts_with_special_token(path / "tokenizer.json")
@@ -80,7 +78,7 @@ def _template_starts_with_special_token(path: Path) -> bool:
     """Whether the post-processor of a ``tokenizer.json`` puts a special token before a single text."""
     if not path.is_file():
         return False
-    processor = _read_json(path).get("post_processor")
+    processor = read_json(path).get("post_processor")
     if not isinstance(processor, dict):
         return False
     steps = processor.get("processors") if processor.get("type") == "Sequence" else [processor]
@@ -92,13 +90,13 @@ def _stored_tensors(path: Path) -> dict[str, StoredTensor]:
     if (path / INDEX_FILE).is_file():
         return _tensors_of_index(path)
     if (path / SINGLE_FILE).is_file():
-        return _tensors_of_file(path / SINGLE_FILE)
+        return tensors_of_file(path / SINGLE_FILE)
     raise CheckpointError(f"{path}: neither {SINGLE_FILE} nor {INDEX_FILE} is there")
 
 
 def _tensors_of_index(path: Path) -> dict[str, StoredTensor]:
     index = path / INDEX_FILE
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is missing; expected tensor names mapped to file names")
     shards: dict[str, dict[str, StoredTensor]] = {}
@@ -112,7 +110,7 @@ def _tensors_of_index(path: Path) -> dict[str, StoredTensor]:
         if file_name not in shards:
             if not (path / file_name).is_file():
                 raise CheckpointError(f"{index}: names {file_name}, which is not there")
-            shards[file_name] = _tensors_of_file(path / file_name)
+            shards[file_name] = tensors_of_file(path / file_name)
         if name not in shards[file_name]:
             raise CheckpointError(
                 f"{path / file_name}: tensor {name}, which the index puts there, is missing"
@@ -124,7 +122,8 @@ def _tensors_of_index(path: Path) -> dict[str, StoredTensor]:
     return {name: shards[file_name][name] for name, file_name in weight_map.items()}
 
 
-def _tensors_of_file(file: Path) -> dict[str, StoredTensor]:
+def tensors_of_file(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file, by name; CheckpointError where it is not a valid one."""
     # safetensors checks the header here: its length, every offset, overlaps, and the file's size.
     try:
         opened = safe_open(file, framework="pt")
@@ -153,7 +152,8 @@ def _read(opened: Any, file: Path, name: str) -> Tensor:
     return tensor
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; CheckpointError where there is no such thing."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:

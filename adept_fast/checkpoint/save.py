@@ -29,7 +29,7 @@ from adept_fast.config import PersimmonConfig
 from adept_fast.tokenizer import Tokenizer
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
-_ROOM_FOR_SMALL_FILES = 2**20  # configs and headers; the tokenizer is counted by its size
+ROOM_FOR_SMALL_FILES = 2**20  # configs and headers; the tokenizer is counted by its size
 _ITERATION = 1  # Adept's code wants one; a converted checkpoint was never trained here
 
 # The format of adept_fast.chat, as the template that transformers reads.
@@ -90,14 +90,14 @@ def save_huggingface(
     shards = _split_into_shards(checkpoint.tensors.values(), dtype, max_shard_bytes)
     with (
         atomic_directory(destination) as directory,
-        _progress_bar(destination, weights, progress) as bar,
+        progress_bar(destination, weights, progress) as bar,
     ):
         for name, contents in _huggingface_texts(checkpoint, fast_tokenizer, shards, dtype):
-            _write_json(directory / name, contents)
+            write_json(directory / name, contents)
         (directory / "tokenizer.model").write_bytes(checkpoint.tokenizer.model)
         for name, tensors in shards.items():
             write_safetensors(directory / name, tensors, dtype, bar.update)
-        files = _files_in(directory)
+        files = files_in(directory)
     notes = tuple(_different_in_transformers(checkpoint.tokenizer))
     return Saved(destination, files, len(checkpoint.tensors), str(check), notes)
 
@@ -124,7 +124,7 @@ def save_adept(
     }
     with (
         atomic_directory(destination) as directory,
-        _progress_bar(destination, weights, progress) as bar,
+        progress_bar(destination, weights, progress) as bar,
     ):
         (directory / TRACKER_FILE).write_text(str(_ITERATION), encoding="ascii")
         (directory / TOKENIZER_FILE).write_bytes(checkpoint.tokenizer.model)
@@ -132,7 +132,7 @@ def save_adept(
         rank = directory / f"iter_{_ITERATION:07d}" / "mp_rank_00"
         rank.mkdir(parents=True)
         write_torch_file(rank / RANK_FILE, contents, tensors, dtype, bar.update)
-        files = _files_in(directory)
+        files = files_in(directory)
     notes = tuple(_lost_in_adepts_format(checkpoint.tokenizer))
     return Saved(
         destination, files, len(checkpoint.tensors), "sentencepiece's own model, byte for byte", notes
@@ -148,11 +148,12 @@ def _check_request(
     require_free(destination)
     weights = sum(size_of(tensor, dtype) for tensor in tensors)
     # Either format spells the vocabulary out beside the model, in up to some four times its size.
-    require_space(destination, weights + 5 * len(tokenizer.model) + _ROOM_FOR_SMALL_FILES)
+    require_space(destination, weights + 5 * len(tokenizer.model) + ROOM_FOR_SMALL_FILES)
     return weights
 
 
-def _progress_bar(destination: Path, weights: int, shown: bool) -> Any:
+def progress_bar(destination: Path, weights: int, shown: bool) -> Any:
+    """A bar over so many bytes."""
     return tqdm(
         total=weights,
         desc=f"writing {destination.name}",
@@ -198,14 +199,15 @@ def _huggingface_texts(
     yield "config.json", checkpoint.config.to_dict() | ids | {"dtype": stored, "torch_dtype": stored}
     yield "generation_config.json", {"_from_model_config": True} | ids
     yield "tokenizer.json", fast_tokenizer
-    yield "tokenizer_config.json", _tokenizer_config(checkpoint)
+    yield "tokenizer_config.json", tokenizer_config(checkpoint)
     if len(shards) > 1:
         total = sum(size_of(tensor, dtype) for tensors in shards.values() for tensor in tensors)
         weight_map = {tensor.name: name for name, tensors in shards.items() for tensor in tensors}
         yield INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map}
 
 
-def _tokenizer_config(checkpoint: Checkpoint) -> dict[str, Any]:
+def tokenizer_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The contents of a ``tokenizer_config.json``."""
     tokenizer = checkpoint.tokenizer
     unknown = next(at for at in range(tokenizer.vocab_size) if tokenizer.is_unknown(at))
     tokens = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "unk_token": unknown}
@@ -305,12 +307,14 @@ def _different_in_transformers(tokenizer: Tokenizer) -> Iterator[str]:
         )
 
 
-def _write_json(path: Path, contents: dict[str, Any]) -> None:
+def write_json(path: Path, contents: dict[str, Any]) -> None:
+    """Write one JSON file."""
     # The vocabulary is long: indented, each of its entries would take four lines.
     indent = None if path.name == "tokenizer.json" else 2
     path.write_text(json.dumps(contents, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
 
 
-def _files_in(directory: Path) -> dict[str, int]:
+def files_in(directory: Path) -> dict[str, int]:
+    """The names of all files below ``directory``, and their sizes."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     return {str(path.relative_to(directory)): path.stat().st_size for path in files}

@@ -9,7 +9,7 @@ import pickle
 import sys
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,13 @@ from torch import Tensor
 
 from adept_fast.checkpoint.base import CheckpointError, StoredTensor, dtype_name
 
-_SAFETENSORS_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_SAFETENSORS_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
 _STORAGE_TYPES = {
     torch.float32: torch.FloatStorage,
     torch.float16: torch.HalfStorage,
@@ -41,26 +47,41 @@ def write_safetensors(
     path: Path, tensors: Sequence[StoredTensor], dtype: torch.dtype | None, progress: Progress
 ) -> None:
     """Write one safetensors file; ``progress`` is told the bytes of each tensor that is done."""
-    _require_little_endian(path)
+    require_little_endian(path)
     # Wider elements first, so that every tensor is aligned to its own.
     ordered = sorted(tensors, key=lambda tensor: -(dtype or tensor.dtype).itemsize)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries = [(tensor.name, dtype or tensor.dtype, tensor.shape) for tensor in ordered]
+    header, _ = safetensors_header(entries, {"format": "pt"})
+    with path.open("xb") as file:
+        file.write(header)
+        for tensor in ordered:
+            file.write(bytes_of(read_as(tensor, dtype)))
+            progress(size_of(tensor, dtype))
+
+
+def safetensors_header(
+    entries: Iterable[tuple[str, torch.dtype, tuple[int, ...]]], metadata: dict[str, str]
+) -> tuple[bytes, dict[str, int]]:
+    """What a safetensors file of these tensors begins with, and where in the file each of them begins.
+
+    The first one's place is a multiple of 64, and between them there are no gaps.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata}
+    places: dict[str, int] = {}
     position = 0
-    for tensor in ordered:
-        end = position + size_of(tensor, dtype)
-        header[tensor.name] = {
-            "dtype": _SAFETENSORS_NAMES[dtype or tensor.dtype],
-            "shape": list(tensor.shape),
+    for name, dtype, shape in entries:
+        end = position + math.prod(shape) * dtype.itemsize
+        header[name] = {
+            "dtype": _SAFETENSORS_NAMES[dtype],
+            "shape": list(shape),
             "data_offsets": [position, end],
         }
+        places[name] = position
         position = end
     encoded = json.dumps(header, separators=(",", ":")).encode("utf-8")
-    encoded += b" " * (-len(encoded) % 8)
-    with path.open("xb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for tensor in ordered:
-            file.write(_bytes_of(read_as(tensor, dtype)))
-            progress(size_of(tensor, dtype))
+    encoded += b" " * (-(8 + len(encoded)) % _ALIGNMENT)
+    start = 8 + len(encoded)
+    return len(encoded).to_bytes(8, "little") + encoded, {name: start + at for name, at in places.items()}
 
 
 def write_torch_file(
@@ -71,7 +92,7 @@ def write_torch_file(
     progress: Progress,
 ) -> None:
     """Write what ``torch.save`` would write of ``contents`` if each TensorReference in it were its tensor."""
-    _require_little_endian(path)
+    require_little_endian(path)
     buffer = io.BytesIO()
     pickler = _Pickler(buffer, tensors, dtype)
     pickler.dump(contents)
@@ -83,7 +104,7 @@ def write_torch_file(
             header = file.tell() + _LOCAL_HEADER + len(entry.filename) + _ZIP64_EXTRA
             entry.extra = _padding(-header % _ALIGNMENT)
             with archive.open(entry, "w", force_zip64=True) as stored:
-                stored.write(_bytes_of(read_as(tensors[name], dtype)))
+                stored.write(bytes_of(read_as(tensors[name], dtype)))
             progress(size_of(tensors[name], dtype))
         archive.writestr(f"{_ARCHIVE}/version", "3\n")
 
@@ -144,7 +165,8 @@ class _Pickler(pickle.Pickler):
         return torch._utils._rebuild_tensor_v2, (storage, 0, tensor.shape, strides, False, hooks)
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, without a copy."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
@@ -156,6 +178,7 @@ def _padding(length: int) -> bytes:
     return b"FB" + (length - 4).to_bytes(2, "little") + b"Z" * (length - 4)
 
 
-def _require_little_endian(path: Path) -> None:
+def require_little_endian(path: Path) -> None:
+    """Raises CheckpointError where this machine's numbers are not those of the formats."""
     if sys.byteorder != "little":
         raise CheckpointError(f"{path}: can only be written on a little-endian machine")

@@ -1,4 +1,4 @@
-"""``adept-fast convert``: between Hugging Face directories and Adept's release."""
+"""``adept-fast convert``: between Hugging Face directories, Adept's release and packed weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from adept_fast.checkpoint import WEIGHT_DTYPES
 from adept_fast.checkpoint.convert import FORMATS, ConversionReport, Format
 from adept_fast.checkpoint.convert import convert as convert_checkpoint
 from adept_fast.commands.errors import OneLineErrors
+from adept_fast.quantize import WEIGHT_FORMATS
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMG]I?B)?", re.IGNORECASE)
@@ -27,7 +28,16 @@ def _parse_size(_context: click.Context, _parameter: click.Parameter, text: str)
 @click.command(cls=OneLineErrors)
 @click.argument("source")
 @click.argument("destination", type=click.Path())
-@click.option("--to", type=click.Choice(FORMATS), help="The format to write. [default: the other one]")
+@click.option(
+    "--to",
+    type=click.Choice(FORMATS),
+    help="The format to write. [default: native with --weights, else the other one]",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(WEIGHT_FORMATS),
+    help="Pack the weights in 8 or 4 bits, for the native format.",
+)
 @click.option(
     "--dtype", type=click.Choice(list(WEIGHT_DTYPES)), help="Convert the weights. [default: as stored]"
 )
@@ -41,7 +51,13 @@ def _parse_size(_context: click.Context, _parameter: click.Parameter, text: str)
 )
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def convert(
-    source: str, destination: str, to: Format | None, dtype: str | None, shard_size: int, quiet: bool
+    source: str,
+    destination: str,
+    to: Format | None,
+    weights: str | None,
+    dtype: str | None,
+    shard_size: int,
+    quiet: bool,
 ) -> None:
     """Write the checkpoint SOURCE ("demo", a Hugging Face directory, Adept's release) to DESTINATION.
 
@@ -52,6 +68,7 @@ def convert(
         destination,
         to=to,
         dtype=WEIGHT_DTYPES[dtype] if dtype else None,
+        weights=weights,
         max_shard_bytes=shard_size,
         progress=not quiet,
     )

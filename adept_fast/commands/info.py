@@ -27,13 +27,16 @@ from adept_fast.weights import weights_bytes
 def info(**options: Any) -> None:
     """Describe a checkpoint and plan its memory, without reading its weights."""
     checkpoint = open_checkpoint(options["checkpoint"])
-    placement = choose_placement(checkpoint, options["device"], options["dtype"], options["cache_dtype"])
+    placement = choose_placement(
+        checkpoint, options["device"], options["dtype"], options["cache_dtype"], options["weights"]
+    )
     report = {
         "checkpoint": _describe_checkpoint(checkpoint),
         "config": dataclasses.asdict(checkpoint.config),
         "placement": {
             "device": _device_name(placement.device),
-            "weights": f"{dtype_name(placement.dtype)} ({placement.reason})",
+            "weights": placement.weights_in_words,
+            "pages": placement.pages_in_words,
             "cache": dtype_name(placement.cache_dtype),
         },
         "memory": _describe_memory(checkpoint, placement, options),
@@ -53,6 +56,7 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "path": str(checkpoint.path),
         "format": checkpoint.format,
         "stored dtype": dtype_name(checkpoint.dtype),
+        **({"packed weights": checkpoint.weights} if checkpoint.weights else {}),
         "parameters": config.num_parameters,
         "pieces in the tokenizer": tokenizer.vocab_size,
         "unused vocabulary rows": config.vocab_size - tokenizer.vocab_size,
@@ -66,7 +70,7 @@ def _describe_memory(checkpoint: Checkpoint, placement: Placement, options: dict
     try:
         plan = plan_memory(
             checkpoint.config,
-            weights_bytes=weights_bytes(checkpoint, placement.dtype),
+            weights_bytes=weights_bytes(checkpoint, placement.dtype, placement.weights),
             device=placement.device,
             cache_dtype=placement.cache_dtype,
             max_seq_len=options["max_seq_len"],

@@ -13,7 +13,7 @@ from adept_fast.sampling import SamplingParams
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-_PLACEMENT = ("device", "dtype", "cache_dtype", "max_seq_len", "check_weights")
+_PLACEMENT = ("device", "dtype", "weights", "cache_dtype", "max_seq_len", "check_weights")
 
 
 def checkpoint_option(command: Command) -> Command:
@@ -23,7 +23,7 @@ def checkpoint_option(command: Command) -> Command:
         default="demo",
         show_default=True,
         show_envvar=True,
-        help="A Hugging Face directory, Adept's release (directory or .tar), or demo.",
+        help="A Hugging Face directory, Adept's release (directory or .tar), a native checkpoint, or demo.",
     )(command)
 
 
@@ -34,6 +34,10 @@ def placement_options(command: Command) -> Command:
             click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
             click.option(
                 "--dtype", default="auto", show_default=True, help="auto, float32, float16 or bfloat16."
+            ),
+            click.option(
+                "--weights",
+                help="Pack the matrices in int8 or int4.  [default: no, or as a native checkpoint has them]",
             ),
             click.option(
                 "--cache-dtype", default="float16", show_default=True, help="Of the keys and values."

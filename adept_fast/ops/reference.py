@@ -1,21 +1,27 @@
 """Every operator in plain PyTorch: the definition that kernels are tested against.
 
 Activations between operators are float32: ``x`` is [tokens, hidden]. Matrices come in float32, float16 or
-bfloat16, vectors in float32. On a CPU every product is computed in float32; on a GPU in the matrix's dtype,
-with float32 accumulation. LayerNorm, rotary, softmax, residual sums and relu² units are float32 everywhere.
+bfloat16, or packed in 8 or 4 bits; vectors in float32. On a CPU, and with packed matrices, every product is
+computed in float32; else on a GPU in the matrix's dtype, with float32 accumulation. LayerNorm, rotary,
+softmax, residual sums and relu² units are float32 everywhere.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Half-precision matrices are widened in blocks of this many elements, so that a block stays in the cache.
+from adept_fast.quantize import Matrix, QuantizedMatrix
+
+# Matrices that are narrower than their products are widened in blocks of this many elements, so that a block
+# stays in the cache.
 _WIDEN_ELEMENTS = 1 << 18
 
 
-def layernorm_qkv(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Tensor, b: Tensor) -> Tensor:
+def layernorm_qkv(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Matrix, b: Tensor) -> Tensor:
     """LayerNorm, then the QKV projection: → [tokens, 3 * hidden], laid out [head, (q, k, v), head_dim]."""
     return _project(_layernorm(x, gamma, beta, eps), w) + b
 
@@ -86,7 +92,7 @@ def decode_attention(
         q: float32 [tokens, heads, head_dim], token i belonging to slot ``slots[i]``.
         cache_layer: [2, slots, heads, max_seq_len, head_dim].
         lengths: int64 [tokens], how many positions of the slot count; past them nothing reaches the result,
-            whatever stands there.
+            whatever stands there; 0 gives 0.
         longest: an upper bound of ``lengths`` that the host knows.
 
     Returns [tokens, hidden].
@@ -98,11 +104,12 @@ def decode_attention(
     # Scaled before the product, which float16 might otherwise not hold.
     scores = torch.matmul(k, (q * scale)[..., None].to(k.dtype))[..., 0].float()  # [tokens, heads, longest]
     weights = scores.masked_fill(~visible[:, None], float("-inf")).softmax(-1)
+    weights = weights.masked_fill((lengths == 0)[:, None, None], 0)  # where nothing counts, softmax gives NaN
     v = v.masked_fill(~visible[:, None, :, None], 0)  # 0 × NaN is NaN: what does not count must be finite
     return torch.matmul(weights[:, :, None].to(v.dtype), v).flatten(1).float()
 
 
-def linear_residual(x: Tensor, w: Tensor, b: Tensor, residual: Tensor) -> Tensor:
+def linear_residual(x: Tensor, w: Matrix, b: Tensor, residual: Tensor) -> Tensor:
     """x · wᵀ + b + residual: → [tokens, hidden]."""
     return _project(x, w) + b + residual
 
@@ -112,21 +119,26 @@ def mlp(
     gamma: Tensor,
     beta: Tensor,
     eps: float,
-    w_up: Tensor,
+    w_up: Matrix,
     b_up: Tensor,
-    w_down_t: Tensor,
+    w_down_t: Matrix,
     b_down: Tensor,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """x + down(relu²(up(LayerNorm(x)))): → [tokens, hidden].
 
     ``w_down_t`` is [intermediate, hidden]. The units stay float32: in float16, relu² overflows where a
-    pre-activation passes 256.
+    pre-activation passes 256. ``counts``, int64 [2], grows by the units that are not 0 for some token, whose
+    rows of ``w_down_t`` are needed, and by all units.
     """
     units = F.relu(_project(_layernorm(x, gamma, beta, eps), w_up) + b_up).square()  # [tokens, intermediate]
+    if counts is not None:
+        needed = (units != 0).any(0).sum()
+        counts += torch.stack((needed, torch.full_like(needed, units.shape[1])))
     return x + _project_transposed(units, w_down_t) + b_down
 
 
-def lm_head(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Tensor) -> Tensor:
+def lm_head(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Matrix) -> Tensor:
     """The final LayerNorm, then logits: → float32 [tokens, rows of w]."""
     return _project(_layernorm(x, gamma, beta, eps), w)
 
@@ -143,9 +155,9 @@ def rotary_table(
     return angles.cos(), angles.sin()
 
 
-def compute_dtype(matrix: Tensor) -> torch.dtype:
+def compute_dtype(matrix: Matrix) -> torch.dtype:
     """The dtype in which products with ``matrix`` are computed."""
-    return matrix.dtype if matrix.is_cuda else torch.float32
+    return matrix.dtype if isinstance(matrix, Tensor) and matrix.is_cuda else torch.float32
 
 
 def _attention_dtype(cache: Tensor) -> torch.dtype:
@@ -163,26 +175,36 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 
 
-def _project(x: Tensor, w: Tensor) -> Tensor:
+def _project(x: Tensor, w: Matrix) -> Tensor:
     """x · wᵀ in float32 [tokens, out], for w of [out, in]."""
     dtype = compute_dtype(w)
-    if w.dtype == dtype:
+    if isinstance(w, Tensor) and w.dtype == dtype:
         return F.linear(x.to(dtype), w).float()
-    rows = max(1, _WIDEN_ELEMENTS // w.shape[1])
-    return torch.cat([F.linear(x, block.to(dtype)) for block in w.split(rows)], dim=-1)
+    return torch.cat([F.linear(x, block) for block in _widened(w)], dim=-1)
 
 
-def _project_transposed(x: Tensor, w_t: Tensor) -> Tensor:
+def _project_transposed(x: Tensor, w_t: Matrix) -> Tensor:
     """x · w_t in float32 [tokens, out], for w_t of [in, out] and an x too large for float16."""
     dtype = compute_dtype(w_t)
-    if w_t.dtype == dtype == torch.float32:
+    if isinstance(w_t, Tensor) and w_t.dtype == dtype == torch.float32:
         return x @ w_t
-    if w_t.dtype == dtype:
+    if isinstance(w_t, Tensor) and w_t.dtype == dtype:
         # A power of two for each token keeps its largest unit near 1, and changes no bit of the result.
         exponents = torch.frexp(x.amax(-1, keepdim=True)).exponent
         return torch.ldexp((torch.ldexp(x, -exponents).to(dtype) @ w_t).float(), exponents)
     out = x.new_zeros(x.shape[0], w_t.shape[1])
-    rows = max(1, _WIDEN_ELEMENTS // w_t.shape[1])
-    for units, block in zip(x.split(rows, dim=1), w_t.split(rows), strict=True):
-        out.addmm_(units, block.to(dtype))
+    start = 0
+    for block in _widened(w_t):
+        out.addmm_(x[:, start : start + len(block)], block)
+        start += len(block)
     return out
+
+
+def _widened(matrix: Matrix) -> Iterator[Tensor]:
+    """The matrix in float32, in blocks of rows."""
+    rows = max(1, _WIDEN_ELEMENTS // matrix.shape[1])
+    for start in range(0, matrix.shape[0], rows):
+        if isinstance(matrix, QuantizedMatrix):
+            yield matrix.dequantize(start, start + rows)
+        else:
+            yield matrix[start : start + rows].float()

@@ -1,0 +1,63 @@
+"""Memory in huge pages: what is streamed every step is read faster where fewer pages have to be found.
+
+A step goes over all weights, which is more 4 kB pages than a processor remembers the places of, and in a
+virtual machine looking one up costs up to two dozen reads. With pages of 2 MB the same loop read 1.3 to 1.5
+times as fast (see benchmarks/results). Files that are memory-mapped have small pages; so weights are copied
+where memory allows.
+"""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+HUGE_PAGE_BYTES = 2 * 1024 * 1024
+_CHUNK_BYTES = 64 * HUGE_PAGE_BYTES
+_ALIGNMENT_BYTES = 64  # a cache line
+_SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def unavailable() -> str | None:
+    """Why the system gives no huge pages to those who ask; None where it does."""
+    if not hasattr(mmap, "MADV_HUGEPAGE") or not _SETTING.is_file():
+        return "the system has none"
+    return f"{_SETTING} is never" if "[never]" in _SETTING.read_text() else None
+
+
+class HugePages:
+    """Tensors in huge pages, where the system has them, carved one after the other from large pieces.
+
+    Memory goes back to the system when the last tensor of a piece is gone.
+    """
+
+    def __init__(self) -> None:
+        self._chunk = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def empty(self, shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A contiguous tensor on the CPU, not initialised, that starts on a cache line."""
+        size = torch.Size(shape).numel() * dtype.itemsize
+        if self._used + size > len(self._chunk):
+            self._chunk, self._used = _allocate(max(size, _CHUNK_BYTES)), 0
+        tensor = self._chunk[self._used : self._used + size].view(dtype).view(shape)
+        self._used += -(-size // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+        return tensor
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """A contiguous copy."""
+        return self.empty(tensor.shape, tensor.dtype).copy_(tensor)
+
+
+def _allocate(size: int) -> Tensor:
+    """uint8 [at least size], from the start of a huge page on."""
+    whole = -(-size // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+    if unavailable():
+        return torch.empty(whole, dtype=torch.uint8)
+    mapping = mmap.mmap(-1, whole + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    mapping.madvise(mmap.MADV_HUGEPAGE)
+    memory = torch.frombuffer(mapping, dtype=torch.uint8)
+    start = -memory.data_ptr() % HUGE_PAGE_BYTES
+    return memory[start : start + whole]

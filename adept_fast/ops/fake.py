@@ -1,0 +1,106 @@
+"""What the operators in C++ return, in shapes and dtypes alone: for torch.compile, export, meta tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _copy(source: Tensor) -> Tensor:
+    return torch.empty_like(source)
+
+
+def _read(source: Tensor) -> Tensor:
+    return source.new_empty(1, dtype=torch.int32)
+
+
+def _layernorm_qkv(
+    x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Tensor, scales: Tensor | None, b: Tensor
+) -> Tensor:
+    return x.new_empty(x.shape[0], b.shape[0])
+
+
+def _rotary_append(
+    qkv: Tensor,
+    q_gamma: Tensor | None,
+    q_beta: Tensor | None,
+    k_gamma: Tensor | None,
+    k_beta: Tensor | None,
+    eps: float,
+    cos: Tensor,
+    sin: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    cache_layer: Tensor,
+) -> Tensor:
+    return qkv.new_empty(qkv.shape[0], cache_layer.shape[2], cache_layer.shape[4])
+
+
+def _decode_attention(q: Tensor, cache_layer: Tensor, slots: Tensor, lengths: Tensor, scale: float) -> Tensor:
+    return q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
+
+
+def _linear_residual(x: Tensor, w: Tensor, scales: Tensor | None, b: Tensor, residual: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], b.shape[0])
+
+
+def _mlp(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float,
+    w_up: Tensor,
+    up_scales: Tensor | None,
+    b_up: Tensor,
+    w_down_t: Tensor,
+    down_scales: Tensor | None,
+    b_down: Tensor,
+    counts: Tensor | None,
+) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _lm_head(
+    x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Tensor, scales: Tensor | None, rows: int
+) -> Tensor:
+    return x.new_empty(x.shape[0], rows, dtype=torch.float32)
+
+
+def _dequantize_units(values: Tensor, scales: Tensor, out: Tensor) -> None:
+    return None
+
+
+def _decode_step(
+    ids: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    embedding: Tensor,
+    layers: list[Tensor],
+    cos: Tensor,
+    sin: Tensor,
+    cache: Tensor,
+    final_gamma: Tensor,
+    final_beta: Tensor,
+    w: Tensor,
+    scales: Tensor | None,
+    rows: int,
+    eps: float,
+    scale: float,
+    counts: Tensor | None,
+) -> Tensor:
+    return final_gamma.new_empty(ids.shape[0], rows)
+
+
+for _operator in (
+    _copy,
+    _read,
+    _layernorm_qkv,
+    _rotary_append,
+    _decode_attention,
+    _linear_residual,
+    _mlp,
+    _lm_head,
+    _dequantize_units,
+    _decode_step,
+):
+    torch.library.register_fake(f"adept_fast::{_operator.__name__.removeprefix('_')}", _operator)

@@ -1,0 +1,122 @@
+// mlp: out = x + down(relu²(up(LayerNorm(x)))), reading only the rows of the down-projection whose unit is not 0.
+//
+// Layout: up is [intermediate, hidden]; down is transposed, [intermediate, hidden], so that a unit is a row.
+// Floor: up's bytes, and the rows of down that any token needs; relu² leaves half of random units at exactly 0, and
+// most of a trained model's. Walking the list of all rows costs no more than a loop without a list (units.h), so
+// there is no second loop for dense units.
+#include "kernels_of.h"
+#include "units.h"
+#include "units_int4.h"
+
+namespace adept::ADEPT_ISA {
+
+
+
+namespace {
+
+class Down {
+ public:
+  Down(const Threads& threads, const Mlp& mlp, const ActiveUnits& active)
+      : threads_(threads), mlp_(mlp), active_(active), w_(mlp.down) {}
+
+  template <class Weight>
+  void floats() const {
+    const UnitTasks tasks(active_.count(), w_.cols);
+    Buffer<float> parts(tasks.parts() * part_size(w_.cols));
+    tasks.run(threads_, [&](const UnitTasks::Task& task) {
+      float* sums = parts + task.part * part_size(w_.cols);
+      for (int64_t token = 0; token < mlp_.tokens; ++token)
+        std::fill(sums + token * w_.cols + task.first_column, sums + token * w_.cols + task.last_column, 0.0f);
+      add_float_units(static_cast<const Weight*>(w_.values), w_.cols, active_, task, sums, w_.cols);
+    });
+    add_parts(parts, tasks.parts(), w_.cols);
+  }
+
+  void int8() const {
+    const int64_t stride = round_up(w_.cols, kUnitsPadding);
+    const FixedUnits units(active_);
+    const UnitTasks tasks(active_.padded(), stride);
+    Buffer<int32_t> parts(tasks.parts() * 2 * part_size(stride));  // [parts, tokens, high and low, stride]
+    tasks.run(threads_, [&](const UnitTasks::Task& task) {
+      int32_t* sums = parts + task.part * 2 * part_size(stride);
+      for (int64_t row = 0; row < 2 * mlp_.tokens; ++row)
+        std::fill(sums + row * stride + task.first_column, sums + row * stride + task.last_column, 0);
+      add_int8_units(static_cast<const int8_t*>(w_.values), stride, active_, units, task, sums);
+    });
+    const auto* scales = static_cast<const float*>(w_.scales);
+    each_output([&](int64_t token, int64_t c, int lanes) {
+      I32x16 high = zero_i32(), low = zero_i32();
+      for (int64_t part = 0; part < tasks.parts(); ++part) {
+        const int32_t* sums = parts + (part * mlp_.tokens + token) * 2 * stride + c;
+        high = add(high, load(sums));
+        low = add(low, load(sums + stride));
+      }
+      const F32x16 total = fma(to_float(high), broadcast(256.0f), to_float(low));
+      return mul(total, mul(load_first(scales + c, lanes), broadcast(units.scale(token))));
+    });
+  }
+
+  void int4() const {
+    const int64_t stride = round_up(w_.cols, kUnitsPadding);
+    const UnitTasks tasks(active_.padded(), stride);
+    Buffer<float> parts(tasks.parts() * part_size(stride));
+    tasks.run(threads_, [&](const UnitTasks::Task& task) {
+      const ScaledUnits units(static_cast<const Half*>(w_.scales), stride / kGroup, active_, task);
+      int4_units(static_cast<const uint8_t*>(w_.values), stride / 2, active_, units, task,
+                 parts + task.part * part_size(stride), stride);
+    });
+    add_parts(parts, tasks.parts(), stride);
+  }
+
+ private:
+  int64_t part_size(int64_t stride) const { return mlp_.tokens * stride; }
+
+  void add_parts(const float* parts, int64_t count, int64_t stride) const {
+    each_output([&](int64_t token, int64_t c, int lanes) {
+      F32x16 total = broadcast(0.0f);
+      for (int64_t part = 0; part < count; ++part)
+        total = add(total, load_first(parts + (part * mlp_.tokens + token) * stride + c, lanes));
+      return total;
+    });
+  }
+
+  // out = x + bias + sum(token, column, lanes)
+  template <class Sum>
+  void each_output(const Sum& sum) const {
+    parallel(threads_, mlp_.tokens, [&](int64_t token) {
+      for_columns(w_.cols, [&](int64_t c, int lanes) {
+        const int64_t at = token * w_.cols + c;
+        const F32x16 base = add(load_first(mlp_.x + at, lanes), load_first(mlp_.down_bias + c, lanes));
+        store_first(mlp_.out + at, add(base, sum(token, c, lanes)), lanes);
+      });
+    });
+  }
+
+  const Threads& threads_;
+  const Mlp& mlp_;
+  const ActiveUnits& active_;
+  const Matrix& w_;
+};
+
+}  // namespace
+
+void mlp(const Threads& threads, const Mlp& mlp) {
+  const int64_t intermediate = mlp.up.rows;
+  Buffer<float> units(mlp.tokens * intermediate);
+  linear(threads, Linear{mlp.x, mlp.tokens, mlp.norm, mlp.up, mlp.up_bias, nullptr, true, units});
+  const ActiveUnits active(units, mlp.tokens, intermediate);
+  if (mlp.counts) {
+    mlp.counts[0] += active.count();
+    mlp.counts[1] += intermediate;
+  }
+  const Down down(threads, mlp, active);
+  switch (mlp.down.format) {
+    case Format::kFloat32: return down.floats<float>();
+    case Format::kFloat16: return down.floats<Half>();
+    case Format::kBFloat16: return down.floats<BFloat16>();
+    case Format::kInt8: return down.int8();
+    case Format::kInt4: return down.int4();
+  }
+}
+
+}  // namespace adept::ADEPT_ISA

@@ -1,0 +1,72 @@
+// The vector types that the kernels are written in: 16 floats, 16 integers, 64 bytes, whatever the machine.
+//
+// AVX-512 holds one in a register, AVX2 in two, and the portable version in an array. What each operation does
+// is stated in simd_portable.h; the other two files say the same in intrinsics. Every file of kernels is compiled
+// once per instruction set with ADEPT_ISA naming the namespace it lands in.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#ifndef ADEPT_ISA
+#error "compile with -DADEPT_ISA=portable, avx2, avx512 or avx512_vnni"
+#endif
+
+namespace adept {
+
+struct Half {
+  uint16_t bits;
+};
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+constexpr int kLanes = 16;
+constexpr int kCacheLine = 64;
+
+}  // namespace adept
+
+#if defined(__AVX512F__)
+#include "simd_avx512.h"
+#elif defined(__AVX2__)
+#include "simd_avx2.h"
+#else
+#include "simd_portable.h"
+#endif
+
+namespace adept::ADEPT_ISA {
+
+// To the second-level cache.
+template <class T>
+inline void prefetch(const T* address) {
+  __builtin_prefetch(address, 0, 2);
+}
+
+// For a stream that has come to `address`: the hardware's own prefetching stops at the ends of pages, and starts late.
+template <class T>
+inline void prefetch_stream(const T* address) {
+  const char* at = reinterpret_cast<const char*>(address);
+  __builtin_prefetch(at + 256, 0, 3);
+  __builtin_prefetch(at + 1024, 0, 2);
+}
+
+// e^x for x <= 0, within 2 units in the last place; 0 below -87.
+// Cody and Waite's reduction to [-ln 2 / 2, ln 2 / 2], then the minimax polynomial of Cephes' expf.
+inline F32x16 exp_nonpositive(F32x16 x) {
+  const F32x16 clamped = max(x, broadcast(-87.0f));
+  const F32x16 n = round(mul(clamped, broadcast(1.44269504088896341f)));
+  F32x16 r = fma(n, broadcast(-0.693359375f), clamped);
+  r = fma(n, broadcast(2.12194440e-4f), r);
+  F32x16 p = broadcast(1.9875691500e-4f);
+  p = fma(p, r, broadcast(1.3981999507e-3f));
+  p = fma(p, r, broadcast(8.3334519073e-3f));
+  p = fma(p, r, broadcast(4.1665795894e-2f));
+  p = fma(p, r, broadcast(1.6666665459e-1f));
+  p = fma(p, r, broadcast(5.0000001201e-1f));
+  p = fma(p, mul(r, r), add(r, broadcast(1.0f)));
+  return zero_where_less(x, broadcast(-87.0f), scale_by_power_of_two(p, n));
+}
+
+}  // namespace adept::ADEPT_ISA

@@ -1,0 +1,52 @@
+// Tasks shared out among threads: each takes the next one when it is free, so that a core which the system
+// slows down holds nobody up. What a task computes never depends on who runs it.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+
+#include "kernels.h"
+
+namespace adept::ADEPT_ISA {
+
+template <class Task>
+void parallel(const Threads& threads, int64_t tasks, const Task& task) {
+  const int64_t workers = std::min(threads.count, tasks);
+  if (workers <= 1) {
+    for (int64_t i = 0; i < tasks; ++i) task(i);
+    return;
+  }
+  struct Shared {
+    const Task& task;
+    int64_t tasks;
+    std::atomic<int64_t> next;
+  } shared{task, tasks, {0}};
+  threads.run(
+      workers,
+      [](void* context) {
+        auto& work = *static_cast<Shared*>(context);
+        for (int64_t i; (i = work.next.fetch_add(1, std::memory_order_relaxed)) < work.tasks;) work.task(i);
+      },
+      &shared);
+}
+
+// [0, count) cut into pieces of a multiple of `step`: calls piece(begin, end) for each. The first pieces are the
+// largest, since long streams are read fastest; the last are one step, so that all threads end together.
+template <class Piece>
+void parallel_pieces(const Threads& threads, int64_t count, int64_t step, const Piece& piece) {
+  const int64_t steps = (count + step - 1) / step;
+  const int64_t workers = std::min(threads.count, steps);
+  std::atomic<int64_t> taken{0};
+  parallel(threads, workers, [&](int64_t) {
+    for (;;) {
+      int64_t begin = taken.load(std::memory_order_relaxed), size;
+      do {
+        if (begin >= steps) return;
+        size = std::max<int64_t>(1, (steps - begin) / (2 * workers));
+      } while (!taken.compare_exchange_weak(begin, begin + size, std::memory_order_relaxed));
+      piece(begin * step, std::min(count, (begin + size) * step));
+    }
+  });
+}
+
+}  // namespace adept::ADEPT_ISA

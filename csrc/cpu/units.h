@@ -1,0 +1,206 @@
+// The loops of the down-projection: y += sum of unit * row over the rows of the transposed weight, walking a list
+// of the rows whose unit is not 0.
+//
+// A task takes a part of the list and a strip of columns, and adds eight rows at a time to sums that stay in the
+// first-level cache; the next eight rows are prefetched column by column, since the hardware cannot guess them.
+// The parts depend on the list alone, so the result does not depend on the number of threads.
+#pragma once
+
+#include "activations.h"
+#include "products.h"
+
+namespace adept::ADEPT_ISA {
+
+constexpr int64_t kParts = 16;
+constexpr int64_t kStripColumns = 2048;  // a multiple of kUnitsPadding
+constexpr int kUnitsAtOnce = 8;
+constexpr int64_t kListPadding = 16;
+
+// The units that any token needs, in order; padded to a multiple of 16 by repeating the last.
+class ActiveUnits {
+ public:
+  // units: [tokens, intermediate]
+  ActiveUnits(const float* units, int64_t tokens, int64_t intermediate)
+      : tokens_(tokens), intermediate_(intermediate), units_(units), rows_(round_up(intermediate, kListPadding)) {
+    for_columns(intermediate, [&](int64_t unit, int lanes) {
+      uint32_t wanted = 0;
+      for (int64_t t = 0; t < tokens; ++t) wanted |= nonzero_lanes(load_first(units + t * intermediate + unit, lanes));
+      for (; wanted; wanted &= wanted - 1) rows_[count_++] = int32_t(unit + __builtin_ctz(wanted));
+    });
+    padded_ = round_up(count_, kListPadding);
+    std::fill(rows_ + count_, rows_ + padded_, count_ ? rows_[count_ - 1] : 0);
+  }
+
+  int64_t count() const { return count_; }
+  int64_t padded() const { return padded_; }
+  int64_t tokens() const { return tokens_; }
+  int64_t row(int64_t index) const { return rows_.data()[index]; }
+
+  // 0 for what is only padding.
+  float unit(int64_t token, int64_t index) const {
+    return index < count_ ? units_[token * intermediate_ + row(index)] : 0.0f;
+  }
+
+ private:
+  int64_t tokens_, intermediate_;
+  const float* units_;
+  Buffer<int32_t> rows_;
+  int64_t count_ = 0, padded_ = 0;
+};
+
+// The list and the columns, cut into tasks.
+class UnitTasks {
+ public:
+  struct Task {
+    int64_t part, begin, end;            // of the list
+    int64_t first_column, last_column;  // last_column is past the end
+  };
+
+  UnitTasks(int64_t units, int64_t columns)
+      : units_(units),
+        columns_(columns),
+        step_(std::max(kListPadding, round_up((units + kParts - 1) / kParts, kListPadding))),
+        parts_((units + step_ - 1) / step_),
+        strips_((columns + kStripColumns - 1) / kStripColumns) {}
+
+  int64_t parts() const { return parts_; }
+
+  template <class Run>
+  void run(const Threads& threads, const Run& run) const {
+    parallel(threads, parts_ * strips_, [&](int64_t i) {
+      const int64_t part = i / strips_, strip = i % strips_;
+      run(Task{part, part * step_, std::min(units_, (part + 1) * step_), strip * kStripColumns,
+               std::min(columns_, (strip + 1) * kStripColumns)});
+    });
+  }
+
+ private:
+  int64_t units_, columns_, step_, parts_, strips_;
+};
+
+// sums[t][c] += sum over i of units[t][i] * rows[i][c], for 16 lanes at a time.
+template <int Rows, int Tokens, class Weight>
+inline void add_rows(const Weight* const (&rows)[Rows], const Weight* const (&next)[Rows],
+                     const float (&units)[Tokens][Rows], int64_t columns, float* sums, int64_t stride) {
+  for_columns(columns, [&](int64_t c, int lanes) {
+    F32x16 weights[Rows];
+    ADEPT_UNROLL
+    for (int i = 0; i < Rows; ++i) {
+      weights[i] = lanes == kLanes ? load(rows[i] + c) : load_first(rows[i] + c, lanes);
+      if (c * int64_t(sizeof(Weight)) % kCacheLine == 0) prefetch(next[i] + c);
+    }
+    ADEPT_UNROLL
+    for (int t = 0; t < Tokens; ++t) {
+      F32x16 total = load_first(sums + t * stride + c, lanes);
+      ADEPT_UNROLL
+      for (int i = 0; i < Rows; ++i) total = fma(weights[i], broadcast(units[t][i]), total);
+      store_first(sums + t * stride + c, total, lanes);
+    }
+  });
+}
+
+// sums: [tokens, stride], to be added to.
+template <class Weight>
+void add_float_units(const Weight* w, int64_t cols, const ActiveUnits& active, const UnitTasks::Task& task,
+                     float* sums, int64_t stride) {
+  constexpr int kTokens = 4;
+  for_blocks<kUnitsAtOnce>(task.begin, std::min(task.end, active.count()), [&](int64_t index, auto count) {
+    constexpr int kRows = decltype(count)::value;
+    const Weight *rows[kRows], *next[kRows];
+    for (int i = 0; i < kRows; ++i) {
+      rows[i] = w + active.row(index + i) * cols + task.first_column;
+      next[i] = w + active.row(std::min(index + i + kRows, active.padded() - 1)) * cols + task.first_column;
+    }
+    for_blocks<kTokens>(0, active.tokens(), [&](int64_t token, auto token_count) {
+      constexpr int kCount = decltype(token_count)::value;
+      float units[kCount][kRows];
+      for (int t = 0; t < kCount; ++t)
+        for (int i = 0; i < kRows; ++i) units[t][i] = active.unit(token + t, index + i);
+      add_rows(rows, next, units, task.last_column - task.first_column,
+               sums + token * stride + task.first_column, stride);
+    });
+  });
+}
+
+// The active units of each token as 256 * high + low, unsigned: relu² leaves nothing below 0.
+class FixedUnits {
+ public:
+  explicit FixedUnits(const ActiveUnits& active)
+      : stride_(active.padded()),
+        high_(active.tokens() * stride_ + kLanes),
+        low_(active.tokens() * stride_ + kLanes),
+        scales_(active.tokens()) {
+    Buffer<float> row(stride_ + kLanes);
+    for (int64_t token = 0; token < active.tokens(); ++token) {
+      float extreme = 0, taint = 0;
+      for (int64_t i = 0; i < stride_; ++i) {
+        row[i] = active.unit(token, i);
+        extreme = std::max(extreme, row[i]);
+        taint += row[i] * 0.0f;  // NaN once anything is not finite
+      }
+      scales_[token] = extreme / 65535 + taint;
+      const float inverse = scales_[token] > std::numeric_limits<float>::min() ? 1 / scales_[token] : 0;
+      std::fill(row + stride_, row + stride_ + kLanes, 0.0f);
+      for (int64_t i = 0; i < stride_; i += kLanes) {
+        const I32x16 value = to_int(mul(load(row + i), broadcast(inverse)));
+        store_bytes(high_ + token * stride_ + i, shift_right_8(value));
+        store_bytes(low_ + token * stride_ + i, value);
+      }
+    }
+  }
+
+  const uint8_t* high(int64_t token, int64_t index) const { return high_.data() + token * stride_ + index; }
+  const uint8_t* low(int64_t token, int64_t index) const { return low_.data() + token * stride_ + index; }
+  float scale(int64_t token) const { return scales_.data()[token]; }
+
+ private:
+  int64_t stride_;
+  Buffer<uint8_t> high_, low_;
+  Buffer<float> scales_;
+};
+
+// Where a few rows of the list begin, and as many after them.
+template <class Element, int Count>
+struct RowPointers {
+  RowPointers(const Element* w, int64_t stride, const ActiveUnits& active, int64_t index) {
+    for (int i = 0; i < Count; ++i) {
+      rows[i] = w + active.row(index + i) * stride;
+      next[i] = w + active.row(std::min(index + i + Count, active.padded() - 1)) * stride;
+    }
+  }
+
+  const Element *rows[Count], *next[Count];
+};
+
+// sums: int32 [tokens, high and low, stride], to be added to; stride is the padded width of a row.
+inline void add_int8_units(const int8_t* w, int64_t stride, const ActiveUnits& active, const FixedUnits& units,
+                           const UnitTasks::Task& task, int32_t* sums) {
+  for (int64_t index = task.begin; index < task.end; index += kUnitsAtOnce) {
+    const RowPointers<int8_t, kUnitsAtOnce> at(w, stride, active, index);
+    for (int64_t c = task.first_column; c < task.last_column; c += kCacheLine) {
+      U8x64 rows[2][4];
+      ADEPT_UNROLL
+      for (int i = 0; i < kUnitsAtOnce; ++i) {
+        rows[i / 4][i % 4] = load_bytes(at.rows[i] + c);
+        prefetch(at.next[i] + c);
+      }
+      interleave4(rows[0]);
+      interleave4(rows[1]);
+      for (int64_t token = 0; token < active.tokens(); ++token) {
+        int32_t* high = sums + 2 * token * stride + c;
+        int32_t* low = high + stride;
+        const U8x64 unit_high[2] = {broadcast4(units.high(token, index)), broadcast4(units.high(token, index + 4))};
+        const U8x64 unit_low[2] = {broadcast4(units.low(token, index)), broadcast4(units.low(token, index + 4))};
+        ADEPT_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const I32x16 upper = dot4(load(high + i * kLanes), unit_high[0], rows[0][i]);
+          const I32x16 lower = dot4(load(low + i * kLanes), unit_low[0], rows[0][i]);
+          store(high + i * kLanes, dot4(upper, unit_high[1], rows[1][i]));
+          store(low + i * kLanes, dot4(lower, unit_low[1], rows[1][i]));
+        }
+      }
+    }
+  }
+}
+
+}  // namespace adept::ADEPT_ISA

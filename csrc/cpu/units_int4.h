@@ -1,0 +1,149 @@
+// The down-projection's loop for 4-bit weights.
+//
+// A row's scales run along its columns, one for each 32, so that a row that is not needed costs no scale either.
+// Rows of different scale cannot share an integer sum; so each unit is first multiplied with its scale of a group
+// of columns, and those products are what is put into fixed point, one step size a group: unit * scale * (Q - 8).
+#pragma once
+
+#include "units.h"
+
+namespace adept::ADEPT_ISA {
+
+// For one task: units[i] * scale[row i, group], as 256 * high + low, four units' bytes side by side.
+class ScaledUnits {
+ public:
+  ScaledUnits(const Half* scales, int64_t row_groups, const ActiveUnits& active, const UnitTasks::Task& task)
+      : groups((task.last_column - task.first_column) / kGroup),
+        stride_(round_up(groups, kLanes)),
+        quads_((task.end - task.begin) / 4),
+        high_(active.tokens() * quads_ * stride_),
+        low_(active.tokens() * quads_ * stride_),
+        steps_(active.tokens() * stride_),
+        sums_(active.tokens() * stride_) {
+    const Half* from = scales + task.first_column / kGroup;
+    for (int64_t token = 0; token < active.tokens(); ++token)
+      for (int64_t group = 0; group < groups; group += kLanes)
+        scale(from + group, row_groups, int(std::min<int64_t>(kLanes, groups - group)), active, task, token, group);
+  }
+
+  const int32_t* high(int64_t token, int64_t quad) const { return high_.data() + (token * quads_ + quad) * stride_; }
+  const int32_t* low(int64_t token, int64_t quad) const { return low_.data() + (token * quads_ + quad) * stride_; }
+  float step(int64_t token, int64_t group) const { return steps_.data()[token * stride_ + group]; }
+  int32_t sum(int64_t token, int64_t group) const { return sums_.data()[token * stride_ + group]; }
+
+  const int64_t groups;
+
+ private:
+  // 16 groups of columns, of which `lanes` exist.
+  void scale(const Half* scales, int64_t row_groups, int lanes, const ActiveUnits& active,
+             const UnitTasks::Task& task, int64_t token, int64_t group) {
+    const int64_t count = task.end - task.begin;
+    Buffer<float> products(count * kLanes);
+    F32x16 extreme = broadcast(0.0f), taint = broadcast(0.0f);
+    for (int64_t i = 0; i < count; ++i) {
+      const Half* row = scales + active.row(task.begin + i) * row_groups;
+      const F32x16 steps = lanes == kLanes ? load(row) : load_first(row, lanes);
+      const F32x16 value = mul(steps, broadcast(active.unit(token, task.begin + i)));
+      extreme = max(abs(value), extreme);
+      taint = fma(value, broadcast(0.0f), taint);  // NaN once anything is not finite
+      store(products + i * kLanes, value);
+    }
+    float steps[kLanes], inverses[kLanes];
+    store(steps, fma(extreme, broadcast(1 / kFixedPointMax), taint));
+    for (int i = 0; i < kLanes; ++i)
+      inverses[i] = steps[i] > std::numeric_limits<float>::min() ? 1 / steps[i] : 0;
+    std::memcpy(steps_ + token * stride_ + group, steps, sizeof steps);
+    const F32x16 inverse = load(inverses);
+    I32x16 sums = zero_i32();
+    for (int64_t quad = 0; quad < quads_; ++quad) {
+      I32x16 upper[4], lower[4];
+      ADEPT_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        // The maximum puts an end to a NaN, which is in the step already.
+        const F32x16 value = mul(load(products + (4 * quad + i) * kLanes), inverse);
+        lower[i] = to_int(max(value, broadcast(-kFixedPointMax)));
+        upper[i] = high_byte(lower[i]);
+        sums = add(sums, lower[i]);
+      }
+      const int64_t at = (token * quads_ + quad) * stride_ + group;
+      store(high_ + at, pack_bytes(upper));
+      store(low_ + at, pack_bytes(lower));
+    }
+    store(sums_ + token * stride_ + group, sums);
+  }
+
+  int64_t stride_, quads_;
+  Buffer<int32_t> high_, low_;
+  Buffer<float> steps_;
+  Buffer<int32_t> sums_;
+};
+
+constexpr int kInt4UnitsAtOnce = 16;
+constexpr int kQuads = kInt4UnitsAtOnce / 4;
+
+// Adds 16 rows' 64 columns, as quads of rows by vectors of 16 columns, to one token's sums.
+inline void add_quads(const U8x64 (&columns)[kQuads][4], const ScaledUnits& units, int64_t token, int64_t quad,
+                      int64_t group, int32_t* high, int32_t* low) {
+  ADEPT_UNROLL
+  for (int pair = 0; pair < 2; ++pair) {  // two vectors of 16 columns share a scale
+    U8x64 unit_high[kQuads], unit_low[kQuads];
+    ADEPT_UNROLL
+    for (int q = 0; q < kQuads; ++q) {
+      unit_high[q] = broadcast4(units.high(token, quad + q) + group + pair);
+      unit_low[q] = broadcast4(units.low(token, quad + q) + group + pair);
+    }
+    ADEPT_UNROLL
+    for (int i = 2 * pair; i < 2 * pair + 2; ++i) {
+      I32x16 upper = load(high + i * kLanes), lower = load(low + i * kLanes);
+      ADEPT_UNROLL
+      for (int q = 0; q < kQuads; ++q) {
+        upper = dot4_small(upper, columns[q][i], unit_high[q]);
+        lower = dot4_small(lower, columns[q][i], unit_low[q]);
+      }
+      store(high + i * kLanes, upper);
+      store(low + i * kLanes, lower);
+    }
+  }
+}
+
+// sums: float [tokens, sums_stride], set for the task's columns. row_bytes: the padded width of a row.
+inline void int4_units(const uint8_t* w, int64_t row_bytes, const ActiveUnits& active, const ScaledUnits& units,
+                       const UnitTasks::Task& task, float* sums, int64_t sums_stride) {
+  constexpr int64_t kBlock = 128;  // columns in 64 bytes of a row
+  const int64_t columns = task.last_column - task.first_column, tokens = active.tokens();
+  Buffer<int32_t> whole(2 * tokens * columns);  // [tokens, high and low, columns]
+  std::memset(whole, 0, size_t(2 * tokens * columns) * sizeof(int32_t));
+  const uint8_t* first = w + task.first_column / 2;
+  for (int64_t index = task.begin; index < task.end; index += kInt4UnitsAtOnce) {
+    const int64_t quad = (index - task.begin) / 4;
+    const RowPointers<uint8_t, kInt4UnitsAtOnce> at(first, row_bytes, active, index);
+    for (int64_t c = 0; c < columns; c += kBlock) {
+      const auto add_half = [&](auto nibbles, int64_t half) {
+        U8x64 vectors[kQuads][4];
+        ADEPT_UNROLL
+        for (int q = 0; q < kQuads; ++q) {
+          ADEPT_UNROLL
+          for (int i = 0; i < 4; ++i) vectors[q][i] = nibbles(load_bytes(at.rows[4 * q + i] + c / 2));
+          interleave4(vectors[q]);
+        }
+        for (int64_t token = 0; token < tokens; ++token) {
+          int32_t* high = whole + 2 * token * columns + c + half * kCacheLine;
+          add_quads(vectors, units, token, quad, c / kGroup + half * (kCacheLine / kGroup), high, high + columns);
+        }
+      };
+      ADEPT_UNROLL
+      for (int i = 0; i < kInt4UnitsAtOnce; ++i) prefetch(at.next[i] + c / 2);
+      add_half([](U8x64 bytes) { return low_nibbles(bytes); }, 0);
+      add_half([](U8x64 bytes) { return high_nibbles(bytes); }, 1);
+    }
+  }
+  for (int64_t token = 0; token < tokens; ++token)
+    for (int64_t c = 0; c < columns; c += kLanes) {
+      const int64_t group = c / kGroup;
+      const I32x16 low = add(load(whole + (2 * token + 1) * columns + c), broadcast(-8 * units.sum(token, group)));
+      const F32x16 total = fma(to_float(load(whole + 2 * token * columns + c)), broadcast(256.0f), to_float(low));
+      store(sums + token * sums_stride + task.first_column + c, mul(total, broadcast(units.step(token, group))));
+    }
+}
+
+}  // namespace adept::ADEPT_ISA

@@ -1,0 +1,153 @@
+"""Arguments that each native operator takes, by name: what tests of its contract change one of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import native
+import torch
+from native import EPS
+from torch import Tensor
+
+from adept_fast.ops import reference
+
+HIDDEN, UNITS, HEADS, HEAD_DIM, CAPACITY, SLOTS = 48, 40, 3, 16, 12, 4
+
+Arguments = dict[str, Any]
+
+
+def matrix(name: str, fmt: str, rows: int, columns: int, layout: Any = "rows") -> Arguments:
+    scales = {"w": "scales", "w_up": "up_scales", "w_down_t": "down_scales"}[name]
+    values, packed = native.weights(fmt, rows, columns, layout).parts
+    return {name: values, scales: packed}
+
+
+def norm(size: int = HIDDEN, prefix: str = "") -> Arguments:
+    gamma, beta = native.norm(size)
+    return {f"{prefix}gamma": gamma, f"{prefix}beta": beta}
+
+
+def at(tokens: int = 2) -> Arguments:
+    return {"slots": torch.tensor([3, 0])[:tokens], "positions": torch.tensor([11, 4])[:tokens]}
+
+
+def table(half: int = 4) -> Arguments:
+    cos, sin = reference.rotary_table(2 * half, 10000.0, CAPACITY, torch.device("cpu"))
+    return {"cos": cos, "sin": sin}
+
+
+def layer(fmt: str) -> list[Tensor]:
+    absent = torch.empty(0)
+    tensors = [
+        *native.norm(HIDDEN),
+        *native.weights(fmt, 3 * HIDDEN, HIDDEN).parts,
+        torch.randn(3 * HIDDEN),
+        *native.norm(HEAD_DIM),
+        *native.norm(HEAD_DIM),
+        *native.weights(fmt, HIDDEN, HIDDEN).parts,
+        torch.randn(HIDDEN),
+        *native.norm(HIDDEN),
+        *native.weights(fmt, UNITS, HIDDEN).parts,
+        torch.randn(UNITS),
+        *native.weights(fmt, UNITS, HIDDEN, "units").parts,
+        torch.randn(HIDDEN),
+    ]
+    return [absent if tensor is None else tensor for tensor in tensors]
+
+
+def layernorm_qkv(fmt: str) -> Arguments:
+    qkv = 3 * HIDDEN
+    x = torch.randn(2, HIDDEN)
+    return {"x": x, **norm(), "eps": EPS, **matrix("w", fmt, qkv, HIDDEN), "b": torch.randn(qkv)}
+
+
+def linear_residual(fmt: str) -> Arguments:
+    x, w = torch.randn(2, HIDDEN), matrix("w", fmt, 35, HIDDEN)
+    return {"x": x, **w, "b": torch.randn(35), "residual": torch.randn(2, 35)}
+
+
+def mlp(fmt: str) -> Arguments:
+    return {
+        "x": torch.randn(2, HIDDEN),
+        **norm(),
+        "eps": EPS,
+        **matrix("w_up", fmt, UNITS, HIDDEN),
+        "b_up": torch.randn(UNITS),
+        **matrix("w_down_t", fmt, UNITS, HIDDEN, "units"),
+        "b_down": torch.randn(HIDDEN),
+        "counts": torch.zeros(2, dtype=torch.int64),
+    }
+
+
+def lm_head(fmt: str) -> Arguments:
+    return {"x": torch.randn(2, HIDDEN), **norm(), "eps": EPS, **matrix("w", fmt, 35, HIDDEN), "rows": 35}
+
+
+def rotary_append(fmt: str) -> Arguments:
+    return {
+        "qkv": torch.randn(2, 3 * HIDDEN),
+        **norm(HEAD_DIM, "q_"),
+        **norm(HEAD_DIM, "k_"),
+        "eps": EPS,
+        **table(),
+        **at(),
+        "cache_layer": torch.zeros(2, SLOTS, HEADS, CAPACITY, HEAD_DIM),
+    }
+
+
+def decode_attention(fmt: str) -> Arguments:
+    cache = torch.randn(2, SLOTS, HEADS, CAPACITY, HEAD_DIM).half()
+    lengths = torch.tensor([CAPACITY, 0])
+    return {
+        "q": torch.randn(2, HEADS, HEAD_DIM),
+        "cache_layer": cache,
+        "slots": at()["slots"],
+        "lengths": lengths,
+        "scale": 0.25,
+    }
+
+
+def decode_step(fmt: str) -> Arguments:
+    return {
+        "ids": torch.tensor([5, 34]),
+        **at(),
+        "embedding": torch.randn(35, HIDDEN),
+        "layers": [*layer(fmt), *layer(fmt)],
+        **table(),
+        "cache": torch.zeros(2, 2, SLOTS, HEADS, CAPACITY, HEAD_DIM),
+        **norm(prefix="final_"),
+        **matrix("w", fmt, 35, HIDDEN),
+        "rows": 35,
+        "eps": EPS,
+        "scale": 0.25,
+        "counts": torch.zeros(2, dtype=torch.int64),
+    }
+
+
+def dequantize_units(fmt: str) -> Arguments:
+    values, scales = native.weights("int4", UNITS, HIDDEN, "units").parts
+    return {"values": values, "scales": scales, "out": torch.zeros(UNITS, HIDDEN)}
+
+
+def copy(fmt: str) -> Arguments:
+    return {"source": torch.randn(300)}
+
+
+OPERATORS: dict[str, Callable[[str], Arguments]] = {
+    function.__name__: function
+    for function in (
+        layernorm_qkv,
+        linear_residual,
+        mlp,
+        lm_head,
+        rotary_append,
+        decode_attention,
+        decode_step,
+        dequantize_units,
+        copy,
+    )
+} | {"read": copy}
+
+# Those that take weights in any format.
+OF_WEIGHTS = ("layernorm_qkv", "linear_residual", "mlp", "lm_head", "decode_step")

@@ -1,0 +1,228 @@
+"""What the native operators promise: schemas, shapes without values, what may be empty, any sizes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import native
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from native import EPS, call
+from native import settled as settled
+from native_operands import HIDDEN, OF_WEIGHTS, OPERATORS, mlp
+from torch import Tensor
+
+import adept_fast
+from adept_fast.ops import native as module
+from adept_fast.ops import reference
+
+CASES = [
+    (name, fmt) for name in OPERATORS for fmt in (native.FORMATS if name in OF_WEIGHTS else ("float32",))
+]
+
+every_case = pytest.mark.parametrize(("name", "fmt"), CASES)
+
+
+def test_there_is_a_case_for_every_operator() -> None:
+    defined = {
+        name.split("::")[1]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("adept_fast::")
+    }
+    assert defined == set(OPERATORS)
+
+
+@pytest.mark.parametrize(("name", "fmt"), [case for case in CASES if case[1] in ("float32", "int4")])
+def test_opcheck(name: str, fmt: str) -> None:
+    """The schema says what is written, the fake says the shapes, and a compiler gets the same result."""
+    with torch.inference_mode(False):
+        results = torch.library.opcheck(getattr(call, name).default, (), OPERATORS[name](fmt))
+    assert set(results.values()) == {"SUCCESS"}
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_meta_tensors_have_the_shape_and_dtype_of_results(name: str, fmt: str, dtype: torch.dtype) -> None:
+    arguments = OPERATORS[name](fmt)
+    for inputs in ("x", "residual", "q", "qkv"):
+        if inputs in arguments:
+            arguments[inputs] = arguments[inputs].to(dtype)
+    real = getattr(call, name)(**arguments)
+    fake = getattr(call, name)(**{key: moved_to_meta(value) for key, value in arguments.items()})
+    if real is None:
+        assert fake is None
+        return
+    assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
+    assert fake.is_meta
+
+
+def moved_to_meta(value: Any) -> Any:
+    if isinstance(value, list):
+        return [moved_to_meta(part) for part in value]
+    return value.to("meta") if isinstance(value, Tensor) else value
+
+
+def test_a_result_does_not_inherit_the_strides_of_its_input() -> None:
+    arguments = mlp("float32") | {"x": torch.randn(HIDDEN, 2).t()}
+    real = call.mlp(**arguments)
+    fake = call.mlp(**{key: moved_to_meta(value) for key, value in arguments.items()})
+    assert real.is_contiguous()
+    assert fake.stride() == real.stride()
+
+
+@pytest.mark.parametrize("name", ["layernorm_qkv", "linear_residual", "mlp", "lm_head"])
+@native.every_format
+def test_no_tokens(name: str, fmt: str) -> None:
+    arguments = OPERATORS[name](fmt)
+    for inputs in ("x", "residual"):
+        if inputs in arguments:
+            arguments[inputs] = arguments[inputs][:0]
+    result = getattr(call, name)(**arguments)
+    assert result.shape[0] == 0
+    assert not arguments.get("counts", torch.zeros(1))[0]
+
+
+NO_SIZES = """
+import torch
+from adept_fast.ops import native
+
+call, z, none, at = torch.ops.adept_fast, torch.zeros, torch.zeros(0).long(), torch.zeros(1).long()
+layer = [z(16), z(16), z(48, 16), z(0), z(48), *[z(0)] * 4, z(16, 16), z(0), z(16)]
+layer += [z(16), z(16), z(8, 16), z(0), z(8), z(8, 16), z(0), z(16)]
+rest = z(16), z(16), z(5, 16), None, 5, 1e-5, 1.0, None
+norm, table = (z(16), z(16), 1e-5), (z(8, 4), z(8, 4))
+
+
+def show(what, run):
+    print(what, end=": ", flush=True)
+    try:
+        print(list(run().shape), flush=True)
+    except RuntimeError:
+        print("refused", flush=True)
+
+
+show("no queries", lambda: call.decode_attention(z(0, 2, 16), z(2, 1, 2, 8, 16), none, none, 1.0))
+keys = (z(0, 96), None, None, None, None, 1e-5, *table, none, none, z(2, 1, 2, 8, 16))
+show("no keys to append", lambda: call.rotary_append(*keys))
+cache = z(1, 2, 1, 2, 8, 8)
+show("no sequences", lambda: call.decode_step(none, none, none, z(5, 16), layer, *table, cache, *rest))
+show("no layers", lambda: call.decode_step(at, at, at, z(5, 16), [], *table, cache[:0], *rest))
+show("no heads", lambda: call.decode_attention(z(1, 0, 16), z(2, 1, 0, 8, 16), at, at, 1.0))
+show("no capacity", lambda: call.decode_attention(z(1, 2, 16), z(2, 1, 2, 0, 16), at, at, 1.0))
+show("no inputs", lambda: call.linear_residual(z(2, 0), z(3, 0), None, z(3), z(2, 3)))
+packed = z(1, 0, 16, 4).to(torch.int8)
+show("no packed inputs", lambda: call.linear_residual(z(2, 0), packed, z(16), z(3), z(2, 3)))
+show("no hidden", lambda: call.layernorm_qkv(z(2, 0), z(0), z(0), 1e-5, z(3, 0), None, z(3)))
+show("no units", lambda: call.mlp(z(2, 16), *norm, z(0, 16), None, z(0), z(0, 16), None, z(16), None))
+show("no logits", lambda: call.lm_head(z(2, 16), *norm, z(0, 16), None, 0))
+"""
+SHAPES_OF_NO_SIZES = {
+    "no queries": "[0, 32]",
+    "no keys to append": "[0, 2, 16]",
+    "no sequences": "[0, 5]",
+    "no units": "[2, 16]",
+    "no logits": "[2, 0]",
+}
+
+
+def test_no_size_of_0_ends_the_process() -> None:
+    """In a process of its own: a result, or of what no model has perhaps a refusal, and no division by 0."""
+    done = run(NO_SIZES)
+    assert done.returncode == 0, f"exit code {done.returncode} after {done.stdout}"
+    shapes = dict(line.split(": ") for line in done.stdout.splitlines())
+    assert {what: shapes[what] for what in SHAPES_OF_NO_SIZES} == SHAPES_OF_NO_SIZES
+    assert not done.stderr
+
+
+def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, which finds the package where this one did."""
+    root = str(Path(adept_fast.__file__).resolve().parents[1])
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": root, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+WHICH = "from adept_fast.ops import native; print(native.instruction_set())"
+
+
+@pytest.mark.parametrize("isa", [isa for isa in native.INSTRUCTION_SETS if isa in ("portable", "avx2")])
+def test_the_instruction_set_that_is_asked_for(isa: str) -> None:
+    assert run(WHICH, ADEPT_FAST_CPU=isa).stdout == f"{isa}\n"
+
+
+def test_the_best_instruction_set_where_none_is_asked_for() -> None:
+    assert run(WHICH, ADEPT_FAST_CPU="").stdout == f"{native.INSTRUCTION_SETS[0]}\n"
+
+
+@pytest.mark.parametrize("name", ["avx1024"])
+def test_an_instruction_set_that_there_is_not(name: str) -> None:
+    done = run(WHICH, ADEPT_FAST_CPU=name)
+    allowed = ", ".join(native.INSTRUCTION_SETS)
+    assert f"ADEPT_FAST_CPU is {name!r}; this machine runs {allowed}" in done.stderr.splitlines()[-1]
+    assert done.returncode
+
+
+def test_choosing_an_instruction_set() -> None:
+    before = module.instruction_set()
+    assert before in native.INSTRUCTION_SETS
+    with pytest.raises(ValueError, match="ADEPT_FAST_CPU is 'sse2'; this machine runs .*portable"):
+        module.use_instruction_set("sse2")
+    assert module.instruction_set() == before
+    assert native.INSTRUCTION_SETS[-1] == "portable"
+
+
+@native.every_set
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 100, 65536, 200_003])
+def test_read_adds_up_all_there_is(isa: str, count: int) -> None:
+    source = torch.randint(-(2**31), 2**31 - 1, (count,), dtype=torch.int32)
+    expected = source.sum().to(torch.int32)  # wraps around as 32-bit integers do
+    for threads in (1, 2):
+        with native.using(isa), native.threads(threads):
+            assert torch.equal(call.read(source), expected[None])
+
+
+def test_copy_is_another_tensor() -> None:
+    source = torch.randn(3, 5)
+    copied = call.copy(source)
+    assert torch.equal(copied, source)
+    assert copied.data_ptr() != source.data_ptr()
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(native.FORMATS),
+    st.sampled_from(native.INSTRUCTION_SETS),
+    st.integers(1, 20),
+    st.integers(1, 300),
+    st.integers(1, 90),
+    st.integers(0, 2**32),
+)
+def test_any_sizes(fmt: str, isa: str, tokens: int, inputs: int, units: int, seed: int) -> None:
+    """A projection and an MLP of any sizes against the operators in plain PyTorch."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    x, gamma, beta = random(tokens, inputs), 1 + 0.1 * random(inputs), 0.1 * random(inputs)
+    up = native.weights_of(fmt, random(units, inputs) / inputs**0.5)
+    down = native.weights_of(fmt, random(units, inputs) / units**0.5, "units")
+    b_up, b_down, residual = random(units), random(inputs), random(tokens, units)
+    with native.using(isa):
+        projected = call.linear_residual(x, *up.parts, b_up, residual)
+        found = call.mlp(x, gamma, beta, EPS, *up.parts, b_up, *down.parts, b_down, None)
+    torch.testing.assert_close(
+        projected, reference.linear_residual(x, up.matrix, b_up, residual), atol=2e-3, rtol=1e-4
+    )
+    expected = reference.mlp(x, gamma, beta, EPS, up.matrix, b_up, down.matrix, b_down)
+    torch.testing.assert_close(found, expected, atol=5e-3, rtol=1e-3)

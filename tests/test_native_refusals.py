@@ -1,0 +1,231 @@
+"""Wrong arguments of the native operators: one sentence that names the argument, and nothing written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import native
+import pytest
+import torch
+from native import call
+from native import settled as settled
+from native_operands import CAPACITY, OPERATORS, SLOTS, UNITS, mlp
+from torch import Tensor
+
+from adept_fast.quantize import Packing, quantize
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """One change to an operator's arguments, and what the refusal has to say."""
+
+    operator: str
+    argument: str
+    change: Callable[[Any], Any]
+    says: str
+    fmt: str = "float32"
+
+
+def widened(x: Tensor) -> Tensor:
+    """One more of the last dimension."""
+    return torch.cat((x, x[..., :1]), -1).contiguous()
+
+
+def strided(x: Tensor) -> Tensor:
+    """The same numbers, not contiguous."""
+    return torch.stack((x, x), -1)[..., 0]
+
+
+def with_last(value: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: torch.cat((x[:-1], torch.tensor([value])))
+
+
+def part(index: int, change: Callable[[Tensor], Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
+    """Of the last layer's tensors."""
+    return lambda layers: [*layers[: 20 + index], change(layers[20 + index]), *layers[21 + index :]]
+
+
+def wrong_weights() -> list[Wrong]:
+    cases = []
+    for operator, values, scales in (
+        ("layernorm_qkv", "w", "scales"),
+        ("linear_residual", "w", "scales"),
+        ("lm_head", "w", "scales"),
+        ("mlp", "w_up", "up_scales"),
+        ("mlp", "w_down_t", "down_scales"),
+        ("decode_step", "w", "scales"),
+    ):
+        for fmt in native.FORMATS:
+            cases.append(Wrong(operator, values, widened, f"{values} has shape", fmt))
+            cases.append(Wrong(operator, values, strided, f"{values} is not contiguous", fmt))
+            cases.append(Wrong(operator, values, Tensor.double, f"{values} has", fmt))
+        for fmt in native.PACKED:
+            cases.append(Wrong(operator, scales, lambda _: None, f"{values} has dtype", fmt))
+            cases.append(Wrong(operator, scales, widened, f"{values} has shape", fmt))
+            cases.append(Wrong(operator, scales, Tensor.double, f"{values} has dtype", fmt))
+        cases.append(Wrong(operator, scales, lambda _: torch.ones(64), f"{values} has scales"))
+    return cases
+
+
+def wrong_vectors() -> list[Wrong]:
+    cases = []
+    for operator, names in (
+        ("layernorm_qkv", ("beta",)),
+        ("lm_head", ("gamma", "beta")),
+        ("mlp", ("gamma", "beta", "b_down")),
+        ("decode_step", ("final_beta",)),
+        ("rotary_append", ("q_gamma", "k_beta")),
+    ):
+        for name in names:
+            says = name.split("_")[-1] if name != "b_down" else name
+            cases.append(Wrong(operator, name, widened, ""))  # other sizes follow from some of them
+            cases.append(Wrong(operator, name, Tensor.double, f"{says} has dtype"))
+            cases.append(Wrong(operator, name, strided, f"{says} is not contiguous"))
+    return cases
+
+
+WRONG = [
+    *wrong_weights(),
+    *wrong_vectors(),
+    *(
+        Wrong(operator, name, change, f"{name} has {says}")
+        for operator, name in (
+            ("layernorm_qkv", "x"),
+            ("lm_head", "x"),
+            ("mlp", "x"),
+            ("linear_residual", "residual"),
+            ("rotary_append", "qkv"),
+            ("decode_attention", "q"),
+        )
+        for change, says in (
+            (widened, "shape"),
+            (lambda x: x[0], "shape"),
+            (lambda x: x[None], "shape"),
+            (Tensor.double, "dtype"),
+            (Tensor.half, "dtype"),
+        )
+    ),
+    Wrong("linear_residual", "x", widened, "w has shape"),
+    Wrong("linear_residual", "x", lambda x: x[0], "x has shape"),
+    Wrong("linear_residual", "residual", lambda x: x[:1], "residual has shape"),
+    Wrong("lm_head", "rows", lambda rows: rows + 1, "w has shape"),
+    Wrong("lm_head", "rows", lambda rows: rows + 16, "w has shape", "int8"),
+    Wrong("lm_head", "rows", lambda rows: -1, ""),
+    Wrong("mlp", "counts", lambda x: x[:1], "counts has shape"),
+    Wrong("mlp", "counts", Tensor.int, "counts has dtype"),
+    Wrong("rotary_append", "q_beta", lambda _: None, "only one of q_gamma and q_beta"),
+    Wrong("rotary_append", "k_gamma", lambda _: None, "only one of k_gamma and k_beta"),
+    Wrong("rotary_append", "cos", lambda x: x[1:], "sin has shape"),
+    Wrong("rotary_append", "cos", strided, "cos has shape"),
+    Wrong("rotary_append", "cos", Tensor.double, "cos has dtype"),
+    Wrong("rotary_append", "sin", Tensor.half, "sin has dtype"),
+    *(
+        Wrong(operator, name, change, f"{name} ")
+        for operator, names in (
+            ("rotary_append", ("slots", "positions")),
+            ("decode_attention", ("slots", "lengths")),
+            ("decode_step", ("slots", "positions")),
+        )
+        for name in names
+        for change in (Tensor.int, lambda x: x[:1], lambda x: x[None], strided)
+    ),
+    *(
+        Wrong(operator, name, with_last(value), f"{name} holds {value}; expected 0 to {most}")
+        for operator, name, most in (
+            ("rotary_append", "slots", SLOTS - 1),
+            ("rotary_append", "positions", CAPACITY - 1),
+            ("decode_attention", "slots", SLOTS - 1),
+            ("decode_attention", "lengths", CAPACITY),
+            ("decode_step", "ids", 34),
+            ("decode_step", "slots", SLOTS - 1),
+            ("decode_step", "positions", CAPACITY - 1),
+        )
+        for value in (-1, most + 1, 2**62)
+    ),
+    *(
+        Wrong(operator, "cache_layer", change, "cache_layer has shape")
+        for operator in ("rotary_append", "decode_attention")
+        for change in (Tensor.double, strided, lambda x: x[0], lambda x: x[:1])
+    ),
+    Wrong("rotary_append", "cache_layer", widened, "qkv has shape"),
+    Wrong("decode_attention", "cache_layer", widened, "q has shape"),
+    Wrong("decode_step", "cache", lambda x: x[:1], "layers has 40 tensors and the cache shape"),
+    Wrong("decode_step", "cache", lambda x: x[0], "layers has 40 tensors and the cache shape"),
+    Wrong(
+        "decode_step", "cache", widened, "gamma has shape"
+    ),  # of q and k, which a head has to be as large as
+    Wrong("decode_step", "layers", lambda x: x[:-1], "layers has 39 tensors"),
+    Wrong("decode_step", "layers", part(2, widened), "w_qkv has shape"),
+    Wrong("decode_step", "layers", part(4, Tensor.double), "b_qkv has dtype"),
+    Wrong("decode_step", "layers", part(5, lambda _: torch.empty(0)), "only one of q_gamma and q_beta"),
+    Wrong("decode_step", "layers", part(9, Tensor.double), "w_dense has dtype"),
+    Wrong("decode_step", "layers", part(11, widened), "b_dense has shape"),
+    Wrong("decode_step", "layers", part(14, widened), "w_up has shape"),
+    Wrong("decode_step", "layers", part(16, strided), "b_up is not contiguous"),
+    Wrong("decode_step", "layers", part(17, widened), "w_down_t has shape"),
+    Wrong("decode_step", "layers", part(18, lambda _: torch.empty(0)), "w_down_t has dtype", "int4"),
+    Wrong("decode_step", "layers", part(19, widened), "b_down has shape"),
+    Wrong("decode_step", "embedding", widened, "embedding has shape"),
+    Wrong("decode_step", "embedding", lambda x: x[0], "embedding has shape"),
+    Wrong("decode_step", "embedding", Tensor.double, "embedding has dtype"),
+    Wrong("decode_step", "sin", widened, "sin has shape"),
+    Wrong("decode_step", "counts", Tensor.int, "counts has dtype"),
+    Wrong("decode_step", "rows", lambda rows: rows - 1, "w has shape"),
+    Wrong("dequantize_units", "values", widened, "values has shape"),
+    Wrong("dequantize_units", "scales", Tensor.float, "values has"),
+    Wrong("dequantize_units", "out", lambda x: x[0], "out has shape"),
+    Wrong("dequantize_units", "out", Tensor.half, "out has shape"),
+    Wrong("dequantize_units", "out", strided, "out has shape"),
+    Wrong("copy", "source", strided, "source is not contiguous"),
+    Wrong("read", "source", strided, "source is not contiguous"),
+]
+
+
+@pytest.mark.parametrize(
+    "wrong", WRONG, ids=lambda w: f"{w.operator}-{w.argument}-{w.change.__name__.strip('<>')}-{w.fmt}"
+)
+def test_a_wrong_argument_is_named_before_anything_is_written(wrong: Wrong) -> None:
+    arguments = OPERATORS[wrong.operator](wrong.fmt)
+    arguments[wrong.argument] = wrong.change(arguments[wrong.argument])
+    written = {
+        name: arguments[name] for name in ("cache", "cache_layer", "counts", "out") if name in arguments
+    }
+    before = {name: tensor.clone() for name, tensor in written.items()}
+    with pytest.raises(RuntimeError) as caught:
+        getattr(call, wrong.operator)(**arguments)
+    assert wrong.says in str(caught.value)
+    for name, tensor in written.items():
+        assert native.same_bits(tensor, before[name])
+
+
+@pytest.mark.parametrize("layout", ["rows", "units"])
+@pytest.mark.parametrize(("group", "minimum"), [(64, False), (32, True), (64, True)])
+def test_packings_that_the_kernels_do_not_read(group: int, minimum: bool, layout: Any) -> None:
+    packed = quantize(torch.randn(UNITS, 128), Packing(4, layout, group, minimum))
+    name, scales = ("w_up", "up_scales") if layout == "rows" else ("w_down_t", "down_scales")
+    gamma, beta = native.norm(128)
+    arguments = mlp("float32") | {
+        "x": torch.randn(2, 128),
+        "gamma": gamma,
+        "beta": beta,
+        "b_down": torch.randn(128),
+    }
+    arguments |= {"w_up": torch.randn(UNITS, 128), "w_down_t": torch.randn(UNITS, 128)}
+    arguments |= {name: packed.values, scales: packed.scales}
+    with pytest.raises(RuntimeError, match=f"{name} has shape"):
+        call.mlp(**arguments)
+
+
+@pytest.mark.parametrize("fmt", native.PACKED)
+def test_more_inputs_than_32_bits_can_sum(fmt: str) -> None:
+    packing = Packing(8, "rows") if fmt == "int8" else Packing(4, "rows", 32)
+    w = quantize(torch.ones(1, 65537), packing)
+    with pytest.raises(RuntimeError, match="w has 65537 inputs; expected at most 65536"):
+        call.linear_residual(torch.ones(1, 65537), w.values, w.scales, torch.ones(1), torch.ones(1, 1))
+    transposed = quantize(
+        torch.ones(65537, 1), Packing(8, "units") if fmt == "int8" else Packing(4, "units", 32)
+    )
+    with pytest.raises(RuntimeError, match="values has 65537 inputs; expected at most 65536"):
+        call.dequantize_units(transposed.values, transposed.scales, torch.ones(65537, 1))
