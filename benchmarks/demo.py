@@ -8,20 +8,14 @@ bandwidth is measured before and after it. Medians with p10 and p90 are printed 
 
 from __future__ import annotations
 
-import json
-import platform
-import subprocess
-import sys
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import click
-import numpy as np
 import torch
+from harness import describe_run, summarise_columns, write_report
 from tqdm import tqdm
 
-from adept_fast import Runtime, __version__
+from adept_fast import Runtime
 from adept_fast.bandwidth import measure_read_bandwidth
 from adept_fast.chat import chat_prompt
 
@@ -39,14 +33,15 @@ def main(samples: int, threads: int | None, output: Path | None) -> None:
         torch.set_num_threads(threads)
     measure_once()  # warms up: first use of each kernel, the page cache
     measured = [measure_once() for _ in tqdm(range(samples), desc="samples", disable=None)]
-    report = describe_run(samples) | {"measured": summarise(measured)}
+    report = describe_run("demo", samples, torch.get_num_threads()) | {
+        "measured": summarise_columns(measured),
+        "decode_steps": DECODE_TOKENS - 1,
+    }
     for name, figures in report["measured"].items():
         click.echo(
             f"{name:<28} {figures['median']:>10.4g}   (p10 {figures['p10']:.4g}, p90 {figures['p90']:.4g})"
         )
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_report(report, output)
 
 
 def measure_once() -> dict[str, float]:
@@ -66,54 +61,6 @@ def measure_once() -> dict[str, float]:
         "read_bandwidth_bytes_per_second": bandwidth,
         "share_of_bandwidth": bytes_a_second / bandwidth,
     }
-
-
-def summarise(measured: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    columns = {name: [sample[name] for sample in measured] for name in measured[0]}
-    return {
-        name: {
-            "median": float(np.median(values)),
-            "p10": float(np.percentile(values, 10)),
-            "p90": float(np.percentile(values, 90)),
-        }
-        for name, values in columns.items()
-    }
-
-
-def describe_run(samples: int) -> dict[str, Any]:
-    """What a reader needs to judge the figures, and to repeat them."""
-    return {
-        "benchmark": "demo",
-        "command": " ".join(["python", *sys.argv]),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "commit": git("rev-parse", "--short", "HEAD"),
-        "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "device": processor_name(),
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "adept-fast": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "samples": samples,
-        "decode_steps": DECODE_TOKENS - 1,
-    }
-
-
-def processor_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def git(*arguments: str) -> str:
-    here = Path(__file__).resolve().parent
-    return subprocess.run(
-        ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
-    ).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,219 @@
+"""What benchmarks share: statistics, what to say of a machine and a run, probes, and the result file.
+
+A result file is JSON, ``benchmarks/results/<device>/<benchmark>.json``, and says:
+
+``benchmark``, ``command``, ``date``, ``commit``, ``uncommitted_changes``
+    what was run, and on which code
+``device``, ``machine``, ``threads``, ``versions``
+    where, and with what
+``samples``
+    how many were asked for
+``measured``
+    name → figures. A figure is ``{"median", "p10", "p90"}``; other values are facts, not figures.
+
+and whatever else a benchmark adds. ``check_report`` holds a report to this.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from adept_fast import __version__
+
+NEEDED = (
+    "benchmark",
+    "command",
+    "date",
+    "commit",
+    "uncommitted_changes",
+    "device",
+    "machine",
+    "threads",
+    "versions",
+    "samples",
+    "measured",
+)
+# Of the instruction sets, those that kernels are chosen by.
+INSTRUCTIONS = ("f16c", "fma", "avx2", "avx_vnni", "avx512", "amx", "asimd", "sve", "bf16", "i8mm")
+
+
+def summarise(values: Iterable[float]) -> dict[str, float]:
+    """A figure: median, and the tenth and ninetieth percentile."""
+    numbers = list(values)
+    return {
+        "median": float(np.median(numbers)),
+        "p10": float(np.percentile(numbers, 10)),
+        "p90": float(np.percentile(numbers, 90)),
+    }
+
+
+def summarise_columns(samples: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Samples of several quantities → a figure of each."""
+    return {name: summarise(sample[name] for sample in samples) for name in samples[0]}
+
+
+def describe_run(benchmark: str, samples: int, threads: int) -> dict[str, Any]:
+    """What a reader needs to judge the figures, and to repeat them."""
+    return {
+        "benchmark": benchmark,
+        "command": " ".join(["python", *map(without_folders, sys.argv)]),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "commit": git("rev-parse", "--short", "HEAD"),
+        "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "device": processor_name(),
+        "machine": describe_machine(),
+        "threads": threads,
+        "versions": {
+            "adept-fast": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "samples": samples,
+    }
+
+
+def without_folders(argument: str) -> str:
+    """An argument of a command, where it is or ends in an absolute path, without this machine's folders."""
+    before, equals, path = argument.rpartition("=")
+    return f"{before}{equals}…/{Path(path).name}" if path.startswith("/") else argument
+
+
+def describe_machine() -> dict[str, Any]:
+    flags = cpuinfo("flags", "Features").split()
+    return {
+        "cores": os.cpu_count(),
+        "instructions": sorted(flag for flag in flags if flag.startswith(INSTRUCTIONS) or "bf16" in flag),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def processor_name() -> str:
+    return cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def cpuinfo(*names: str) -> str:
+    """The first entry of /proc/cpuinfo with one of these names; empty where there is none."""
+    file = Path("/proc/cpuinfo")
+    for line in file.read_text().splitlines() if file.is_file() else []:
+        name, _, value = line.partition(":")
+        if name.strip() in names:
+            return value.strip()
+    return ""
+
+
+def git(*arguments: str) -> str:
+    """What git says of this checkout; empty where this is none."""
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def describe_checkpoint(path: Path) -> dict[str, Any]:
+    """Shapes, and of a random checkpoint how it was made; not where it lies on this machine."""
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    made = path / "random_checkpoint.json"
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    return {
+        **{name: config[name] for name in names},
+        "random": json.loads(made.read_text(encoding="utf-8")) if made.is_file() else None,
+    }
+
+
+def check_report(report: Mapping[str, Any]) -> None:
+    """ValueError where a report is not what this file's first lines promise."""
+    missing = [name for name in NEEDED if name not in report]
+    if missing:
+        raise ValueError(f"the report lacks {', '.join(missing)}")
+    for name, figures in report["measured"].items():
+        entries = {key: value for key, value in figures.items() if isinstance(value, dict)} or {name: figures}
+        for key, value in entries.items():
+            if "median" in value and not value["p10"] <= value["median"] <= value["p90"]:
+                raise ValueError(f"{name}: {key} is {value}; expected p10 ≤ median ≤ p90")
+
+
+def write_report(report: Mapping[str, Any], output: Path | None) -> None:
+    check_report(report)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(report, indent=2, ensure_ascii=False)
+        output.write_text(text + "\n", encoding="utf-8")
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Columns as wide as they have to be; the first is flush left, the others flush right."""
+    lines = [header, *rows]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if at == 0 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+class BandwidthProbe:
+    """Read bandwidth of memory, in bytes a second, over a buffer that is kept: a probe takes some 30 ms.
+
+    As adept_fast.bandwidth measures it, which fills a new buffer each time.
+    """
+
+    BYTES = 256 * 1024 * 1024
+    REPEATS = 4
+
+    def __init__(self) -> None:
+        self._buffer = torch.ones(self.BYTES // 4, dtype=torch.float32)
+
+    def measure(self) -> float:
+        return max(self.BYTES / self._seconds() for _ in range(self.REPEATS))
+
+    def _seconds(self) -> float:
+        started = time.perf_counter()
+        self._buffer.sum().item()
+        return time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class CpuTime:
+    """Seconds of processor time since the machine, or the processes, began."""
+
+    wall: float
+    machine: float
+    ours: float
+
+    @classmethod
+    def now(cls, pids: Iterable[int]) -> CpuTime:
+        """``ours`` is what this process and ``pids`` used; ``machine`` all that was not idle."""
+        tick = os.sysconf("SC_CLK_TCK")
+        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        idle = fields[3] + fields[4]
+        ours = sum(_process_ticks(pid) for pid in {os.getpid(), *pids})
+        return cls(time.perf_counter(), (sum(fields) - idle) / tick, ours / tick)
+
+    def others_share_since(self, before: CpuTime) -> float:
+        """How much of the machine's processors others had meanwhile."""
+        others = (self.machine - before.machine) - (self.ours - before.ours)
+        return max(0.0, others / ((self.wall - before.wall) * (os.cpu_count() or 1)))
+
+
+def _process_ticks(pid: int) -> int:
+    # The name in parentheses may hold spaces, so counting starts behind it.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])

@@ -1,0 +1,75 @@
+"""Ours: the public Runtime, as a user would call it. Timed by itself: ``Generation.timings``.
+
+Its step is longer than the rivals': it also turns tokens into text and looks for the end.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+from protocol import Worker, serve
+
+
+class AdeptFastWorker(Worker):
+    def hello(self) -> dict[str, Any]:
+        import adept_fast
+
+        versions = {
+            "adept-fast": adept_fast.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+        return {"versions": versions}
+
+    def load(self, checkpoint: str, format: str, threads: int, context: int, batch: int) -> dict[str, Any]:
+        from adept_fast import Runtime, ops
+        from adept_fast.quantize import WEIGHT_FORMATS
+
+        torch.set_num_threads(threads)
+        options = {"weights": format} if format in WEIGHT_FORMATS else {"dtype": format}
+        self.runtime = Runtime.load(
+            checkpoint, device="cpu", max_seq_len=context, max_batch_size=batch, progress=False, **options
+        )
+        # The one look behind the public interface: how large the matrices are whose rows may be left out.
+        self.down_bytes = sum(layer.w_down_t.nbytes for layer in self.runtime._model.weights.layers)
+        plan = self.runtime.memory()
+        return {
+            "weight_bytes": self.runtime.bytes_read_per_step(0),
+            "resident_bytes": {"weights": plan.weights_bytes, "cache": plan.cache_bytes},
+            "load_seconds": self.runtime.load_seconds,
+            "operators": {part.operator: part.kind for part in ops.implementations()},
+            "notes": "the timed step also turns the token into text",
+        }
+
+    def decode(self, prompts: list[list[int]], steps: int) -> dict[str, Any]:
+        before = self._unit_rows()
+        generations = self.runtime.generate(prompts, max_new_tokens=steps + 1, ignore_eos=True)
+        # The last prompt is read last, so from its first token on there is nothing but steps of them all.
+        timings = generations[-1].timings
+        assert timings.decode_steps == steps, timings
+        middle = len(prompts[-1]) + steps // 2
+        weights = self.runtime.bytes_read_per_step(0)
+        cache = self.runtime.bytes_read_per_step(middle) - weights
+        # A row of the down-projection is read where its unit is not 0 for some sequence of the batch.
+        read, rows = (after - at for after, at in zip(self._unit_rows(), before, strict=True))
+        zeros = 1 - read / rows if rows else None
+        return {
+            "seconds": timings.decode_seconds,
+            "bytes_per_step": weights - (zeros or 0) * self.down_bytes + cache * len(prompts),
+            "zero_share": zeros,
+        }
+
+    def prefill(self, prompt: list[int]) -> dict[str, Any]:
+        (generation,) = self.runtime.generate([prompt], max_new_tokens=1, ignore_eos=True)
+        return {"seconds": generation.timings.prefill_seconds}
+
+    def _unit_rows(self) -> tuple[int, int]:
+        """Rows of the down-projections that decode steps read so far, and rows there were."""
+        stats = self.runtime.stats()
+        return stats.unit_rows_read, stats.unit_rows
+
+
+if __name__ == "__main__":
+    serve(AdeptFastWorker())

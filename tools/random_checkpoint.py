@@ -1,0 +1,156 @@
+"""Writes a checkpoint of random weights, for benchmarks: any shape, and a chosen share of zero MLP units.
+
+    python tools/random_checkpoint.py 0.7g /tmp/0.7g --zeros 0.9
+
+A Hugging Face directory that adept-fast and transformers load. Weights are made and written one tensor at a
+time. The tokenizer knows as many pieces as the embedding has rows, so that every runtime computes the same
+logits: adept-fast leaves out rows that no piece uses.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import statistics
+import struct
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from adept_fast.checkpoint import Checkpoint, StoredTensor, demo_path  # noqa: E402
+from adept_fast.checkpoint.save import save_huggingface  # noqa: E402
+from adept_fast.config import PersimmonConfig  # noqa: E402
+from adept_fast.tokenizer import Tokenizer  # noqa: E402
+
+DESCRIPTION_FILE = "random_checkpoint.json"
+PRESETS = {
+    "0.7g": {"hidden": 2048, "layers": 12, "heads": 32, "intermediate": 8192, "vocab": 32768},
+    "small": {"hidden": 512, "layers": 8, "heads": 8, "intermediate": 2048, "vocab": 16384},
+    "8b": {"hidden": 4096, "layers": 36, "heads": 64, "intermediate": 16384, "vocab": 262144},
+}
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_NORMAL_PIECE_SCORE = -1000.0  # so unlikely that text is still cut into the pieces of the demo's tokenizer
+
+
+@click.command()
+@click.argument("preset", type=click.Choice([*PRESETS, "custom"]))
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option("--hidden", type=click.IntRange(min=1), help="Width of the residual stream.")
+@click.option("--layers", type=click.IntRange(min=1))
+@click.option("--heads", type=click.IntRange(min=1))
+@click.option("--intermediate", type=click.IntRange(min=1), help="Units of the MLP.")
+@click.option(
+    "--vocab", type=click.IntRange(min=1), help="Rows of the embedding, and pieces of the tokenizer."
+)
+@click.option("--context", default=4096, show_default=True, type=click.IntRange(min=1), help="Of the model.")
+@click.option("--dtype", default="float16", show_default=True, type=click.Choice(list(DTYPES)))
+@click.option("--zeros", default=0.5, show_default=True, help="Share of the MLP's units that relu² makes 0.")
+@click.option("--seed", default=0, show_default=True)
+def main(
+    preset: str, destination: Path, context: int, dtype: str, zeros: float, seed: int, **shape: int | None
+) -> None:
+    """Write the shapes of PRESET, with what the options change, to DESTINATION."""
+    sizes = PRESETS.get(preset, {}) | {name: size for name, size in shape.items() if size is not None}
+    missing = [f"--{name}" for name in shape if name not in sizes]
+    if missing:
+        raise click.UsageError(f"'custom' needs {', '.join(missing)}")
+    try:
+        config = make_config(**sizes, context=context)
+        saved = write_random(destination, config, DTYPES[dtype], zeros, seed, progress=True)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    parameters = f"{config.num_parameters / 1e6:.0f} M parameters"
+    click.echo(f"{saved}: {parameters}, {dtype}, {zeros:.0%} zero units")
+
+
+def make_config(
+    *, hidden: int, layers: int, heads: int, intermediate: int, vocab: int, context: int = 4096
+) -> PersimmonConfig:
+    """The family's config with these sizes."""
+    return PersimmonConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=context,
+        rope_theta=25000.0,
+    )
+
+
+def write_random(
+    destination: Path,
+    config: PersimmonConfig,
+    dtype: torch.dtype = torch.float16,
+    zeros: float = 0.5,
+    seed: int = 0,
+    progress: bool = False,
+) -> Path:
+    """Write the checkpoint and a note of how it was made; returns its directory."""
+    up_bias = bias_for_zeros(zeros)
+    tensors = {
+        name: StoredTensor(
+            name, shape, dtype, "random", functools.partial(random_tensor, name, shape, dtype, up_bias, seed)
+        )
+        for name, shape in config.tensor_shapes().items()
+    }
+    tokenizer = Tokenizer(tokenizer_model(config.vocab_size))
+    checkpoint = Checkpoint(destination, "random", config, tensors, tokenizer)
+    # One file: llama.cpp's and OpenVINO's converters read shards too, but there is nothing to gain.
+    path = save_huggingface(checkpoint, destination, max_shard_bytes=2**62, progress=progress).path
+    note = {"zeros": zeros, "seed": seed, "dtype": str(dtype).removeprefix("torch.")}
+    (path / DESCRIPTION_FILE).write_text(json.dumps(note) + "\n", encoding="utf-8")
+    return path
+
+
+def bias_for_zeros(zeros: float) -> float:
+    """The bias b of the up-projection for which a share ``zeros`` of the units N(b, 1) is not above 0."""
+    if not 0 < zeros < 1:
+        raise ValueError(f"zeros is {zeros}; expected a share between 0 and 1")
+    return -statistics.NormalDist().inv_cdf(zeros)
+
+
+def random_tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype, up_bias: float, seed: int) -> Tensor:
+    """A tensor of this seed, the same in whichever order tensors are made.
+
+    A matrix keeps the variance of its input, so the pre-activations of the MLP, whose input is normalised,
+    are N(bias, 1). A LayerNorm does nothing but normalise, and other biases are 0.
+    """
+    if name.endswith("layernorm.weight"):
+        return torch.ones(shape, dtype=dtype)
+    if name.endswith("bias"):
+        return torch.full(shape, up_bias if name.endswith("dense_h_to_4h.bias") else 0.0, dtype=dtype)
+    # Not hash(): that of a string differs from process to process. torch looks at 32 bits of a seed only.
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+    scale = 1.0 if name == "model.embed_tokens.weight" else 1 / math.sqrt(shape[1])
+    return torch.empty(shape, dtype=dtype).normal_(0.0, scale, generator=generator)
+
+
+def tokenizer_model(vocab: int) -> bytes:
+    """The demo's sentencepiece model with pieces added to its end until there are ``vocab``."""
+    model = (demo_path() / "tokenizer.model").read_bytes()
+    known = Tokenizer(model).vocab_size
+    if vocab < known:
+        raise ValueError(f"vocab is {vocab}; expected at least the {known} pieces of the demo's tokenizer")
+    # protobuf: an entry of a repeated field may stand anywhere, so entries can be put at the end of the file.
+    return model + b"".join(_pieces(range(known, vocab)))
+
+
+def _pieces(numbers: range) -> Iterator[bytes]:
+    for number in numbers:
+        text = f"▁piece{number}".encode()
+        # ModelProto.pieces is field 1; in it text is field 1, score (a float) field 2; the type is NORMAL.
+        piece = bytes([1 << 3 | 2, len(text)]) + text + b"\x15" + struct.pack("<f", _NORMAL_PIECE_SCORE)
+        yield bytes([1 << 3 | 2, len(piece)]) + piece
+
+
+if __name__ == "__main__":
+    main()
