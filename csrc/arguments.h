@@ -19,14 +19,19 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// Python sees a RuntimeError of just this sentence; torch's own macro would put the build's paths before it.
 template <class... Parts>
-void require(bool condition, const Parts&... parts) {
-  if (condition) return;
+[[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream sentence;
   (sentence << ... << parts);
   throw std::runtime_error(sentence.str());
 }
+
+// Python sees a RuntimeError of just this sentence, where torch's own macro would put the build's paths before it. A
+// macro, so that the sentence is not put together where nothing is wrong.
+#define ADEPT_REQUIRE(condition, ...)             \
+  do {                                            \
+    if (!(condition)) ::adept::fail(__VA_ARGS__); \
+  } while (false)
 
 inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -36,22 +41,27 @@ inline std::string shape_of(const Tensor& tensor) {
   return text + "]";
 }
 
-inline bool has_shape(const Tensor& tensor, const std::vector<int64_t>& shape) {
+using Shape = std::initializer_list<int64_t>;
+
+inline bool has_shape(const Tensor& tensor, Shape shape) {
   if (tensor.dim() != int64_t(shape.size())) return false;
-  for (size_t i = 0; i < shape.size(); ++i)
-    if (tensor.size(int64_t(i)) != shape[i]) return false;
+  int64_t dim = 0;
+  for (const int64_t size : shape)
+    if (tensor.size(dim++) != size) return false;
   return true;
 }
 
-inline void check_shape(const char* name, const Tensor& tensor, const std::vector<int64_t>& shape) {
-  std::string expected = "[";
-  for (size_t i = 0; i < shape.size(); ++i) expected += (i ? ", " : "") + std::to_string(shape[i]);
-  require(has_shape(tensor, shape), name, " has shape ", shape_of(tensor), "; expected ", expected, "]");
-  require(tensor.is_contiguous(), name, " is not contiguous");
+inline void check_shape(const char* name, const Tensor& tensor, Shape shape) {
+  if (!has_shape(tensor, shape)) {
+    std::string expected;
+    for (const int64_t size : shape) expected += (expected.empty() ? "" : ", ") + std::to_string(size);
+    fail(name, " has shape ", shape_of(tensor), "; expected [", expected, "]");
+  }
+  ADEPT_REQUIRE(tensor.is_contiguous(), name, " is not contiguous");
 }
 
 inline void check_dtype(const char* name, const Tensor& tensor, ScalarType dtype) {
-  require(tensor.scalar_type() == dtype, name, " has dtype ", torch::headeronly::toString(tensor.scalar_type()),
+  ADEPT_REQUIRE(tensor.scalar_type() == dtype, name, " has dtype ", torch::headeronly::toString(tensor.scalar_type()),
                   "; expected ", torch::headeronly::toString(dtype));
 }
 
@@ -60,21 +70,23 @@ const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
 }
 
-// [size] in float32.
-inline const float* vector(const char* name, const Tensor& tensor, int64_t size) {
-  check_shape(name, tensor, {size});
-  check_dtype(name, tensor, ScalarType::Float);
+// [size] in float32. `prefix`: what stands before the name.
+inline const float* vector(const char* name, const Tensor& tensor, int64_t size, const char* prefix = "") {
+  ADEPT_REQUIRE(has_shape(tensor, {size}), prefix, name, " has shape ", shape_of(tensor), "; expected [", size, "]");
+  ADEPT_REQUIRE(tensor.is_contiguous(), prefix, name, " is not contiguous");
+  ADEPT_REQUIRE(tensor.scalar_type() == ScalarType::Float, prefix, name, " has dtype ",
+                torch::headeronly::toString(tensor.scalar_type()), "; expected ",
+                torch::headeronly::toString(ScalarType::Float));
   return data<float>(tensor);
 }
 
-// `prefix`: what stands before gamma and beta in their names.
-inline Norm norm(const std::string& prefix, const Tensor& gamma, const Tensor& beta, double eps, int64_t size) {
-  return {vector((prefix + "gamma").c_str(), gamma, size), vector((prefix + "beta").c_str(), beta, size), float(eps)};
+inline Norm norm(const char* prefix, const Tensor& gamma, const Tensor& beta, double eps, int64_t size) {
+  return {vector("gamma", gamma, size, prefix), vector("beta", beta, size, prefix), float(eps)};
 }
 
-inline Norm optional_norm(const std::string& prefix, const OptionalTensor& gamma, const OptionalTensor& beta, double eps,
+inline Norm optional_norm(const char* prefix, const OptionalTensor& gamma, const OptionalTensor& beta, double eps,
                           int64_t size) {
-  require(gamma.has_value() == beta.has_value(), "only one of ", prefix, "gamma and ", prefix,
+  ADEPT_REQUIRE(gamma.has_value() == beta.has_value(), "only one of ", prefix, "gamma and ", prefix,
           "beta is given; expected both or none");
   return gamma ? norm(prefix, *gamma, *beta, eps, size) : Norm{};
 }
@@ -91,7 +103,7 @@ inline std::optional<Format> float_format(const Tensor& tensor) {
 // A float matrix [rows, cols].
 inline Matrix float_matrix(const char* name, const Tensor& values, int64_t rows, int64_t cols) {
   const std::optional<Format> format = float_format(values);
-  require(format.has_value(), name, " has dtype ", torch::headeronly::toString(values.scalar_type()),
+  ADEPT_REQUIRE(format.has_value(), name, " has dtype ", torch::headeronly::toString(values.scalar_type()),
                   " and no scales; expected float32, float16 or bfloat16");
   check_shape(name, values, {rows, cols});
   return {*format, values.const_data_ptr(), nullptr, rows, cols};
@@ -99,7 +111,7 @@ inline Matrix float_matrix(const char* name, const Tensor& values, int64_t rows,
 
 inline Format quantized_format(const char* name, const Tensor& values, const Tensor& scales) {
   const bool int8 = values.scalar_type() == ScalarType::Char;
-  require(int8 || values.scalar_type() == ScalarType::Byte, name, " has scales and dtype ",
+  ADEPT_REQUIRE(int8 || values.scalar_type() == ScalarType::Byte, name, " has scales and dtype ",
                   torch::headeronly::toString(values.scalar_type()), "; expected int8 or uint8");
   check_dtype(name, scales, int8 ? ScalarType::Float : ScalarType::Half);
   return int8 ? Format::kInt8 : Format::kInt4;
@@ -110,7 +122,7 @@ inline Matrix rows_matrix(const char* name, const Tensor& values, const Optional
                           int64_t cols) {
   if (!scales) return float_matrix(name, values, rows, cols);
   const Format format = quantized_format(name, values, *scales);
-  require(cols <= kMaxQuantizedInputs, name, " has ", cols, " inputs; expected at most ", kMaxQuantizedInputs);
+  ADEPT_REQUIRE(cols <= kMaxQuantizedInputs, name, " has ", cols, " inputs; expected at most ", kMaxQuantizedInputs);
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows, padded = round_up(cols, kRowsPadding);
   const bool int8 = format == Format::kInt8;
   check_shape(name, values, {tiles, padded / (int8 ? 4 : 8), kTileRows, 4});
@@ -126,7 +138,7 @@ inline Matrix units_matrix(const char* name, const Tensor& values, const Optiona
                            int64_t cols) {
   if (!scales) return float_matrix(name, values, rows, cols);
   const Format format = quantized_format(name, values, *scales);
-  require(rows <= kMaxQuantizedInputs, name, " has ", rows, " inputs; expected at most ", kMaxQuantizedInputs);
+  ADEPT_REQUIRE(rows <= kMaxQuantizedInputs, name, " has ", rows, " inputs; expected at most ", kMaxQuantizedInputs);
   const int64_t padded = round_up(cols, kUnitsPadding);
   const bool int8 = format == Format::kInt8;
   check_shape(name, values, {rows, int8 ? padded : padded / 2});
@@ -142,9 +154,9 @@ class Activations {
  public:
   Activations(const char* name, const Tensor& given, int64_t columns)
       : dtype(given.scalar_type()), tensor_(given) {
-    require(given.dim() == 2 && given.size(1) == columns, name, " has shape ", shape_of(given),
+    ADEPT_REQUIRE(given.dim() == 2 && given.size(1) == columns, name, " has shape ", shape_of(given),
                     "; expected [tokens, ", columns, "]");
-    require(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, name, " has dtype ",
+    ADEPT_REQUIRE(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, name, " has dtype ",
                     torch::headeronly::toString(dtype), "; expected float32 or bfloat16");
     if (dtype == ScalarType::BFloat16) tensor_ = torch::stable::to(given, ScalarType::Float);
     if (!tensor_.is_contiguous()) tensor_ = torch::stable::contiguous(tensor_);
@@ -153,7 +165,7 @@ class Activations {
   const float* at() const { return data<float>(tensor_); }
   int64_t tokens() const { return tensor_.size(0); }
 
-  Tensor empty(std::vector<int64_t> shape) const { return torch::stable::new_empty(tensor_, shape); }
+  Tensor empty(Shape shape) const { return torch::stable::new_empty(tensor_, shape); }
 
   // What the operator returns for these inputs: `result`, in their dtype.
   Tensor narrowed(const Tensor& result) const {
@@ -169,7 +181,7 @@ class Activations {
 // cos and sin: [positions, half] in float32.
 struct RotaryTables {
   RotaryTables(const Tensor& cosines, const Tensor& sines, int64_t head_dim) {
-    require(cosines.dim() == 2 && cosines.is_contiguous() && 2 * cosines.size(1) <= head_dim, "cos has shape ",
+    ADEPT_REQUIRE(cosines.dim() == 2 && cosines.is_contiguous() && 2 * cosines.size(1) <= head_dim, "cos has shape ",
             shape_of(cosines), "; expected contiguous [positions, at most ", head_dim / 2, "]");
     positions = cosines.size(0);
     half = cosines.size(1);
@@ -190,14 +202,14 @@ inline const int64_t* indices(const char* name, const Tensor& tensor, int64_t to
   check_dtype(name, tensor, ScalarType::Long);
   const int64_t* values = data<int64_t>(tensor);
   for (int64_t i = 0; i < tokens; ++i)
-    require(values[i] >= 0 && values[i] < end, name, " holds ", values[i], "; expected 0 to ", end - 1);
+    ADEPT_REQUIRE(values[i] >= 0 && values[i] < end, name, " holds ", values[i], "; expected 0 to ", end - 1);
   return values;
 }
 
 // [k/v, slots, heads, capacity, head_dim]
 inline CacheLayer cache_layer(const Tensor& cache) {
   const std::optional<Format> format = float_format(cache);
-  require(cache.dim() == 5 && cache.size(0) == 2 && format.has_value() && cache.is_contiguous(),
+  ADEPT_REQUIRE(cache.dim() == 5 && cache.size(0) == 2 && format.has_value() && cache.is_contiguous(),
                   "cache_layer has shape ", shape_of(cache), " and dtype ",
                   torch::headeronly::toString(cache.scalar_type()),
                   "; expected contiguous floats [2, slots, heads, max_seq_len, head_dim]");

@@ -25,7 +25,7 @@ Threads threads() { return {int64_t(torch::stable::get_num_threads()), run_on_th
 float* output(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
 
 Tensor copy(const Tensor& source) {
-  require(source.is_contiguous(), "copy: source is not contiguous");
+  ADEPT_REQUIRE(source.is_contiguous(), "copy: source is not contiguous");
   return torch::stable::clone(source);
 }
 
@@ -43,9 +43,9 @@ Tensor layernorm_qkv(const Tensor& x, const Tensor& gamma, const Tensor& beta, d
 Tensor linear_residual(const Tensor& x, const Tensor& w, const OptionalTensor& scales, const Tensor& b,
                        const Tensor& residual) {
   const int64_t rows = b.numel();
-  require(x.dim() == 2, "x has shape ", shape_of(x), "; expected [tokens, inputs]");
+  ADEPT_REQUIRE(x.dim() == 2, "x has shape ", shape_of(x), "; expected [tokens, inputs]");
   const Activations in("x", x, x.size(1)), added("residual", residual, rows);
-  require(in.tokens() == added.tokens(), "residual has shape ", shape_of(residual), "; expected [",
+  ADEPT_REQUIRE(in.tokens() == added.tokens(), "residual has shape ", shape_of(residual), "; expected [",
                   in.tokens(), ", ", rows, "]");
   const Tensor out = in.empty({in.tokens(), rows});
   kernels().linear(threads(), {in.at(), in.tokens(), {}, rows_matrix("w", w, scales, rows, x.size(1)),
@@ -71,7 +71,7 @@ Tensor lm_head(const Tensor& x, const Tensor& gamma, const Tensor& beta, double 
                const OptionalTensor& scales, int64_t rows) {
   const int64_t hidden = gamma.numel();
   const Activations in("x", x, hidden);
-  require(rows >= 0, "rows is ", rows, "; expected 0 or more");
+  ADEPT_REQUIRE(rows >= 0, "rows is ", rows, "; expected 0 or more");
   const Tensor out = in.empty({in.tokens(), rows});  // logits stay float32
   kernels().linear(threads(), {in.at(), in.tokens(), norm("", gamma, beta, eps, hidden),
                                rows_matrix("w", w, scales, rows, hidden), nullptr, nullptr, false, output(out)});
@@ -97,7 +97,7 @@ Tensor rotary_append(const Tensor& qkv, const OptionalTensor& q_gamma, const Opt
 Tensor decode_attention(const Tensor& q, const Tensor& cache, const Tensor& slots, const Tensor& lengths,
                         double scale) {
   const CacheLayer layer = cache_layer(cache);
-  require(q.dim() == 3 && q.size(1) == layer.heads && q.size(2) == layer.head_dim, "q has shape ",
+  ADEPT_REQUIRE(q.dim() == 3 && q.size(1) == layer.heads && q.size(2) == layer.head_dim, "q has shape ",
                   shape_of(q), "; expected [tokens, ", layer.heads, ", ", layer.head_dim, "]");
   const Activations in("q", torch::stable::flatten(q, 1), layer.heads * layer.head_dim);
   const Tensor out = in.empty({in.tokens(), layer.heads * layer.head_dim});
@@ -110,7 +110,7 @@ Tensor decode_attention(const Tensor& q, const Tensor& cache, const Tensor& slot
 
 void dequantize_units(const Tensor& values, const Tensor& scales, Tensor out) {
   const std::optional<Format> format = float_format(out);
-  require(out.dim() == 2 && out.is_contiguous() && format.has_value() && *format != Format::kFloat16,
+  ADEPT_REQUIRE(out.dim() == 2 && out.is_contiguous() && format.has_value() && *format != Format::kFloat16,
                   "out has shape ", shape_of(out), "; expected a contiguous matrix in float32 or bfloat16");
   const Matrix w = units_matrix("values", values, scales, out.size(0), out.size(1));
   kernels().dequantize_units(threads(), w, *format, out.mutable_data_ptr());
@@ -143,21 +143,21 @@ Tensor decode_step(const Tensor& ids, const Tensor& slots, const Tensor& positio
                    std::vector<Tensor> layers, const Tensor& cos, const Tensor& sin, Tensor cache,
                    const Tensor& final_gamma, const Tensor& final_beta, const Tensor& w, const OptionalTensor& scales,
                    int64_t rows, double eps, double scale, const OptionalTensor& counts) {
-  require(cache.dim() == 6 && cache.size(0) > 0 && cache.size(0) * int64_t(kLayerTensors) == int64_t(layers.size()),
+  ADEPT_REQUIRE(cache.dim() == 6 && cache.size(0) > 0 && cache.size(0) * int64_t(kLayerTensors) == int64_t(layers.size()),
                   "layers has ", layers.size(), " tensors and the cache shape ", shape_of(cache), "; expected ",
                   kLayerTensors, " for each of its layers");
   const int64_t tokens = ids.numel(), hidden = final_gamma.numel();
-  require(embedding.dim() == 2, "embedding has shape ", shape_of(embedding), "; expected [vocab, hidden]");
+  ADEPT_REQUIRE(embedding.dim() == 2, "embedding has shape ", shape_of(embedding), "; expected [vocab, hidden]");
   std::vector<DecoderLayer> decoder;
   for (int64_t i = 0; i < cache.size(0); ++i) {
     const CacheLayer layer = cache_layer(torch::stable::select(cache, 0, i));
     decoder.push_back(decoder_layer(&layers[size_t(i) * kLayerTensors], eps, hidden, layer));
-    require(layer.heads * layer.head_dim == hidden, "the cache has shape ", shape_of(cache), "; expected ",
+    ADEPT_REQUIRE(layer.heads * layer.head_dim == hidden, "the cache has shape ", shape_of(cache), "; expected ",
                     hidden, " elements over its heads");
   }
   const CacheLayer& shape = decoder.front().cache;
   const RotaryTables tables(cos, sin, shape.head_dim);
-  require(rows >= 0, "rows is ", rows, "; expected 0 or more");
+  ADEPT_REQUIRE(rows >= 0, "rows is ", rows, "; expected 0 or more");
   const Tensor logits = torch::stable::new_empty(final_gamma, {tokens, rows});
   kernels().decode_step(
       threads(), {indices("ids", ids, tokens, embedding.size(0)), indices("slots", slots, tokens, shape.slots),
@@ -170,7 +170,7 @@ Tensor decode_step(const Tensor& ids, const Tensor& slots, const Tensor& positio
 }
 
 Tensor read(const Tensor& source) {
-  require(source.is_contiguous(), "read: source is not contiguous");
+  ADEPT_REQUIRE(source.is_contiguous(), "read: source is not contiguous");
   const Tensor sum = torch::stable::new_empty(source, {1}, ScalarType::Int);
   const int64_t bytes = source.numel() * int64_t(source.element_size());
   *static_cast<int32_t*>(sum.mutable_data_ptr()) = kernels().read(threads(), source.const_data_ptr(), bytes);

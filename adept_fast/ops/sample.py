@@ -45,12 +45,13 @@ def sample(
         seen: bool [rows, vocab], the tokens that the penalty is for.
         seed, positions: int64 [rows], what the random number is made from.
     """
-    valid = (logits.amax(-1) < float("inf")) & (logits.amax(-1) > float("-inf"))  # false for NaN
+    likeliest, chosen = logits.max(-1)  # each [rows]; NaN where a row holds one
+    valid = likeliest.isfinite()
     if repetition_penalty is not None and seen is not None:
         penalty = repetition_penalty[:, None]
         penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
         logits = torch.where(seen, penalised, logits)
-    chosen = logits.argmax(-1)  # [rows]
+        chosen = logits.argmax(-1)
     if temperature is not None:
         if seed is None or positions is None:
             raise ValueError("sampling at a temperature takes seed and positions")

@@ -13,7 +13,7 @@
 namespace adept::ADEPT_ISA {
 namespace {
 
-constexpr int64_t kBytesPerTask = 64 * 1024;
+constexpr int64_t kBytesPerTask = 32 * 1024;
 
 // What happens to a sum before it is stored.
 class Epilogue {

@@ -83,12 +83,15 @@ class Down {
   // out = x + bias + sum(token, column, lanes)
   template <class Sum>
   void each_output(const Sum& sum) const {
-    parallel(threads_, mlp_.tokens, [&](int64_t token) {
-      for_columns(w_.cols, [&](int64_t c, int lanes) {
-        const int64_t at = token * w_.cols + c;
-        const F32x16 base = add(load_first(mlp_.x + at, lanes), load_first(mlp_.down_bias + c, lanes));
-        store_first(mlp_.out + at, add(base, sum(token, c, lanes)), lanes);
-      });
+    constexpr int64_t kColumnsPerTask = 512;
+    parallel_pieces(threads_, w_.cols, kColumnsPerTask, [&](int64_t begin, int64_t end) {
+      for (int64_t token = 0; token < mlp_.tokens; ++token)
+        for (int64_t c = begin; c < end; c += kLanes) {
+          const int lanes = int(std::min<int64_t>(kLanes, end - c));
+          const int64_t at = token * w_.cols + c;
+          const F32x16 base = add(load_first(mlp_.x + at, lanes), load_first(mlp_.down_bias + c, lanes));
+          store_first(mlp_.out + at, add(base, sum(token, c, lanes)), lanes);
+        }
     });
   }
 
@@ -104,7 +107,7 @@ void mlp(const Threads& threads, const Mlp& mlp) {
   const int64_t intermediate = mlp.up.rows;
   Buffer<float> units(mlp.tokens * intermediate);
   linear(threads, Linear{mlp.x, mlp.tokens, mlp.norm, mlp.up, mlp.up_bias, nullptr, true, units});
-  const ActiveUnits active(units, mlp.tokens, intermediate);
+  const ActiveUnits active(threads, units, mlp.tokens, intermediate);
   if (mlp.counts) {
     mlp.counts[0] += active.count();
     mlp.counts[1] += intermediate;

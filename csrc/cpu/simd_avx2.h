@@ -141,6 +141,18 @@ inline uint32_t nonzero_lanes(F32x16 a) {
          uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a.upper, zero, _CMP_NEQ_UQ))) << 8;
 }
 
+inline F32x16 gather(const float* from, const int32_t* indices) {
+  const auto* halves = reinterpret_cast<const __m256i*>(indices);
+  return {_mm256_i32gather_ps(from, _mm256_loadu_si256(halves), sizeof(float)),
+          _mm256_i32gather_ps(from, _mm256_loadu_si256(halves + 1), sizeof(float))};
+}
+
+inline int store_selected(int32_t* to, int32_t first, uint32_t lanes) {
+  int count = 0;
+  for (; lanes; lanes &= lanes - 1) to[count++] = first + __builtin_ctz(lanes);
+  return count;
+}
+
 inline I32x16 zero_i32() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 
 inline I32x16 broadcast(int32_t value) {

@@ -92,6 +92,17 @@ inline uint32_t nonzero_lanes(F32x16 a) {
   return _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
 }
 
+inline F32x16 gather(const float* from, const int32_t* indices) {
+  return {_mm512_i32gather_ps(_mm512_loadu_si512(indices), from, sizeof(float))};
+}
+
+inline int store_selected(int32_t* to, int32_t first, uint32_t lanes) {
+  const __m512i numbers = _mm512_add_epi32(_mm512_set1_epi32(first),
+                                           _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(__mmask16(lanes), numbers));
+  return __builtin_popcount(lanes);
+}
+
 inline I32x16 zero_i32() { return {_mm512_setzero_si512()}; }
 inline I32x16 broadcast(int32_t value) { return {_mm512_set1_epi32(value)}; }
 inline I32x16 load(const int32_t* from) { return {_mm512_loadu_si512(from)}; }

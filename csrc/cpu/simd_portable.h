@@ -188,6 +188,21 @@ inline uint32_t nonzero_lanes(F32x16 a) {
   return mask;
 }
 
+// from[indices[0]], from[indices[1]], …
+inline F32x16 gather(const float* from, const int32_t* indices) {
+  F32x16 out;
+  for (int i = 0; i < 16; ++i) out.lane[i] = from[indices[i]];
+  return out;
+}
+
+// Writes first, first + 1, … for the lanes whose bit is set, one after the other, and perhaps others after them, up
+// to 16 in all. Returns how many were wanted.
+inline int store_selected(int32_t* to, int32_t first, uint32_t lanes) {
+  int count = 0;
+  for (; lanes; lanes &= lanes - 1) to[count++] = first + __builtin_ctz(lanes);
+  return count;
+}
+
 inline I32x16 zero_i32() { return {}; }
 
 inline I32x16 broadcast(int32_t value) {

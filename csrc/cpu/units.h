@@ -16,35 +16,38 @@ constexpr int64_t kStripColumns = 2048;  // a multiple of kUnitsPadding
 constexpr int kUnitsAtOnce = 8;
 constexpr int64_t kListPadding = 16;
 
-// The units that any token needs, in order; padded to a multiple of 16 by repeating the last.
+// The units that any token needs, in order; padded to a multiple of 16 by repeating the last, as a unit of 0.
 class ActiveUnits {
  public:
   // units: [tokens, intermediate]
-  ActiveUnits(const float* units, int64_t tokens, int64_t intermediate)
-      : tokens_(tokens), intermediate_(intermediate), units_(units), rows_(round_up(intermediate, kListPadding)) {
+  ActiveUnits(const Threads& threads, const float* units, int64_t tokens, int64_t intermediate)
+      : tokens_(tokens), rows_(intermediate + 2 * kListPadding), values_(tokens * round_up(intermediate, kListPadding)) {
     for_columns(intermediate, [&](int64_t unit, int lanes) {
       uint32_t wanted = 0;
       for (int64_t t = 0; t < tokens; ++t) wanted |= nonzero_lanes(load_first(units + t * intermediate + unit, lanes));
-      for (; wanted; wanted &= wanted - 1) rows_[count_++] = int32_t(unit + __builtin_ctz(wanted));
+      count_ += store_selected(rows_ + count_, int32_t(unit), wanted);
     });
     padded_ = round_up(count_, kListPadding);
     std::fill(rows_ + count_, rows_ + padded_, count_ ? rows_[count_ - 1] : 0);
+    parallel_pieces(threads, tokens, kTokensPerTask, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        float* values = values_ + t * padded_;
+        for (int64_t i = 0; i < padded_; i += kLanes) store(values + i, gather(units + t * intermediate, rows_ + i));
+        std::fill(values + count_, values + padded_, 0.0f);
+      }
+    });
   }
 
   int64_t count() const { return count_; }
   int64_t padded() const { return padded_; }
   int64_t tokens() const { return tokens_; }
   int64_t row(int64_t index) const { return rows_.data()[index]; }
-
-  // 0 for what is only padding.
-  float unit(int64_t token, int64_t index) const {
-    return index < count_ ? units_[token * intermediate_ + row(index)] : 0.0f;
-  }
+  const float* units(int64_t token) const { return values_.data() + token * padded_; }
 
  private:
-  int64_t tokens_, intermediate_;
-  const float* units_;
+  int64_t tokens_;
   Buffer<int32_t> rows_;
+  Buffer<float> values_;  // [tokens, padded]
   int64_t count_ = 0, padded_ = 0;
 };
 
@@ -115,7 +118,7 @@ void add_float_units(const Weight* w, int64_t cols, const ActiveUnits& active, c
       constexpr int kCount = decltype(token_count)::value;
       float units[kCount][kRows];
       for (int t = 0; t < kCount; ++t)
-        for (int i = 0; i < kRows; ++i) units[t][i] = active.unit(token + t, index + i);
+        for (int i = 0; i < kRows; ++i) units[t][i] = active.units(token + t)[index + i];
       add_rows(rows, next, units, task.last_column - task.first_column,
                sums + token * stride + task.first_column, stride);
     });
@@ -127,22 +130,20 @@ class FixedUnits {
  public:
   explicit FixedUnits(const ActiveUnits& active)
       : stride_(active.padded()),
-        high_(active.tokens() * stride_ + kLanes),
-        low_(active.tokens() * stride_ + kLanes),
+        high_(active.tokens() * stride_),
+        low_(active.tokens() * stride_),
         scales_(active.tokens()) {
-    Buffer<float> row(stride_ + kLanes);
     for (int64_t token = 0; token < active.tokens(); ++token) {
-      float extreme = 0, taint = 0;
-      for (int64_t i = 0; i < stride_; ++i) {
-        row[i] = active.unit(token, i);
-        extreme = std::max(extreme, row[i]);
-        taint += row[i] * 0.0f;  // NaN once anything is not finite
-      }
-      scales_[token] = extreme / 65535 + taint;
-      const float inverse = scales_[token] > std::numeric_limits<float>::min() ? 1 / scales_[token] : 0;
-      std::fill(row + stride_, row + stride_ + kLanes, 0.0f);
+      const float* units = active.units(token);
+      F32x16 extreme = broadcast(0.0f), taint = broadcast(0.0f);
       for (int64_t i = 0; i < stride_; i += kLanes) {
-        const I32x16 value = to_int(mul(load(row + i), broadcast(inverse)));
+        extreme = max(load(units + i), extreme);
+        taint = fma(load(units + i), broadcast(0.0f), taint);  // NaN once anything is not finite
+      }
+      scales_[token] = largest(extreme) / 65535 + sum(taint);
+      const float inverse = scales_[token] > std::numeric_limits<float>::min() ? 1 / scales_[token] : 0;
+      for (int64_t i = 0; i < stride_; i += kLanes) {
+        const I32x16 value = to_int(mul(load(units + i), broadcast(inverse)));
         store_bytes(high_ + token * stride_ + i, shift_right_8(value));
         store_bytes(low_ + token * stride_ + i, value);
       }

@@ -43,7 +43,7 @@ class ScaledUnits {
     for (int64_t i = 0; i < count; ++i) {
       const Half* row = scales + active.row(task.begin + i) * row_groups;
       const F32x16 steps = lanes == kLanes ? load(row) : load_first(row, lanes);
-      const F32x16 value = mul(steps, broadcast(active.unit(token, task.begin + i)));
+      const F32x16 value = mul(steps, broadcast(active.units(token)[task.begin + i]));
       extreme = max(abs(value), extreme);
       taint = fma(value, broadcast(0.0f), taint);  // NaN once anything is not finite
       store(products + i * kLanes, value);
