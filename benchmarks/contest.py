@@ -20,8 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import BandwidthProbe, CpuTime, summarise
+import torch
+from harness import CpuTime, summarise
 from tqdm import tqdm
+
+from adept_fast.bandwidth import BandwidthProbe
 
 HERE = Path(__file__).resolve().parent
 RIVALS = {
@@ -195,7 +198,7 @@ def sample_in_turn(
     jobs: dict[str, tuple[Worker, Measure]], rounds: int, limits: Limits
 ) -> tuple[dict[str, list[Sample | None]], dict[str, Counter]]:
     """A sample of every job in every round (None where none was clean), and why samples were dropped."""
-    probe = BandwidthProbe()
+    probe = BandwidthProbe(torch.device("cpu"))
     for worker, measure in tqdm(jobs.values(), desc="warming up", disable=None):
         measure(worker)
     samples: dict[str, list[Sample | None]] = {name: [] for name in jobs}

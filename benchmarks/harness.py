@@ -169,27 +169,6 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     )
 
 
-class BandwidthProbe:
-    """Read bandwidth of memory, in bytes a second, over a buffer that is kept: a probe takes some 30 ms.
-
-    As adept_fast.bandwidth measures it, which fills a new buffer each time.
-    """
-
-    BYTES = 256 * 1024 * 1024
-    REPEATS = 4
-
-    def __init__(self) -> None:
-        self._buffer = torch.ones(self.BYTES // 4, dtype=torch.float32)
-
-    def measure(self) -> float:
-        return max(self.BYTES / self._seconds() for _ in range(self.REPEATS))
-
-    def _seconds(self) -> float:
-        started = time.perf_counter()
-        self._buffer.sum().item()
-        return time.perf_counter() - started
-
-
 @dataclass(frozen=True)
 class CpuTime:
     """Seconds of processor time since the machine, or the processes, began."""
