@@ -41,6 +41,20 @@ def rows_of(report: dict) -> list[str]:
     ]
 
 
+def decode_rows_of(report: dict) -> list[str]:
+    """The README's table of a result file of benchmarks/decode.py."""
+
+    def figures(values: dict, digits: int) -> str:
+        low, high = (f"{values[key]:.{digits}f}" for key in ("p10", "p90"))
+        return f"{values['median']:.{digits}f} ({low} to {high})"
+
+    return [
+        f"| {name} | {values['bytes_per_step'] / 1e6:.0f} | {figures(values['tokens_per_second'], 1)} | "
+        f"{figures(values['share_of_bandwidth'], 2)} |"
+        for name, values in report["measured"].items()
+    ]
+
+
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_result_says_where_it_comes_from(path: Path) -> None:
     report = json.loads(path.read_text(encoding="utf-8"))
@@ -57,6 +71,18 @@ def test_the_readme_has_the_figures_of_the_result_file() -> None:
         assert row in readme
     assert report["device"] in readme
     assert report["command"] in readme
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in RESULTS if path.name.startswith("decode-")], ids=lambda path: path.name
+)
+def test_the_readme_has_the_figures_of_decoding(path: Path) -> None:
+    report = json.loads(path.read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for row in decode_rows_of(report):
+        assert row in readme
+    assert path.name in readme
+    assert report["commit"][:7] in readme
 
 
 def test_the_demo_benchmark_runs(tmp_path: Path) -> None:
