@@ -1,6 +1,6 @@
 """Writes a checkpoint of random weights, for benchmarks: any shape, and a chosen share of zero MLP units.
 
-    python tools/random_checkpoint.py 0.7g /tmp/0.7g --zeros 0.9
+    python tools/random_checkpoint.py 0.7g random-0.7g --zeros 0.9
 
 A Hugging Face directory that adept-fast and transformers load. Weights are made and written one tensor at a
 time. The tokenizer knows as many pieces as the embedding has rows, so that every runtime computes the same
