@@ -1,9 +1,8 @@
 """Memory in huge pages: what is streamed every step is read faster where fewer pages have to be found.
 
 A step goes over all weights, which is more 4 kB pages than a processor remembers the places of, and in a
-virtual machine looking one up costs up to two dozen reads. With pages of 2 MB the same loop read 1.3 to 1.5
-times as fast (see benchmarks/results). Files that are memory-mapped have small pages; so weights are copied
-where memory allows.
+virtual machine looking one up costs up to two dozen reads. With pages of 2 MB that is rare. Files that are
+memory-mapped have small pages; so weights are copied where memory allows.
 """
 
 from __future__ import annotations

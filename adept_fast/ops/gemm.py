@@ -1,6 +1,6 @@
 """Products of many tokens with weights on a CPU, by torch's GEMM.
 
-Where the processor multiplies bfloat16, torch's GEMM does so at about twice the speed of float32. Inputs are
+Where the processor multiplies bfloat16, torch's GEMM does so faster than in float32. Inputs are
 rounded to the weights' dtype, as torch itself would; LayerNorm, relu² units and residual sums stay float32.
 Of float16 torch has no fast product on a CPU, so those weights stay with the kernels in C++.
 """
@@ -20,15 +20,17 @@ _HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported()
 
 
 def is_better(x: Tensor, w: Matrix) -> bool:
-    """Whether x · wᵀ should be computed here."""
-    if x.shape[0] <= _FEW_TOKENS or isinstance(w, QuantizedMatrix):
+    """Whether x · wᵀ should be computed here, where results are float32 as the model's inputs are."""
+    if x.shape[0] <= _FEW_TOKENS or isinstance(w, QuantizedMatrix) or x.dtype != torch.float32:
         return False
     return w.dtype == torch.float32 or (w.dtype == torch.bfloat16 and _HAS_BFLOAT16)
 
 
 def is_better_for_units(x: Tensor, w_t: Matrix) -> bool:
     """Whether the down-projection of x's units should be computed here."""
-    return x.shape[0] > _FEW_TOKENS_PACKED if isinstance(w_t, QuantizedMatrix) else is_better(x, w_t)
+    if isinstance(w_t, QuantizedMatrix):
+        return x.shape[0] > _FEW_TOKENS_PACKED and x.dtype == torch.float32
+    return is_better(x, w_t)
 
 
 def layernorm_qkv(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Matrix, b: Tensor) -> Tensor:
