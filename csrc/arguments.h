@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/kernels.h"
+#include "operands.h"
 
 namespace adept {
 
@@ -69,6 +69,8 @@ template <class T>
 const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
 }
+
+inline float* output(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
 
 // [size] in float32. `prefix`: what stands before the name.
 inline const float* vector(const char* name, const Tensor& tensor, int64_t size, const char* prefix = "") {
@@ -196,11 +198,16 @@ struct RotaryTables {
   int64_t positions, half;
 };
 
-// int64 [tokens], each from 0 to below `end`.
-inline const int64_t* indices(const char* name, const Tensor& tensor, int64_t tokens, int64_t end) {
+// int64 [tokens]
+inline const int64_t* unchecked_indices(const char* name, const Tensor& tensor, int64_t tokens) {
   check_shape(name, tensor, {tokens});
   check_dtype(name, tensor, ScalarType::Long);
-  const int64_t* values = data<int64_t>(tensor);
+  return data<int64_t>(tensor);
+}
+
+// int64 [tokens], each from 0 to below `end`; of a CPU, where they can be looked at.
+inline const int64_t* indices(const char* name, const Tensor& tensor, int64_t tokens, int64_t end) {
+  const int64_t* values = unchecked_indices(name, tensor, tokens);
   for (int64_t i = 0; i < tokens; ++i)
     ADEPT_REQUIRE(values[i] >= 0 && values[i] < end, name, " holds ", values[i], "; expected 0 to ", end - 1);
   return values;

@@ -1,7 +1,7 @@
-// The table of contents of the native side: every operator's schema, and its version for a CPU.
+// The operators for tensors of a CPU; their schemas stand in schemas.h, the versions for a GPU in cuda_ops.cpp.
 //
 // Here tensors are checked and turned into the plain pointers that the kernels take. Only torch's stable ABI is
-// used, so that one build serves every torch from 2.11 on. The versions for a GPU stand in cuda_ops.cpp.
+// used, so that one build serves every torch from 2.11 on.
 #include <Python.h>
 
 #include <torch/csrc/stable/library.h>
@@ -9,6 +9,8 @@
 #include <cstring>
 
 #include "arguments.h"
+#include "cpu/kernels.h"
+#include "schemas.h"
 
 namespace adept {
 namespace {
@@ -21,8 +23,6 @@ void run_on_threads(int64_t count, void (*body)(void*), void* context) {
 
 // torch's pool, as large as torch.set_num_threads says.
 Threads threads() { return {int64_t(torch::stable::get_num_threads()), run_on_threads}; }
-
-float* output(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
 
 Tensor copy(const Tensor& source) {
   ADEPT_REQUIRE(source.is_contiguous(), "copy: source is not contiguous");
@@ -95,7 +95,7 @@ Tensor rotary_append(const Tensor& qkv, const OptionalTensor& q_gamma, const Opt
 }
 
 Tensor decode_attention(const Tensor& q, const Tensor& cache, const Tensor& slots, const Tensor& lengths,
-                        double scale) {
+                        int64_t longest, double scale) {
   const CacheLayer layer = cache_layer(cache);
   ADEPT_REQUIRE(q.dim() == 3 && q.size(1) == layer.heads && q.size(2) == layer.head_dim, "q has shape ",
                   shape_of(q), "; expected [tokens, ", layer.heads, ", ", layer.head_dim, "]");
@@ -103,8 +103,8 @@ Tensor decode_attention(const Tensor& q, const Tensor& cache, const Tensor& slot
   const Tensor out = in.empty({in.tokens(), layer.heads * layer.head_dim});
   kernels().decode_attention(threads(), {in.at(), in.tokens(), layer,
                                          indices("slots", slots, in.tokens(), layer.slots),
-                                         indices("lengths", lengths, in.tokens(), layer.capacity + 1), float(scale),
-                                         output(out)});
+                                         indices("lengths", lengths, in.tokens(), layer.capacity + 1), longest,
+                                         float(scale), output(out)});
   return in.narrowed(out);
 }
 
@@ -180,26 +180,7 @@ Tensor read(const Tensor& source) {
 }  // namespace
 }  // namespace adept
 
-STABLE_TORCH_LIBRARY(adept_fast, library) {
-  library.def("copy(Tensor source) -> Tensor");
-  library.def("read(Tensor source) -> Tensor");
-  library.def(
-      "layernorm_qkv(Tensor x, Tensor gamma, Tensor beta, float eps, Tensor w, Tensor? scales, Tensor b) -> Tensor");
-  library.def(
-      "rotary_append(Tensor qkv, Tensor? q_gamma, Tensor? q_beta, Tensor? k_gamma, Tensor? k_beta, float eps, "
-      "Tensor cos, Tensor sin, Tensor slots, Tensor positions, Tensor(a!) cache_layer) -> Tensor");
-  library.def("decode_attention(Tensor q, Tensor cache_layer, Tensor slots, Tensor lengths, float scale) -> Tensor");
-  library.def("linear_residual(Tensor x, Tensor w, Tensor? scales, Tensor b, Tensor residual) -> Tensor");
-  library.def(
-      "mlp(Tensor x, Tensor gamma, Tensor beta, float eps, Tensor w_up, Tensor? up_scales, Tensor b_up, "
-      "Tensor w_down_t, Tensor? down_scales, Tensor b_down, Tensor(a!)? counts) -> Tensor");
-  library.def("lm_head(Tensor x, Tensor gamma, Tensor beta, float eps, Tensor w, Tensor? scales, int rows) -> Tensor");
-  library.def("dequantize_units(Tensor values, Tensor scales, Tensor(a!) out) -> ()");
-  library.def(
-      "decode_step(Tensor ids, Tensor slots, Tensor positions, Tensor embedding, Tensor[] layers, Tensor cos, "
-      "Tensor sin, Tensor(a!) cache, Tensor final_gamma, Tensor final_beta, Tensor w, Tensor? scales, int rows, "
-      "float eps, float scale, Tensor(b!)? counts) -> Tensor");
-}
+STABLE_TORCH_LIBRARY(adept_fast, library) { adept::define_operators(library); }
 
 STABLE_TORCH_LIBRARY_IMPL(adept_fast, CPU, library) {
   library.impl("copy", TORCH_BOX(&adept::copy));

@@ -104,6 +104,7 @@ def decode_attention(fmt: str) -> Arguments:
         "cache_layer": cache,
         "slots": at()["slots"],
         "lengths": lengths,
+        "longest": CAPACITY,
         "scale": 0.25,
     }
 
@@ -130,6 +131,20 @@ def dequantize_units(fmt: str) -> Arguments:
     return {"values": values, "scales": scales, "out": torch.zeros(UNITS, HIDDEN)}
 
 
+def sample(fmt: str) -> Arguments:
+    return {
+        "logits": torch.randn(2, 35),
+        **at(),
+        "temperature": torch.rand(SLOTS),
+        "top_k": torch.full((SLOTS,), 5),
+        "top_p": torch.full((SLOTS,), 0.9),
+        "min_p": torch.full((SLOTS,), 0.1),
+        "repetition_penalty": torch.full((SLOTS,), 1.2),
+        "seed": torch.arange(SLOTS),
+        "seen": torch.zeros(SLOTS, 35, dtype=torch.bool),
+    }
+
+
 def copy(fmt: str) -> Arguments:
     return {"source": torch.randn(300)}
 
@@ -145,9 +160,13 @@ OPERATORS: dict[str, Callable[[str], Arguments]] = {
         decode_attention,
         decode_step,
         dequantize_units,
+        sample,
         copy,
     )
 } | {"read": copy}
+
+# Those that a CPU has no kernel for.
+OF_A_GPU = ("sample",)
 
 # Those that take weights in any format.
 OF_WEIGHTS = ("layernorm_qkv", "linear_residual", "mlp", "lm_head", "decode_step")

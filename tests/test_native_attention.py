@@ -33,6 +33,11 @@ def attention64(q: Tensor, cache: Tensor, slots: Tensor, lengths: Tensor, scale:
     return torch.stack(rows)
 
 
+def attend(q: Tensor, cache: Tensor, slots: Tensor, lengths: Tensor, scale: float) -> Tensor:
+    attended: Tensor = call.decode_attention(q, cache, slots, lengths, int(lengths.max()), scale)
+    return attended
+
+
 def attention32(q: Tensor, cache: Tensor, slots: Tensor, lengths: Tensor, scale: float) -> Tensor:
     return reference.decode_attention(q.float(), cache, slots, lengths, int(lengths.max()), scale).to(q.dtype)
 
@@ -55,8 +60,8 @@ def test_decode_attention(isa: str, heads: int, head_dim: int, cache_dtype: torc
     cache = poison_past(cache, slots, lengths, NAN)
     q = torch.randn(tokens, heads, head_dim) * 2
     with native.using(isa):
-        ours = call.decode_attention(q, cache, slots, lengths, scale)
-    exact, theirs = (attend(q, cache, slots, lengths, scale) for attend in (attention64, attention32))
+        ours = attend(q, cache, slots, lengths, scale)
+    exact, theirs = (torchs(q, cache, slots, lengths, scale) for torchs in (attention64, attention32))
     assert not ours[LENGTHS.index(0)].any()
     for token, length in enumerate(LENGTHS):
         one = slice(token, token + 1)
@@ -72,7 +77,7 @@ def test_long_contexts(isa: str, heads: int, head_dim: int, cache_dtype: torch.d
     cache = torch.randn(2, 3, heads, CAPACITY, head_dim).to(cache_dtype)
     q = torch.randn(4, heads, head_dim) * 3
     with native.using(isa):
-        ours = call.decode_attention(q, cache, slots, lengths, 0.3)
+        ours = attend(q, cache, slots, lengths, 0.3)
     native.assert_close(
         ours, attention64(q, cache, slots, lengths, 0.3), attention32(q, cache, slots, lengths, 0.3)
     )
@@ -88,13 +93,13 @@ def test_a_token_attends_as_it_does_alone(isa: str, tokens: int, cache_dtype: to
     cache = torch.randn(2, 16, 3, 100, 40).to(cache_dtype)
     q = torch.randn(tokens, 3, 40)
     with native.using(isa):
-        together = call.decode_attention(q, cache, slots, lengths, 0.2)
+        together = attend(q, cache, slots, lengths, 0.2)
         for count in (2, 5):
             with native.threads(count):
-                assert torch.equal(call.decode_attention(q, cache, slots, lengths, 0.2), together)
+                assert torch.equal(attend(q, cache, slots, lengths, 0.2), together)
         for token in range(tokens):
             one = slice(token, token + 1)
-            alone = call.decode_attention(q[one], cache, slots[one], lengths[one], 0.2)
+            alone = attend(q[one], cache, slots[one], lengths[one], 0.2)
             assert torch.equal(alone, together[one])
 
 
@@ -108,8 +113,8 @@ def test_what_stands_past_the_length_does_not_matter(
     cache = torch.randn(2, 6, 2, 40, 20).to(cache_dtype)
     q = torch.randn(5, 2, 20)
     with native.using(isa):
-        clean = call.decode_attention(q, cache, slots, lengths, 0.2)
-        found = call.decode_attention(q, poison_past(cache, slots, lengths, filler), slots, lengths, 0.2)
+        clean = attend(q, cache, slots, lengths, 0.2)
+        found = attend(q, poison_past(cache, slots, lengths, filler), slots, lengths, 0.2)
     assert torch.equal(found, clean)
 
 
@@ -119,7 +124,7 @@ def test_queries_in_bfloat16(isa: str) -> None:
     cache = torch.randn(2, 2, 3, 40, 24).bfloat16()
     q = torch.randn(2, 3, 24).bfloat16()
     with native.using(isa):
-        ours = call.decode_attention(q, cache, slots, lengths, 0.25)
+        ours = attend(q, cache, slots, lengths, 0.25)
     assert ours.dtype == torch.bfloat16
     native.assert_close(
         ours, attention64(q, cache, slots, lengths, 0.25), attention32(q, cache, slots, lengths, 0.25)
@@ -147,7 +152,7 @@ def test_large_scores(isa: str, order: str, size: float, cache_dtype: torch.dtyp
         q[0, 0, 0] = sign
         slots, lengths = torch.tensor([0]), torch.tensor([length])
         with native.using(isa):
-            ours = call.decode_attention(q, cache, slots, lengths, 1.0)
+            ours = attend(q, cache, slots, lengths, 1.0)
         native.assert_close(
             ours, attention64(q, cache, slots, lengths, 1.0), attention32(q, cache, slots, lengths, 1.0)
         )
@@ -164,9 +169,9 @@ def test_scores_that_share_an_offset(isa: str, offset: float) -> None:
     q, slots, lengths = torch.zeros(1, 1, 8), torch.tensor([0]), torch.tensor([length])
     q[0, 0, :2] = 1.0
     with native.using(isa):
-        without = call.decode_attention(q, cache, slots, lengths, 1.0)
+        without = attend(q, cache, slots, lengths, 1.0)
         cache[0, 0, 0, :, 1] = offset
-        shifted = call.decode_attention(q, cache, slots, lengths, 1.0)
+        shifted = attend(q, cache, slots, lengths, 1.0)
     torch.testing.assert_close(shifted, without, atol=1e-6, rtol=0)
 
 
@@ -182,9 +187,9 @@ def test_what_is_not_finite_shows(
     cache = torch.randn(2, 2, 3, 40, 20).to(cache_dtype)
     q, slots, lengths = torch.rand(2, 3, 20) + 0.5, torch.tensor([1, 0]), torch.tensor([40, 40])
     with native.using(isa):
-        clean = call.decode_attention(q, cache, slots, lengths, 0.2).view(2, 3, 20)
+        clean = attend(q, cache, slots, lengths, 0.2).view(2, 3, 20)
         cache[part, 1, 2, place, 19] = bad
-        found = call.decode_attention(q, cache, slots, lengths, 0.2).view(2, 3, 20)
+        found = attend(q, cache, slots, lengths, 0.2).view(2, 3, 20)
     spoilt = torch.zeros(2, 3, 20, dtype=torch.bool)
     spoilt[0, 2, slice(None) if part == 0 else 19] = True
     assert torch.equal(found[~spoilt], clean[~spoilt])

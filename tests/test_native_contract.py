@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from native import EPS, call
 from native import settled as settled
-from native_operands import HIDDEN, OF_WEIGHTS, OPERATORS, mlp
+from native_operands import HIDDEN, OF_A_GPU, OF_WEIGHTS, OPERATORS, mlp
 from torch import Tensor
 
 import adept_fast
@@ -25,8 +25,6 @@ from adept_fast.ops import reference
 CASES = [
     (name, fmt) for name in OPERATORS for fmt in (native.FORMATS if name in OF_WEIGHTS else ("float32",))
 ]
-
-every_case = pytest.mark.parametrize(("name", "fmt"), CASES)
 
 
 def test_there_is_a_case_for_every_operator() -> None:
@@ -38,7 +36,13 @@ def test_there_is_a_case_for_every_operator() -> None:
     assert defined == set(OPERATORS)
 
 
-@pytest.mark.parametrize(("name", "fmt"), [case for case in CASES if case[1] in ("float32", "int4")])
+def on_a_cpu(case: tuple[str, str]) -> bool:
+    return case[0] not in OF_A_GPU
+
+
+@pytest.mark.parametrize(
+    ("name", "fmt"), [case for case in CASES if on_a_cpu(case) and case[1] in ("float32", "int4")]
+)
 def test_opcheck(name: str, fmt: str) -> None:
     """The schema says what is written, the fake says the shapes, and a compiler gets the same result."""
     with torch.inference_mode(False):
@@ -46,7 +50,7 @@ def test_opcheck(name: str, fmt: str) -> None:
     assert set(results.values()) == {"SUCCESS"}
 
 
-@every_case
+@pytest.mark.parametrize(("name", "fmt"), [case for case in CASES if on_a_cpu(case)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_meta_tensors_have_the_shape_and_dtype_of_results(name: str, fmt: str, dtype: torch.dtype) -> None:
     arguments = OPERATORS[name](fmt)
@@ -60,6 +64,16 @@ def test_meta_tensors_have_the_shape_and_dtype_of_results(name: str, fmt: str, d
         return
     assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
     assert fake.is_meta
+
+
+@pytest.mark.parametrize("name", OF_A_GPU)
+def test_an_operator_of_a_gpu_alone(name: str) -> None:
+    """What it returns is known without values; that a CPU has no kernel for it, torch says."""
+    arguments = OPERATORS[name]("float32")
+    fake = getattr(call, name)(**{key: moved_to_meta(value) for key, value in arguments.items()})
+    assert (fake.shape, fake.dtype, fake.is_meta) == ((2,), torch.int64, True)
+    with pytest.raises(NotImplementedError, match=f"Could not run 'adept_fast::{name}' .* 'CPU' backend"):
+        getattr(call, name)(**arguments)
 
 
 def moved_to_meta(value: Any) -> Any:
@@ -107,14 +121,14 @@ def show(what, run):
         print("refused", flush=True)
 
 
-show("no queries", lambda: call.decode_attention(z(0, 2, 16), z(2, 1, 2, 8, 16), none, none, 1.0))
+show("no queries", lambda: call.decode_attention(z(0, 2, 16), z(2, 1, 2, 8, 16), none, none, 0, 1.0))
 keys = (z(0, 96), None, None, None, None, 1e-5, *table, none, none, z(2, 1, 2, 8, 16))
 show("no keys to append", lambda: call.rotary_append(*keys))
 cache = z(1, 2, 1, 2, 8, 8)
 show("no sequences", lambda: call.decode_step(none, none, none, z(5, 16), layer, *table, cache, *rest))
 show("no layers", lambda: call.decode_step(at, at, at, z(5, 16), [], *table, cache[:0], *rest))
-show("no heads", lambda: call.decode_attention(z(1, 0, 16), z(2, 1, 0, 8, 16), at, at, 1.0))
-show("no capacity", lambda: call.decode_attention(z(1, 2, 16), z(2, 1, 2, 0, 16), at, at, 1.0))
+show("no heads", lambda: call.decode_attention(z(1, 0, 16), z(2, 1, 0, 8, 16), at, at, 8, 1.0))
+show("no capacity", lambda: call.decode_attention(z(1, 2, 16), z(2, 1, 2, 0, 16), at, at, 0, 1.0))
 show("no inputs", lambda: call.linear_residual(z(2, 0), z(3, 0), None, z(3), z(2, 3)))
 packed = z(1, 0, 16, 4).to(torch.int8)
 show("no packed inputs", lambda: call.linear_residual(z(2, 0), packed, z(16), z(3), z(2, 3)))

@@ -82,8 +82,7 @@ void attend(const Threads& threads, const DecodeAttention& attention) {
   const Element* values = keys + cache.slots * cache.heads * head_size;
   const int64_t heads = attention.tokens * cache.heads;
   if (heads == 0) return;
-  const int64_t longest = *std::max_element(attention.lengths, attention.lengths + attention.tokens);
-  const int64_t step = longest >= kPositionsWorthATask ? 1 : heads;
+  const int64_t step = attention.longest >= kPositionsWorthATask ? 1 : heads;
   parallel_pieces(threads, heads, step, [&](int64_t begin, int64_t end) {
     Buffer<float> scratch(2 * round_up(cache.head_dim, kLanes));
     for (int64_t i = begin; i < end; ++i) {

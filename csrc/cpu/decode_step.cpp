@@ -31,16 +31,18 @@ void decode_step(const Threads& threads, const DecodeStep& step) {
   Buffer<float> x(tokens * hidden), after(tokens * hidden), q(tokens * hidden), attended(tokens * hidden);
   Buffer<float> qkv(tokens * 3 * hidden);
   Buffer<int64_t> lengths(tokens);
+  int64_t longest = 0;
   for (int64_t token = 0; token < tokens; ++token) {
     embed(step.embedding, step.ids[token], x + token * hidden);
     lengths[token] = step.positions[token] + 1;
+    longest = std::max(longest, lengths[token]);
   }
   for (int64_t index = 0; index < step.layer_count; ++index) {
     const DecoderLayer& layer = step.layers[index];
     linear(threads, {x, tokens, layer.input_norm, layer.qkv, layer.qkv_bias, nullptr, false, qkv});
     rotary_append(threads, {qkv, tokens, layer.q_norm, layer.k_norm, step.cos, step.sin, step.half, step.slots,
                             step.positions, layer.cache, q});
-    decode_attention(threads, {q, tokens, layer.cache, step.slots, lengths, step.scale, attended});
+    decode_attention(threads, {q, tokens, layer.cache, step.slots, lengths, longest, step.scale, attended});
     linear(threads, {attended, tokens, {}, layer.dense, layer.dense_bias, x, false, after});
     mlp(threads, {after, tokens, layer.mlp_norm, layer.up, layer.up_bias, layer.down, layer.down_bias, step.counts, x});
   }

@@ -1,0 +1,35 @@
+// Every operator's schema. adept_fast/ops/fake.py says of each what comes out, in shapes and dtypes.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+namespace adept {
+
+template <class Library>
+void define_operators(Library& library) {
+  library.def("copy(Tensor source) -> Tensor");
+  library.def("read(Tensor source) -> Tensor");
+  library.def(
+      "layernorm_qkv(Tensor x, Tensor gamma, Tensor beta, float eps, Tensor w, Tensor? scales, Tensor b) -> Tensor");
+  library.def(
+      "rotary_append(Tensor qkv, Tensor? q_gamma, Tensor? q_beta, Tensor? k_gamma, Tensor? k_beta, float eps, "
+      "Tensor cos, Tensor sin, Tensor slots, Tensor positions, Tensor(a!) cache_layer) -> Tensor");
+  library.def(
+      "decode_attention(Tensor q, Tensor cache_layer, Tensor slots, Tensor lengths, int longest, float scale) -> "
+      "Tensor");
+  library.def("linear_residual(Tensor x, Tensor w, Tensor? scales, Tensor b, Tensor residual) -> Tensor");
+  library.def(
+      "mlp(Tensor x, Tensor gamma, Tensor beta, float eps, Tensor w_up, Tensor? up_scales, Tensor b_up, "
+      "Tensor w_down_t, Tensor? down_scales, Tensor b_down, Tensor(a!)? counts) -> Tensor");
+  library.def("lm_head(Tensor x, Tensor gamma, Tensor beta, float eps, Tensor w, Tensor? scales, int rows) -> Tensor");
+  library.def("dequantize_units(Tensor values, Tensor scales, Tensor(a!) out) -> ()");
+  library.def(
+      "decode_step(Tensor ids, Tensor slots, Tensor positions, Tensor embedding, Tensor[] layers, Tensor cos, "
+      "Tensor sin, Tensor(a!) cache, Tensor final_gamma, Tensor final_beta, Tensor w, Tensor? scales, int rows, "
+      "float eps, float scale, Tensor(b!)? counts) -> Tensor");
+  library.def(
+      "sample(Tensor logits, Tensor slots, Tensor positions, Tensor temperature, Tensor top_k, Tensor top_p, "
+      "Tensor min_p, Tensor repetition_penalty, Tensor seed, Tensor(a!) seen) -> Tensor");
+}
+
+}  // namespace adept
