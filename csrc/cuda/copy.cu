@@ -1,9 +1,12 @@
 // A streaming copy in loads of 16 bytes: what reading weights at the speed of the memory looks like.
 
-#include "cuda/launchers.h"
-
 #include <cstdint>
 
+#include "cuda/kernels.h"
+#include "cuda/launch.cuh"
+#include "cuda/ptx.cuh"
+
+namespace adept::cuda {
 namespace {
 
 constexpr unsigned kThreads = 256;
@@ -13,6 +16,7 @@ constexpr size_t kBlocksPerMultiprocessor = 8;
 // What is read once need not stay in the caches: __ldcs and __stcs mark it as first to go.
 __global__ void __launch_bounds__(kThreads)
     copy_vectors(const uint4* __restrict__ from, uint4* __restrict__ to, size_t count) {
+  wait_for_inputs();
   const size_t stride = size_t{gridDim.x} * kThreads;
   size_t i = size_t{blockIdx.x} * kThreads + threadIdx.x;
   for (; i + (kUnroll - 1) * stride < count; i += kUnroll * stride) {
@@ -27,19 +31,16 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     copy_bytes(const uint8_t* __restrict__ from, uint8_t* __restrict__ to, size_t count) {
+  wait_for_inputs();
   const size_t stride = size_t{gridDim.x} * kThreads;
   for (size_t i = size_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += stride) to[i] = from[i];
 }
 
 // As many blocks as give each thread work, up to what fills the device.
 cudaError_t choose_blocks(size_t items, unsigned* blocks) {
-  int device = 0;
-  int multiprocessors = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  }
-  const size_t most = kBlocksPerMultiprocessor * static_cast<size_t>(multiprocessors);
+  int count = 0;
+  const cudaError_t error = multiprocessors(&count);
+  const size_t most = kBlocksPerMultiprocessor * static_cast<size_t>(count);
   const size_t wanted = (items + kThreads - 1) / kThreads;
   *blocks = static_cast<unsigned>(wanted < most ? wanted : most);
   return error;
@@ -49,21 +50,21 @@ bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) 
 
 }  // namespace
 
-extern "C" cudaError_t adept_cuda_copy(const void* from, void* to, size_t bytes, cudaStream_t stream) {
+cudaError_t copy(const void* from, void* to, size_t bytes, cudaStream_t stream) {
   // A view may begin anywhere, and then no load of 16 bytes is allowed.
   const size_t vectors = aligned(from) && aligned(to) ? bytes / sizeof(uint4) : 0;
   const size_t done = vectors * sizeof(uint4);
   unsigned blocks = 0;
   if (vectors > 0) {
-    if (cudaError_t error = choose_blocks(vectors, &blocks)) return error;
-    copy_vectors<<<blocks, kThreads, 0, stream>>>(static_cast<const uint4*>(from), static_cast<uint4*>(to), vectors);
-    if (cudaError_t error = cudaGetLastError()) return error;
+    if (const cudaError_t error = choose_blocks(vectors, &blocks)) return error;
+    const cudaError_t error = launch(stream, {blocks, kThreads}, copy_vectors, static_cast<const uint4*>(from),
+                                     static_cast<uint4*>(to), vectors);
+    if (error != cudaSuccess) return error;
   }
-  if (done < bytes) {
-    if (cudaError_t error = choose_blocks(bytes - done, &blocks)) return error;
-    copy_bytes<<<blocks, kThreads, 0, stream>>>(static_cast<const uint8_t*>(from) + done,
-                                                static_cast<uint8_t*>(to) + done, bytes - done);
-    if (cudaError_t error = cudaGetLastError()) return error;
-  }
-  return cudaSuccess;
+  if (done == bytes) return cudaSuccess;
+  if (const cudaError_t error = choose_blocks(bytes - done, &blocks)) return error;
+  return launch(stream, {blocks, kThreads}, copy_bytes, static_cast<const uint8_t*>(from) + done,
+                static_cast<uint8_t*>(to) + done, bytes - done);
 }
+
+}  // namespace adept::cuda

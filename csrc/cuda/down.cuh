@@ -1,0 +1,264 @@
+// out = x + bias + units · W for up to 16 tokens, reading only the rows of W whose unit is not 0: mlp's second half.
+//
+// Layout: W is [intermediate, hidden] by rows, so that a unit's weights are one row. A block has 512 columns, 1 kB of
+// a row in 16 bits, and a share of the list of active units, which each block makes for itself from their bits; shares
+// are equal to a unit, wherever the zeros are. It writes its sums to the workspace, where add_partials adds them up in
+// order. Tensor cores multiply Wᵀ with the units: lane 4 g + t loads 16 bytes of each of the 4 rows 4 t to 4 t + 3 of
+// 16, the g-th of 8 side by side (128 bytes of a row), and pairs of rows are put together a column at a time; which 16
+// units go together, and in which order columns come, is the same for weights and units, so the product does not mind.
+//
+// Floor at the 8B's shapes in 16 bits, at 3.0 TB/s: 134 MB, 45 us, where no unit is 0, and that part of it that is
+// not. What limits it should be the memory: 16 warps a multiprocessor hold 2 steps of 4 loads of 512 bytes each, 64 kB
+// in flight. A step is 2 kB in some 95 instructions of a warp. Where no unit is 0 a block reads 1 MB of W; beside
+// that, for one token, 2 kB of bits, 4 kB of the tiles' largest units and 4 kB of units, which come while the first
+// weights are on their way, and it writes 2 kB of sums: together 1 percent, most of which any product would have.
+#pragma once
+
+#include "cuda/active.cuh"
+#include "cuda/down.h"
+#include "cuda/formats.cuh"
+#include "cuda/matmul.h"
+
+namespace adept::cuda {
+
+// In 4 bits a lane has so many columns that their sums take the registers of two threads.
+template <Format kFormat>
+constexpr int kDownWarps = kFormat == Format::kInt4Wide ? 8 : 16;
+template <Format kFormat>
+constexpr int kDownThreads = kDownWarps<kFormat> * kWarpSize;
+template <Format kFormat, int kTokenTiles>
+constexpr int kDownSteps = kFormat != Format::kInt4Wide ? 2 : kTokenTiles == 1 ? 4 : 3;  // in flight
+constexpr int kStripCols = 512;     // of a block
+constexpr int kListedUnits = 1024;  // at once
+constexpr int kUnitsOfStep = 16;
+constexpr int kTokensAcross = 8;  // as many as one product of the tensor cores has
+
+// From a token's units to the next one's, in 16 bits: 32 bytes more, so that 4 tokens' differ in banks.
+constexpr int kUnitsStride = kListedUnits + 16;
+
+// Warps that share a strip's columns; the others of a block take other steps of the list.
+template <Format kFormat>
+constexpr int kWarpsAcross = kStripCols / (8 * kPerLoad<kFormat>);
+template <Format kFormat>
+constexpr int kWarpsDeep = kDownWarps<kFormat> / kWarpsAcross<kFormat>;
+
+// Products for one lane's columns: two columns each.
+template <Format kFormat>
+constexpr int kColumnPairs = kPerLoad<kFormat> / 2;
+
+// Shared memory: the list and the units, and when those have been read, the sums that warps hand to each other.
+constexpr size_t units_bytes(int64_t tokens) {
+  return kListedUnits * sizeof(uint32_t) + static_cast<size_t>(tokens) * kUnitsStride * sizeof(uint16_t);
+}
+template <Format kFormat>
+constexpr size_t handed_bytes(int token_tiles) {
+  return kWarpsDeep<kFormat> / 2 * kWarpsAcross<kFormat> * kColumnPairs<kFormat> * token_tiles * kWarpSize *
+         sizeof(float4);
+}
+
+// The rows of four units: this lane's columns of them.
+template <Format kFormat>
+struct DownStep {
+  uint4 rows[4];
+  uint32_t scale;  // of kInt4Wide: the (g % 4)-th row's in lane 4 g + t; those lanes have columns of one group
+};
+
+// What of W a lane reads: the columns from `col` on.
+template <Format kFormat>
+class DownColumns {
+ public:
+  __device__ DownColumns(const Matrix& w, int col)
+      : rows_(w), scales_(static_cast<const uint16_t*>(w.scales)), col_(col) {}
+
+  // The rows of units[0] to units[count - 1]; zeros beyond, and where there is no such column.
+  __device__ void fetch(const uint32_t* units, int count, DownStep<kFormat>& to) const {
+    if (col_ >= rows_.stored_cols) count = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      to.rows[i] = {0, 0, 0, 0};
+      if (i >= count) continue;
+      const int unit = static_cast<int>(units[i]);
+      to.rows[i] = rows_.load(unit, col_);
+    }
+    if constexpr (kFormat == Format::kInt4Wide) {
+      // Nothing is computed from it here: that would wait for it to come.
+      const int group = static_cast<int>(kWideGroup), i = lane_index() / 4 % 4;
+      to.scale = 0;
+      if (i < count)
+        to.scale = __ldg(scales_ + static_cast<int>(units[i]) * (rows_.stored_cols / group) + col_ / group);
+    }
+  }
+
+ private:
+  const Rows<kFormat> rows_;
+  const uint16_t* scales_;
+  const int col_;
+};
+
+// The scales of rows 2 k and 2 k + 1, in float16.
+template <Format kFormat>
+__device__ __forceinline__ uint32_t scales_of(const DownStep<kFormat>& step, int k) {
+  if constexpr (kFormat != Format::kInt4Wide) return 0;
+  const int lane = lane_index() / 16 * 16 + lane_index() % 4 + 8 * k;
+  return __byte_perm(__shfl_sync(kWholeWarp, step.scale, lane), __shfl_sync(kWholeWarp, step.scale, lane + 4), 0x5410);
+}
+
+// Column i of rows 2 k and 2 k + 1.
+template <Format kFormat>
+__device__ __forceinline__ uint32_t column_of(const DownStep<kFormat>& step, int k, int i, uint32_t scales) {
+  const uint32_t pair = Weights<kFormat>::across(step.rows[2 * k], step.rows[2 * k + 1], i);
+  if constexpr (kFormat != Format::kInt4Wide) return pair;
+  return bits_as<uint32_t>(__hmul2(bits_as<__half2>(pair), bits_as<__half2>(scales)));
+}
+
+// sums += 16 units' rows · units. `units`: the four of this lane, a first tile's token.
+template <Format kFormat, int kTokenTiles>
+__device__ __forceinline__ void add_step(const DownStep<kFormat>& step, const uint16_t* units, int tokens,
+                                         float (&sums)[kColumnPairs<kFormat>][kTokenTiles][4]) {
+  uint32_t b[kTokenTiles][2] = {};
+#pragma unroll
+  for (int n = 0; n < kTokenTiles; ++n) {
+    if (n * kTokensAcross + lane_index() / 4 >= tokens) continue;
+    const uint2 four = *reinterpret_cast<const uint2*>(units + n * kTokensAcross * kUnitsStride);
+    b[n][0] = four.x, b[n][1] = four.y;
+  }
+  const uint32_t first = scales_of(step, 0), second = scales_of(step, 1);
+#pragma unroll
+  for (int pair = 0; pair < kColumnPairs<kFormat>; ++pair) {
+    const uint32_t a[4] = {column_of(step, 0, 2 * pair, first), column_of(step, 0, 2 * pair + 1, first),
+                           column_of(step, 1, 2 * pair, second), column_of(step, 1, 2 * pair + 1, second)};
+#pragma unroll
+    for (int n = 0; n < kTokenTiles; ++n) Element<kFormat>::multiply_add(sums[pair][n], a, b[n]);
+  }
+}
+
+// Each token's units of the list, scaled and rounded, and zeros up to a whole step.
+template <Format kFormat>
+__device__ __forceinline__ void gather_units(const Down& down, const uint32_t* list, int count, const float* scale,
+                                             uint16_t* units) {
+  constexpr int kAtOnce = 8;  // loads in flight
+  const int whole = (count + kUnitsOfStep - 1) / kUnitsOfStep * kUnitsOfStep;
+  const int tokens = static_cast<int>(down.tokens);
+  for (int i = threadIdx.x; i < whole; i += kDownThreads<kFormat>) {
+    const float* const of_unit = down.units + (i < count ? list[i] : 0);
+    for (int first = 0; first < tokens; first += kAtOnce) {
+      float values[kAtOnce] = {};
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k)
+        if (i < count && first + k < tokens) values[k] = of_unit[(first + k) * down.w.rows];
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k)
+        if (first + k < tokens)
+          units[(first + k) * kUnitsStride + i] =
+              static_cast<uint16_t>(Element<kFormat>::pack(values[k] * scale[first + k], 0));
+    }
+  }
+}
+
+// By a warp for each token, the power of two that brings its units near float16's end.
+template <Format kFormat>
+__device__ __forceinline__ void find_scales(const Down& down, float* scale, float* unscale) {
+  const int tiles = tiles_of(down.w.rows);
+  for (int token = warp_index(); token < down.tokens; token += kDownWarps<kFormat>) {
+    PowerOfTwo power = {1, 1};
+    if constexpr (Element<kFormat>::kNarrow) {
+      float largest = 0;
+#pragma unroll 8
+      for (int i = lane_index(); i < tiles; i += kWarpSize) largest = fmaxf(largest, down.largest[token * tiles + i]);
+      power = scale_to_float16(warp_max(largest));
+    }
+    if (lane_index() == 0) scale[token] = power.value, unscale[token] = power.inverse;
+  }
+}
+
+// The warps of depth 0 get the sums of all depths, always added in the same order.
+template <Format kFormat, int kTokenTiles>
+__device__ __forceinline__ void gather_sums(float (&sums)[kColumnPairs<kFormat>][kTokenTiles][4], float4* handed) {
+  constexpr int kAcross = kWarpsAcross<kFormat>, kOfWarp = kColumnPairs<kFormat> * kTokenTiles * kWarpSize;
+  const int depth = warp_index() / kAcross, across = warp_index() % kAcross;
+  float* flat = &sums[0][0][0];
+#pragma unroll
+  for (int half = kWarpsDeep<kFormat> / 2; half > 0; half /= 2) {
+    float4* const of_pair = handed + ((depth % half) * kAcross + across) * kOfWarp + lane_index();
+    __syncthreads();
+    if (depth >= half && depth < 2 * half)
+#pragma unroll
+      for (int i = 0; i < kColumnPairs<kFormat> * kTokenTiles; ++i)
+        of_pair[i * kWarpSize] = {flat[4 * i], flat[4 * i + 1], flat[4 * i + 2], flat[4 * i + 3]};
+    __syncthreads();
+    if (depth < half)
+#pragma unroll
+      for (int i = 0; i < kColumnPairs<kFormat> * kTokenTiles; ++i) {
+        const float4 other = of_pair[i * kWarpSize];
+        flat[4 * i] += other.x, flat[4 * i + 1] += other.y, flat[4 * i + 2] += other.z, flat[4 * i + 3] += other.w;
+      }
+  }
+}
+
+// `partials`: [shares, tokens, hidden], where gridDim.y is the number of shares.
+template <Format kFormat, int kTokenTiles>
+__global__ void __launch_bounds__(kDownThreads<kFormat>, 1)
+    multiply_active_rows(const Down down, float* partials) {
+  using Active = ActiveUnits<kDownThreads<kFormat>>;
+  constexpr int kAcross = kWarpsAcross<kFormat>, kDeep = kWarpsDeep<kFormat>, kPairs = kColumnPairs<kFormat>;
+  constexpr int kSteps = kDownSteps<kFormat, kTokenTiles>;
+  __shared__ typename Active::Shared of_list;
+  __shared__ float scale[kTokenTiles * kTokensAcross], unscale[kTokenTiles * kTokensAcross];
+  uint32_t* const list = dynamic_shared<uint32_t>();
+  uint16_t* const units = reinterpret_cast<uint16_t*>(list + kListedUnits);
+  const int tokens = static_cast<int>(down.tokens), hidden = static_cast<int>(down.w.cols);
+  const int depth = warp_index() / kAcross, g = lane_index() / 4, t = lane_index() % 4;
+  const int col = static_cast<int>(blockIdx.x) * kStripCols +
+                  (warp_index() % kAcross * 8 + g) * kPerLoad<kFormat>;
+  const DownColumns<kFormat> columns(down.w, col);
+
+  wait_for_inputs();
+  let_next_start();
+  find_scales<kFormat>(down, scale, unscale);
+  Active active(down.active, static_cast<int>((down.w.rows + 31) / 32), of_list);
+  const int64_t count = active.count(), shares = gridDim.y, share = blockIdx.y;
+  const int end = static_cast<int>(count * (share + 1) / shares);
+  float sums[kPairs][kTokenTiles][4] = {};
+  for (int begin = static_cast<int>(count * share / shares); begin < end; begin += kListedUnits) {
+    const int listed = min(end - begin, kListedUnits);
+    active.list(begin, begin + listed, list);
+    __syncthreads();
+    DownStep<kFormat> steps[kSteps];
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      const int first = (depth + i * kDeep) * kUnitsOfStep + 4 * t;
+      columns.fetch(list + first, listed - first, steps[i]);
+    }
+    gather_units<kFormat>(down, list, listed, scale, units);
+    __syncthreads();
+    for (int at = depth * kUnitsOfStep; at < listed; at += kSteps * kDeep * kUnitsOfStep) {
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        const int first = at + i * kDeep * kUnitsOfStep;
+        if (first >= listed) break;
+        add_step<kFormat, kTokenTiles>(steps[i], units + g * kUnitsStride + first + 4 * t, tokens, sums);
+        const int next = first + kSteps * kDeep * kUnitsOfStep + 4 * t;
+        columns.fetch(list + next, listed - next, steps[i]);
+      }
+    }
+  }
+
+  gather_sums<kFormat, kTokenTiles>(sums, dynamic_shared<float4>());
+  if (depth != 0) return;
+#pragma unroll
+  for (int n = 0; n < kTokenTiles; ++n)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int token = n * kTokensAcross + 2 * t + i;
+      if (token >= tokens) continue;
+      float* const to = partials + (share * tokens + token) * hidden + col;
+#pragma unroll
+      for (int pair = 0; pair < kPairs; pair += 2)
+        if (col + 2 * pair < hidden)
+          *reinterpret_cast<float4*>(to + 2 * pair) = {
+              sums[pair][n][i] * unscale[token], sums[pair][n][2 + i] * unscale[token],
+              sums[pair + 1][n][i] * unscale[token], sums[pair + 1][n][2 + i] * unscale[token]};
+    }
+}
+
+}  // namespace adept::cuda

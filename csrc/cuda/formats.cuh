@@ -1,0 +1,156 @@
+// How 16 bytes of weights become operands of the tensor cores, in each format.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstring>
+
+#include "cuda/ptx.cuh"
+#include "operands.h"
+
+namespace adept::cuda {
+
+template <class To, class From>
+__device__ __forceinline__ To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+__device__ __forceinline__ uint32_t word_of(const uint4& v, int i) {
+  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
+
+// The dtype in which the tensor cores multiply: bfloat16 for weights in bfloat16, for all others float16.
+template <Format kFormat>
+struct Element {
+  // Whether inputs need a power of two to fit.
+  static constexpr bool kNarrow = true;
+  static __device__ __forceinline__ uint32_t pack(float first, float second) {
+    return bits_as<uint32_t>(__floats2half2_rn(first, second));
+  }
+  static __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    multiply_add_f16(d, a, b);
+  }
+};
+
+template <>
+struct Element<Format::kBFloat16> {
+  static constexpr bool kNarrow = false;
+  static __device__ __forceinline__ uint32_t pack(float first, float second) {
+    return bits_as<uint32_t>(__floats2bfloat162_rn(first, second));
+  }
+  static __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    multiply_add_bf16(d, a, b);
+  }
+};
+
+// Bits kShift to kShift + 3 of both halves of a word, each less 8, exactly, in float16. 0x6400 is 1024, whose last
+// bit is worth 1: a nibble put there adds itself, one bit-place 4 higher 16 times itself.
+template <int kShift>
+__device__ __forceinline__ uint32_t widen_nibbles(uint32_t word) {
+  const uint32_t placed = kShift < 8 ? word : word >> 8;
+  if constexpr (kShift % 8 == 0) {
+    const uint32_t biased = mask_and_set<0x000f000f, 0x64006400>(placed);
+    return bits_as<uint32_t>(__hsub2(bits_as<__half2>(biased), __float2half2_rn(1024 + 8)));
+  } else {
+    const uint32_t biased = mask_and_set<0x00f000f0, 0x64006400>(placed);
+    return bits_as<uint32_t>(
+        __hfma2(bits_as<__half2>(biased), __float2half2_rn(1.0f / 16), __float2half2_rn(-(1024.0f / 16 + 8))));
+  }
+}
+
+__device__ __forceinline__ uint32_t widen_nibbles(uint32_t word, int pair) {
+  return pair == 0   ? widen_nibbles<0>(word)
+         : pair == 1 ? widen_nibbles<4>(word)
+         : pair == 2 ? widen_nibbles<8>(word)
+                     : widen_nibbles<12>(word);
+}
+
+// `along`: the i-th pair of neighbours in 16 bytes of a row. `across`: the i-th weights of 16 bytes of two rows.
+// Both as an operand's register, the first in the low half.
+template <Format kFormat>
+struct Weights {
+  static constexpr int kBits = 16;
+  static __device__ __forceinline__ uint32_t along(const uint4& load, int i) { return word_of(load, i); }
+  static __device__ __forceinline__ uint32_t across(const uint4& first, const uint4& second, int i) {
+    return __byte_perm(word_of(first, i / 2), word_of(second, i / 2), i % 2 == 0 ? 0x5410 : 0x7632);
+  }
+};
+
+template <>
+struct Weights<Format::kFloat8> {
+  static constexpr int kBits = 8;
+  static __device__ __forceinline__ uint32_t along(const uint4& load, int i) {
+    return widen_e4m3(word_of(load, i / 2) >> (i % 2 * 16));
+  }
+  static __device__ __forceinline__ uint32_t across(const uint4& first, const uint4& second, int i) {
+    return widen_e4m3(__byte_perm(word_of(first, i / 4), word_of(second, i / 4), 0x40 + 0x11 * (i % 4)));
+  }
+};
+
+template <>
+struct Weights<Format::kInt4Wide> {
+  static constexpr int kBits = 4;
+  static __device__ __forceinline__ uint32_t along(const uint4& load, int i) {
+    return widen_nibbles(word_of(load, i / 4), i % 4);
+  }
+  static __device__ __forceinline__ uint32_t across(const uint4& first, const uint4& second, int i) {
+    const uint32_t halves = __byte_perm(word_of(first, i / 8), word_of(second, i / 8), i % 2 == 0 ? 0x5410 : 0x7632);
+    return widen_nibbles(halves, i % 8 / 2);
+  }
+};
+
+template <Format kFormat>
+constexpr int kPerLoad = 128 / Weights<kFormat>::kBits;  // weights in 16 bytes
+
+// Columns in memory: in 4 bits, whole groups.
+template <Format kFormat>
+__device__ constexpr int stored_cols_of(int64_t cols) {
+  constexpr int kMultiple = kFormat == Format::kInt4Wide ? static_cast<int>(kWideGroup) : 1;
+  return (static_cast<int>(cols) + kMultiple - 1) / kMultiple * kMultiple;
+}
+
+// Where the rows of a matrix lie.
+template <Format kFormat>
+struct Rows {
+  explicit __device__ Rows(const Matrix& w)
+      : values(static_cast<const uint8_t*>(w.values)),
+        stored_cols(stored_cols_of<kFormat>(w.cols)),
+        row_bytes(stored_cols * Weights<kFormat>::kBits / 8) {}
+
+  const uint8_t* values;
+  int stored_cols;  // a multiple of 8
+  int row_bytes;
+
+  // The weights of row `row` from column `col` on, a multiple of kPerLoad. Those past the row's end are others of this
+  // row: what they are multiplied by must be 0.
+  __device__ __forceinline__ uint4 load(int row, int col) const {
+    const uint8_t* const begin = values + int64_t{row} * row_bytes;
+    if (kFormat == Format::kFloat8 && row_bytes % 16 != 0) {
+      const uint2 low = load_once_8(begin + (col < stored_cols ? col : 0));
+      const uint2 high = load_once_8(begin + (col + 8 < stored_cols ? col + 8 : 0));
+      return {low.x, low.y, high.x, high.y};
+    }
+    return load_once(begin + (col < stored_cols ? col : 0) * Weights<kFormat>::kBits / 8);
+  }
+};
+
+// A power of two and its inverse.
+struct PowerOfTwo {
+  float value;
+  float inverse;
+};
+
+// What brings `largest`, 0 or more, into [2^14, 2^15): below float16's end, and far above where it loses bits.
+__device__ __forceinline__ PowerOfTwo scale_to_float16(float largest) {
+  const int exponent = static_cast<int>(bits_as<uint32_t>(largest) >> 23);
+  const int infinity = 255, bias = 127;
+  const int wanted = exponent == infinity ? bias : min(max(bias + 14 + bias - exponent, 1), 2 * bias - 1);
+  return {bits_as<float>(static_cast<uint32_t>(wanted) << 23),
+          bits_as<float>(static_cast<uint32_t>(2 * bias - wanted) << 23)};
+}
+
+}  // namespace adept::cuda

@@ -1,0 +1,61 @@
+// What the bindings may call of the CUDA kernels: operands, working memory and a stream, nothing of torch.
+//
+// A launcher only queues its work: it allocates nothing and waits for nothing, so that it can be captured into a
+// graph. It gives back the error of the launch; an error of the kernel itself shows at the next synchronization.
+// Everything that an operand points to is memory of the current device. `workspace` has at least the bytes that
+// the function beside the launcher says, aligned to 256, and nothing in it outlives the call.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "operands.h"
+
+namespace adept::cuda {
+
+constexpr int64_t kMostTokens = 16;   // of a call
+constexpr int64_t kColsMultiple = 8;  // of every matrix
+
+// Copies `bytes` bytes; the two ranges may not overlap.
+cudaError_t copy(const void* from, void* to, size_t bytes, cudaStream_t stream);
+
+// In both products, inputs are a multiple of 8 and weights and activations aligned to 16 bytes; what is not is refused
+// as cudaErrorInvalidValue and cudaErrorMisalignedAddress.
+int64_t linear_workspace_bytes(const Linear& linear);
+cudaError_t linear(const Linear& linear, void* workspace, cudaStream_t stream);
+
+int64_t mlp_workspace_bytes(const Mlp& mlp);
+cudaError_t mlp(const Mlp& mlp, void* workspace, cudaStream_t stream);
+
+// A token whose slot or position is out of range is left out: nothing is written for it, and its q is 0.
+cudaError_t rotary_append(const RotaryAppend& append, cudaStream_t stream);
+
+// The grid follows from `longest` and not from the lengths, which are read on the device; what a length has past
+// `longest` is left out. A token whose slot is out of range gets zeros.
+int64_t decode_attention_workspace_bytes(const DecodeAttention& attention);
+cudaError_t decode_attention(const DecodeAttention& attention, void* workspace, cudaStream_t stream);
+
+// The next id of each row. Settings stand in a row for each slot, so that a captured graph sees them change.
+struct Sample {
+  const float* logits;  // [tokens, vocab]
+  int64_t tokens;
+  int64_t vocab;
+  const int64_t* slots;      // [tokens]
+  const int64_t* positions;  // [tokens], where the new tokens will stand
+  int64_t slot_count;
+  const float* temperature;  // [slot_count], and so are the others; 0 for the most likely token
+  const int64_t* top_k;      // 0 for all
+  const float* top_p;
+  const float* min_p;
+  const float* repetition_penalty;
+  const int64_t* seed;
+  bool* seen;    // [slot_count, vocab]; the chosen ids of slots with a penalty are added
+  int64_t* ids;  // [tokens], -1 where a row's logits are no distribution
+};
+
+int64_t sample_workspace_bytes(const Sample& sample);
+cudaError_t sample(const Sample& sample, void* workspace, cudaStream_t stream);
+
+}  // namespace adept::cuda

@@ -1,0 +1,37 @@
+#include "cuda/launch.cuh"
+
+#include <cstdlib>
+#include <cstring>
+
+namespace adept::cuda {
+namespace {
+
+cudaError_t attribute(cudaDeviceAttr name, int* value) {
+  int device = 0;
+  if (const cudaError_t error = cudaGetDevice(&device)) return error;
+  return cudaDeviceGetAttribute(value, name, device);
+}
+
+bool is_switched_off() {
+  const char* wanted = std::getenv("ADEPT_FAST_OVERLAP");
+  return wanted != nullptr && std::strcmp(wanted, "0") == 0;
+}
+
+}  // namespace
+
+bool overlaps_launches() {
+  static const bool switched_off = is_switched_off();
+  int major = 0;
+  return !switched_off && attribute(cudaDevAttrComputeCapabilityMajor, &major) == cudaSuccess && major >= 9;
+}
+
+cudaError_t most_shared_bytes(size_t* bytes) {
+  int value = 0;
+  const cudaError_t error = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, &value);
+  *bytes = static_cast<size_t>(value);
+  return error;
+}
+
+cudaError_t multiprocessors(int* count) { return attribute(cudaDevAttrMultiProcessorCount, count); }
+
+}  // namespace adept::cuda

@@ -1,0 +1,48 @@
+// Queues a kernel; where asked for, it may start before the kernel before it has ended.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+
+namespace adept::cuda {
+
+struct Shape {
+  dim3 grid;
+  dim3 block;
+  size_t shared_bytes = 0;  // of dynamic shared memory
+};
+
+// Whether kernels overlap with the start of the next one (programmatic dependent launch): on devices of capability
+// 9.0 and newer, unless ADEPT_FAST_OVERLAP is 0.
+bool overlaps_launches();
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(cudaStream_t stream, const Shape& shape, void (*kernel)(Parameters...), Arguments... arguments) {
+  cudaLaunchAttribute overlap[1] = {};
+  overlap[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap[0].val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream;
+  config.attrs = overlap;
+  config.numAttrs = overlaps_launches() ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+
+// Lets `kernel` have that much dynamic shared memory, which takes leave above 48 kB.
+template <class... Parameters>
+cudaError_t allow_shared_bytes(void (*kernel)(Parameters...), size_t bytes) {
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(bytes));
+}
+
+// The most dynamic shared memory that a kernel can be allowed on the current device.
+cudaError_t most_shared_bytes(size_t* bytes);
+
+// Multiprocessors of the current device.
+cudaError_t multiprocessors(int* count);
+
+}  // namespace adept::cuda

@@ -1,0 +1,128 @@
+#include "cuda/matmul.cuh"
+
+#include <algorithm>
+
+#include "cuda/kernels.h"
+#include "cuda/launch.cuh"
+
+namespace adept::cuda {
+namespace {
+
+// Up to so many tokens each block normalises for itself, while its first weights are on their way; above, a kernel
+// before does it once: at 8 tokens, 264 blocks would together read 35 MB of inputs, gammas and betas from L2.
+constexpr int64_t kTokensPreparedInBlock = 2;
+constexpr unsigned kPrepareThreads = 256;
+constexpr size_t kUnscaleBytes = 256;  // before the rows, in the workspace
+constexpr int kBlocksPerMultiprocessor = 2;
+
+template <Format kFormat>
+__global__ void __launch_bounds__(kPrepareThreads) prepare_inputs(const Linear linear, const PreparedInputs to) {
+  __shared__ float scratch[kPrepareThreads / kWarpSize];
+  wait_for_inputs();
+  let_next_start();
+  const int cols = static_cast<int>(linear.w.cols), token = static_cast<int>(blockIdx.x);
+  uint4* const row = to.rows + token * row_runs<kFormat>(cols);
+  const float inverse = prepare_token<kFormat>(linear.x + int64_t{token} * cols, linear.norm, cols, row, scratch);
+  if (threadIdx.x == 0) to.unscale[token] = inverse;
+}
+
+template <Format kFormat>
+size_t input_bytes(const Linear& linear) {
+  return static_cast<size_t>(linear.tokens) * row_runs<kFormat>(linear.w.cols) * sizeof(uint4);
+}
+
+template <Format kFormat>
+size_t shared_bytes(const Linear& linear, int token_tiles) {
+  return input_bytes<kFormat>(linear) + sums_of_block(token_tiles) * sizeof(float);
+}
+
+template <Format kFormat, int kTokenTiles, bool kPrepared>
+cudaError_t multiply_tokens(const Linear& linear, const PreparedInputs& prepared, const UnitMarks& marks,
+                            cudaStream_t stream) {
+  int count = 0;
+  if (const cudaError_t error = multiprocessors(&count)) return error;
+  const size_t shared = shared_bytes<kFormat>(linear, kTokenTiles);
+  if (const cudaError_t error = allow_shared_bytes(multiply_rows<kFormat, kTokenTiles, kPrepared>, shared))
+    return error;
+  const int blocks_of_tiles = (tiles_of(linear.w.rows) + kTokenTiles - 1) / kTokenTiles;
+  const int most = count * kBlocksPerMultiprocessor / kTokenTiles;
+  const Shape shape = {static_cast<unsigned>(std::min(blocks_of_tiles, most)), kTokenTiles * kTeamThreads, shared};
+  return launch(stream, shape, multiply_rows<kFormat, kTokenTiles, kPrepared>, linear, prepared, marks);
+}
+
+template <Format kFormat>
+cudaError_t multiply_pass(const Linear& linear, const UnitMarks& marks, void* workspace, cudaStream_t stream) {
+  if (linear.tokens <= kTokensPreparedInBlock) return multiply_tokens<kFormat, 1, false>(linear, {}, marks, stream);
+  const PreparedInputs prepared = {reinterpret_cast<uint4*>(static_cast<char*>(workspace) + kUnscaleBytes),
+                                   static_cast<float*>(workspace)};
+  const Shape shape = {static_cast<unsigned>(linear.tokens), kPrepareThreads};
+  if (const cudaError_t error = launch(stream, shape, prepare_inputs<kFormat>, linear, prepared)) return error;
+  return linear.tokens <= kTokensOfTile ? multiply_tokens<kFormat, 1, true>(linear, prepared, marks, stream)
+                                        : multiply_tokens<kFormat, 2, true>(linear, prepared, marks, stream);
+}
+
+// The tokens from `first` on, at most `count`.
+Linear some_tokens(const Linear& linear, int64_t first, int64_t count) {
+  Linear some = linear;
+  some.tokens = std::min(count, linear.tokens - first);
+  some.x += first * linear.w.cols;
+  some.out += first * linear.w.rows;
+  if (some.residual != nullptr) some.residual += first * linear.w.rows;
+  return some;
+}
+
+// As many tokens as find room in shared memory; 0 where not even one does.
+template <Format kFormat>
+int64_t tokens_of_pass(const Linear& linear, size_t room) {
+  if (linear.tokens > kTokensOfTile && shared_bytes<kFormat>(linear, 2) <= room) return linear.tokens;
+  for (int64_t tokens = std::min<int64_t>(linear.tokens, kTokensOfTile); tokens > 0; --tokens)
+    if (shared_bytes<kFormat>(some_tokens(linear, 0, tokens), 1) <= room) return tokens;
+  return 0;
+}
+
+template <Format kFormat>
+cudaError_t multiply_in(const Linear& linear, const UnitMarks& marks, void* workspace, cudaStream_t stream) {
+  size_t room = 0;
+  if (const cudaError_t error = most_shared_bytes(&room)) return error;
+  const int64_t most = tokens_of_pass<kFormat>(linear, room);
+  if (most == 0) return cudaErrorInvalidValue;
+  for (int64_t first = 0; first < linear.tokens; first += most) {
+    UnitMarks of_pass = marks;
+    if (marks.largest != nullptr) of_pass.largest += first * tiles_of(linear.w.rows);
+    of_pass.joins = first > 0;
+    const cudaError_t error = multiply_pass<kFormat>(some_tokens(linear, first, most), of_pass, workspace, stream);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace
+
+int64_t multiply_workspace_bytes(const Linear& linear) {
+  if (linear.tokens <= kTokensPreparedInBlock) return 0;
+  // Of all formats, int4's chunks are the longest.
+  return static_cast<int64_t>(kUnscaleBytes + input_bytes<Format::kInt4Wide>(linear));
+}
+
+cudaError_t multiply(const Linear& linear, const UnitMarks& marks, void* workspace, cudaStream_t stream) {
+  if (linear.w.cols == 0 || linear.w.cols % kRun != 0) return cudaErrorInvalidValue;
+  if (linear.tokens == 0 || linear.w.rows == 0) return cudaSuccess;
+  const bool aligned = is_aligned(linear.x) && is_aligned(linear.norm.gamma) && is_aligned(linear.norm.beta) &&
+                       is_aligned(linear.w.values);
+  if (!aligned) return cudaErrorMisalignedAddress;
+  switch (linear.w.format) {
+    case Format::kFloat16: return multiply_in<Format::kFloat16>(linear, marks, workspace, stream);
+    case Format::kBFloat16: return multiply_in<Format::kBFloat16>(linear, marks, workspace, stream);
+    case Format::kFloat8: return multiply_in<Format::kFloat8>(linear, marks, workspace, stream);
+    case Format::kInt4Wide: return multiply_in<Format::kInt4Wide>(linear, marks, workspace, stream);
+    default: return cudaErrorInvalidValue;
+  }
+}
+
+int64_t linear_workspace_bytes(const Linear& linear) { return multiply_workspace_bytes(linear); }
+
+cudaError_t linear(const Linear& operands, void* workspace, cudaStream_t stream) {
+  return multiply(operands, {}, workspace, stream);
+}
+
+}  // namespace adept::cuda

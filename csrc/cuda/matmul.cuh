@@ -1,0 +1,253 @@
+// x Wᵀ for up to 16 tokens, on tensor cores: the kernel under layernorm_qkv, linear_residual, lm_head and mlp's up.
+//
+// Layout: W [out, in] by rows. A tile is 16 rows; a team of 8 warps goes through tiles, each warp through every 8th
+// chunk of the columns. In a step, lane 4 g + t loads 16 bytes of rows g and g + 8 of the tile, the t-th of 4 side by
+// side, straight into the registers that the tensor cores take them from: since a product does not mind the order of
+// its columns, as long as weights and inputs have the same, nothing is moved around. normalize.cuh has that order.
+//
+// Floor at the 8B's shapes in 16 bits, at 3.0 TB/s: layernorm_qkv 100.7 MB, 34 us; linear_residual 33.6 MB, 11 us;
+// up 134 MB, 45 us; lm_head 2.1 GB, 716 us; a half and a quarter of that in 8 and 4 bits. What limits it should be the
+// memory: 16 warps a multiprocessor hold 4 steps of 2 loads of 512 bytes each, 64 kB in flight, where 3.35 TB/s for
+// 0.7 us are 18 kB and an H200's 4.8 TB/s 26 kB. In 16 bits 1 kB takes some 50 instructions of a warp (counted in the
+// code for 9.0), in 8 bits 85, in 4 bits 150; while it arrives a multiprocessor could issue 270 on an H100, 200 on an
+// H200. One and two tokens come here too, though most of their tile of 8 tokens is empty: on the ordinary cores the
+// same kilobyte would take some 90, 140 and 220, and more for two tokens. And so a token's result has the
+// same bits alone as among others.
+//
+// Rounds: 132 multiprocessors have two teams each, for which 12288 rows are 2.91 tiles, 4096 rows 0.97, 16384 rows
+// 3.88, 262144 rows 62.06: no team has 4 percent more than the mean. The last loads of a tile overlap with the first
+// of the team's next one, and its sums are stored by one warp of the eight, each time another.
+#pragma once
+
+#include "cuda/matmul.h"
+#include "cuda/normalize.cuh"
+
+namespace adept::cuda {
+
+constexpr int kRowsOfTile = kTileRows;
+constexpr int kTeamWarps = 8;
+constexpr int kTeamThreads = kTeamWarps * kWarpSize;
+constexpr int kTokensOfTile = 8;  // as many as one product of the tensor cores has
+// Floats from a token's sums to the next one's: more than a tile's rows, so that 4 lanes' tokens differ in banks.
+constexpr int kSumsStride = kRowsOfTile + 4;
+
+// One block has as many teams as tiles of tokens: with 9 tokens and more the inputs take so much shared memory that
+// only one block fits.
+__host__ __device__ constexpr int sums_of_warp(int token_tiles) { return token_tiles * kTokensOfTile * kSumsStride; }
+__host__ __device__ constexpr int sums_of_block(int token_tiles) {
+  return 2 * token_tiles * kTeamWarps * sums_of_warp(token_tiles);
+}
+
+// The tile that this thread's team has in a round; past the last one where it has none.
+template <int kTeams>
+__device__ __forceinline__ int tile_of_round(int round) {
+  const int block = static_cast<int>(blockIdx.x + round * gridDim.x);
+  return block * kTeams + warp_index() / kTeamWarps;
+}
+
+// A lane's weights of a step: of rows g and g + 8.
+struct WeightStep {
+  uint4 rows[2];
+  uint32_t scale;  // of kInt4Wide: of the first row in even lanes, in odd ones of the second
+};
+
+// The weights that one warp goes through, chunk after chunk; `fetch` gets those of the chunk where it stands.
+template <Format kFormat, int kTeams>
+class WeightStream {
+ public:
+  explicit __device__ WeightStream(const Matrix& w) : w_(w), rows_(w), chunk_(first_chunk()) { point(); }
+
+  __device__ bool has_more() const {
+    return chunk_ < chunks_of<kFormat>(w_.cols) && first_row() < static_cast<int>(w_.rows);
+  }
+  __device__ bool is_in(int round) const { return round_ == round && has_more(); }
+  __device__ int chunk() const { return chunk_; }
+
+  __device__ void go_on() {
+    chunk_ += kTeamWarps;
+    if (chunk_ < chunks_of<kFormat>(w_.cols)) return;
+    chunk_ = first_chunk();
+    ++round_;
+    point();
+  }
+
+  __device__ void fetch(int step, WeightStep& to) const {
+    const int col = chunk_ * kChunkCols<kFormat> + step * kStepCols<kFormat> + lane_index() % 4 * kPerLoad<kFormat>;
+    const int second = min(row_ + 8, static_cast<int>(w_.rows) - 1);
+    to.rows[0] = rows_.load(row_, col);
+    to.rows[1] = rows_.load(second, col);
+    if constexpr (kFormat == Format::kInt4Wide) {
+      const int groups = rows_.stored_cols / static_cast<int>(kWideGroup);
+      const int group = min(col / static_cast<int>(kWideGroup), groups - 1);
+      const uint16_t* scales = static_cast<const uint16_t*>(w_.scales);
+      // Nothing is computed from it here: that would wait for it to come.
+      to.scale = __ldg(scales + (lane_index() % 2 == 0 ? row_ : second) * groups + group);
+    }
+  }
+
+ private:
+  static __device__ int first_chunk() { return warp_index() % kTeamWarps; }
+  __device__ int first_row() const { return tile_of_round<kTeams>(round_) * kRowsOfTile; }
+
+  // Rows past the end are loaded as the last one, and their sums not stored.
+  __device__ void point() { row_ = min(first_row() + lane_index() / 4, static_cast<int>(w_.rows) - 1); }
+
+  const Matrix& w_;
+  const Rows<kFormat> rows_;
+  int row_;
+  int round_ = 0;
+  int chunk_;
+};
+
+// sums += weights of two rows · inputs. `inputs`: what this lane reads for the step, a first tile's token.
+template <Format kFormat, int kTokenTiles>
+__device__ __forceinline__ void multiply_step(const uint4 (&rows)[2], const uint4* inputs, int stride, int tokens,
+                                              float (&sums)[kTokenTiles][4]) {
+  using W = Weights<kFormat>;
+#pragma unroll
+  for (int j = 0; j < kPerLoad<kFormat> / kRun; ++j) {
+    uint4 x[kTokenTiles];
+#pragma unroll
+    for (int n = 0; n < kTokenTiles; ++n) {
+      x[n] = {0, 0, 0, 0};
+      if (n * kTokensOfTile + lane_index() / 4 < tokens) x[n] = inputs[n * kTokensOfTile * stride + j * 4];
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int pair = 4 * j + 2 * half;
+      const uint32_t a[4] = {W::along(rows[0], pair), W::along(rows[1], pair), W::along(rows[0], pair + 1),
+                             W::along(rows[1], pair + 1)};
+#pragma unroll
+      for (int n = 0; n < kTokenTiles; ++n) {
+        const uint32_t b[2] = {word_of(x[n], 2 * half), word_of(x[n], 2 * half + 1)};
+        Element<kFormat>::multiply_add(sums[n], a, b);
+      }
+    }
+  }
+}
+
+// The float16 in the low half of a lane's `bits`.
+__device__ __forceinline__ float scale_of_lane(uint32_t bits, int lane) {
+  return __half2float(bits_as<__half>(static_cast<uint16_t>(__shfl_sync(kWholeWarp, bits, lane))));
+}
+
+// The same for a whole step, with the scale of its group of weights.
+template <Format kFormat, int kTokenTiles>
+__device__ __forceinline__ void add_step(const WeightStep& step, const uint4* inputs,
+                                         int stride, int tokens, float (&sums)[kTokenTiles][4]) {
+  if constexpr (kFormat == Format::kInt4Wide) {
+    static_assert(kStepCols<kFormat> == kWideGroup);
+    float of_group[kTokenTiles][4] = {};
+    multiply_step<kFormat, kTokenTiles>(step.rows, inputs, stride, tokens, of_group);
+    const float first = scale_of_lane(step.scale, lane_index() / 4 * 4);
+    const float second = scale_of_lane(step.scale, lane_index() / 4 * 4 + 1);
+#pragma unroll
+    for (int n = 0; n < kTokenTiles; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[n][i] += of_group[n][i] * (i < 2 ? first : second);
+  } else {
+    multiply_step<kFormat, kTokenTiles>(step.rows, inputs, stride, tokens, sums);
+  }
+}
+
+// What one warp makes of the 8 warps' sums of a tile: lanes are its 16 rows, of two tokens at a time.
+template <Format kFormat>
+__device__ __forceinline__ void finish_tile(const Linear& linear, const UnitMarks& marks, int tile, const float* sums,
+                                            int sums_of_warp, const float* unscale) {
+  const int tokens = static_cast<int>(linear.tokens), in_tile = lane_index() % kRowsOfTile;
+  const int64_t rows = linear.w.rows, row = int64_t{tile} * kRowsOfTile + in_tile;
+  unsigned active = 0;
+  for (int first = 0; first < tokens; first += 2) {
+    const int token = first + lane_index() / kRowsOfTile;
+    float value = 0;
+    if (token < tokens && row < rows) {
+#pragma unroll
+      for (int warp = 0; warp < kTeamWarps; ++warp) value += sums[warp * sums_of_warp + token * kSumsStride + in_tile];
+      value *= unscale[token];
+      if (kFormat == Format::kFloat8) value *= __ldg(static_cast<const float*>(linear.w.scales) + row);
+      if (linear.bias != nullptr) value += __ldg(linear.bias + row);
+      if (linear.relu_squared) value = value < 0 ? 0 : value * value;  // a NaN stays one
+      if (linear.residual != nullptr) value += linear.residual[token * rows + row];
+      linear.out[token * rows + row] = value;
+    }
+    if (marks.active == nullptr) continue;
+    active |= __ballot_sync(kWholeWarp, value != 0);
+    float largest = value;
+#pragma unroll
+    for (int distance = kRowsOfTile / 2; distance > 0; distance /= 2)
+      largest = fmaxf(largest, __shfl_xor_sync(kWholeWarp, largest, distance));
+    if (in_tile == 0 && token < tokens) marks.largest[token * tiles_of(rows) + tile] = largest;
+  }
+  if (marks.active == nullptr || lane_index() != 0) return;
+  active = (active | active >> kRowsOfTile) & 0xffff;
+  marks.active[tile] = static_cast<uint16_t>(marks.joins ? marks.active[tile] | active : active);
+  // Units are read 32 at a time.
+  if (tile % 2 == 0 && tile + 1 == tiles_of(rows)) marks.active[tile + 1] = 0;
+}
+
+// `prepared`: the tokens' rows of inputs, if a kernel before has made them; otherwise each block makes its own.
+template <Format kFormat, int kTokenTiles, bool kPrepared>
+__global__ void __launch_bounds__(kTokenTiles * kTeamThreads, kTokenTiles == 1 ? 3 : 1)
+    multiply_rows(const Linear linear, const PreparedInputs prepared, const UnitMarks marks) {
+  const int team = warp_index() / kTeamWarps, warp = warp_index() % kTeamWarps;
+  WeightStream<kFormat, kTokenTiles> stream(linear.w);
+  WeightStep steps[kStepsInFlight];
+  if (stream.has_more())
+#pragma unroll
+    for (int i = 0; i < kStepsInFlight; ++i) stream.fetch(i, steps[i]);
+  let_next_start();
+  wait_for_inputs();
+
+  __shared__ float scratch[kTokenTiles * kTeamWarps], unscale[kTokenTiles * kTokensOfTile];
+  const int cols = static_cast<int>(linear.w.cols), tokens = static_cast<int>(linear.tokens);
+  const int stride = row_runs<kFormat>(cols);
+  uint4* const inputs = dynamic_shared<uint4>();
+  float* const sums = reinterpret_cast<float*>(inputs + tokens * stride);
+  if constexpr (kPrepared) {
+    for (int i = threadIdx.x; i < tokens * stride; i += blockDim.x) copy_async(inputs + i, prepared.rows + i);
+    if (threadIdx.x < tokens) unscale[threadIdx.x] = prepared.unscale[threadIdx.x];
+    end_copies();
+    wait_for_copies<0>();
+  } else {
+    for (int token = 0; token < tokens; ++token) {
+      const float* x = linear.x + token * cols;
+      const float inverse = prepare_token<kFormat>(x, linear.norm, cols, inputs + token * stride, scratch);
+      if (threadIdx.x == 0) unscale[token] = inverse;
+    }
+  }
+  __syncthreads();
+
+  const uint4* const of_lane = inputs + lane_index() / 4 * stride + lane_index() % 4;
+  const int tiles = tiles_of(linear.w.rows);
+  for (int round = 0; tile_of_round<kTokenTiles>(round) - team < tiles; ++round) {
+    float of_warp[kTokenTiles][4] = {};
+    while (stream.is_in(round)) {
+      const uint4* const of_chunk = of_lane + stream.chunk() * (kChunkCols<kFormat> / kRun);
+      stream.go_on();
+      const bool has_more = stream.has_more();
+#pragma unroll
+      for (int i = 0; i < kStepsInFlight; ++i) {
+        const uint4* const of_step = of_chunk + i * (kStepCols<kFormat> / kRun);
+        add_step<kFormat, kTokenTiles>(steps[i], of_step, stride, tokens, of_warp);
+        if (has_more) stream.fetch(i, steps[i]);
+      }
+    }
+    // Of the two halves of `sums`, one is written while the other may still be read: one barrier a round is enough.
+    float* const of_team = sums + (round % 2 * kTokenTiles + team) * kTeamWarps * sums_of_warp(kTokenTiles);
+    float* const mine = of_team + warp * sums_of_warp(kTokenTiles) + lane_index() / 4;
+#pragma unroll
+    for (int n = 0; n < kTokenTiles; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int token = n * kTokensOfTile + lane_index() % 4 * 2 + i % 2;
+        if (token < tokens) mine[token * kSumsStride + i / 2 * 8] = of_warp[n][i];
+      }
+    __syncthreads();
+    // Each time another warp, so that the others go on.
+    const int tile = tile_of_round<kTokenTiles>(round);
+    if (warp == round % kTeamWarps && tile < tiles)
+      finish_tile<kFormat>(linear, marks, tile, of_team, sums_of_warp(kTokenTiles), unscale);
+  }
+}
+
+}  // namespace adept::cuda

@@ -1,0 +1,122 @@
+// A token's inputs as a product on the tensor cores wants them: normalised, scaled by a power of two so that float16
+// holds them, rounded to the weights' dtype, and in the order in which lanes read them.
+//
+// The order: 16 bytes of a row of W go to one lane, 4 lanes side by side, so that lane t of 4 has kPerLoad
+// neighbouring weights. The product needs the inputs beside them 8 at a time (16 bytes); so that the 4 lanes then read
+// 64 neighbouring bytes, which no two of 8 lanes find in the same bank, the 8 inputs that lane t needs as its j-th
+// stand at 4 j + t of the step's.
+#pragma once
+
+#include "cuda/formats.cuh"
+#include "cuda/reduce.cuh"
+
+namespace adept::cuda {
+
+constexpr int kRun = 8;  // inputs that are read and written at once: 16 bytes of them
+
+// Steps of the product: 4 lanes' loads, and as many of them in flight at once as a chunk has.
+template <Format kFormat>
+constexpr int kStepCols = 4 * kPerLoad<kFormat>;
+constexpr int kStepsInFlight = 4;
+template <Format kFormat>
+constexpr int kChunkCols = kStepsInFlight * kStepCols<kFormat>;
+
+template <Format kFormat>
+__host__ __device__ constexpr int chunks_of(int64_t cols) {
+  return (static_cast<int>(cols) + kChunkCols<kFormat> - 1) / kChunkCols<kFormat>;
+}
+
+// Runs in a token's row of inputs: whole chunks, and 64 bytes more, so that a second token's inputs lie in the other
+// half of the banks.
+template <Format kFormat>
+__host__ __device__ constexpr int row_runs(int64_t cols) {
+  return chunks_of<kFormat>(cols) * (kChunkCols<kFormat> / kRun) + 4;
+}
+
+// Where the run of columns 8 i to 8 i + 7 stands in the row.
+template <Format kFormat>
+__device__ __forceinline__ int place_of_run(int i) {
+  constexpr int kRunsOfLane = kPerLoad<kFormat> / kRun;
+  const int step = i / (4 * kRunsOfLane), lane = i / kRunsOfLane % 4, j = i % kRunsOfLane;
+  return (step * kRunsOfLane + j) * 4 + lane;
+}
+
+__device__ __forceinline__ void read_run(const float* from, float (&run)[kRun]) {
+  const float4 low = *reinterpret_cast<const float4*>(from), high = *reinterpret_cast<const float4*>(from + 4);
+  run[0] = low.x, run[1] = low.y, run[2] = low.z, run[3] = low.w;
+  run[4] = high.x, run[5] = high.y, run[6] = high.z, run[7] = high.w;
+}
+
+// LayerNorm of one token by a block; without a gamma it changes nothing. The token's floats are read anew on each
+// pass: 16 kB at hidden 4096, from L1 but for the first time.
+class TokenNorm {
+ public:
+  __device__ TokenNorm(const float* x, const Norm& norm, int cols, float* scratch) : x_(x), norm_(norm) {
+    if (norm.gamma == nullptr) return;
+    float sum = 0;
+    for (int i = threadIdx.x; i < cols / kRun; i += blockDim.x) {
+      float run[kRun];
+      read_run(x + i * kRun, run);
+#pragma unroll
+      for (float value : run) sum += value;
+    }
+    mean_ = block_sum(sum, scratch) / static_cast<float>(cols);
+    float squares = 0;
+    for (int i = threadIdx.x; i < cols / kRun; i += blockDim.x) {
+      float run[kRun];
+      read_run(x + i * kRun, run);
+#pragma unroll
+      for (float value : run) squares += (value - mean_) * (value - mean_);
+    }
+    inverse_deviation_ = rsqrtf(block_sum(squares, scratch) / static_cast<float>(cols) + norm.eps);
+  }
+
+  __device__ void read(int i, float (&run)[kRun]) const {
+    read_run(x_ + i * kRun, run);
+    if (norm_.gamma == nullptr) return;
+    float gamma[kRun], beta[kRun];
+    read_run(norm_.gamma + i * kRun, gamma);
+    read_run(norm_.beta + i * kRun, beta);
+#pragma unroll
+    for (int k = 0; k < kRun; ++k) run[k] = (run[k] - mean_) * inverse_deviation_ * gamma[k] + beta[k];
+  }
+
+ private:
+  const float* x_;
+  Norm norm_;
+  float mean_ = 0;
+  float inverse_deviation_ = 1;
+};
+
+// Writes a token's row, `cols` inputs and zeros to the end of the last chunk. Returns what its products are to be
+// multiplied by.
+template <Format kFormat>
+__device__ float prepare_token(const float* x, const Norm& norm, int cols, uint4* row, float* scratch) {
+  const TokenNorm token(x, norm, cols, scratch);
+  PowerOfTwo scale = {1, 1};
+  if constexpr (Element<kFormat>::kNarrow) {
+    float largest = 0;
+    for (int i = threadIdx.x; i < cols / kRun; i += blockDim.x) {
+      float run[kRun];
+      token.read(i, run);
+#pragma unroll
+      for (float value : run) largest = fmaxf(largest, fabsf(value));
+    }
+    scale = scale_to_float16(block_max(largest, scratch));
+  }
+  for (int i = threadIdx.x; i < row_runs<kFormat>(cols) - 4; i += blockDim.x) {
+    uint4 packed = {0, 0, 0, 0};
+    if (i < cols / kRun) {
+      float run[kRun];
+      token.read(i, run);
+#pragma unroll
+      for (float& value : run) value *= scale.value;
+      packed = {Element<kFormat>::pack(run[0], run[1]), Element<kFormat>::pack(run[2], run[3]),
+                Element<kFormat>::pack(run[4], run[5]), Element<kFormat>::pack(run[6], run[7])};
+    }
+    row[place_of_run<kFormat>(i)] = packed;
+  }
+  return scale.inverse;
+}
+
+}  // namespace adept::cuda

@@ -1,0 +1,120 @@
+// Every instruction that C++ has no name for. The tests that run the kernels on a CPU have a twin of this file.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace adept::cuda {
+
+// A block's dynamic shared memory.
+template <class T>
+__device__ __forceinline__ T* dynamic_shared() {
+  extern __shared__ __align__(128) unsigned char adept_dynamic_shared[];
+  return reinterpret_cast<T*>(adept_dynamic_shared);
+}
+
+// Waits until the kernel before this one has ended and its writes can be seen; each thread calls it once, before
+// it reads what that kernel, or one before it, may have written.
+__device__ __forceinline__ void wait_for_inputs() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The next kernel may start, up to its wait_for_inputs, once every block has come here or ended.
+__device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// 16 bytes of what nobody writes while the kernel runs and nobody reads again, such as weights: past L1, and first
+// to leave L2.
+__device__ __forceinline__ uint4 load_once(const void* address) {
+  uint64_t leaves_first;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(leaves_first));
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(address), "l"(leaves_first));
+  return v;
+}
+
+// The same for 8 bytes, where rows are not aligned to 16.
+__device__ __forceinline__ uint2 load_once_8(const void* address) {
+  uint64_t leaves_first;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(leaves_first));
+  uint2 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v2.u32 {%0, %1}, [%2], %3;"
+               : "=r"(v.x), "=r"(v.y)
+               : "l"(address), "l"(leaves_first));
+  return v;
+}
+
+// (word & mask) | bits in one instruction, where the compiler makes two, since one takes no two constants.
+template <uint32_t kMask, uint32_t kBits>
+__device__ __forceinline__ uint32_t mask_and_set(uint32_t word) {
+  uint32_t to;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(to) : "r"(word), "n"(kMask), "n"(kBits));
+  return to;
+}
+
+// Two e4m3 floats, the low 16 bits of `pair`, in float16, exactly.
+__device__ __forceinline__ uint32_t widen_e4m3(uint32_t pair) {
+#if __CUDA_ARCH__ >= 890
+  uint32_t wide;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(wide) : "h"(static_cast<uint16_t>(pair)));
+  return wide;
+#else
+  // Exponent and mantissa one bit lower are float16's, but for an exponent that is 8 too small. There is no NaN.
+  const uint32_t high_bytes = __byte_perm(pair, 0, 0x1404);
+  const uint32_t bits = (high_bytes & 0x80008000u) | ((high_bytes >> 1) & 0x3f803f80u);
+  __half2 wide;
+  memcpy(&wide, &bits, sizeof(wide));
+  wide = __hmul2(wide, __float2half2_rn(256));
+  memcpy(&pair, &wide, sizeof(pair));
+  return pair;
+#endif
+}
+
+// d += a · b of a warp: a is [16, 16] by rows, b [16, 8] by columns, d [16, 8]. With g = lane / 4 and t = lane % 4 a
+// lane holds a[0]: row g, columns 2t and 2t + 1; a[1]: row g + 8, the same; a[2], a[3]: the two rows, columns 2t + 8
+// and 2t + 9; b[0]: rows 2t and 2t + 1 of column g; b[1]: rows 2t + 8 and 2t + 9; d[0], d[1]: row g, columns 2t and
+// 2t + 1; d[2], d[3]: row g + 8, the same.
+__device__ __forceinline__ void multiply_add_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// The same in bfloat16.
+__device__ __forceinline__ void multiply_add_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Copies 16 bytes to shared memory while the thread goes on; they are there after a wait_for_copies that covers
+// their group. With `bytes` below 16 the rest is filled with zeros.
+__device__ __forceinline__ void copy_async(void* shared, const void* global, uint32_t bytes = 16) {
+  const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+}
+
+// Ends a group of copies.
+__device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until all but the `kPending` newest groups of this thread have landed.
+template <int kPending>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+}  // namespace adept::cuda

@@ -1,0 +1,231 @@
+// Where top-k and top-p end what may be drawn: first the bins in which, then exactly.
+//
+// Both keep the likeliest up to a goal, top-k one of tokens and top-p one of their mass, and of equals those of the
+// smallest ids. Where both are asked for, top-p's goal is a share of what top-k keeps.
+#pragma once
+
+#include "cuda/sample_row.cuh"
+
+namespace adept::cuda::sampling {
+
+// The mass that top-p wants of a whole.
+__device__ __forceinline__ Wide mass_goal(float top_p, Wide whole) {
+  const Wide goal = static_cast<Wide>(ceil(static_cast<double>(top_p) * static_cast<double>(whole)));
+  return goal > 0 ? goal : 1;
+}
+
+// Which bins hold the ends of what is kept. Tokens in bins from the largest logits up to `first` are kept without
+// looking closer, those in bins from first to last and in count_bin are candidates.
+struct Bins {
+  int first = kBins;
+  int last = -1;
+  Wide mass_before = 0;  // of what stands in bins before first
+  int count_bin = -1;    // where top-k ends, if it leaves anything out that has a mass
+  Wide count_before_it = 0;
+  Wide mass_before_it = 0;
+  Wide total = 0;  // mass of all
+
+  __device__ bool is_candidate(int bin) const { return (bin >= first && bin <= last) || bin == count_bin; }
+};
+
+// A bin, and what stands in those before.
+struct Found {
+  int bin;
+  Wide count_before;
+  Wide mass_before;
+  Wide mass;
+};
+
+// The bins of a row; a thread holds kEach neighbouring ones. `found` is shared memory.
+class Histogram {
+ public:
+  static_assert(kBins == kThreads * kEach);
+
+  __device__ Histogram(const unsigned* counts, const Wide* masses) {
+    Wide count = 0, mass = 0;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      count += counts_[i] = counts[threadIdx.x * kEach + i];
+      mass += masses_[i] = masses[threadIdx.x * kEach + i];
+    }
+    count_ = block_prefix(count);
+    mass_ = block_prefix(mass);
+  }
+
+  __device__ Bins bins(const Settings& settings, Found* found) const {
+    Bins bins;
+    bins.total = mass_.total;
+    Wide least = mass_.total, most = mass_.total;  // of what top-k keeps
+    if (settings.top_k > 0 && static_cast<Wide>(settings.top_k) < count_.total) {
+      const Found end = find(count_.before, counts_, settings.top_k, found);
+      bins.first = bins.last = bins.count_bin = end.bin;
+      bins.count_before_it = end.count_before;
+      bins.mass_before = bins.mass_before_it = least = end.mass_before;
+      most = end.mass_before + end.mass;
+    }
+    if (settings.top_p < 1) {
+      const Found begin = find(mass_.before, masses_, mass_goal(settings.top_p, least), found);
+      bins.first = begin.bin;
+      bins.mass_before = begin.mass_before;
+      bins.last = find(mass_.before, masses_, mass_goal(settings.top_p, most), found).bin;
+    }
+    return bins;
+  }
+
+ private:
+  // The bin in which the sum of all up to it reaches the goal: one thread has it.
+  template <class Weight>
+  __device__ Found find(Wide before, const Weight (&weights)[kEach], Wide goal, Found* found) const {
+    Wide reached = before;
+    Found here{static_cast<int>(threadIdx.x) * kEach, count_.before, mass_.before, 0};
+    bool is_here = false;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const Wide after = reached + weights[i];
+      if (reached < goal && goal <= after) {
+        is_here = true;
+        here.bin += i;
+        here.mass = masses_[i];
+      } else if (after < goal) {
+        here.count_before += counts_[i];
+        here.mass_before += masses_[i];
+      }
+      reached = after;
+    }
+    __syncthreads();
+    if (is_here) *found = here;
+    __syncthreads();
+    return *found;
+  }
+
+  unsigned counts_[kEach];
+  Wide masses_[kEach];
+  Prefix count_, mass_;
+};
+
+struct Candidate {
+  uint32_t key;
+  uint32_t id;
+};
+
+// The candidates of a row, in no order; what follows from them depends on none.
+class Candidates {
+ public:
+  static constexpr int kHeld = 2048;  // so many stand in shared memory
+
+  __device__ Candidates(const Candidate* global, unsigned count, Candidate* shared)
+      : global_(global), shared_(shared), count_(count) {
+    if (count_ > kHeld) return;
+    for (unsigned i = threadIdx.x; i < count_; i += kThreads) shared_[i] = load(i);
+    __syncthreads();
+  }
+
+  template <class Visit>
+  __device__ void each(Visit visit) const {
+    if (count_ <= kHeld) {
+      for (unsigned i = threadIdx.x; i < count_; i += kThreads) visit(shared_[i]);
+    } else {
+#pragma unroll 4
+      for (unsigned i = threadIdx.x; i < count_; i += kThreads) visit(load(i));
+    }
+  }
+
+ private:
+  // Written by other blocks of this kernel, which L1 need not know of.
+  __device__ Candidate load(unsigned i) const {
+    const uint2 pair = __ldcg(reinterpret_cast<const uint2*>(global_) + i);
+    return {pair.x, pair.y};
+  }
+
+  const Candidate* global_;
+  Candidate* shared_;
+  unsigned count_;
+};
+
+// What is kept ends within the logits of one key, of which it keeps some.
+struct End {
+  uint32_t key = 0;
+  Wide ties = ~Wide{0};  // those with the smallest ids
+
+  __device__ bool keeps(uint32_t other, Wide ties_before) const {
+    return other > key || (other == key && ties_before < ties);
+  }
+};
+
+// The end by one goal: the largest key from which on the weights reach it. `weigh(candidate)` is 0 for those that do
+// not matter; `before` is the weight of what is larger than any that does.
+template <class Weigh>
+__device__ End find_end(const Candidates& candidates, Wide before, Wide goal, Weigh weigh) {
+  constexpr int kPivots = 7;
+  __shared__ uint32_t lowest, highest;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    lowest = 0xffffffffu;
+    highest = 0;
+  }
+  __syncthreads();
+  candidates.each([&](const Candidate& candidate) {
+    if (weigh(candidate) == 0) return;
+    atomicMin(&lowest, candidate.key);
+    atomicMax(&highest, candidate.key);
+  });
+  __syncthreads();
+  // From `low` on the goal is reached, from `high` on it is not, but `reached`.
+  Wide low = lowest, high = Wide{highest} + 1, reached = before;
+  while (high - low > 1) {
+    const Wide step = (high - low + kPivots) / (kPivots + 1);
+    Wide sums[kPivots] = {};
+    candidates.each([&](const Candidate& candidate) {
+      const Wide weight = weigh(candidate);
+#pragma unroll
+      for (int i = 0; i < kPivots; ++i) sums[i] += candidate.key >= low + (i + 1) * step ? weight : 0;
+    });
+    block_sums(sums);
+    const Wide from = low;
+#pragma unroll
+    for (int i = kPivots - 1; i >= 0; --i) {
+      const Wide pivot = from + (i + 1) * step;
+      if (pivot >= high || low > from) continue;
+      if (before + sums[i] >= goal) {
+        low = pivot;
+      } else {
+        high = pivot;
+        reached = before + sums[i];
+      }
+    }
+  }
+  End end;
+  end.key = static_cast<uint32_t>(low);
+  end.ties = goal - reached;  // in units of the weight
+  return end;
+}
+
+// Where everything ends that limits the row.
+__device__ inline End find_end(const Settings& settings, const Row& row, const Bins& bins,
+                               const Candidates& candidates) {
+  const auto bin_of = [&](const Candidate& candidate) { return row.bin(value_of(candidate.key)); };
+  const auto mass_of = [&](const Candidate& candidate) { return row.mass(value_of(candidate.key)); };
+  End end;
+  Wide kept = bins.total;
+  if (bins.count_bin >= 0) {
+    const auto is_here = [&](const Candidate& candidate) { return bin_of(candidate) == bins.count_bin; };
+    end = find_end(candidates, bins.count_before_it, settings.top_k,
+                   [&](const Candidate& candidate) { return Wide{is_here(candidate)}; });
+    Wide above = 0;
+    candidates.each([&](const Candidate& candidate) {
+      if (is_here(candidate) && candidate.key > end.key) above += mass_of(candidate);
+    });
+    kept = bins.mass_before_it + block_sum(above) + end.ties * row.mass(value_of(end.key));
+  }
+  if (settings.top_p < 1) {
+    end = find_end(candidates, bins.mass_before, mass_goal(settings.top_p, kept), [&](const Candidate& candidate) {
+      const int bin = bin_of(candidate);
+      return bin >= bins.first && bin <= bins.last ? mass_of(candidate) : 0;
+    });
+    const Wide each = row.mass(value_of(end.key));
+    end.ties = (end.ties + each - 1) / each;
+  }
+  return end;
+}
+
+}  // namespace adept::cuda::sampling

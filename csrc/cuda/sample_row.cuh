@@ -1,0 +1,169 @@
+// A row of logits that an id is drawn from: its settings, its logits as they count, and their order and masses.
+//
+// Logits are ordered by keys, integers in the order of the floats. Probabilities are masses: exp(z - highest), computed
+// in float32, in units of 2^-40, rounded to nearest. Sums of such integers are exact, whatever their order; what is
+// off is a mass by 3e-7 of itself (more the smaller it is: 6e-8 for each unit that z is below the highest) and by half
+// a unit, so that a token of less than 2^-41 of the likeliest one's probability is never drawn. z differing by less
+// than float64 resolves beside the highest are a tie for the definition, but have an order here.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "cuda/cache.cuh"
+#include "cuda/kernels.h"
+#include "cuda/sample_sums.cuh"
+
+namespace adept::cuda::sampling {
+
+constexpr int kEach = 8;                            // logits of a thread
+constexpr int kTile = kThreads * kEach;             // of a block
+constexpr int64_t kMostVocab = kTile * kThreads;    // so that a thread can look at each tile
+constexpr float kUnits = 1099511627776.0f;          // 2^40
+constexpr float kDepth = 28.5f;                     // so far below the highest, masses are 0
+constexpr int64_t kInvalid = -1;
+
+// -0 and 0 are the same.
+__device__ __forceinline__ uint32_t key_of(float value) {
+  const uint32_t bits = __float_as_uint(value + 0.0f);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+__device__ __forceinline__ float value_of(uint32_t key) {
+  return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
+
+// What a row is sampled by, from its slot's place in each list.
+struct Settings {
+  int64_t slot;
+  bool exists;  // does the slot?
+  float temperature = 0;
+  float top_p = 1;
+  float min_p = 0;
+  float penalty = 1;
+  int64_t top_k = 0;
+
+  __device__ Settings(const Sample& sample, int64_t token)
+      : slot(sample.slots[token]), exists(in_range(slot, sample.slot_count)) {
+    if (!exists) return;
+    temperature = sample.temperature[slot];
+    top_p = sample.top_p[slot];
+    min_p = sample.min_p[slot];
+    penalty = sample.repetition_penalty[slot];
+    top_k = sample.top_k[slot];
+  }
+
+  __device__ bool draws() const { return temperature > 0; }
+  __device__ bool limits() const { return draws() && (top_k > 0 || top_p < 1); }
+};
+
+// The logits of a row.
+struct Logits {
+  const float* at;
+  const bool* seen;  // null where that does not matter
+  int64_t vocab;
+  float penalty;
+  float temperature;
+
+  __device__ Logits(const Sample& sample, int64_t token, const Settings& settings)
+      : at(sample.logits + token * sample.vocab),
+        seen(settings.penalty == 1 ? nullptr : sample.seen + settings.slot * sample.vocab),
+        vocab(sample.vocab),
+        penalty(settings.penalty),
+        temperature(settings.temperature) {}
+
+  __device__ float penalized(int64_t id, float raw) const {
+    if (seen == nullptr || !seen[id]) return raw;
+    return raw > 0 ? raw / penalty : raw * penalty;
+  }
+
+  __device__ float scaled(int64_t id) const { return penalized(id, at[id]) / temperature; }
+};
+
+// What must be known of all logits before one can be drawn; of parts of them, and then of all.
+struct Extremes {
+  Wide best;        // the key of the largest penalized logit, and below it the complement of the smallest such id
+  uint32_t lowest;  // the key of the smallest penalized logit that is not -inf
+  uint32_t found;   // of the bits below
+
+  static constexpr uint32_t kPossible = 1;  // a logit above -inf
+  static constexpr uint32_t kBad = 2;       // a NaN or +inf
+
+  __device__ static Extremes none() { return {0, 0xffffffffu, 0}; }
+
+  __device__ void add(int64_t id, float raw, float penalized) {
+    const uint32_t key = key_of(penalized);
+    add({Wide{key} << 32 | static_cast<uint32_t>(~id), penalized > -INFINITY ? key : 0xffffffffu,
+         raw < INFINITY ? (raw > -INFINITY ? kPossible : 0) : kBad});
+  }
+
+  __device__ void add(const Extremes& other) {
+    best = other.best > best ? other.best : best;
+    lowest = other.lowest < lowest ? other.lowest : lowest;
+    found |= other.found;
+  }
+
+  // The same for every thread of the block, of what each has.
+  __device__ Extremes of_block() const {
+    __shared__ Extremes of_warp[kWarps];
+    Extremes all = *this;
+#pragma unroll
+    for (int distance = kWarpSize / 2; distance > 0; distance /= 2)
+      all.add({__shfl_xor_sync(kWholeWarp, all.best, distance), __shfl_xor_sync(kWholeWarp, all.lowest, distance),
+               __shfl_xor_sync(kWholeWarp, all.found, distance)});
+    __syncthreads();
+    if (threadIdx.x % kWarpSize == 0) of_warp[threadIdx.x / kWarpSize] = all;
+    __syncthreads();
+    for (int warp = 0; warp < kWarps; ++warp) all.add(of_warp[warp]);
+    return all;
+  }
+};
+
+constexpr int kBins = 2048;
+
+// A row whose extremes are known: how its logits count.
+struct Row {
+  bool is_valid;
+  bool is_drawn;  // the likeliest is the answer otherwise
+  int64_t likeliest;
+  float highest;        // logit over temperature
+  float bins_per_unit;  // bins share out what is at most kDepth below the highest
+
+  __device__ Row(const Extremes& extremes, const Settings& settings)
+      : is_valid(settings.exists && extremes.found == Extremes::kPossible),
+        likeliest(static_cast<uint32_t>(~extremes.best)),
+        highest(value_of(static_cast<uint32_t>(extremes.best >> 32)) / settings.temperature) {
+    // What overflows in the penalty or the temperature is no distribution either.
+    is_drawn = is_valid && settings.draws() && std::isfinite(highest);
+    const float range = fminf(kDepth, highest - value_of(extremes.lowest) / settings.temperature);
+    bins_per_unit = range > 1e-30f ? kBins / range : 0;
+  }
+
+  __device__ float share(float z) const { return expf(z - highest); }  // of the likeliest one's probability
+  __device__ Wide mass(float z) const {
+    const float units = share(z) * kUnits;
+    return units > 0 ? static_cast<Wide>(llrintf(units)) : 0;
+  }
+
+  // Of a logit whose mass is not 0. Larger logits are in smaller bins.
+  __device__ int bin(float z) const {
+    const int at = static_cast<int>((highest - z) * bins_per_unit);
+    return at < kBins ? at : kBins - 1;
+  }
+};
+
+// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+__device__ __forceinline__ Wide mix(Wide z) {
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+// The share u of a whole, rounded down, where u is a random number in [0, 1) of 53 bits.
+__device__ __forceinline__ Wide random_share(Wide seed, Wide position, Wide whole) {
+  constexpr Wide kGolden = 0x9e3779b97f4a7c15u;
+  const Wide bits = mix(mix(seed + kGolden) + position * kGolden);
+  return __umul64hi(bits & ~Wide{2047}, whole);
+}
+
+}  // namespace adept::cuda::sampling

@@ -1,0 +1,62 @@
+// Sums of integers over a block of sampling threads, the same for every thread. Every thread of the block takes part.
+#pragma once
+
+#include "cuda/warp.cuh"
+
+namespace adept::cuda::sampling {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarpSize;
+
+using Wide = unsigned long long;  // what atomic operations call it
+
+// Adds up each of several values.
+template <int kCount>
+__device__ void block_sums(Wide (&values)[kCount]) {
+  __shared__ Wide of_warps[kCount][kWarps];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    values[i] = warp_sum(values[i]);
+    if (threadIdx.x % kWarpSize == 0) of_warps[i][threadIdx.x / kWarpSize] = values[i];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    values[i] = 0;
+    for (int warp = 0; warp < kWarps; ++warp) values[i] += of_warps[i][warp];
+  }
+}
+
+__device__ __forceinline__ Wide block_sum(Wide value) {
+  Wide values[1] = {value};
+  block_sums(values);
+  return values[0];
+}
+
+struct Prefix {
+  Wide before;  // the sum over the threads before this one
+  Wide total;
+};
+
+__device__ inline Prefix block_prefix(Wide value) {
+  __shared__ Wide of_warps[kWarps];
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+  Wide up_to = value;
+#pragma unroll
+  for (int distance = 1; distance < kWarpSize; distance *= 2) {
+    const Wide below = __shfl_up_sync(kWholeWarp, up_to, distance);
+    if (lane >= distance) up_to += below;
+  }
+  __syncthreads();
+  if (lane == kWarpSize - 1) of_warps[warp] = up_to;
+  __syncthreads();
+  Prefix prefix{up_to - value, 0};
+  for (int i = 0; i < kWarps; ++i) {
+    if (i < warp) prefix.before += of_warps[i];
+    prefix.total += of_warps[i];
+  }
+  return prefix;
+}
+
+}  // namespace adept::cuda::sampling

@@ -1,0 +1,10 @@
+// The bindings of the CUDA kernels, for whoever registers them.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+namespace adept::cuda_ops {
+
+void implement_operators(torch::stable::detail::StableLibrary& library);
+
+}  // namespace adept::cuda_ops
