@@ -1,0 +1,42 @@
+#include "overlap.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "machine.h"
+#include "races.h"
+
+namespace cuda_on_cpu {
+namespace {
+
+struct Range {
+  uintptr_t first;
+  size_t bytes;
+};
+
+std::vector<Range> named;   // for the next operator
+std::vector<Range> inputs;  // of this one
+
+}  // namespace
+
+void wait_for_inputs() {
+  if (current->has_waited) fail("a thread calls wait_for_inputs a second time");
+  current->has_waited = current->has_inputs = true;
+}
+
+void begin_operator() {
+  inputs.swap(named);
+  named.clear();
+  races::began_operator();
+}
+
+void add_input(const void* memory, size_t bytes) { named.push_back({reinterpret_cast<uintptr_t>(memory), bytes}); }
+
+bool is_input(const void* address) {
+  return std::any_of(inputs.begin(), inputs.end(), [&](const Range& range) {
+    return reinterpret_cast<uintptr_t>(address) - range.first < range.bytes;
+  });
+}
+
+}  // namespace cuda_on_cpu
