@@ -54,14 +54,17 @@ def plan_memory(
     max_seq_len: int | None = None,
     max_batch_size: int = 1,
     available: int | None = None,
+    unpacking_bytes: int = 0,
 ) -> MemoryPlan:
     """Lay out weights, workspace and cache; None for ``max_seq_len`` takes the longest context that fits.
+
+    ``unpacking_bytes`` is what turning packed weights into floats for a long prompt takes beside the rest.
 
     Raises InsufficientMemoryError when it does not fit, saying what would.
     """
     available = available_bytes(device) if available is None else available
     per_token = bytes_per_token(config, cache_dtype)
-    workspace = _workspace_bytes(config)
+    workspace = _workspace_bytes(config) + unpacking_bytes
     room = available - weights_bytes - workspace
     fitting = max(0, room // (per_token * max_batch_size))
     longest = min(config.max_position_embeddings, fitting)

@@ -9,16 +9,19 @@ import torch
 from adept_fast import extension, huge_pages
 from adept_fast.checkpoint import WEIGHT_DTYPES, Checkpoint, dtype_name
 from adept_fast.memory import available_bytes
+from adept_fast.ops import cuda, optional, wide_gemm
 from adept_fast.quantize import WEIGHT_FORMATS
+from adept_fast.quantize_wide import WIDE_FORMATS
 from adept_fast.sampling import ParameterError
-from adept_fast.weights import embedding_dtype, weight_format, weights_bytes
+from adept_fast.weights import embedding_dtype, packs_wide, weight_format, weights_bytes
 
 
 @dataclass(frozen=True)
 class Placement:
     """Where a checkpoint runs and in which dtypes; ``reason`` says why the matrices are in ``dtype``.
 
-    Where ``weights`` is not None, the matrices are packed so, and ``dtype`` is the embedding's.
+    Where ``weights`` is not None, the matrices are packed so, and ``dtype`` is the embedding's. ``is_wide``
+    says whether in a GPU's layout, and ``unreadable`` why a GPU's kernels do not take the matrices, if so.
     """
 
     device: torch.device
@@ -27,6 +30,8 @@ class Placement:
     reason: str
     weights: str | None = None
     small_pages_reason: str | None = None  # None where the matrices are copied to huge pages
+    is_wide: bool = False
+    unreadable: str | None = None
 
     @property
     def pages_in_words(self) -> str:
@@ -37,10 +42,18 @@ class Placement:
     @property
     def weights_in_words(self) -> str:
         """``int4, lm_head int8, embedding float16 (…)``."""
-        floats = dtype_name(self.dtype)
-        packed = {None: floats, "int8": f"int8, embedding {floats}"}
-        chosen = packed.get(self.weights, f"{self.weights}, lm_head int8, embedding {floats}")
+        chosen = dtype_name(self.dtype)
+        if self.weights == "int4":
+            kind = "int4 in groups of 128, lm_head fp8" if self.is_wide else "int4, lm_head int8"
+            chosen = f"{kind}, embedding {chosen}"
+        elif self.weights is not None:
+            chosen = f"{self.weights}, embedding {chosen}"
         return f"{chosen} ({self.reason})"
+
+    @property
+    def unpacking_bytes(self) -> int:
+        """What a long prompt takes to turn weights into floats, block by block."""
+        return wide_gemm.WORKSPACE_BYTES if self.is_wide else 0
 
 
 def choose_placement(
@@ -49,8 +62,7 @@ def choose_placement(
     """Raises ParameterError for a name that is not known or a device that is not there, CheckpointError where
     the checkpoint's weights are packed in another format than ``weights``."""
     chosen_device = _device(device)
-    if weights is not None and weights not in WEIGHT_FORMATS:
-        raise ParameterError(f"weights is {weights!r}; expected {' or '.join(WEIGHT_FORMATS)}, or None")
+    _check_weights(checkpoint, chosen_device, weights)
     packed = weight_format(checkpoint, weights)
     if packed is None:
         matrix_dtype, reason = _matrix_dtype(checkpoint, chosen_device, dtype)
@@ -58,9 +70,45 @@ def choose_placement(
         asked = checkpoint.dtype if dtype == "auto" else _named("dtype", dtype)
         matrix_dtype = embedding_dtype(checkpoint, asked, packed)
         reason = "as stored" if checkpoint.weights else f"packed from {dtype_name(checkpoint.dtype)}"
-    held = weights_bytes(checkpoint, matrix_dtype, packed)
-    pages = _small_pages_reason(chosen_device, held)
-    return Placement(chosen_device, matrix_dtype, _named("cache_dtype", cache_dtype), reason, packed, pages)
+    held = weights_bytes(checkpoint, matrix_dtype, packed, chosen_device)
+    return Placement(
+        chosen_device,
+        matrix_dtype,
+        _named("cache_dtype", cache_dtype),
+        reason,
+        packed,
+        _small_pages_reason(chosen_device, held),
+        packed is not None and packs_wide(checkpoint, chosen_device),
+        _unreadable(checkpoint, chosen_device, None if packed else matrix_dtype),
+    )
+
+
+def _check_weights(checkpoint: Checkpoint, device: torch.device, weights: str | None) -> None:
+    """What a native checkpoint holds is taken on every device."""
+    formats = WIDE_FORMATS if device.type == "cuda" else WEIGHT_FORMATS
+    if weights is not None and weights != checkpoint.weights and weights not in formats:
+        raise ParameterError(f"weights is {weights!r}; expected {' or '.join(formats)} on {device}, or None")
+    if device.type == "cuda":
+        try:
+            optional.allowed()
+        except optional.OptionalPackageError as error:
+            raise ParameterError(str(error)) from error
+
+
+def _unreadable(checkpoint: Checkpoint, device: torch.device, floats: torch.dtype | None) -> str | None:
+    """Why the kernels of a GPU do not take the matrices, and what they would take; None where they do."""
+    if device.type != "cuda":
+        return None
+    if checkpoint.weights is not None:
+        return (
+            f"the checkpoint's {checkpoint.weights} is packed for a CPU; "
+            f"the float checkpoint with weights {' or '.join(WIDE_FORMATS)} would run on the kernels"
+        )
+    if floats == torch.float32:
+        return "the kernels take float16 and bfloat16, not float32"
+    if checkpoint.config.hidden_size % cuda.VECTOR:
+        return f"the kernels take a hidden_size in multiples of {cuda.VECTOR}"
+    return None
 
 
 def _small_pages_reason(device: torch.device, held_bytes: int) -> str | None:

@@ -225,7 +225,7 @@ def quantize(matrix: Tensor, packing: Packing) -> QuantizedMatrix:
         rows = slice(start, start + block.shape[0])
         tiles = slice(start // TILE, (start + block.shape[0]) // TILE)
         if packing.bits == 8 and packing.layout == "rows":
-            scales[rows] = _checked(block.abs().amax(1), torch.finfo(torch.float32).max) / 127
+            scales[rows] = checked_magnitudes(block.abs().amax(1), torch.finfo(torch.float32).max) / 127
             values[tiles] = _tiles_of_rows(_rounded(block, scales[rows, None]), 8)
         elif packing.bits == 8:
             values[rows] = _bytes_of_units(_rounded(block, scales), 8)
@@ -248,7 +248,7 @@ def _padded_block(matrix: Tensor, start: int, stop: int, packing: Packing) -> Te
     return F.pad(block, (0, columns, 0, rows)) if rows or columns else block
 
 
-def _checked(largest: Tensor, limit: float) -> Tensor:
+def checked_magnitudes(largest: Tensor, limit: float) -> Tensor:
     """``largest``, magnitudes of weights; QuantizationError where one is past ``limit`` or not finite."""
     most = largest.amax().item()
     if not most < float("inf"):
@@ -265,7 +265,7 @@ def _column_scales(matrix: Tensor, packing: Packing) -> Tensor:
     for block in matrix.split(step):
         magnitudes = block.abs().amax(0).float()  # [columns]
         torch.maximum(largest[: matrix.shape[1]], magnitudes, out=largest[: matrix.shape[1]])
-    return _checked(largest, torch.finfo(torch.float32).max) / 127
+    return checked_magnitudes(largest, torch.finfo(torch.float32).max) / 127
 
 
 def _rounded(block: Tensor, scales: Tensor) -> Tensor:
@@ -280,16 +280,16 @@ def _rounded_groups(block: Tensor, columns: int, packing: Packing) -> tuple[Tens
     group = packing.group_size or 0
     grouped = block.view(len(block), -1, group)  # [rows, groups, group]
     if not packing.has_minimum:
-        rounded, scales = _symmetric(grouped)
+        rounded, scales = rounded_symmetric(grouped)
         return rounded.flatten(1), scales[..., None]
     rounded, scales, minima = _with_minimum(grouped)
     padding = columns // group  # the first group that has some; 8 · scale is exact, so Q = 8 is worth 0 there
-    rounded[:, padding:], scales[:, padding:] = _symmetric(grouped[:, padding:])
+    rounded[:, padding:], scales[:, padding:] = rounded_symmetric(grouped[:, padding:])
     minima[:, padding:] = -8 * scales[:, padding:]
     return rounded.flatten(1), torch.stack((scales, minima), dim=-1)
 
 
-def _symmetric(grouped: Tensor) -> tuple[Tensor, Tensor]:
+def rounded_symmetric(grouped: Tensor) -> tuple[Tensor, Tensor]:
     """Q in uint8 [rows, groups, group] and scales [rows, groups], for W = scale · (Q − 8).
 
     A scale has the sign that makes Q = 0, the end of the longer side, stand for the group's extreme.
@@ -299,7 +299,7 @@ def _symmetric(grouped: Tensor) -> tuple[Tensor, Tensor]:
     magnitudes = grouped.abs()
     extremes = grouped.gather(-1, magnitudes.argmax(-1, keepdim=True))  # [rows, groups, 1]
     # Checked as they are, since argmax may pass by a NaN.
-    _checked(magnitudes, 8 * torch.finfo(torch.float16).max)
+    checked_magnitudes(magnitudes, 8 * torch.finfo(torch.float16).max)
     scales = torch.zeros_like(extremes)
     least = torch.full_like(extremes, float("inf"))
     for span in _SPANS:
@@ -323,7 +323,7 @@ def _signed(grouped: Tensor, scales: Tensor) -> Tensor:
 
 def _with_minimum(grouped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Q in uint8 [rows, groups, group], scales and minima [rows, groups], for W = scale · Q + minimum."""
-    _checked(grouped.abs(), torch.finfo(torch.float16).max)
+    checked_magnitudes(grouped.abs(), torch.finfo(torch.float16).max)
     lowest, highest = grouped.aminmax(dim=-1, keepdim=True)  # each [rows, groups, 1]
     middle, half = (lowest + highest) / 2, (highest - lowest) / 2
     mean = grouped.mean(-1, keepdim=True)

@@ -83,8 +83,8 @@ class Runtime:
             dtype: of the matrices: ``float32``, ``float16``, ``bfloat16``, or ``auto``: on a GPU as stored
                 (float16 for float32), on a CPU float32 where it fits in half the memory, else as stored.
                 Where the matrices are packed, of the embedding, and ``auto`` is as stored.
-            weights: ``int8`` or ``int4`` to pack the matrices while loading; None for floats, or for what a
-                native checkpoint holds.
+            weights: what to pack the matrices in while loading: ``int8`` or ``int4`` on a CPU, ``fp8`` or
+                ``int4`` on a GPU; None for floats, or for what a native checkpoint holds.
             max_seq_len: tokens that a sequence may have, prompt included; None for the model's whole context,
                 or as much of it as fits.
             max_batch_size: sequences that are generated side by side.
@@ -104,11 +104,12 @@ class Runtime:
         placement = choose_placement(checkpoint, device, dtype, cache_dtype, weights)
         plan = plan_memory(
             config,
-            weights_bytes=weights_bytes(checkpoint, placement.dtype, placement.weights),
+            weights_bytes=weights_bytes(checkpoint, placement.dtype, placement.weights, placement.device),
             device=placement.device,
             cache_dtype=placement.cache_dtype,
             max_seq_len=max_seq_len,
             max_batch_size=max_batch_size,
+            unpacking_bytes=placement.unpacking_bytes,
         )
         loaded = load_weights(
             checkpoint,

@@ -77,10 +77,12 @@ class SamplingParams:
 class Sampler:
     """The settings of every slot, in tensors on the device that keep their addresses.
 
-    ``choose`` leaves out work that no row asks for.
+    ``choose`` leaves out work that no row asks for, but where it is one kernel on a GPU: what that does, the
+    settings on the device say alone.
     """
 
     def __init__(self, max_batch_size: int, vocab_size: int, device: torch.device) -> None:
+        self._sample_slots = ops.slot_sampler(device)
         self._params: list[SamplingParams | None] = [None] * max_batch_size
         self._temperature = torch.zeros(max_batch_size, device=device)
         self._top_k = torch.zeros(max_batch_size, dtype=torch.int64, device=device)
@@ -111,6 +113,8 @@ class Sampler:
             rows: the slots, as the host knows them. slots: the same, int64 [rows] on the device.
             positions: int64 [rows], where the new tokens will stand.
         """
+        if self._sample_slots is not None:
+            return self._sample_slots(logits, slots, positions, *self._settings())
         params = [p for p in (self._params[slot] for slot in rows) if p is not None]
         sampled = any(p.temperature > 0 for p in params)
 
@@ -132,6 +136,18 @@ class Sampler:
         if penalised:
             self._seen[slots, ids.clamp(min=0)] = True
         return ids
+
+    def _settings(self) -> tuple[Tensor, ...]:
+        """Of every slot, as ``ops.slot_sampler`` takes them."""
+        return (
+            self._temperature,
+            self._top_k,
+            self._top_p,
+            self._min_p,
+            self._repetition_penalty,
+            self._seed,
+            self._seen,
+        )
 
 
 def _tuple(name: str, value: Any) -> tuple[Any, ...]:

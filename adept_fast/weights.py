@@ -13,8 +13,10 @@ from tqdm import tqdm
 from adept_fast.checkpoint import Checkpoint, CheckpointError, PackedMatrix, dtype_name, packed_matrices
 from adept_fast.huge_pages import HugePages
 from adept_fast.quantize import Matrix, QuantizedMatrix, first_rows
+from adept_fast.quantize_wide import wide_matrices
 
 _EMBEDDING = "model.embed_tokens.weight"
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def load_weights(
 
     Args:
         dtype: of the matrices, or of the embedding where they are packed.
-        weights: ``int8`` or ``int4`` to pack the matrices; None for what the checkpoint has.
+        weights: what to pack the matrices in, on a CPU ``int8`` or ``int4``, on a GPU ``fp8`` or ``int4``;
+            None for what the checkpoint has.
         huge_pages: on a CPU, copy the matrices to where they are read fastest; nothing stays memory-mapped.
 
     Raises CheckpointError naming a tensor with a NaN or an infinity (which a matrix that is packed here never
@@ -94,7 +97,7 @@ def load_weights(
         leave=False,
     ) as bar:
         config = checkpoint.config
-        matrices = packed_matrices(config, weights) if weights else {}
+        matrices = _packed_matrices(checkpoint, weights, device)
         huge = HugePages() if huge_pages and device.type == "cpu" else None
         loader = _Loader(checkpoint, dtype, device, matrices, check_finite, huge, bar)
         embedding = loader.floats(_EMBEDDING, embedding_dtype(checkpoint, dtype, weights))
@@ -111,10 +114,12 @@ def load_weights(
         )
 
 
-def weights_bytes(checkpoint: Checkpoint, dtype: torch.dtype, weights: str | None = None) -> int:
+def weights_bytes(
+    checkpoint: Checkpoint, dtype: torch.dtype, weights: str | None = None, device: torch.device = _CPU
+) -> int:
     """How many bytes ``load_weights`` will hold."""
     weights = weight_format(checkpoint, weights)
-    matrices = packed_matrices(checkpoint.config, weights) if weights else {}
+    matrices = _packed_matrices(checkpoint, weights, device)
     total = sum(matrix.nbytes for matrix in matrices.values())
     for name, tensor in checkpoint.tensors.items():
         kept = torch.float32 if len(tensor.shape) == 1 else dtype
@@ -136,6 +141,20 @@ def weight_format(checkpoint: Checkpoint, weights: str | None) -> str | None:
             f"expected weights to be that or to be left out, not {weights!r}"
         )
     return weights or checkpoint.weights
+
+
+def packs_wide(checkpoint: Checkpoint, device: torch.device) -> bool:
+    """Whether matrices that are packed while loading get a GPU's layout, and not a CPU's."""
+    return device.type == "cuda" and checkpoint.weights is None
+
+
+def _packed_matrices(
+    checkpoint: Checkpoint, weights: str | None, device: torch.device
+) -> Mapping[str, PackedMatrix]:
+    if weights is None:
+        return {}
+    planned = wide_matrices if packs_wide(checkpoint, device) else packed_matrices
+    return planned(checkpoint.config, weights)
 
 
 def embedding_dtype(checkpoint: Checkpoint, dtype: torch.dtype, weights: str | None) -> torch.dtype:

@@ -192,6 +192,7 @@ def test_info_describes_and_plans_without_loading() -> None:
         "lm_head",
     ]
     assert report["placement"]["pages"].startswith(("huge", "small ("))
+    assert set(report["optional packages"]) == {"flash-attn", "apex"}
     unfit = json.loads(run("info", "--json", "--batch-size", "1000000000").stdout)
     assert "free; the weights take" in unfit["memory"]["does not fit"]
 

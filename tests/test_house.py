@@ -26,6 +26,7 @@ ORDER = [
     ["sampling", "stopping"],
     ["ops"],
     ["kv_cache", "weights"],
+    ["quantize_wide"],
     ["checkpoint"],
     ["tokenizer", "config", "quantize", "bandwidth", "chat", "extension", "huge_pages"],
 ]

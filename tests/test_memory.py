@@ -80,3 +80,13 @@ def test_the_cache_is_one_allocation_of_the_stated_layout() -> None:
 )
 def test_bytes_are_written_in_decimal_units(count: int, text: str) -> None:
     assert format_bytes(count) == text
+
+
+def test_room_for_unpacking_weights_comes_off_the_context() -> None:
+    plain = plan_memory(PERSIMMON_8B, weights_bytes=10**10, device=CPU, available=18 * 10**9)
+    unpacking = plan_memory(
+        PERSIMMON_8B, weights_bytes=10**10, device=CPU, available=18 * 10**9, unpacking_bytes=10**9
+    )
+    assert unpacking.workspace_bytes - plain.workspace_bytes == 10**9
+    lost = 10**9 / plain.cache_bytes_per_token
+    assert plain.longest_context - unpacking.longest_context in (int(lost), int(lost) + 1)

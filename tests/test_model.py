@@ -79,7 +79,7 @@ class Pair:
 
 
 def load_ours(path: Path, **options: Any) -> Runtime:
-    return Runtime.load(path, dtype="float32", cache_dtype="float32", progress=False, **options)
+    return Runtime.load(path, device="cpu", dtype="float32", cache_dtype="float32", progress=False, **options)
 
 
 @pytest.fixture(scope="module", params=list(FAMILY))
@@ -258,8 +258,8 @@ def test_half_precision_weights_lose_nothing_on_a_cpu(tmp_path: Path, dtype: str
     config = small_config(hidden_size=192, num_attention_heads=2, intermediate_size=3000)
     tensors = random_tensors(config, dtype=getattr(torch, dtype))
     write_huggingface(tmp_path, config, tensors, demo_tokenizer())
-    narrow = Runtime.load(tmp_path, dtype=dtype, cache_dtype="float32", progress=False)
-    wide = Runtime.load(tmp_path, dtype="float32", cache_dtype="float32", progress=False)
+    narrow = Runtime.load(tmp_path, device="cpu", dtype=dtype, cache_dtype="float32", progress=False)
+    wide = Runtime.load(tmp_path, device="cpu", dtype="float32", cache_dtype="float32", progress=False)
     ids = random_ids(tokens)
     torch.testing.assert_close(logits_of(narrow, ids), logits_of(wide, ids), atol=SAME, rtol=0)
     assert narrow.memory().weights_bytes < 0.6 * wide.memory().weights_bytes
@@ -271,8 +271,8 @@ def test_a_long_prompt_in_bfloat16_errs_no_more_than_twice_as_much_as_transforme
     """Many tokens are multiplied in bfloat16 where the processor can."""
     config = small_config(hidden_size=192, num_attention_heads=2, intermediate_size=3000)
     write_huggingface(tmp_path, config, random_tensors(config, dtype=torch.bfloat16), demo_tokenizer())
-    narrow = Runtime.load(tmp_path, dtype="bfloat16", cache_dtype="float32", progress=False)
-    wide = Runtime.load(tmp_path, dtype="float32", cache_dtype="float32", progress=False)
+    narrow = Runtime.load(tmp_path, device="cpu", dtype="bfloat16", cache_dtype="float32", progress=False)
+    wide = Runtime.load(tmp_path, device="cpu", dtype="float32", cache_dtype="float32", progress=False)
     ids = random_ids(70)
     theirs = PersimmonForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
     exact = logits_of(wide, ids)

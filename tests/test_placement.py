@@ -10,8 +10,10 @@ from checkpoints import demo_tokenizer, random_tensors, small_config, write_hugg
 
 from adept_fast import placement
 from adept_fast.checkpoint import WEIGHT_DTYPES, Checkpoint, open_checkpoint
+from adept_fast.checkpoint.convert import convert
 from adept_fast.extension import Extension
 from adept_fast.placement import choose_placement
+from adept_fast.sampling import ParameterError
 from adept_fast.weights import weights_bytes
 
 
@@ -78,3 +80,69 @@ def test_float32_stays_float32_on_a_cpu_however_little_memory_there_is(
 def test_what_is_asked_for_is_taken(tmp_path: Path) -> None:
     placed = choose_placement(checkpoint_in(tmp_path, "float16"), "cpu", "bfloat16", "float32")
     assert (placed.dtype, placed.cache_dtype, placed.reason) == (torch.bfloat16, torch.float32, "as asked")
+
+
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.delenv("ADEPT_FAST_OPTIONAL", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ("fp8", "fp8, embedding float16 (packed from float16)"),
+        ("int4", "int4 in groups of 128, lm_head fp8, embedding float16 (packed from float16)"),
+    ],
+)
+def test_a_gpu_has_packings_of_its_own(tmp_path: Path, a_gpu: None, weights: str, words: str) -> None:
+    checkpoint = checkpoint_in(tmp_path, "float16")
+    placed = choose_placement(checkpoint, "cuda", "auto", "float16", weights)
+    assert (placed.weights_in_words, placed.is_wide, placed.unreadable) == (words, True, None)
+    assert placed.unpacking_bytes > 0
+    assert choose_placement(checkpoint, "cuda", "auto", "float16").unpacking_bytes == 0
+    on_it = weights_bytes(checkpoint, placed.dtype, weights, placed.device)
+    assert on_it != weights_bytes(checkpoint, placed.dtype, {"fp8": "int8"}.get(weights, weights))
+
+
+@pytest.mark.parametrize(
+    ("device", "weights", "allowed"),
+    [("cuda", "int8", "fp8 or int4"), ("cpu", "fp8", "int8 or int4"), ("cuda", "int3", "fp8 or int4")],
+)
+def test_a_packing_of_the_other_device_is_refused(
+    tmp_path: Path, a_gpu: None, device: str, weights: str, allowed: str
+) -> None:
+    says = f"weights is {weights!r}; expected {allowed} on {device}, or None"
+    with pytest.raises(ParameterError, match=says):
+        choose_placement(checkpoint_in(tmp_path, "float16"), device, "auto", "float16", weights)
+
+
+def test_what_a_native_checkpoint_holds_is_taken_on_a_gpu_too(tmp_path: Path, a_gpu: None) -> None:
+    checkpoint_in(tmp_path / "source", "float16")
+    convert(tmp_path / "source", tmp_path / "native", weights="int8", progress=False)
+    native = open_checkpoint(tmp_path / "native")
+    for weights in (None, "int8"):
+        placed = choose_placement(native, "cuda", "auto", "float16", weights)
+        assert placed.weights_in_words == "int8, embedding float16 (as stored)"
+        assert (placed.is_wide, placed.unpacking_bytes) == (False, 0)
+        assert "packed for a CPU; the float checkpoint with weights fp8 or int4" in str(placed.unreadable)
+    held = weights_bytes(native, torch.float16, None, torch.device("cuda"))
+    assert held == weights_bytes(native, torch.float16)
+
+
+def test_matrices_that_the_kernels_do_not_take(tmp_path: Path, a_gpu: None) -> None:
+    checkpoint = checkpoint_in(tmp_path, "float16")
+    assert "not float32" in str(choose_placement(checkpoint, "cuda", "float32", "float16").unreadable)
+    for dtype in ("float16", "bfloat16"):
+        assert choose_placement(checkpoint, "cuda", dtype, "float32").unreadable is None
+    assert choose_placement(checkpoint, "cpu", "float32", "float16").unreadable is None
+
+
+def test_optional_packages_that_there_are_not(
+    tmp_path: Path, a_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = checkpoint_in(tmp_path, "float16")
+    monkeypatch.setenv("ADEPT_FAST_OPTIONAL", "flash")
+    with pytest.raises(ParameterError, match="ADEPT_FAST_OPTIONAL names 'flash'; expected flash-attn"):
+        choose_placement(checkpoint, "cuda", "auto", "float16")

@@ -104,12 +104,12 @@ class TestLoading:
     def test_formats_that_there_are_not(self, tmp_path: Path) -> None:
         checkpoint_of(tmp_path / "source")
         convert(tmp_path / "source", tmp_path / "native", weights="int8", progress=False)
-        with pytest.raises(ParameterError, match="weights is 'int3'; expected int8 or int4, or None"):
-            Runtime.load(tmp_path / "source", weights="int3", progress=False)
+        with pytest.raises(ParameterError, match="weights is 'int3'; expected int8 or int4 on cpu, or None"):
+            Runtime.load(tmp_path / "source", weights="int3", device="cpu", progress=False)
         with pytest.raises(
             CheckpointError, match="are packed as int8; expected weights to be that or .*'int4'"
         ):
-            Runtime.load(tmp_path / "native", weights="int4", progress=False)
+            Runtime.load(tmp_path / "native", weights="int4", device="cpu", progress=False)
 
     def test_the_placement_says_what_is_packed(self, tmp_path: Path) -> None:
         source = checkpoint_of(tmp_path / "source")
@@ -137,11 +137,11 @@ class TestOperators:
         weights = torch.randn(rows, columns, generator=generator)
         x = torch.randn(3, columns, generator=generator)
         matrix = quantize(weights, Packing(bits, "rows", group))
-        assert torch.allclose(reference._project(x, matrix), x @ matrix.dequantize().t(), atol=1e-4)
+        assert torch.allclose(reference.project(x, matrix), x @ matrix.dequantize().t(), atol=1e-4)
         units = torch.randn(3, rows, generator=generator).relu().square() * 1e6
         matrix = quantize(weights, Packing(bits, "units", group))
         expected = units.double() @ matrix.dequantize().double()
-        found = reference._project_transposed(units, matrix)
+        found = reference.project_transposed(units, matrix)
         assert torch.allclose(found.double() / 1e6, expected / 1e6, atol=1e-3)
 
 
@@ -151,8 +151,8 @@ class TestRuntime:
         self, tmp_path: Path, weights: str
     ) -> None:
         convert("demo", tmp_path / "native", weights=weights, progress=False)
-        native = Runtime.load(tmp_path / "native", progress=False)
-        packed = Runtime.load("demo", weights=weights, progress=False)
+        native = Runtime.load(tmp_path / "native", device="cpu", progress=False)
+        packed = Runtime.load("demo", weights=weights, device="cpu", progress=False)
         text = chat_prompt("What is the capital of Peru?")
         one, other = (
             runtime.generate(text, stop=STOP, max_new_tokens=12, logprobs=3) for runtime in (native, packed)
@@ -169,7 +169,7 @@ class TestRuntime:
         prompts = [chat_prompt(question["question"]) for question in QUESTIONS[::70]]
         answers = {}
         for chosen in (None, weights):
-            runtime = Runtime.load("demo", weights=chosen, max_batch_size=16, progress=False)
+            runtime = Runtime.load("demo", weights=chosen, max_batch_size=16, device="cpu", progress=False)
             answers[chosen] = [made.text for made in runtime.generate(prompts, stop=STOP)]
         same = sum(map(str.__eq__, answers[None], answers[weights]))
         assert same >= least * len(prompts)
@@ -181,15 +181,25 @@ class TestRuntime:
             return done.stdout
 
         question = ["--chat", "--prompt", "What is the capital of France?"]
-        assert run("generate", "--weights", "int4", *question) == "The capital of France is Paris.\n"
-        assert float(json.loads(run("score", "--weights", "int8", "--json", "Paris."))["logprob"]) < 0
-        report = json.loads(run("info", "--weights", "int4", "--json"))
+        assert (
+            run("generate", "--device", "cpu", "--weights", "int4", *question)
+            == "The capital of France is Paris.\n"
+        )
+        assert (
+            float(
+                json.loads(run("score", "--device", "cpu", "--weights", "int8", "--json", "Paris."))[
+                    "logprob"
+                ]
+            )
+            < 0
+        )
+        report = json.loads(run("info", "--device", "cpu", "--weights", "int4", "--json"))
         assert report["placement"]["weights"].startswith("int4, lm_head int8, embedding float16")
         assert report["memory"]["weights"] == "5.9 MB"
         run("convert", "demo", str(tmp_path / "native"), "--weights", "int8", "--quiet")
         report = json.loads(run("info", "--checkpoint", str(tmp_path / "native"), "--json"))
         assert report["checkpoint"]["packed weights"] == "int8"
         assert report["checkpoint"]["format"] == "native"
-        done = CliRunner().invoke(main, ["generate", "--weights", "int3", *question])
+        done = CliRunner().invoke(main, ["generate", "--device", "cpu", "--weights", "int3", *question])
         assert (done.exit_code, done.stdout) == (1, "")
         assert "weights is 'int3'" in done.stderr

@@ -15,6 +15,7 @@ from adept_fast.checkpoint import Checkpoint, dtype_name, open_checkpoint
 from adept_fast.commands.errors import OneLineErrors
 from adept_fast.commands.options import checkpoint_option, placement_options
 from adept_fast.memory import InsufficientMemoryError, MemoryPlan, format_bytes, plan_memory
+from adept_fast.ops.optional import Choice, choices
 from adept_fast.placement import Placement, choose_placement
 from adept_fast.weights import weights_bytes
 
@@ -30,6 +31,7 @@ def info(**options: Any) -> None:
     placement = choose_placement(
         checkpoint, options["device"], options["dtype"], options["cache_dtype"], options["weights"]
     )
+    optional = choices(placement.device, placement.cache_dtype, checkpoint.config.head_dim)
     report = {
         "checkpoint": _describe_checkpoint(checkpoint),
         "config": dataclasses.asdict(checkpoint.config),
@@ -40,7 +42,8 @@ def info(**options: Any) -> None:
             "cache": dtype_name(placement.cache_dtype),
         },
         "memory": _describe_memory(checkpoint, placement, options),
-        "operators": {entry.operator: f"{entry.kind} ({entry.reason})" for entry in ops.implementations()},
+        "operators": _describe_operators(placement, optional),
+        "optional packages": {name: str(choice) for name, choice in optional.items()},
         "versions": {
             "adept-fast": __version__,
             "torch": torch.__version__,
@@ -70,15 +73,24 @@ def _describe_memory(checkpoint: Checkpoint, placement: Placement, options: dict
     try:
         plan = plan_memory(
             checkpoint.config,
-            weights_bytes=weights_bytes(checkpoint, placement.dtype, placement.weights),
+            weights_bytes=weights_bytes(checkpoint, placement.dtype, placement.weights, placement.device),
             device=placement.device,
             cache_dtype=placement.cache_dtype,
             max_seq_len=options["max_seq_len"],
             max_batch_size=options["batch_size"],
+            unpacking_bytes=placement.unpacking_bytes,
         )
     except InsufficientMemoryError as error:
         return {"does not fit": str(error)}
     return _describe_plan(plan)
+
+
+def _describe_operators(placement: Placement, optional: dict[str, Choice]) -> dict[str, str]:
+    attention = optional["flash-attn"]
+    entries = ops.implementations(
+        placement.device, placement.unreadable, f"flash-attn {attention.version}" if attention.used else None
+    )
+    return {entry.operator: f"{entry.kind} ({entry.reason})" for entry in entries}
 
 
 def _describe_plan(plan: MemoryPlan) -> dict[str, Any]:

@@ -37,7 +37,8 @@ def placement_options(command: Command) -> Command:
             ),
             click.option(
                 "--weights",
-                help="Pack the matrices in int8 or int4.  [default: no, or as a native checkpoint has them]",
+                help="Pack the matrices: int8 or int4 on a CPU, fp8 or int4 on a GPU.  "
+                "[default: no, or as a native checkpoint has them]",
             ),
             click.option(
                 "--cache-dtype", default="float16", show_default=True, help="Of the keys and values."

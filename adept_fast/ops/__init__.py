@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from adept_fast import extension
+from adept_fast.ops import cuda
 from adept_fast.ops.sample import INVALID, sample
 from adept_fast.quantize import Matrix
 from adept_fast.weights import ModelWeights
@@ -41,7 +43,21 @@ __all__ = [
     "rotary_append",
     "rotary_table",
     "sample",
+    "slot_sampler",
 ]
+
+_PLAIN = ("prefill_attention", "sample")  # of which a CPU has no other implementation
+_PRODUCTS = ("layernorm_qkv", "linear_residual", "mlp", "lm_head")
+_IN_ORDER = (
+    "layernorm_qkv",
+    "rotary_append",
+    "decode_attention",
+    "linear_residual",
+    "mlp",
+    "lm_head",
+    "prefill_attention",
+    "sample",
+)
 
 
 @dataclass(frozen=True)
@@ -64,17 +80,44 @@ def native_step(
     return NativeStep(weights, lm_head, cos, sin, eps, scale, counts)
 
 
-def implementations() -> list[Implementation]:
-    """One entry for each operator, in the order of the decode step."""
+def slot_sampler(device: torch.device) -> Callable[..., Tensor] | None:
+    """``ops.cuda.sample``, which reads the settings of all slots on the device; None where there is none."""
+    return cuda.sample if device.type == "cuda" and cuda.unavailable(device) is None else None
+
+
+def implementations(
+    device: torch.device | None = None, unreadable: str | None = None, attention: str | None = None
+) -> list[Implementation]:
+    """One entry for each operator, in the order of the decode step.
+
+    Args:
+        device: where the operators run; None for a CPU.
+        unreadable: why a GPU's kernels do not take the model's matrices; None where they do.
+        attention: the package that a GPU attends to prompts with; None for torch.
+    """
     built = extension.load()
+    if device is not None and device.type == "cuda":
+        return _on_a_gpu(cuda.unavailable(device), unreadable, attention)
     if not built.loaded:
-        missing = f"plain PyTorch: {built.reason}"
-        return [Implementation(name, "reference", missing) for name in (*_NATIVE, *_PLAIN)]
-    native = f"C++, {chosen.instruction_set()}; plain PyTorch on a GPU"
-    return [Implementation(name, "native", native) for name in _NATIVE] + [
-        Implementation(name, "reference", "plain PyTorch, which has it fast enough") for name in _PLAIN
+        return [Implementation(name, "reference", f"plain PyTorch: {built.reason}") for name in _IN_ORDER]
+    native, plain = f"C++, {chosen.instruction_set()}", "plain PyTorch, which has it fast enough"
+    return [
+        Implementation(name, "reference", plain) if name in _PLAIN else Implementation(name, "native", native)
+        for name in _IN_ORDER
     ]
 
 
-_NATIVE = ("layernorm_qkv", "rotary_append", "decode_attention", "linear_residual", "mlp", "lm_head")
-_PLAIN = ("prefill_attention", "sample")
+def _on_a_gpu(unavailable: str | None, unreadable: str | None, attention: str | None) -> list[Implementation]:
+    def of(operator: str) -> Implementation:
+        if operator == "prefill_attention":
+            package = attention if extension.load().loaded else None
+            return Implementation(
+                operator, "reference" if package is None else "package", package or "PyTorch"
+            )
+        why_not = unavailable or (unreadable if operator in _PRODUCTS else None)
+        if why_not is not None:
+            return Implementation(operator, "reference", f"plain PyTorch: {why_not}")
+        limit = "" if operator == "sample" else f"; plain PyTorch above {cuda.MOST_TOKENS} tokens"
+        return Implementation(operator, "native", f"CUDA{limit}")
+
+    return [of(operator) for operator in _IN_ORDER]

@@ -36,7 +36,9 @@ def _rotary_append(
     return qkv.new_empty(qkv.shape[0], cache_layer.shape[2], cache_layer.shape[4])
 
 
-def _decode_attention(q: Tensor, cache_layer: Tensor, slots: Tensor, lengths: Tensor, scale: float) -> Tensor:
+def _decode_attention(
+    q: Tensor, cache_layer: Tensor, slots: Tensor, lengths: Tensor, longest: int, scale: float
+) -> Tensor:
     return q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
 
 
@@ -91,6 +93,21 @@ def _decode_step(
     return final_gamma.new_empty(ids.shape[0], rows)
 
 
+def _sample(
+    logits: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    repetition_penalty: Tensor,
+    seed: Tensor,
+    seen: Tensor,
+) -> Tensor:
+    return slots.new_empty(logits.shape[0])
+
+
 for _operator in (
     _copy,
     _read,
@@ -102,5 +119,6 @@ for _operator in (
     _lm_head,
     _dequantize_units,
     _decode_step,
+    _sample,
 ):
     torch.library.register_fake(f"adept_fast::{_operator.__name__.removeprefix('_')}", _operator)

@@ -1,8 +1,8 @@
 """The operators in C++ on a CPU, and what they promise to a tracer.
 
-They take what ``ops/reference.py`` describes, and hand tensors on a GPU back to it. A matrix is read once for
-all tokens of a call. With many tokens arithmetic limits a product and not memory; then torch's GEMM takes
-over where it is the better one (``ops/gemm.py``).
+They take what ``ops/reference.py`` describes, and hand tensors on a GPU to ``ops/cuda.py``. A matrix is read
+once for all tokens of a call. With many tokens arithmetic limits a product and not memory; then torch's GEMM
+takes over where it is the better one (``ops/gemm.py``).
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from adept_fast import _C
-from adept_fast.ops import gemm, reference
-from adept_fast.ops.reference import prefill_attention, rotary_table
-from adept_fast.quantize import Matrix, QuantizedMatrix
+from adept_fast.ops import cuda, gemm, reference
+from adept_fast.ops.cuda import parts
+from adept_fast.ops.reference import rotary_table
+from adept_fast.quantize import Matrix
 
 __all__ = [
     "decode_attention",
@@ -36,7 +37,7 @@ _native = torch.ops.adept_fast
 
 def layernorm_qkv(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Matrix, b: Tensor) -> Tensor:
     if x.is_cuda:
-        return reference.layernorm_qkv(x, gamma, beta, eps, w, b)
+        return cuda.layernorm_qkv(x, gamma, beta, eps, w, b)
     if gemm.is_better(x, w):
         return gemm.layernorm_qkv(x, gamma, beta, eps, w, b)
     result: Tensor = _native.layernorm_qkv(x, gamma, beta, eps, *parts(w), b)
@@ -56,25 +57,30 @@ def rotary_append(
     positions: Tensor,
     cache_layer: Tensor,
 ) -> Tensor:
-    rotary = reference.rotary_append if qkv.is_cuda else _native.rotary_append
+    rotary = cuda.rotary_append if qkv.is_cuda else _native.rotary_append
     q: Tensor = rotary(
         qkv, q_gamma, q_beta, k_gamma, k_beta, eps, cos, sin, slots, positions, cache_layer
     )  # [tokens, heads, head_dim]
     return q
 
 
+def prefill_attention(q: Tensor, cache_slot: Tensor, start: int, scale: float) -> Tensor:
+    attend = cuda.prefill_attention if q.is_cuda else reference.prefill_attention
+    return attend(q, cache_slot, start, scale)
+
+
 def decode_attention(
     q: Tensor, cache_layer: Tensor, slots: Tensor, lengths: Tensor, longest: int, scale: float
 ) -> Tensor:
     if q.is_cuda:
-        return reference.decode_attention(q, cache_layer, slots, lengths, longest, scale)
-    attended: Tensor = _native.decode_attention(q, cache_layer, slots, lengths, scale)
+        return cuda.decode_attention(q, cache_layer, slots, lengths, longest, scale)
+    attended: Tensor = _native.decode_attention(q, cache_layer, slots, lengths, longest, scale)
     return attended
 
 
 def linear_residual(x: Tensor, w: Matrix, b: Tensor, residual: Tensor) -> Tensor:
     if x.is_cuda:
-        return reference.linear_residual(x, w, b, residual)
+        return cuda.linear_residual(x, w, b, residual)
     if gemm.is_better(x, w):
         return gemm.linear_residual(x, w, b, residual)
     result: Tensor = _native.linear_residual(x, *parts(w), b, residual)
@@ -93,7 +99,7 @@ def mlp(
     counts: Tensor | None = None,
 ) -> Tensor:
     if x.is_cuda:
-        return reference.mlp(x, gamma, beta, eps, w_up, b_up, w_down_t, b_down, counts)
+        return cuda.mlp(x, gamma, beta, eps, w_up, b_up, w_down_t, b_down, counts)
     if counts is None and gemm.is_better_for_units(x, w_down_t):
         units = layernorm_qkv(x, gamma, beta, eps, w_up, b_up).relu_().square_()  # [tokens, intermediate]
         return gemm.down(units, w_down_t).add_(b_down).add_(x)
@@ -103,16 +109,11 @@ def mlp(
 
 def lm_head(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Matrix) -> Tensor:
     if x.is_cuda:
-        return reference.lm_head(x, gamma, beta, eps, w)
+        return cuda.lm_head(x, gamma, beta, eps, w)
     if gemm.is_better(x, w):
         return gemm.lm_head(x, gamma, beta, eps, w)
     logits: Tensor = _native.lm_head(x, gamma, beta, eps, *parts(w), w.shape[0])
     return logits
-
-
-def parts(w: Matrix) -> tuple[Tensor, Tensor | None]:
-    """A matrix as the C++ operators take it: values, and scales where it is packed."""
-    return (w.values, w.scales) if isinstance(w, QuantizedMatrix) else (w, None)
 
 
 def instruction_set() -> str:

@@ -23,7 +23,7 @@ _WIDEN_ELEMENTS = 1 << 18
 
 def layernorm_qkv(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Matrix, b: Tensor) -> Tensor:
     """LayerNorm, then the QKV projection: → [tokens, 3 * hidden], laid out [head, (q, k, v), head_dim]."""
-    return _project(_layernorm(x, gamma, beta, eps), w) + b
+    return project(_layernorm(x, gamma, beta, eps), w) + b
 
 
 def rotary_append(
@@ -111,7 +111,7 @@ def decode_attention(
 
 def linear_residual(x: Tensor, w: Matrix, b: Tensor, residual: Tensor) -> Tensor:
     """x · wᵀ + b + residual: → [tokens, hidden]."""
-    return _project(x, w) + b + residual
+    return project(x, w) + b + residual
 
 
 def mlp(
@@ -131,16 +131,15 @@ def mlp(
     pre-activation passes 256. ``counts``, int64 [2], grows by the units that are not 0 for some token, whose
     rows of ``w_down_t`` are needed, and by all units.
     """
-    units = F.relu(_project(_layernorm(x, gamma, beta, eps), w_up) + b_up).square()  # [tokens, intermediate]
+    units = F.relu(project(_layernorm(x, gamma, beta, eps), w_up) + b_up).square()  # [tokens, intermediate]
     if counts is not None:
-        needed = (units != 0).any(0).sum()
-        counts += torch.stack((needed, torch.full_like(needed, units.shape[1])))
-    return x + _project_transposed(units, w_down_t) + b_down
+        count_needed(units, counts)
+    return x + project_transposed(units, w_down_t) + b_down
 
 
 def lm_head(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Matrix) -> Tensor:
     """The final LayerNorm, then logits: → float32 [tokens, rows of w]."""
-    return _project(_layernorm(x, gamma, beta, eps), w)
+    return project(_layernorm(x, gamma, beta, eps), w)
 
 
 def rotary_table(
@@ -160,6 +159,12 @@ def compute_dtype(matrix: Matrix) -> torch.dtype:
     return matrix.dtype if isinstance(matrix, Tensor) and matrix.is_cuda else torch.float32
 
 
+def count_needed(units: Tensor, counts: Tensor) -> None:
+    """Add to ``counts``, int64 [2], the units that are not 0 for some token, and all there are."""
+    needed = (units != 0).any(0).sum()
+    counts += torch.stack((needed, torch.full_like(needed, units.shape[1])))
+
+
 def _attention_dtype(cache: Tensor) -> torch.dtype:
     return cache.dtype if cache.is_cuda else torch.float32
 
@@ -175,7 +180,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 
 
-def _project(x: Tensor, w: Matrix) -> Tensor:
+def project(x: Tensor, w: Matrix) -> Tensor:
     """x · wᵀ in float32 [tokens, out], for w of [out, in]."""
     dtype = compute_dtype(w)
     if isinstance(w, Tensor) and w.dtype == dtype:
@@ -183,7 +188,7 @@ def _project(x: Tensor, w: Matrix) -> Tensor:
     return torch.cat([F.linear(x, block) for block in _widened(w)], dim=-1)
 
 
-def _project_transposed(x: Tensor, w_t: Matrix) -> Tensor:
+def project_transposed(x: Tensor, w_t: Matrix) -> Tensor:
     """x · w_t in float32 [tokens, out], for w_t of [in, out] and an x too large for float16."""
     dtype = compute_dtype(w_t)
     if isinstance(w_t, Tensor) and w_t.dtype == dtype == torch.float32:

@@ -1,0 +1,235 @@
+"""Packages that make long prompts faster on a GPU where they are installed: flash-attn and NVIDIA's apex.
+
+None is needed. Each is imported when a tensor on a GPU first asks for it, and used only where, on a small
+input on that GPU, it is at most twice as far off as torch is. ADEPT_FAST_OPTIONAL names those that may be
+used (``flash-attn,apex``), or ``none``; where it is not set, flash-attn may. Apex has to be named, for it has
+not been measured to be faster here than torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adept_fast.ops import reference
+
+# As in ops/reference.py: of q, cache_slot, start and scale; and of x, gamma, beta and eps.
+Attention: TypeAlias = Callable[[Tensor, Tensor, int, float], Tensor]
+LayerNorm: TypeAlias = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+
+NAMES = ("flash-attn", "apex")
+_VARIABLE = "ADEPT_FAST_OPTIONAL"
+_USED_UNASKED = ("flash-attn",)
+
+# What a package may raise that is broken, of another version, or not what its name says.
+_FAILURES = (ImportError, OSError, AttributeError, TypeError, ValueError, RuntimeError)
+
+
+class OptionalPackageError(ValueError):
+    """ADEPT_FAST_OPTIONAL names a package that there is no use for."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Whether a package is used, and why, or why not. ``version`` is None where it is not installed."""
+
+    version: str | None
+    used: bool
+    reason: str
+    function: Callable[..., Tensor] | None = None
+
+    def __str__(self) -> str:
+        found = "not found" if self.version is None else f"{self.version}, {'' if self.used else 'not '}used"
+        return f"{found}: {self.reason}"
+
+
+def prefill_attention(cache_slot: Tensor) -> Attention | None:
+    """What attends to such a cache in place of the reference; None for nothing."""
+    return flash_attention(cache_slot.device, cache_slot.dtype, cache_slot.shape[-1]).function
+
+
+def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
+    normalize = apex_layer_norm(x.device).function
+    if normalize is None or x.dtype != torch.float32:
+        return F.layer_norm(x, gamma.shape, gamma, beta, eps)
+    return normalize(x, gamma, beta, eps)
+
+
+def allowed() -> frozenset[str]:
+    """The packages that may be used. Raises OptionalPackageError for names that are not known."""
+    text = os.environ.get(_VARIABLE)
+    if text is None:
+        return frozenset(_USED_UNASKED)
+    names = {name.strip() for name in text.split(",")} - {"", "none"}
+    if unknown := sorted(names.difference(NAMES)):
+        raise OptionalPackageError(
+            f"{_VARIABLE} names {unknown[0]!r}; expected {', '.join(NAMES)} with commas between, or none"
+        )
+    return frozenset(names)
+
+
+@functools.cache
+def flash_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> Choice:
+    """flash-attn, for a cache of that kind."""
+    version = _version("flash-attn", "flash_attn")
+    if version is None:
+        return Choice(None, False, "pip install flash-attn")
+    if reason := _unfit(device, "flash-attn"):
+        return Choice(version, False, reason)
+    if dtype not in (torch.float16, torch.bfloat16):
+        return Choice(version, False, f"it takes caches in float16 or bfloat16, not {dtype}")
+    if head_dim % 8 or head_dim > 256:
+        return Choice(version, False, f"it takes a head_dim in multiples of 8 up to 256, not {head_dim}")
+    return _tried(
+        version, _load_flash_attention, lambda attend: _attention_error(attend, device, dtype, head_dim)
+    )
+
+
+@functools.cache
+def apex_layer_norm(device: torch.device) -> Choice:
+    """NVIDIA's fused LayerNorm."""
+    version = _version("apex", "apex")
+    if version is None:
+        return Choice(None, False, "https://github.com/NVIDIA/apex, built with its CUDA extensions")
+    if reason := _unfit(device, "apex"):
+        return Choice(version, False, reason)
+    return _tried(version, _load_apex_layer_norm, lambda normalize: _layer_norm_error(normalize, device))
+
+
+def choices(device: torch.device, cache_dtype: torch.dtype, head_dim: int) -> dict[str, Choice]:
+    """By name, all packages for a model on a device."""
+    return {
+        "flash-attn": flash_attention(device, cache_dtype, head_dim),
+        "apex": apex_layer_norm(device),
+    }
+
+
+def forget() -> None:
+    """Choose anew, for tests."""
+    flash_attention.cache_clear()
+    apex_layer_norm.cache_clear()
+
+
+def _version(distribution: str, module: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    if module in sys.modules:
+        return str(getattr(sys.modules[module], "__version__", "unknown version"))
+    return None if importlib.util.find_spec(module) is None else "unknown version"
+
+
+def _unfit(device: torch.device, name: str) -> str:
+    """Why a package is not even tried; empty where it is."""
+    if name not in allowed():
+        return (
+            f"{_VARIABLE} does not name it"
+            if _VARIABLE in os.environ
+            else f"{_VARIABLE} would have to name it"
+        )
+    capability = _capability(device)
+    if capability is None:
+        return "it is for GPUs"
+    if capability < (8, 0):
+        return f"it needs compute capability 8.0; this GPU has {capability[0]}.{capability[1]}"
+    return ""
+
+
+def _capability(device: torch.device) -> tuple[int, int] | None:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
+def _tried(
+    version: str,
+    load: Callable[[], Callable[..., Tensor]],
+    error_of: Callable[[Callable[..., Tensor]], tuple[float, float]],
+) -> Choice:
+    """A package's function, where it loads and its error is at most twice torch's."""
+    try:
+        function = load()
+        error, torchs = error_of(function)
+    except _FAILURES as failure:
+        sentence = str(failure).strip().split("\n")[0]
+        return Choice(version, False, f"it failed: {type(failure).__name__}: {sentence}")
+    if not error <= 2 * torchs:  # a NaN too
+        return Choice(version, False, f"its error is {error:.2g} where torch's is {torchs:.2g}")
+    return Choice(version, True, f"its error is {error:.2g}, torch's {torchs:.2g}", function)
+
+
+def _load_flash_attention() -> Attention:
+    attend: Any = importlib.import_module("flash_attn").flash_attn_func
+
+    def prefill_attention(q: Tensor, cache_slot: Tensor, start: int, scale: float) -> Tensor:
+        tokens, heads, head_dim = q.shape
+        k, v = cache_slot[:, :, : start + tokens].transpose(1, 2)[:, None]  # each [1, end, heads, head_dim]
+        # The last query stands at the last key, as flash-attn has it from 2.1 on.
+        attended = attend(q[None].to(k.dtype), k, v, softmax_scale=scale, causal=True)
+        narrow: Tensor = attended.reshape(tokens, heads * head_dim)
+        return narrow.float()
+
+    return prefill_attention
+
+
+def _attention_error(
+    attend: Attention, device: torch.device, dtype: torch.dtype, head_dim: int
+) -> tuple[float, float]:
+    """How far off it is, and torch in the same dtype, in the mean square."""
+    generator = torch.Generator().manual_seed(0)
+    tokens, start, heads, scale = 24, 9, 2, head_dim**-0.5
+    q = torch.randn(tokens, heads, head_dim, generator=generator)
+    cache = torch.randn(2, heads, 40, head_dim, generator=generator).to(dtype)
+    exact, found, torchs = [], [], []
+    for first in (0, start):
+        exact.append(reference.prefill_attention(q, cache, first, scale))  # on a CPU, in float32
+        found.append(attend(q.to(device), cache.to(device), first, scale).float().cpu())
+        visible = torch.ones(tokens, first + tokens, dtype=torch.bool).tril(first).to(device)
+        k, v = cache[:, None, :, : first + tokens].to(device)
+        narrow = q.transpose(0, 1)[None].to(k)
+        attended = F.scaled_dot_product_attention(narrow, k, v, attn_mask=visible, scale=scale)
+        torchs.append(attended[0].transpose(0, 1).flatten(1).float().cpu())
+    return _mean_error(found, exact), _mean_error(torchs, exact)
+
+
+def _load_apex_layer_norm() -> LayerNorm:
+    try:
+        module: Any = importlib.import_module("apex.normalization.fused_layer_norm")
+        _ = importlib.import_module("apex.normalization").FusedLayerNorm
+        normalize = module.fused_layer_norm_affine
+    except (ImportError, AttributeError) as error:
+        raise ImportError("this is not NVIDIA's apex: it has no apex.normalization.FusedLayerNorm") from error
+    importlib.import_module("fused_layer_norm_cuda")
+
+    def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
+        normed: Tensor = normalize(x, gamma, beta, tuple(gamma.shape), eps)
+        return normed
+
+    return layer_norm
+
+
+def _layer_norm_error(normalize: LayerNorm, device: torch.device) -> tuple[float, float]:
+    generator = torch.Generator().manual_seed(0)
+    x, gamma, beta = (3 + torch.randn(size, generator=generator) for size in ((33, 520), (520,), (520,)))
+    exact = F.layer_norm(x.double(), gamma.shape, gamma.double(), beta.double(), 1e-5)
+    there = [tensor.to(device) for tensor in (x, gamma, beta)]
+    found = normalize(there[0], there[1], there[2], 1e-5)
+    torchs = F.layer_norm(there[0], gamma.shape, there[1], there[2], 1e-5)
+    return _mean_error([found.cpu()], [exact]), _mean_error([torchs.cpu()], [exact])
+
+
+def _mean_error(found: list[Tensor], exact: list[Tensor]) -> float:
+    if any(one.shape != other.shape for one, other in zip(found, exact, strict=True)):
+        raise ValueError("its result has another shape")
+    off = [(one.double() - other.double()).flatten() for one, other in zip(found, exact, strict=True)]
+    return float(torch.cat(off).square().mean().sqrt())

@@ -1,0 +1,352 @@
+"""The operators for a GPU from Python: who is called for what, and a whole model on the emulated kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from checkpoints import small_config
+from cuda_place import EMULATED
+from cuda_place import inputs_arrive as inputs_arrive
+from saving import checkpoint_of
+from torch import Tensor
+
+from adept_fast import ops
+from adept_fast import sampling as sampling_module
+from adept_fast import weights as weights_module
+from adept_fast.extension import Extension
+from adept_fast.kv_cache import StaticKVCache
+from adept_fast.model import Persimmon
+from adept_fast.ops import cuda, optional, reference, wide_gemm
+from adept_fast.quantize import Matrix, Packing, QuantizedMatrix, quantize
+from adept_fast.quantize_wide import GROUP, WideMatrix, WidePacking, quantize_wide
+from adept_fast.sampling import Sampler, SamplingParams
+from adept_fast.weights import load_weights
+
+CPU = torch.device("cpu")
+FLOATS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+WIDE = {"fp8": WidePacking(8, "rows"), "int4": WidePacking(4, "rows", GROUP)}
+READABLE = (*FLOATS, *WIDE)
+NAMES = ("layernorm_qkv", "rotary_append", "decode_attention", "linear_residual", "mlp", "lm_head")
+EPS = 1e-5
+
+
+class Recorder:
+    """In place of the native operators: writes down which are called."""
+
+    def __init__(self) -> None:
+        self.called: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[..., Tensor]:
+        def operator(*arguments: Any) -> Tensor:
+            self.called.append(name)
+            return torch.zeros(1)
+
+        return operator
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder()
+    monkeypatch.setattr(cuda, "operators", recorder)
+    monkeypatch.setattr(cuda, "unavailable", lambda device: None)
+    return recorder
+
+
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "operators", EMULATED.operators)
+    monkeypatch.setattr(cuda, "unavailable", lambda device: None)
+
+
+def matrix(fmt: str, rows: int, columns: int, layout: Any = "rows") -> Matrix:
+    generator = torch.Generator().manual_seed(rows + columns)
+    drawn = torch.randn(rows, columns, generator=generator) / columns**0.5
+    if fmt in WIDE:
+        return quantize_wide(drawn, WidePacking(WIDE[fmt].bits, layout, WIDE[fmt].group_size))
+    if fmt.endswith("of a CPU"):
+        return quantize(drawn, Packing(8, layout) if fmt.startswith("int8") else Packing(4, layout, 32))
+    return drawn.to(getattr(torch, fmt))
+
+
+def exact(w: Matrix) -> Tensor:
+    return (w.dequantize() if isinstance(w, QuantizedMatrix) else w).double()
+
+
+def all_products(tokens: int, fmt: str, hidden: int = 64, up: str | None = None) -> list[Tensor]:
+    x, norm = torch.randn(tokens, hidden), (torch.ones(hidden), torch.zeros(hidden), EPS)
+    w, bias = matrix(fmt, 48, hidden), torch.randn(48)
+    down = matrix(fmt, 48, hidden, "units")
+    return [
+        cuda.layernorm_qkv(x, *norm, w, bias),
+        cuda.linear_residual(x, w, bias, torch.randn(tokens, 48)),
+        cuda.mlp(x, *norm, matrix(up or fmt, 48, hidden), bias, down, torch.randn(hidden)),
+        cuda.lm_head(x, *norm, w),
+    ]
+
+
+class TestDispatch:
+    @pytest.mark.parametrize("fmt", READABLE)
+    @pytest.mark.parametrize("tokens", [1, 16])
+    def test_few_tokens_go_to_the_kernels(self, recorder: Recorder, tokens: int, fmt: str) -> None:
+        all_products(tokens, fmt)
+        assert recorder.called == ["layernorm_qkv", "linear_residual", "mlp", "lm_head"]
+
+    @pytest.mark.parametrize(
+        ("tokens", "fmt", "hidden"),
+        [
+            *((17, fmt, 64) for fmt in READABLE),
+            *((1, fmt, 64) for fmt in ("float32", "int8 of a CPU", "int4 of a CPU")),
+            *((1, fmt, 68) for fmt in READABLE),
+        ],
+    )
+    def test_all_else_to_torch(self, recorder: Recorder, tokens: int, fmt: str, hidden: int) -> None:
+        results = all_products(tokens, fmt, hidden)
+        assert recorder.called == []
+        assert [tuple(result.shape) for result in results] == [(tokens, n) for n in (48, 48, hidden, 48)]
+
+    def test_an_mlp_goes_as_a_whole(self, recorder: Recorder) -> None:
+        all_products(1, "float16", up="float32")
+        assert recorder.called == ["layernorm_qkv", "linear_residual", "lm_head"]
+
+    def test_without_kernels_everything_to_torch(
+        self, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(cuda, "unavailable", lambda device: "no nvcc")
+        all_products(1, "float16")
+        self.cache_operators(1, 64)
+        assert recorder.called == []
+
+    @pytest.mark.parametrize(
+        ("tokens", "head_dim", "is_native"),
+        [(1, 64, True), (16, 256, True), (3, 80, True), (17, 64, False), (1, 20, False), (1, 264, False)],
+    )
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    def test_the_cache(
+        self, recorder: Recorder, tokens: int, head_dim: int, is_native: bool, dtype: torch.dtype
+    ) -> None:
+        self.cache_operators(tokens, head_dim, dtype)
+        assert recorder.called == (["rotary_append", "decode_attention"] if is_native else [])
+
+    @staticmethod
+    def cache_operators(tokens: int, head_dim: int, dtype: torch.dtype = torch.float16) -> None:
+        cache = torch.zeros(2, tokens, 2, 8, head_dim, dtype=dtype)
+        at, q = torch.arange(tokens), torch.randn(tokens, 2, head_dim)
+        cos, sin = reference.rotary_table(4, 1e4, 8, CPU)
+        positions = torch.full((tokens,), 3)
+        qkv = torch.randn(tokens, 6 * head_dim)
+        cuda.rotary_append(qkv, None, None, None, None, EPS, cos, sin, at, positions, cache)
+        cuda.decode_attention(q, cache, at, positions + 1, 4, 1.0)
+
+    @pytest.mark.parametrize(
+        ("built", "capability", "says"),
+        [
+            (Extension(False, "no compiler"), (9, 0), "no compiler"),
+            (Extension(True, "built", cuda_reason="no nvcc"), (9, 0), "built without CUDA: no nvcc"),
+            (Extension(True, "built", cuda=True), (7, 5), "capability is 7.5, and the kernels need 8.0"),
+            (Extension(True, "built", cuda=True), (8, 0), None),
+        ],
+    )
+    def test_why_there_are_no_kernels(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        built: Extension,
+        capability: tuple[int, int],
+        says: str | None,
+    ) -> None:
+        monkeypatch.setattr(cuda.extension, "load", lambda: built)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        found = cuda.unavailable.__wrapped__(torch.device("cuda"))
+        assert found is None if says is None else says in str(found)
+
+
+class TestManyTokens:
+    @pytest.mark.parametrize("fmt", [*READABLE, "float32"])
+    def test_they_are_the_reference(self, fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(wide_gemm, "_BLOCK_ELEMENTS", 1000)
+        torch.manual_seed(1)
+        ours = all_products(20, fmt)
+        for name in ("layernorm_qkv", "linear_residual", "mlp", "lm_head"):
+            monkeypatch.setattr(cuda, name, getattr(reference, name))
+        torch.manual_seed(1)
+        for found, expected in zip(ours, all_products(20, fmt), strict=True):
+            torch.testing.assert_close(found, expected, atol=4e-3, rtol=2e-3)
+
+    @pytest.mark.parametrize("layout", ["rows", "units"])
+    @pytest.mark.parametrize("fmt", WIDE)
+    @pytest.mark.parametrize("floats", [torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("size", [1e-20, 1e-3, 1.0, 1e9])
+    def test_no_size_of_inputs_loses_more_than_torch_does(
+        self, size: float, floats: torch.dtype, fmt: str, layout: Any
+    ) -> None:
+        packing = WidePacking(WIDE[fmt].bits, layout, WIDE[fmt].group_size)
+        w = quantize_wide((torch.randn(200, 264) / 16).to(floats), packing)
+        assert w.floats == floats
+        x = torch.randn(30, 264 if layout == "rows" else 200)
+        weights = exact(w).T if layout == "rows" else exact(w)
+        product = wide_gemm.project if layout == "rows" else wide_gemm.project_transposed
+        off = product(x * size, w).double() / size - x.double() @ weights
+        torchs = (x.to(floats) @ weights.to(floats)).double() - x.double() @ weights
+        assert off.square().mean() <= 4 * torchs.square().mean()
+
+    @pytest.mark.parametrize("layout", ["rows", "units"])
+    def test_sums_all_of_one_sign_do_not_overflow(self, layout: Any) -> None:
+        w = quantize_wide(torch.full((4096, 4096), 0.05), WidePacking(8, layout))
+        product = wide_gemm.project if layout == "rows" else wide_gemm.project_transposed
+        found = product(torch.full((1, 4096), 7.0), w)
+        torch.testing.assert_close(found, torch.full((1, 4096), 7 * 0.05 * 4096), rtol=1e-3, atol=0)
+
+    def test_no_inputs_at_all(self) -> None:
+        w = matrix("fp8", 48, 64)
+        assert isinstance(w, WideMatrix)
+        assert not wide_gemm.project(torch.zeros(3, 64), w).any()
+
+
+VOCABULARY, STEPS = 256, 6
+
+
+@pytest.fixture
+def decode(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
+    """The logits of each step of two sequences, by the operators of a module."""
+
+    def decode(model: Persimmon, cache_dtype: torch.dtype, ids: Tensor, module: Any) -> Tensor:
+        cache = StaticKVCache(model.config, max_batch_size=3, max_seq_len=16, dtype=cache_dtype)
+        cache.data.fill_(float("nan"))
+        cache.data[:, :, 0, :, :2] = 0.5  # the second sequence begins behind two positions
+        slots, first = torch.tensor([2, 0]), torch.tensor([0, 2])
+        with monkeypatch.context() as patch, torch.inference_mode():
+            for name in NAMES:
+                patch.setattr(ops, name, getattr(module, name))
+            steps = [
+                model.decode_step_by_operators(ids[step], slots, first + step, cache, step + 3)
+                for step in range(STEPS)
+            ]
+        return torch.stack(steps)
+
+    return decode
+
+
+def in_dtype_of_weights(patch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """The reference as it is on a GPU: products in the weights' dtype, attention in the cache's."""
+
+    def rounded(w: Matrix) -> Tensor:
+        return exact(w).to(dtype)
+
+    def transposed(x: Tensor, w_t: Matrix) -> Tensor:
+        exponents = torch.frexp(x.amax(-1, keepdim=True)).exponent
+        return torch.ldexp((torch.ldexp(x, -exponents).to(dtype) @ rounded(w_t)).float(), exponents)
+
+    patch.setattr(reference, "project", lambda x, w: F.linear(x.to(dtype), rounded(w)).float())
+    patch.setattr(reference, "project_transposed", transposed)
+    patch.setattr(reference, "_attention_dtype", lambda cache: cache.dtype)
+
+
+@pytest.mark.parametrize("fmt", READABLE)
+def test_a_model_says_what_the_reference_says(
+    emulated: None,
+    decode: Callable[..., Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fmt: str,
+) -> None:
+    dtype = FLOATS.get(fmt, torch.float16)
+    monkeypatch.setattr(weights_module, "packs_wide", lambda checkpoint, device: True)
+    config = small_config(hidden_size=64, num_attention_heads=1)
+    checkpoint = checkpoint_of(tmp_path, config, dtype)
+    packed = None if fmt in FLOATS else fmt
+    weights = load_weights(checkpoint, dtype=dtype, device=CPU, weights=packed)
+    model = Persimmon(config, weights, max_seq_len=16, vocab_size=VOCABULARY)
+    ids = torch.randint(0, VOCABULARY, (STEPS, 2), generator=torch.Generator().manual_seed(0))
+    expected = decode(model, torch.float32, ids, reference)
+    model.unit_counts.zero_()
+    found = decode(model, dtype, ids, cuda)
+    assert model.unit_counts[1] == STEPS * 2 * config.intermediate_size
+    assert 0 < model.unit_counts[0] < model.unit_counts[1]
+    with monkeypatch.context() as patch:
+        in_dtype_of_weights(patch, dtype)
+        torchs = decode(model, dtype, ids, reference)
+    error, torchs_error = ((logits - expected).square().mean().sqrt() for logits in (found, torchs))
+    assert error <= 2 * torchs_error
+    best = expected.topk(2).values
+    clear = best[..., 0] - best[..., 1] > 4 * (torchs - expected).abs().amax(-1)
+    assert clear.float().mean() > 0.5
+    assert torch.equal(found.argmax(-1)[clear], expected.argmax(-1)[clear])
+
+
+class TestSampler:
+    PARAMS = (
+        SamplingParams(),
+        SamplingParams(temperature=0.9, seed=3),
+        SamplingParams(temperature=1.2, top_k=9, top_p=0.8, seed=4),
+        SamplingParams(repetition_penalty=1.5),
+        SamplingParams(temperature=0.7, min_p=0.1, repetition_penalty=1.2, seed=5),
+    )
+
+    def started(self) -> Sampler:
+        sampler = Sampler(6, 300, CPU)
+        for slot, params in enumerate(self.PARAMS):
+            sampler.start(slot, params, torch.arange(slot, 40))
+        return sampler
+
+    def test_it_is_the_same_in_one_call(self, emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        by_torch = self.started()
+        monkeypatch.setattr(sampling_module.ops, "slot_sampler", lambda device: cuda.sample)
+        by_kernel = self.started()
+        logits = torch.randn(4, 5, 300, generator=torch.Generator().manual_seed(2)) * 3
+        rows = [4, 1, 0, 3, 2]
+        for step in range(4):
+            at = logits[step], rows, torch.tensor(rows), torch.full((5,), 40 + step)
+            assert torch.equal(by_kernel.choose(*at), by_torch.choose(*at))
+
+    def test_one_call_whatever_is_asked_for(
+        self, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sampling_module.ops, "slot_sampler", lambda device: cuda.sample)
+        sampler = self.started()
+        for slot in range(5):
+            sampler.choose(torch.randn(1, 300), [slot], torch.tensor([slot]), torch.tensor([41]))
+        assert recorder.called == ["sample"] * 5
+
+    def test_a_cpu_has_none(self) -> None:
+        assert ops.slot_sampler(CPU) is None
+
+
+class TestImplementations:
+    GPU = torch.device("cuda")
+
+    def kinds(self, *arguments: Any) -> dict[str, tuple[str, str]]:
+        return {e.operator: (e.kind, e.reason) for e in ops.implementations(self.GPU, *arguments)}
+
+    def test_with_kernels(self, recorder: Recorder) -> None:
+        kinds = self.kinds()
+        assert {name for name, (kind, _) in kinds.items() if kind == "native"} == {*NAMES, "sample"}
+        assert kinds["mlp"][1] == "CUDA; plain PyTorch above 16 tokens"
+        assert kinds["prefill_attention"] == ("reference", "PyTorch")
+
+    def test_with_matrices_that_they_do_not_take(self, recorder: Recorder) -> None:
+        kinds = self.kinds("packed for a CPU")
+        assert kinds["mlp"] == ("reference", "plain PyTorch: packed for a CPU")
+        assert kinds["decode_attention"][0] == kinds["sample"][0] == "native"
+
+    def test_without_kernels(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cuda, "unavailable", lambda device: "no nvcc")
+        kinds = self.kinds()
+        assert all(kind == "reference" for kind, _ in kinds.values())
+        assert kinds["sample"][1] == "plain PyTorch: no nvcc"
+
+    def test_what_attends_to_prompts(self, monkeypatch: pytest.MonkeyPatch, recorder: Recorder) -> None:
+        monkeypatch.setattr(ops.extension, "load", lambda: Extension(True, "built", cuda=True))
+        assert self.kinds(None, "flash-attn 2.8")["prefill_attention"] == ("package", "flash-attn 2.8")
+
+
+def test_prefill_attention_is_the_reference_where_no_package_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, cache = torch.randn(5, 2, 16), torch.randn(2, 2, 9, 16)
+    assert torch.equal(
+        cuda.prefill_attention(q, cache, 3, 0.25), reference.prefill_attention(q, cache, 3, 0.25)
+    )
+    monkeypatch.setattr(optional, "prefill_attention", lambda cache: lambda *arguments: arguments[2])
+    assert cuda.prefill_attention(q, cache, 3, 0.25) == 3
