@@ -1,8 +1,10 @@
 # make demo   text from the shipped checkpoint      make test   the whole suite
 # make lint   ruff and mypy                         make clean  forget what was built
+# make gpu-check   build, test and time the CUDA kernels on this machine's GPU, without a network
 #
 # PYTHON     the interpreter to start from; a torch that it has is used as it is
 # TORCH      what to install where it has none; without an NVIDIA driver the CPU's release
+# ARGS       options of gpu-check, such as --minutes 5
 PYTHON ?= python3
 TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 VENV ?= .venv
@@ -12,7 +14,7 @@ BIN := $(VENV)/bin
 PIP = $(shell test -x $(BIN)/pip && echo $(BIN)/python -m pip || echo $(PYTHON) -m pip --python $(BIN)/python)
 INSTALL = $(PIP) install --quiet --progress-bar off --disable-pip-version-check
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -25,6 +27,10 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# With what the caller has, where no environment was made yet: a machine with a GPU may have no network.
+gpu-check:
+	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) tools/gpu_check.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist adept_fast.egg-info adept_fast/_C.*

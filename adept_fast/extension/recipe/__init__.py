@@ -13,7 +13,7 @@ Read from the environment: CXX; ADEPT_FAST_CUDA (0 for none, 1 for an error wher
 TORCH_CUDA_ARCH_LIST; ADEPT_FAST_SANITIZE, such as `address,undefined`.
 """
 
-from .build import build, check_prerequisites, read_files, say
+from .build import build, check_prerequisites, cuda_objects, read_files, say
 from .record import MODULE, RECORD, Record, build_key, place, read_record, source_files, sources_hash
 from .toolchain import BuildError, Options, find_compiler, find_cuda, gencode_flags, read_options
 
@@ -26,6 +26,7 @@ __all__ = [
     "build",
     "build_key",
     "check_prerequisites",
+    "cuda_objects",
     "find_compiler",
     "find_cuda",
     "gencode_flags",

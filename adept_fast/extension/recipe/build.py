@@ -83,6 +83,18 @@ def check_prerequisites(csrc: Path) -> tuple[str, ...]:
     return find_compiler()
 
 
+def cuda_objects(csrc: Path, objects: Path) -> list[Path]:
+    """The objects of the CUDA kernels as a build makes them, compiled where they are not in ``objects`` yet.
+
+    Raises BuildError, also where there is no nvcc.
+    """
+    compiler, options = check_prerequisites(csrc), read_options()
+    if options.cuda_home is None:
+        raise BuildError(options.cuda_reason)
+    objects.mkdir(parents=True, exist_ok=True)
+    return _compile(_cuda_jobs(csrc, compiler, options), csrc, objects)
+
+
 @dataclass(frozen=True)
 class _Job:
     source: Path
