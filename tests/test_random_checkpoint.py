@@ -22,6 +22,7 @@ from random_checkpoint import (  # noqa: E402
 )
 
 from adept_fast import Runtime  # noqa: E402
+from adept_fast.checkpoint.convert import convert  # noqa: E402
 from adept_fast.tokenizer import Tokenizer  # noqa: E402
 
 TOY = {"hidden": 64, "layers": 2, "heads": 4, "intermediate": 256, "vocab": 4200, "context": 128}
@@ -47,6 +48,16 @@ def test_it_loads_and_decoding_finds_the_zeros(tmp_path: Path, zeros: float) -> 
     generation = runtime.generate([range(5, 21)], max_new_tokens=40, ignore_eos=True)[0]
     assert len(generation.token_ids) == 40
     assert runtime.stats().zero_share == pytest.approx(zeros, abs=0.05)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_a_packed_one_is_what_the_floats_would_be_packed_to(tmp_path: Path, weights: str) -> None:
+    config = make_config(**TOY)
+    packed = write_random(tmp_path / "packed", config, weights=weights)
+    converted = convert(write_random(tmp_path / "floats", config), tmp_path / "converted", weights=weights)
+    ours, theirs = (load_file(path / "model.safetensors") for path in (packed, converted.saved.path))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
 def test_a_seed_makes_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """Writes a checkpoint of random weights, for benchmarks: any shape, and a chosen share of zero MLP units.
 
     python tools/random_checkpoint.py 0.7g random-0.7g --zeros 0.9
+    python tools/random_checkpoint.py 8b random-8b-int4 --weights int4
 
-A Hugging Face directory that adept-fast and transformers load. Weights are made and written one tensor at a
-time. The tokenizer knows as many pieces as the embedding has rows, so that every runtime computes the same
-logits: adept-fast leaves out rows that no piece uses.
+A Hugging Face directory that adept-fast and transformers load, or with ``--weights`` a native one. Weights
+are made and written one tensor at a time. The tokenizer knows as many pieces as the embedding has rows, so
+that every runtime computes the same logits: adept-fast leaves out rows that no piece uses.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from adept_fast.checkpoint import Checkpoint, StoredTensor, demo_path  # noqa: E402
 from adept_fast.checkpoint.save import save_huggingface  # noqa: E402
+from adept_fast.checkpoint.save_native import save_native  # noqa: E402
 from adept_fast.config import PersimmonConfig  # noqa: E402
+from adept_fast.quantize import WEIGHT_FORMATS  # noqa: E402
 from adept_fast.tokenizer import Tokenizer  # noqa: E402
 
 DESCRIPTION_FILE = "random_checkpoint.json"
@@ -52,10 +55,18 @@ _NORMAL_PIECE_SCORE = -1000.0  # so unlikely that text is still cut into the pie
 )
 @click.option("--context", default=4096, show_default=True, type=click.IntRange(min=1), help="Of the model.")
 @click.option("--dtype", default="float16", show_default=True, type=click.Choice(list(DTYPES)))
+@click.option("--weights", type=click.Choice(WEIGHT_FORMATS), help="Round the matrices and pack them.")
 @click.option("--zeros", default=0.5, show_default=True, help="Share of the MLP's units that relu² makes 0.")
 @click.option("--seed", default=0, show_default=True)
 def main(
-    preset: str, destination: Path, context: int, dtype: str, zeros: float, seed: int, **shape: int | None
+    preset: str,
+    destination: Path,
+    context: int,
+    dtype: str,
+    weights: str | None,
+    zeros: float,
+    seed: int,
+    **shape: int | None,
 ) -> None:
     """Write the shapes of PRESET, with what the options change, to DESTINATION."""
     sizes = PRESETS.get(preset, {}) | {name: size for name, size in shape.items() if size is not None}
@@ -64,11 +75,11 @@ def main(
         raise click.UsageError(f"'custom' needs {', '.join(missing)}")
     try:
         config = make_config(**sizes, context=context)
-        saved = write_random(destination, config, DTYPES[dtype], zeros, seed, progress=True)
+        saved = write_random(destination, config, DTYPES[dtype], zeros, seed, weights, progress=True)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     parameters = f"{config.num_parameters / 1e6:.0f} M parameters"
-    click.echo(f"{saved}: {parameters}, {dtype}, {zeros:.0%} zero units")
+    click.echo(f"{saved}: {parameters}, {weights or dtype}, {zeros:.0%} zero units")
 
 
 def make_config(
@@ -92,9 +103,10 @@ def write_random(
     dtype: torch.dtype = torch.float16,
     zeros: float = 0.5,
     seed: int = 0,
+    weights: str | None = None,
     progress: bool = False,
 ) -> Path:
-    """Write the checkpoint and a note of how it was made; returns its directory."""
+    """Write the checkpoint, packed as ``weights`` says, and a note of how it was made; returns its directory."""
     up_bias = bias_for_zeros(zeros)
     tensors = {
         name: StoredTensor(
@@ -104,8 +116,11 @@ def write_random(
     }
     tokenizer = Tokenizer(tokenizer_model(config.vocab_size))
     checkpoint = Checkpoint(destination, "random", config, tensors, tokenizer)
-    # One file: llama.cpp's and OpenVINO's converters read shards too, but there is nothing to gain.
-    path = save_huggingface(checkpoint, destination, max_shard_bytes=2**62, progress=progress).path
+    if weights is None:
+        # One file: llama.cpp's and OpenVINO's converters read shards too, but there is nothing to gain.
+        path = save_huggingface(checkpoint, destination, max_shard_bytes=2**62, progress=progress).path
+    else:
+        path = save_native(checkpoint, destination, weights=weights, progress=progress).path
     note = {"zeros": zeros, "seed": seed, "dtype": str(dtype).removeprefix("torch.")}
     (path / DESCRIPTION_FILE).write_text(json.dumps(note) + "\n", encoding="utf-8")
     return path
