@@ -106,7 +106,7 @@ def write_random(
     weights: str | None = None,
     progress: bool = False,
 ) -> Path:
-    """Write the checkpoint, packed as ``weights`` says, and a note of how it was made; returns its directory."""
+    """Write the checkpoint, packed as ``weights`` says, and a note of how it was made; returns its path."""
     up_bias = bias_for_zeros(zeros)
     tensors = {
         name: StoredTensor(
