@@ -5,7 +5,8 @@
 
 A Hugging Face directory that adept-fast and transformers load, or with ``--weights`` a native one. Weights
 are made and written one tensor at a time. The tokenizer knows as many pieces as the embedding has rows, so
-that every runtime computes the same logits: adept-fast leaves out rows that no piece uses.
+that every runtime computes the same logits: adept-fast leaves out rows that no piece uses. Packed weights
+are drawn as they are packed, since rounding the 8B's takes an hour.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -26,11 +28,17 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from adept_fast.checkpoint import Checkpoint, StoredTensor, demo_path  # noqa: E402
+from adept_fast.checkpoint import (  # noqa: E402
+    Checkpoint,
+    PackedMatrix,
+    StoredTensor,
+    demo_path,
+    packed_matrices,
+)
 from adept_fast.checkpoint.save import save_huggingface  # noqa: E402
 from adept_fast.checkpoint.save_native import save_native  # noqa: E402
 from adept_fast.config import PersimmonConfig  # noqa: E402
-from adept_fast.quantize import WEIGHT_FORMATS  # noqa: E402
+from adept_fast.quantize import TILE, WEIGHT_FORMATS, QuantizedMatrix  # noqa: E402
 from adept_fast.tokenizer import Tokenizer  # noqa: E402
 
 DESCRIPTION_FILE = "random_checkpoint.json"
@@ -120,6 +128,11 @@ def write_random(
         # One file: llama.cpp's and OpenVINO's converters read shards too, but there is nothing to gain.
         path = save_huggingface(checkpoint, destination, max_shard_bytes=2**62, progress=progress).path
     else:
+        packed = {
+            name: functools.partial(random_packed, matrix, seed)
+            for name, matrix in packed_matrices(config, weights).items()
+        }
+        checkpoint = replace(checkpoint, weights=weights, packed=packed)
         path = save_native(checkpoint, destination, weights=weights, progress=progress).path
     note = {"zeros": zeros, "seed": seed, "dtype": str(dtype).removeprefix("torch.")}
     (path / DESCRIPTION_FILE).write_text(json.dumps(note) + "\n", encoding="utf-8")
@@ -143,10 +156,34 @@ def random_tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype, up_bias
         return torch.ones(shape, dtype=dtype)
     if name.endswith("bias"):
         return torch.full(shape, up_bias if name.endswith("dense_h_to_4h.bias") else 0.0, dtype=dtype)
-    # Not hash(): that of a string differs from process to process. torch looks at 32 bits of a seed only.
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+    generator = generator_of(name, seed)
     scale = 1.0 if name == "model.embed_tokens.weight" else 1 / math.sqrt(shape[1])
     return torch.empty(shape, dtype=dtype).normal_(0.0, scale, generator=generator)
+
+
+def random_packed(matrix: PackedMatrix, seed: int) -> QuantizedMatrix:
+    """A packed matrix of evenly spread integers, with the variance of ``random_tensor``.
+
+    Raises ValueError for a shape that would need padding.
+    """
+    packing, (rows, columns) = matrix.packing, matrix.shape
+    if packing.padded(columns) != columns or rows % TILE:
+        raise ValueError(f"{matrix.name} has shape {[rows, columns]}; packed ones need multiples of 128")
+    inputs = rows if matrix.is_transposed else columns
+    spread = math.sqrt((2 ** (2 * packing.bits) - 1) / 12)  # of integers with that many bits
+    values, scales = (
+        torch.empty(shape, dtype=dtype)
+        for shape, dtype in zip(packing.shapes(matrix.shape), packing.dtypes, strict=True)
+    )
+    values.view(torch.uint8).random_(0, 256, generator=generator_of(matrix.name, seed))
+    scales.fill_(1 / math.sqrt(inputs) / spread)
+    return QuantizedMatrix(values, scales, matrix.shape, packing.bits, packing.group_size, packing.layout)
+
+
+def generator_of(name: str, seed: int) -> torch.Generator:
+    """The random numbers of the tensor of that name."""
+    # Not hash(): that of a string differs from process to process. torch looks at 32 bits of a seed only.
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
 
 
 def tokenizer_model(vocab: int) -> bytes:
