@@ -27,7 +27,7 @@ ORDER = [
     ["ops"],
     ["kv_cache", "weights"],
     ["checkpoint"],
-    ["tokenizer", "config", "quantize", "bandwidth", "chat", "extension", "huge_pages"],
+    ["tokenizer", "config", "quantize", "bandwidth", "chat", "extension", "huge_pages", "mapped_files"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 
