@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from adept_fast.checkpoint import Checkpoint, CheckpointError, PackedMatrix, dtype_name, packed_matrices
 from adept_fast.huge_pages import HugePages
+from adept_fast.mapped_files import release_pages
 from adept_fast.quantize import Matrix, QuantizedMatrix, first_rows
 from adept_fast.quantize_wide import wide_matrices
 
@@ -207,7 +208,11 @@ class _Loader:
         return replace(matrix, values=self._placed(matrix.values), scales=self._placed(matrix.scales))
 
     def _placed(self, tensor: Tensor) -> Tensor:
-        return tensor if self.huge is None else self.huge.copy(tensor)
+        if self.huge is None:
+            return tensor
+        copied = self.huge.copy(tensor)
+        release_pages(tensor)  # or a model that fits once would be in memory twice
+        return copied
 
     def _check(self, tensor: Tensor, name: str) -> None:
         if self.check_finite and not _all_finite(tensor):

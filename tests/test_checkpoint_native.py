@@ -190,6 +190,11 @@ class TestWriting:
             convert(tmp_path / "source", tmp_path / "native", weights="int4", progress=False)
         assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
+    def test_a_packed_one_is_copied_as_it_is(self, native: Path, tmp_path: Path) -> None:
+        convert(native, tmp_path / "copy", weights="int4", progress=False)
+        file = "model.safetensors"
+        assert (tmp_path / "copy" / file).read_bytes() == (native / file).read_bytes()
+
     def test_what_can_not_be_asked_for(self, native: Path, tmp_path: Path) -> None:
         for arguments, needle in (
             ({"to": "native"}, "weights is None; expected 'int8' or 'int4'"),
@@ -199,8 +204,8 @@ class TestWriting:
         ):
             with pytest.raises(CheckpointError, match=needle):
                 convert(tmp_path / "source", tmp_path / "new", progress=False, **arguments)
-        with pytest.raises(CheckpointError, match="packed as int4 already; expected floats"):
-            convert(native, tmp_path / "new", weights="int4", progress=False)
+        with pytest.raises(CheckpointError, match="packed as int4; expected floats or int8"):
+            convert(native, tmp_path / "new", weights="int8", progress=False)
         with pytest.raises(CheckpointError, match="exists already"):
             convert(tmp_path / "source", native, weights="int4", progress=False)
         assert not (tmp_path / "new").exists()

@@ -22,6 +22,7 @@ from random_checkpoint import (  # noqa: E402
 )
 
 from adept_fast import Runtime  # noqa: E402
+from adept_fast.checkpoint import open_checkpoint  # noqa: E402
 from adept_fast.tokenizer import Tokenizer  # noqa: E402
 
 TOY = {"hidden": 64, "layers": 2, "heads": 4, "intermediate": 256, "vocab": 4200, "context": 128}
@@ -47,6 +48,22 @@ def test_it_loads_and_decoding_finds_the_zeros(tmp_path: Path, zeros: float) -> 
     generation = runtime.generate([range(5, 21)], max_new_tokens=40, ignore_eos=True)[0]
     assert len(generation.token_ids) == 40
     assert runtime.stats().zero_share == pytest.approx(zeros, abs=0.05)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_packed_ones_decode_with_the_variance_and_the_zeros_of_floats(tmp_path: Path, weights: str) -> None:
+    config = make_config(**TOY | {"hidden": 128, "vocab": 4224})
+    path = write_random(tmp_path / "packed", config, zeros=0.9, weights=weights)
+    matrix = open_checkpoint(path).packed["model.layers.0.mlp.dense_h_to_4h.weight"]().dequantize()
+    assert matrix.std().item() == pytest.approx(128**-0.5, rel=0.05)
+    runtime = Runtime.load(path, device="cpu", progress=False)
+    runtime.generate([range(5, 21)], max_new_tokens=40, ignore_eos=True)
+    assert runtime.stats().zero_share == pytest.approx(0.9, abs=0.05)
+
+
+def test_a_packed_one_that_needs_padding_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has shape .*; packed ones need multiples of 128"):
+        write_random(tmp_path / "packed", make_config(**TOY), weights="int8")
 
 
 def test_a_seed_makes_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Writes a checkpoint of random weights, for benchmarks: any shape, and a chosen share of zero MLP units.
 
     python tools/random_checkpoint.py 0.7g random-0.7g --zeros 0.9
+    python tools/random_checkpoint.py 8b random-8b-int4 --weights int4
 
-A Hugging Face directory that adept-fast and transformers load. Weights are made and written one tensor at a
-time. The tokenizer knows as many pieces as the embedding has rows, so that every runtime computes the same
-logits: adept-fast leaves out rows that no piece uses.
+A Hugging Face directory that adept-fast and transformers load, or with ``--weights`` a native one. Weights
+are made and written one tensor at a time. The tokenizer knows as many pieces as the embedding has rows, so
+that every runtime computes the same logits: adept-fast leaves out rows that no piece uses. Packed weights
+are drawn as they are packed, since rounding the 8B's takes an hour.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -25,9 +28,17 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from adept_fast.checkpoint import Checkpoint, StoredTensor, demo_path  # noqa: E402
+from adept_fast.checkpoint import (  # noqa: E402
+    Checkpoint,
+    PackedMatrix,
+    StoredTensor,
+    demo_path,
+    packed_matrices,
+)
 from adept_fast.checkpoint.save import save_huggingface  # noqa: E402
+from adept_fast.checkpoint.save_native import save_native  # noqa: E402
 from adept_fast.config import PersimmonConfig  # noqa: E402
+from adept_fast.quantize import TILE, WEIGHT_FORMATS, QuantizedMatrix  # noqa: E402
 from adept_fast.tokenizer import Tokenizer  # noqa: E402
 
 DESCRIPTION_FILE = "random_checkpoint.json"
@@ -52,10 +63,18 @@ _NORMAL_PIECE_SCORE = -1000.0  # so unlikely that text is still cut into the pie
 )
 @click.option("--context", default=4096, show_default=True, type=click.IntRange(min=1), help="Of the model.")
 @click.option("--dtype", default="float16", show_default=True, type=click.Choice(list(DTYPES)))
+@click.option("--weights", type=click.Choice(WEIGHT_FORMATS), help="Round the matrices and pack them.")
 @click.option("--zeros", default=0.5, show_default=True, help="Share of the MLP's units that relu² makes 0.")
 @click.option("--seed", default=0, show_default=True)
 def main(
-    preset: str, destination: Path, context: int, dtype: str, zeros: float, seed: int, **shape: int | None
+    preset: str,
+    destination: Path,
+    context: int,
+    dtype: str,
+    weights: str | None,
+    zeros: float,
+    seed: int,
+    **shape: int | None,
 ) -> None:
     """Write the shapes of PRESET, with what the options change, to DESTINATION."""
     sizes = PRESETS.get(preset, {}) | {name: size for name, size in shape.items() if size is not None}
@@ -64,11 +83,11 @@ def main(
         raise click.UsageError(f"'custom' needs {', '.join(missing)}")
     try:
         config = make_config(**sizes, context=context)
-        saved = write_random(destination, config, DTYPES[dtype], zeros, seed, progress=True)
+        saved = write_random(destination, config, DTYPES[dtype], zeros, seed, weights, progress=True)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     parameters = f"{config.num_parameters / 1e6:.0f} M parameters"
-    click.echo(f"{saved}: {parameters}, {dtype}, {zeros:.0%} zero units")
+    click.echo(f"{saved}: {parameters}, {weights or dtype}, {zeros:.0%} zero units")
 
 
 def make_config(
@@ -92,9 +111,10 @@ def write_random(
     dtype: torch.dtype = torch.float16,
     zeros: float = 0.5,
     seed: int = 0,
+    weights: str | None = None,
     progress: bool = False,
 ) -> Path:
-    """Write the checkpoint and a note of how it was made; returns its directory."""
+    """Write the checkpoint, packed as ``weights`` says, and a note of how it was made; returns its path."""
     up_bias = bias_for_zeros(zeros)
     tensors = {
         name: StoredTensor(
@@ -104,8 +124,16 @@ def write_random(
     }
     tokenizer = Tokenizer(tokenizer_model(config.vocab_size))
     checkpoint = Checkpoint(destination, "random", config, tensors, tokenizer)
-    # One file: llama.cpp's and OpenVINO's converters read shards too, but there is nothing to gain.
-    path = save_huggingface(checkpoint, destination, max_shard_bytes=2**62, progress=progress).path
+    if weights is None:
+        # One file: llama.cpp's and OpenVINO's converters read shards too, but there is nothing to gain.
+        path = save_huggingface(checkpoint, destination, max_shard_bytes=2**62, progress=progress).path
+    else:
+        packed = {
+            name: functools.partial(random_packed, matrix, seed)
+            for name, matrix in packed_matrices(config, weights).items()
+        }
+        checkpoint = replace(checkpoint, weights=weights, packed=packed)
+        path = save_native(checkpoint, destination, weights=weights, progress=progress).path
     note = {"zeros": zeros, "seed": seed, "dtype": str(dtype).removeprefix("torch.")}
     (path / DESCRIPTION_FILE).write_text(json.dumps(note) + "\n", encoding="utf-8")
     return path
@@ -128,10 +156,34 @@ def random_tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype, up_bias
         return torch.ones(shape, dtype=dtype)
     if name.endswith("bias"):
         return torch.full(shape, up_bias if name.endswith("dense_h_to_4h.bias") else 0.0, dtype=dtype)
-    # Not hash(): that of a string differs from process to process. torch looks at 32 bits of a seed only.
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+    generator = generator_of(name, seed)
     scale = 1.0 if name == "model.embed_tokens.weight" else 1 / math.sqrt(shape[1])
     return torch.empty(shape, dtype=dtype).normal_(0.0, scale, generator=generator)
+
+
+def random_packed(matrix: PackedMatrix, seed: int) -> QuantizedMatrix:
+    """A packed matrix of evenly spread integers, with the variance of ``random_tensor``.
+
+    Raises ValueError for a shape that would need padding.
+    """
+    packing, (rows, columns) = matrix.packing, matrix.shape
+    if packing.padded(columns) != columns or rows % TILE:
+        raise ValueError(f"{matrix.name} has shape {[rows, columns]}; packed ones need multiples of 128")
+    inputs = rows if matrix.is_transposed else columns
+    spread = math.sqrt((2 ** (2 * packing.bits) - 1) / 12)  # of integers with that many bits
+    values, scales = (
+        torch.empty(shape, dtype=dtype)
+        for shape, dtype in zip(packing.shapes(matrix.shape), packing.dtypes, strict=True)
+    )
+    values.view(torch.uint8).random_(0, 256, generator=generator_of(matrix.name, seed))
+    scales.fill_(1 / math.sqrt(inputs) / spread)
+    return QuantizedMatrix(values, scales, matrix.shape, packing.bits, packing.group_size, packing.layout)
+
+
+def generator_of(name: str, seed: int) -> torch.Generator:
+    """The random numbers of the tensor of that name."""
+    # Not hash(): that of a string differs from process to process. torch looks at 32 bits of a seed only.
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
 
 
 def tokenizer_model(vocab: int) -> bytes:

@@ -55,17 +55,17 @@ def save_native(
         dtype: that of the embedding (default: as it is stored).
         progress: whether to show progress on stderr.
 
-    Raises CheckpointError where the destination is taken, the disk too full, the weights packed already, or
-    one of them a NaN, an infinity or too large.
+    Raises CheckpointError where the destination is taken, the disk too full, the weights packed in another
+    format, or one of them a NaN, an infinity or too large.
     """
     destination = Path(destination).expanduser()
     if weights not in WEIGHT_FORMATS:
         raise CheckpointError(f"weights is {weights!r}; expected {' or '.join(map(repr, WEIGHT_FORMATS))}")
     if dtype is not None and dtype not in WEIGHT_DTYPES.values():
         raise CheckpointError(f"the dtype is {dtype_name(dtype)}; expected float32, float16 or bfloat16")
-    if checkpoint.weights is not None:
+    if checkpoint.weights not in (None, weights):
         raise CheckpointError(
-            f"{checkpoint.path}: its weights are packed as {checkpoint.weights} already; expected floats"
+            f"{checkpoint.path}: its weights are packed as {checkpoint.weights}; expected floats or {weights}"
         )
     require_little_endian(destination)
     require_free(destination)
@@ -127,7 +127,8 @@ def _write_weights(
     with path.open("xb") as file:
         file.write(header)
         for name, matrix in matrices.items():
-            packed = matrix.pack(checkpoint.tensors[matrix.tensor])
+            as_stored = checkpoint.packed.get(name)
+            packed = as_stored() if as_stored else matrix.pack(checkpoint.tensors[matrix.tensor])
             for part, tensor in (("values", packed.values), ("scales", packed.scales)):
                 file.seek(places[f"{name}.{part}"])
                 file.write(bytes_of(tensor))

@@ -9,9 +9,6 @@
 #include "units_int4.h"
 
 namespace adept::ADEPT_ISA {
-
-
-
 namespace {
 
 class Down {
@@ -38,10 +35,8 @@ class Down {
     const UnitTasks tasks(active_.padded(), stride);
     Buffer<int32_t> parts(tasks.parts() * 2 * part_size(stride));  // [parts, tokens, high and low, stride]
     tasks.run(threads_, [&](const UnitTasks::Task& task) {
-      int32_t* sums = parts + task.part * 2 * part_size(stride);
-      for (int64_t row = 0; row < 2 * mlp_.tokens; ++row)
-        std::fill(sums + row * stride + task.first_column, sums + row * stride + task.last_column, 0);
-      add_int8_units(static_cast<const int8_t*>(w_.values), stride, active_, units, task, sums);
+      int8_units(static_cast<const int8_t*>(w_.values), stride, active_, units, task,
+                 parts + task.part * 2 * part_size(stride));
     });
     const auto* scales = static_cast<const float*>(w_.scales);
     each_output([&](int64_t token, int64_t c, int lanes) {

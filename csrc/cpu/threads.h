@@ -30,20 +30,21 @@ void parallel(const Threads& threads, int64_t tasks, const Task& task) {
       &shared);
 }
 
-// [0, count) cut into pieces of a multiple of `step`: calls piece(begin, end) for each. Every thread begins with one
-// long piece, since long streams are read fastest; what is left goes out in steps, so that all end together.
+// [0, count) cut into pieces of a multiple of `step`: calls piece(begin, end) for each. Whoever is free takes a share
+// of what is left: long pieces first, since long streams are read fastest, short ones last, so that all end together.
 template <class Piece>
 void parallel_pieces(const Threads& threads, int64_t count, int64_t step, const Piece& piece) {
   const int64_t steps = (count + step - 1) / step;
   const int64_t workers = std::max<int64_t>(1, std::min(threads.count, steps));
-  const int64_t first = workers == 1 ? steps : steps * 7 / (8 * workers);
-  std::atomic<int64_t> taken{first * workers};
-  const auto run = [&](int64_t begin, int64_t end) {
-    if (begin < end) piece(begin * step, std::min(count, end * step));
-  };
-  parallel(threads, workers, [&](int64_t worker) {
-    run(worker * first, (worker + 1) * first);
-    for (int64_t next; (next = taken.fetch_add(1, std::memory_order_relaxed)) < steps;) run(next, next + 1);
+  std::atomic<int64_t> taken{0};
+  parallel(threads, workers, [&](int64_t) {
+    int64_t begin = taken.load(std::memory_order_relaxed);
+    while (begin < steps) {
+      const int64_t share = workers == 1 ? steps : std::max<int64_t>(1, (steps - begin) / (2 * workers));
+      if (!taken.compare_exchange_weak(begin, begin + share, std::memory_order_relaxed)) continue;
+      piece(begin * step, std::min(count, (begin + share) * step));
+      begin = taken.load(std::memory_order_relaxed);
+    }
   });
 }
 

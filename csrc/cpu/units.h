@@ -1,9 +1,10 @@
 // The loops of the down-projection: y += sum of unit * row over the rows of the transposed weight, walking a list
 // of the rows whose unit is not 0.
 //
-// A task takes a part of the list and a strip of columns, and adds eight rows at a time to sums that stay in the
-// first-level cache; the next eight rows are prefetched column by column, since the hardware cannot guess them.
-// The parts depend on the list alone, so the result does not depend on the number of threads.
+// A task takes a part of the list and a strip of columns. Float rows are added eight at a time to sums that stay in
+// the first-level cache, packed ones 32 at a time to sums of 64 columns in registers; the rows after them are
+// prefetched column by column, since the hardware cannot guess them. The parts depend on the list alone, so the
+// result does not depend on the number of threads.
 #pragma once
 
 #include "activations.h"
@@ -160,46 +161,85 @@ class FixedUnits {
   Buffer<float> scales_;
 };
 
-// Where a few rows of the list begin, and as many after them.
-template <class Element, int Count>
+// Packed rows that are added at once.
+constexpr int64_t kBlockUnits = 32;
+constexpr int kBlockTokens = 2;  // 16 sums for each 64 columns
+
+// Where the rows of a block begin, and those of the block after it.
+template <class Element>
 struct RowPointers {
-  RowPointers(const Element* w, int64_t stride, const ActiveUnits& active, int64_t index) {
-    for (int i = 0; i < Count; ++i) {
-      rows[i] = w + active.row(index + i) * stride;
-      next[i] = w + active.row(std::min(index + i + Count, active.padded() - 1)) * stride;
+  RowPointers(const Element* w, int64_t stride, const ActiveUnits& active, int64_t begin, int64_t end)
+      : count(std::min(kBlockUnits, end - begin)) {
+    for (int64_t i = 0; i < count; ++i) {
+      rows[i] = w + active.row(begin + i) * stride;
+      next[i] = w + active.row(std::min(begin + i + kBlockUnits, active.padded() - 1)) * stride;
     }
   }
 
-  const Element *rows[Count], *next[Count];
+  void prefetch_next(int64_t at) const {
+    for (int64_t i = 0; i < count; ++i) prefetch(next[i] + at);
+  }
+
+  const int64_t count;  // a multiple of 16
+  const Element *rows[kBlockUnits], *next[kBlockUnits];
 };
 
-// sums: int32 [tokens, high and low, stride], to be added to; stride is the padded width of a row.
-inline void add_int8_units(const int8_t* w, int64_t stride, const ActiveUnits& active, const FixedUnits& units,
-                           const UnitTasks::Task& task, int32_t* sums) {
-  for (int64_t index = task.begin; index < task.end; index += kUnitsAtOnce) {
-    const RowPointers<int8_t, kUnitsAtOnce> at(w, stride, active, index);
-    for (int64_t c = task.first_column; c < task.last_column; c += kCacheLine) {
-      U8x64 rows[2][4];
+// Sums of 64 columns for a few tokens, as 256 * high + low, in registers.
+template <int Tokens>
+struct ColumnSums {
+  // sums: [tokens, high and low, stride], at the first token and column; null for zeros.
+  ColumnSums(const int32_t* sums, int64_t stride) {
+    ADEPT_UNROLL
+    for (int t = 0; t < Tokens; ++t)
       ADEPT_UNROLL
-      for (int i = 0; i < kUnitsAtOnce; ++i) {
-        rows[i / 4][i % 4] = load_bytes(at.rows[i] + c);
-        prefetch(at.next[i] + c);
+      for (int i = 0; i < 4; ++i) {
+        high[t][i] = sums ? load(sums + 2 * t * stride + i * kLanes) : zero_i32();
+        low[t][i] = sums ? load(sums + (2 * t + 1) * stride + i * kLanes) : zero_i32();
       }
-      interleave4(rows[0]);
-      interleave4(rows[1]);
-      for (int64_t token = 0; token < active.tokens(); ++token) {
-        int32_t* high = sums + 2 * token * stride + c;
-        int32_t* low = high + stride;
-        const U8x64 unit_high[2] = {broadcast4(units.high(token, index)), broadcast4(units.high(token, index + 4))};
-        const U8x64 unit_low[2] = {broadcast4(units.low(token, index)), broadcast4(units.low(token, index + 4))};
-        ADEPT_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          const I32x16 upper = dot4(load(high + i * kLanes), unit_high[0], rows[0][i]);
-          const I32x16 lower = dot4(load(low + i * kLanes), unit_low[0], rows[0][i]);
-          store(high + i * kLanes, dot4(upper, unit_high[1], rows[1][i]));
-          store(low + i * kLanes, dot4(lower, unit_low[1], rows[1][i]));
+  }
+
+  void store_to(int32_t* sums, int64_t stride) const {
+    ADEPT_UNROLL
+    for (int t = 0; t < Tokens; ++t)
+      ADEPT_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        store(sums + 2 * t * stride + i * kLanes, high[t][i]);
+        store(sums + (2 * t + 1) * stride + i * kLanes, low[t][i]);
+      }
+  }
+
+  I32x16 high[Tokens][4], low[Tokens][4];
+};
+
+// sums: int32 [tokens, high and low, stride], set for the task's columns; stride is the padded width of a row.
+inline void int8_units(const int8_t* w, int64_t stride, const ActiveUnits& active, const FixedUnits& units,
+                       const UnitTasks::Task& task, int32_t* sums) {
+  for (int64_t index = task.begin; index < task.end; index += kBlockUnits) {
+    const RowPointers<int8_t> at(w, stride, active, index, task.end);
+    for (int64_t c = task.first_column; c < task.last_column; c += kCacheLine) {
+      at.prefetch_next(c);
+      for_blocks<kBlockTokens>(0, active.tokens(), [&](int64_t token, auto token_count) {
+        constexpr int kTokens = decltype(token_count)::value;
+        int32_t* to = sums + 2 * token * stride + c;
+        ColumnSums<kTokens> block(index == task.begin ? nullptr : to, stride);
+        for (int64_t i = 0; i < at.count; i += 4) {
+          U8x64 rows[4];
+          ADEPT_UNROLL
+          for (int r = 0; r < 4; ++r) rows[r] = load_bytes(at.rows[i + r] + c);
+          interleave4(rows);
+          ADEPT_UNROLL
+          for (int t = 0; t < kTokens; ++t) {
+            const U8x64 unit_high = broadcast4(units.high(token + t, index + i));
+            const U8x64 unit_low = broadcast4(units.low(token + t, index + i));
+            ADEPT_UNROLL
+            for (int v = 0; v < 4; ++v) {
+              block.high[t][v] = dot4(block.high[t][v], unit_high, rows[v]);
+              block.low[t][v] = dot4(block.low[t][v], unit_low, rows[v]);
+            }
+          }
         }
-      }
+        block.store_to(to, stride);
+      });
     }
   }
 }

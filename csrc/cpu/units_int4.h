@@ -78,30 +78,26 @@ class ScaledUnits {
   Buffer<int32_t> sums_;
 };
 
-constexpr int kInt4UnitsAtOnce = 16;
-constexpr int kQuads = kInt4UnitsAtOnce / 4;
-
-// Adds 16 rows' 64 columns, as quads of rows by vectors of 16 columns, to one token's sums.
-inline void add_quads(const U8x64 (&columns)[kQuads][4], const ScaledUnits& units, int64_t token, int64_t quad,
-                      int64_t group, int32_t* high, int32_t* low) {
-  ADEPT_UNROLL
-  for (int pair = 0; pair < 2; ++pair) {  // two vectors of 16 columns share a scale
-    U8x64 unit_high[kQuads], unit_low[kQuads];
+// Adds a block of rows to sums of 64 columns, of which each 32 share a scale; `nibbles` takes them out of a line.
+template <int Tokens, class Nibbles>
+inline void add_block(const RowPointers<uint8_t>& at, int64_t offset, const Nibbles& nibbles, const ScaledUnits& units,
+                      int64_t token, int64_t quad, int64_t group, ColumnSums<Tokens>& sums) {
+  for (int64_t i = 0; i < at.count; i += 4) {
+    U8x64 columns[4];
     ADEPT_UNROLL
-    for (int q = 0; q < kQuads; ++q) {
-      unit_high[q] = broadcast4(units.high(token, quad + q) + group + pair);
-      unit_low[q] = broadcast4(units.low(token, quad + q) + group + pair);
-    }
+    for (int r = 0; r < 4; ++r) columns[r] = nibbles(load_bytes(at.rows[i + r] + offset));
+    interleave4(columns);
     ADEPT_UNROLL
-    for (int i = 2 * pair; i < 2 * pair + 2; ++i) {
-      I32x16 upper = load(high + i * kLanes), lower = load(low + i * kLanes);
+    for (int t = 0; t < Tokens; ++t) {
+      const int32_t* high = units.high(token + t, quad + i / 4) + group;
+      const int32_t* low = units.low(token + t, quad + i / 4) + group;
+      const U8x64 unit_high[2] = {broadcast4(high), broadcast4(high + 1)};
+      const U8x64 unit_low[2] = {broadcast4(low), broadcast4(low + 1)};
       ADEPT_UNROLL
-      for (int q = 0; q < kQuads; ++q) {
-        upper = dot4_small(upper, columns[q][i], unit_high[q]);
-        lower = dot4_small(lower, columns[q][i], unit_low[q]);
+      for (int v = 0; v < 4; ++v) {
+        sums.high[t][v] = dot4_small(sums.high[t][v], columns[v], unit_high[v / 2]);
+        sums.low[t][v] = dot4_small(sums.low[t][v], columns[v], unit_low[v / 2]);
       }
-      store(high + i * kLanes, upper);
-      store(low + i * kLanes, lower);
     }
   }
 }
@@ -112,27 +108,20 @@ inline void int4_units(const uint8_t* w, int64_t row_bytes, const ActiveUnits& a
   constexpr int64_t kBlock = 128;  // columns in 64 bytes of a row
   const int64_t columns = task.last_column - task.first_column, tokens = active.tokens();
   Buffer<int32_t> whole(2 * tokens * columns);  // [tokens, high and low, columns]
-  std::memset(whole, 0, size_t(2 * tokens * columns) * sizeof(int32_t));
   const uint8_t* first = w + task.first_column / 2;
-  for (int64_t index = task.begin; index < task.end; index += kInt4UnitsAtOnce) {
+  for (int64_t index = task.begin; index < task.end; index += kBlockUnits) {
+    const RowPointers<uint8_t> at(first, row_bytes, active, index, task.end);
     const int64_t quad = (index - task.begin) / 4;
-    const RowPointers<uint8_t, kInt4UnitsAtOnce> at(first, row_bytes, active, index);
     for (int64_t c = 0; c < columns; c += kBlock) {
+      at.prefetch_next(c / 2);
       const auto add_half = [&](auto nibbles, int64_t half) {
-        U8x64 vectors[kQuads][4];
-        ADEPT_UNROLL
-        for (int q = 0; q < kQuads; ++q) {
-          ADEPT_UNROLL
-          for (int i = 0; i < 4; ++i) vectors[q][i] = nibbles(load_bytes(at.rows[4 * q + i] + c / 2));
-          interleave4(vectors[q]);
-        }
-        for (int64_t token = 0; token < tokens; ++token) {
-          int32_t* high = whole + 2 * token * columns + c + half * kCacheLine;
-          add_quads(vectors, units, token, quad, c / kGroup + half * (kCacheLine / kGroup), high, high + columns);
-        }
+        for_blocks<kBlockTokens>(0, tokens, [&](int64_t token, auto token_count) {
+          int32_t* to = whole + 2 * token * columns + c + half * kCacheLine;
+          ColumnSums<decltype(token_count)::value> block(index == task.begin ? nullptr : to, columns);
+          add_block(at, c / 2, nibbles, units, token, quad, c / kGroup + half * (kCacheLine / kGroup), block);
+          block.store_to(to, columns);
+        });
       };
-      ADEPT_UNROLL
-      for (int i = 0; i < kInt4UnitsAtOnce; ++i) prefetch(at.next[i] + c / 2);
       add_half([](U8x64 bytes) { return low_nibbles(bytes); }, 0);
       add_half([](U8x64 bytes) { return high_nibbles(bytes); }, 1);
     }
