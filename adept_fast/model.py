@@ -73,10 +73,11 @@ class Persimmon:
     def decode_step(
         self, ids: Tensor, slots: Tensor, positions: Tensor, cache: StaticKVCache, longest: int
     ) -> Tensor:
-        """One more token of each of several sequences.
+        """One more token of each of several sequences, or a few.
 
         Args:
-            ids, slots, positions: int64 [tokens], what stands where; each slot at most once.
+            ids, slots, positions: int64 [tokens], what stands where; a slot may have several tokens, at
+                positions that differ, and each sees those before it.
             longest: an upper bound, known to the host, of the sequences' lengths with their new tokens.
 
         Returns the logits after each token, float32 [tokens, vocab_size].

@@ -20,9 +20,9 @@ from adept_fast.kv_cache import StaticKVCache
 from adept_fast.memory import MemoryPlan, plan_memory
 from adept_fast.model import Persimmon
 from adept_fast.placement import Placement, choose_placement
-from adept_fast.sampling import ParameterError, Sampler, SamplingParams
+from adept_fast.sampling import MOST_DRAFTS, ParameterError, Sampler, SamplingParams
 from adept_fast.scoring import Score, score_sequence, token_logprobs
-from adept_fast.sequence import Generation, Sequence
+from adept_fast.sequence import Generation, Sequence, TokenLogprob
 from adept_fast.stats import Stats
 from adept_fast.text_stream import TextStream
 from adept_fast.tokenizer import Tokenizer
@@ -292,40 +292,65 @@ class Runtime:
         ids = torch.tensor(sequence.prompt_ids, device=self._model.device)  # [tokens]
         self._sampler.start(sequence.slot, sequence.params, ids)
         logits = self._model.prefill(ids, self._cache, sequence.slot)  # [1, vocab]
-        return self._choose(logits, [sequence])
+        (token_id,), (logprob,) = self._choose(logits, [sequence])
+        return [sequence.accept(token_id, logprob)]
 
     @torch.inference_mode()
     def _decode(self, running: list[Sequence]) -> list[str]:
         def on_device(values: list[int]) -> Tensor:
             return torch.tensor(values, device=self._model.device)
 
-        logits = self._model.decode_step(
-            ids=on_device([sequence.token_ids[-1] for sequence in running]),  # [running]
-            slots=on_device([sequence.slot for sequence in running]),
-            positions=on_device([sequence.next_position - 1 for sequence in running]),
-            cache=self._cache,
-            longest=max(sequence.next_position for sequence in running),
-        )  # [running, vocab]
-        return self._choose(logits, running)
-
-    def _choose(self, logits: Tensor, sequences: list[Sequence]) -> list[str]:
-        """Sample a token for each sequence; returns the pieces of text."""
-        rows = [sequence.slot for sequence in sequences]
-        slots = torch.tensor(rows, device=logits.device)
-        positions = torch.tensor([sequence.next_position for sequence in sequences], device=logits.device)
-        ids = self._sampler.choose(logits, rows, slots, positions)  # [sequences]
-        chosen: list[int] = ids.tolist()
-        for sequence, token_id in zip(sequences, chosen, strict=True):
-            if token_id == ops.INVALID:
-                raise GenerationError(
-                    f"the logits after {sequence.next_position} tokens hold a NaN or an infinity: weights "
-                    f"are damaged, or a cache in {dtype_name(self.placement.cache_dtype)} is too narrow"
-                )
-        logprobs = token_logprobs(logits, ids, [sequence.params.logprobs for sequence in sequences])
-        return [
-            sequence.accept(token_id, logprob)
-            for sequence, token_id, logprob in zip(sequences, chosen, logprobs, strict=True)
+        # As many guesses as leave the step with the tokens that kernels for a few are made for.
+        most = (1 + MOST_DRAFTS) // len(running) - 1
+        drafts = [sequence.draft(most) for sequence in running]
+        rows = [
+            (sequence, at)
+            for sequence, guesses in zip(running, drafts, strict=True)
+            for at in range(1 + len(guesses))
         ]
+        logits = self._model.decode_step(
+            ids=on_device(
+                [
+                    token_id
+                    for sequence, guesses in zip(running, drafts, strict=True)
+                    for token_id in (sequence.token_ids[-1], *guesses)
+                ]
+            ),  # [rows]
+            slots=on_device([sequence.slot for sequence, _ in rows]),
+            positions=on_device([sequence.next_position - 1 + at for sequence, at in rows]),
+            cache=self._cache,
+            longest=max(sequence.next_position + at for sequence, at in rows),
+        )  # [rows, vocab]
+        chosen, logprobs = self._choose(logits, [sequence for sequence, _ in rows])
+        pieces = []
+        for sequence, guesses in zip(running, drafts, strict=True):
+            count = 1 + len(guesses)
+            pieces.append(sequence.accept_step(chosen[:count], logprobs[:count], guesses))
+            chosen, logprobs = chosen[count:], logprobs[count:]
+        return pieces
+
+    def _choose(
+        self, logits: Tensor, sequences: list[Sequence]
+    ) -> tuple[list[int], list[TokenLogprob | None]]:
+        """A token for each row of logits, and what is asked of its log-probability.
+
+        Rows of the same sequence follow each other, and so do their positions.
+        """
+        slots = [sequence.slot for sequence in sequences]
+        positions = [
+            sequence.next_position + at - slots.index(sequence.slot) for at, sequence in enumerate(sequences)
+        ]
+        device = logits.device
+        ids = self._sampler.choose(
+            logits, slots, torch.tensor(slots, device=device), torch.tensor(positions, device=device)
+        )  # [rows]
+        chosen: list[int] = ids.tolist()
+        if ops.INVALID in chosen:
+            raise GenerationError(
+                f"the logits after {positions[chosen.index(ops.INVALID)]} tokens hold a NaN or an infinity: "
+                f"weights are damaged, or a cache in {dtype_name(self.placement.cache_dtype)} is too narrow"
+            )
+        return chosen, token_logprobs(logits, ids, [sequence.params.logprobs for sequence in sequences])
 
 
 def _token_ids(prompt: Any) -> list[int]:

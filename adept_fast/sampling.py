@@ -14,6 +14,7 @@ from torch import Tensor
 from adept_fast import ops
 
 _LARGEST_SEED = 2**63 - 1
+MOST_DRAFTS = 15  # tokens guessed ahead of a step, which with them has 16
 
 
 class ParameterError(ValueError):
@@ -37,6 +38,9 @@ class SamplingParams:
         logprobs: None for none; n for the log-probability of each token and of the n most likely ones, by
             the model alone (before penalty, temperature and the rest).
         ignore_eos: go on past the end token, for measurements.
+        prompt_lookup: at most this many tokens are guessed before each step, from what followed the last ones
+            where they stood before, and checked in that step; 0 for none. The text is the same, and takes
+            fewer steps where it repeats. Not together with a repetition penalty.
     """
 
     max_new_tokens: int | None = 128
@@ -50,6 +54,7 @@ class SamplingParams:
     seed: int | None = None
     logprobs: int | None = None
     ignore_eos: bool = field(default=False, kw_only=True)
+    prompt_lookup: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         # One string, or any sequence of strings, is as good as a tuple of them.
@@ -68,6 +73,12 @@ class SamplingParams:
             _check_int("seed", self.seed, 0, _LARGEST_SEED)
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, 1000)
+        _check_int("prompt_lookup", self.prompt_lookup, 0, MOST_DRAFTS)
+        if self.prompt_lookup and self.repetition_penalty != 1:
+            raise ParameterError(
+                f"prompt_lookup is {self.prompt_lookup} and repetition_penalty {self.repetition_penalty}; "
+                f"expected only one of them, as a penalty makes each token's choice depend on the one before"
+            )
         if not all(isinstance(text, str) and text for text in self.stop):
             raise ParameterError(f"stop is {self.stop!r}; expected strings that are not empty")
         for token_id in self.stop_token_ids:

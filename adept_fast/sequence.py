@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from adept_fast.sampling import SamplingParams
+from adept_fast.speculation import PromptLookup
 from adept_fast.stopping import StopMatcher
 from adept_fast.tokenizer import StreamingDetokenizer, Tokenizer
 
@@ -24,18 +25,21 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds on the wall clock. The first token comes from the prefill, each further one from a step."""
+    """Seconds on the wall clock. The first token comes from the prefill, further ones from steps."""
 
     load_seconds: float
     prefill_seconds: float
     decode_seconds: float
     prompt_tokens: int
-    decode_steps: int
+    decode_tokens: int
+    decode_steps: int  # fewer than tokens where guesses were kept
+    drafted_tokens: int = 0  # guessed by prompt lookup, and of those
+    accepted_tokens: int = 0  # kept
 
     @property
     def tokens_per_second(self) -> float:
-        """Decode steps a second; 0 where there was none."""
-        return self.decode_steps / self.decode_seconds if self.decode_seconds > 0 else 0.0
+        """Tokens after the first a second; 0 where there was none."""
+        return self.decode_tokens / self.decode_seconds if self.decode_seconds > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,17 @@ class Sequence:
     started_at: float = 0.0
     first_token_at: float = 0.0
     ended_at: float = 0.0
+    decode_steps: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     def __post_init__(self) -> None:
         # The text goes on where the prompt ends, so its leading space counts, unlike that of a new text.
         self._detokenizer = StreamingDetokenizer(self.tokenizer)
         self._detokenizer.extend(self.prompt_ids)
         self._stops = StopMatcher(self.params.stop)
+        self._chosen = 0  # tokens, the one that ended the text too
+        self._lookup = PromptLookup(self.prompt_ids) if self.params.prompt_lookup else None
         limit = self.params.max_new_tokens
         self._room = self.context_room if limit is None else min(limit, self.context_room)
         if self._room == 0:
@@ -94,9 +103,33 @@ class Sequence:
         self.slot = slot
         self.started_at = self.first_token_at = self.ended_at = time.perf_counter()
 
+    def draft(self, most: int) -> list[int]:
+        """Tokens that may come next, at most ``most`` and as many as the parameters say."""
+        if self._lookup is None:
+            return []
+        # The step's own token takes a place too.
+        count = min(most, self.params.prompt_lookup, self._room - len(self.token_ids) - 1)
+        return self._lookup.draft(count) if count > 0 else []
+
+    def accept_step(self, chosen: list[int], logprobs: list[TokenLogprob | None], drafts: list[int]) -> str:
+        """Take what a step chose after the last token, and after each of ``drafts`` as far as those were right.
+
+        Returns the text that is now certain.
+        """
+        self.decode_steps += 1
+        self.drafted_tokens += len(drafts)
+        piece = self.accept(chosen[0], logprobs[0])
+        for guess, before, after, logprob in zip(drafts, chosen, chosen[1:], logprobs[1:], strict=False):
+            if guess != before or self.finish_reason is not None:
+                break
+            self.accepted_tokens += 1
+            piece += self.accept(after, logprob)
+        return piece
+
     def accept(self, token_id: int, logprob: TokenLogprob | None) -> str:
         """Take the next token; returns the text that is now certain. Sets ``finish_reason`` at the end."""
         self.ended_at = time.perf_counter()
+        self._chosen += 1
         if not self.token_ids:
             self.first_token_at = self.ended_at
         if token_id == self.tokenizer.eos_id and not self.params.ignore_eos:
@@ -104,6 +137,8 @@ class Sequence:
         if token_id in self.params.stop_token_ids:
             return self._finish("stop")
         self.token_ids.append(token_id)
+        if self._lookup is not None:
+            self._lookup.push(token_id)
         if logprob is not None:
             self.logprobs.append(logprob)
         piece = self._stops.push(self._detokenizer.push(token_id))
@@ -124,7 +159,10 @@ class Sequence:
             prefill_seconds=self.first_token_at - self.started_at,
             decode_seconds=self.ended_at - self.first_token_at,
             prompt_tokens=len(self.prompt_ids),
-            decode_steps=self._decode_steps,
+            decode_tokens=max(0, self._chosen - 1),
+            decode_steps=self.decode_steps,
+            drafted_tokens=self.drafted_tokens,
+            accepted_tokens=self.accepted_tokens,
         )
         return Generation(
             text=self.text,
@@ -133,12 +171,6 @@ class Sequence:
             logprobs=None if self.params.logprobs is None else self.logprobs,
             timings=timings,
         )
-
-    @property
-    def _decode_steps(self) -> int:
-        # A token that ended the text took a step too, and the first token none.
-        unseen_end = self.finish_reason == "eos" or (self.finish_reason == "stop" and not self._stops.stopped)
-        return max(0, len(self.token_ids) + unseen_end - 1)
 
     def _finish(self, reason: FinishReason) -> str:
         """The rest of the text, in which a stop string may still come to light."""

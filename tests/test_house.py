@@ -28,7 +28,17 @@ ORDER = [
     ["kv_cache", "weights"],
     ["quantize_wide"],
     ["checkpoint"],
-    ["tokenizer", "config", "quantize", "bandwidth", "chat", "extension", "huge_pages", "mapped_files"],
+    [
+        "tokenizer",
+        "config",
+        "quantize",
+        "bandwidth",
+        "chat",
+        "extension",
+        "huge_pages",
+        "mapped_files",
+        "speculation",
+    ],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 

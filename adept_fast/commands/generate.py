@@ -104,6 +104,9 @@ def _as_json(prompt: str, generation: Generation, options: dict[str, Any]) -> st
         "prefill_seconds": timings.prefill_seconds,
         "decode_seconds": timings.decode_seconds,
         "tokens_per_second": timings.tokens_per_second,
+        "decode_steps": timings.decode_steps,
+        "drafted_tokens": timings.drafted_tokens,
+        "accepted_tokens": timings.accepted_tokens,
     }
     if generation.logprobs is not None:
         line["logprobs"] = [
@@ -119,8 +122,9 @@ def _print_stats(runtime: Runtime, generations: list[Generation]) -> None:
     click.echo(f"load     {runtime.load_seconds:.2f} s", err=True)
     for generation in generations:
         timings = generation.timings
-        context = timings.prompt_tokens + timings.decode_steps // 2
-        bytes_a_second = timings.tokens_per_second * runtime.bytes_read_per_step(context)
+        context = timings.prompt_tokens + timings.decode_tokens // 2
+        steps_a_second = timings.decode_steps / timings.decode_seconds if timings.decode_steps else 0.0
+        bytes_a_second = steps_a_second * runtime.bytes_read_per_step(context)
         click.echo(
             f"prefill  {timings.prefill_seconds * 1e3:.1f} ms for {timings.prompt_tokens} tokens\n"
             f"decode   {timings.tokens_per_second:.1f} tokens/s over {timings.decode_steps} steps, reading "
@@ -128,3 +132,6 @@ def _print_stats(runtime: Runtime, generations: list[Generation]) -> None:
             f"{bandwidth / 1e9:.1f} GB/s that memory delivers",
             err=True,
         )
+        if timings.drafted_tokens:
+            kept = timings.accepted_tokens / timings.drafted_tokens
+            click.echo(f"lookup   {timings.drafted_tokens} tokens guessed, {kept:.0%} kept", err=True)

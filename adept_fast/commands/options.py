@@ -8,11 +8,20 @@ from typing import Any, TypeVar
 import click
 
 from adept_fast.runtime import Runtime
-from adept_fast.sampling import SamplingParams
+from adept_fast.sampling import MOST_DRAFTS, SamplingParams
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+_SAMPLING = (
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+    "prompt_lookup",
+)
 _PLACEMENT = ("device", "dtype", "weights", "cache_dtype", "max_seq_len", "check_weights")
 
 
@@ -88,6 +97,13 @@ def sampling_options(command: Command) -> Command:
                 show_default=True,
             ),
             click.option("--seed", type=click.IntRange(min=0), help="The same seed gives the same text."),
+            click.option(
+                "--prompt-lookup",
+                type=click.IntRange(0, MOST_DRAFTS),
+                default=0,
+                show_default=True,
+                help="Guess this many tokens ahead from what was said before: the same text in fewer steps.",
+            ),
             click.option("--stop", multiple=True, help="A string that ends the text; repeatable."),
         )
     ):
