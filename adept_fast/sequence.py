@@ -112,7 +112,7 @@ class Sequence:
         return self._lookup.draft(count) if count > 0 else []
 
     def accept_step(self, chosen: list[int], logprobs: list[TokenLogprob | None], drafts: list[int]) -> str:
-        """Take what a step chose after the last token, and after each of ``drafts`` as far as those were right.
+        """Take what a step chose after the last token, and after each of ``drafts`` while those were right.
 
         Returns the text that is now certain.
         """
