@@ -42,7 +42,9 @@ ADEPT_UNROLL
     for (int r = 0; r < Rows; ++r) {
       const Weight* at = w + r * cols + c;
       weights[r] = lanes == kLanes ? load(at) : load_first(at, lanes);
-      if (c * int64_t(sizeof(Weight)) % kCacheLine == 0) prefetch_stream(at);
+      // Past its end a row goes on with the one that takes its place.
+      const int64_t jump = c + kStreamAhead / int64_t(sizeof(Weight)) < cols ? 0 : (Rows - 1) * cols;
+      if (c * int64_t(sizeof(Weight)) % kCacheLine == 0) prefetch_stream(at, at + jump);
     }
 ADEPT_UNROLL
     for (int t = 0; t < Tokens; ++t) {

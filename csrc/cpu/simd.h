@@ -44,12 +44,20 @@ inline void prefetch(const T* address) {
   __builtin_prefetch(address, 0, 2);
 }
 
+// How far ahead of a stream its next lines are fetched into the second-level cache.
+constexpr int64_t kStreamAhead = 1024;
+
 // For a stream that has come to `address`: the hardware's own prefetching stops at the ends of pages, and starts late.
+// `ahead`: the same, or so much further that the stream's next lines are kStreamAhead bytes from there.
+template <class T>
+inline void prefetch_stream(const T* address, const T* ahead) {
+  __builtin_prefetch(reinterpret_cast<const char*>(address) + 256, 0, 3);
+  __builtin_prefetch(reinterpret_cast<const char*>(ahead) + kStreamAhead, 0, 2);
+}
+
 template <class T>
 inline void prefetch_stream(const T* address) {
-  const char* at = reinterpret_cast<const char*>(address);
-  __builtin_prefetch(at + 256, 0, 3);
-  __builtin_prefetch(at + 1024, 0, 2);
+  prefetch_stream(address, address);
 }
 
 // e^x for x <= 0, within 2 units in the last place; 0 below -87.
