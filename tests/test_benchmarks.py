@@ -55,6 +55,20 @@ def decode_rows_of(report: dict) -> list[str]:
     ]
 
 
+def memory_rows_of(report: dict) -> list[str]:
+    """The README's table of a result file of benchmarks/memory.py."""
+
+    def figures(values: dict, digits: int) -> str:
+        return f"{values['median']:.{digits}f} ({values['p10']:.{digits}f} to {values['p90']:.{digits}f})"
+
+    return [
+        f"| `{name.removeprefix('adept-fast:')}` | {figures(values['tokens_per_second'], 1)} | "
+        f"{figures(values['share_of_bandwidth'], 2)} | {values['peak_resident_bytes'] / 1e9:.1f} GB | "
+        f"{values['limit_bytes'] / 1e9:.1f} GB |"
+        for name, values in report["measured"].items()
+    ]
+
+
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_result_says_where_it_comes_from(path: Path) -> None:
     report = json.loads(path.read_text(encoding="utf-8"))
@@ -83,6 +97,34 @@ def test_the_readme_has_the_figures_of_decoding(path: Path) -> None:
         assert row in readme
     assert path.name in readme
     assert report["commit"][:7] in readme
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in RESULTS if path.name.startswith("memory-")], ids=lambda path: path.name
+)
+def test_the_readme_has_the_figures_of_memory(path: Path) -> None:
+    report = json.loads(path.read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for row in memory_rows_of(report):
+        assert row in readme
+    assert path.name in readme
+
+
+def test_the_readme_has_the_figures_of_prompts() -> None:
+    (path,) = (path for path in RESULTS if path.name == "prefill-0.7g.json")
+    measured = json.loads(path.read_text(encoding="utf-8"))["measured"]
+    ours, theirs = (
+        [f"{measured[name]['tokens_per_second']['median']:.0f}" for name in names]
+        for names in (
+            ["adept-fast:bfloat16", "adept-fast:int8", "adept-fast:int4", "adept-fast:float16"],
+            ["transformers:bfloat16"],
+        )
+    )
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert (
+        f"is read at {ours[0]} tokens a second in bfloat16, {ours[1]} with `int8`, {ours[2]} with `int4` and "
+        f"{ours[3]} in float16, where transformers in bfloat16 reads {theirs[0]} (`{path.name}`)"
+    ) in readme
 
 
 def test_the_demo_benchmark_runs(tmp_path: Path) -> None:
