@@ -1,7 +1,7 @@
 """Prompt lookup: guessing the next tokens from what followed the last ones where they stood before.
 
-A step over a few tokens takes hardly longer than a step over one, so guesses are worth checking: all at
-once, each by the token that would have been chosen there anyway. Where text repeats, as in code, summaries
+A step over a few tokens reads the weights once, as a step over one does, so guesses are worth checking: all
+at once, each by the token that would have been chosen there anyway. Where text repeats, as in code, summaries
 and answers that quote, several tokens come of one step; the text is the same (Saxena, "Prompt Lookup
 Decoding", 2023).
 """

@@ -6,7 +6,7 @@
 A Hugging Face directory that adept-fast and transformers load, or with ``--weights`` a native one. Weights
 are made and written one tensor at a time. The tokenizer knows as many pieces as the embedding has rows, so
 that every runtime computes the same logits: adept-fast leaves out rows that no piece uses. Packed weights
-are drawn as they are packed, since rounding the 8B's takes an hour.
+are drawn as they are packed, since rounding the 8B's takes long.
 """
 
 from __future__ import annotations
