@@ -205,11 +205,22 @@ inline const int64_t* unchecked_indices(const char* name, const Tensor& tensor, 
   return data<int64_t>(tensor);
 }
 
-// int64 [tokens], each from 0 to below `end`; of a CPU, where they can be looked at.
-inline const int64_t* indices(const char* name, const Tensor& tensor, int64_t tokens, int64_t end) {
+// int64 [tokens], the slot of each token; -1 leaves a token out.
+inline const int64_t* slot_indices(const Tensor& tensor, int64_t tokens, int64_t slot_count) {
+  const int64_t* slots = unchecked_indices("slots", tensor, tokens);
+  for (int64_t i = 0; i < tokens; ++i)
+    ADEPT_REQUIRE(slots[i] >= -1 && slots[i] < slot_count, "slots holds ", slots[i], "; expected -1 to ",
+                  slot_count - 1);
+  return slots;
+}
+
+// int64 [tokens], each from 0 to below `end` where the token is not left out; of a CPU, where they can be looked at.
+inline const int64_t* indices(const char* name, const Tensor& tensor, const int64_t* slots, int64_t tokens,
+                              int64_t end) {
   const int64_t* values = unchecked_indices(name, tensor, tokens);
   for (int64_t i = 0; i < tokens; ++i)
-    ADEPT_REQUIRE(values[i] >= 0 && values[i] < end, name, " holds ", values[i], "; expected 0 to ", end - 1);
+    ADEPT_REQUIRE(slots[i] < 0 || (values[i] >= 0 && values[i] < end), name, " holds ", values[i],
+                  "; expected 0 to ", end - 1);
   return values;
 }
 

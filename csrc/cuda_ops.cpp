@@ -4,6 +4,7 @@
 // slot or position does not exist.
 #include "cuda_ops.h"
 
+#include "advance.h"
 #include "arguments.h"
 #include "cuda/kernels.h"
 #include "cuda/torch_device.h"
@@ -27,6 +28,32 @@ class Workspace {
  private:
   Tensor memory_;
 };
+
+// While it lives, a capture that is under way does not end at questions that it might mind, such as about memory.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { swap(); }
+  ~RelaxedCapture() { swap(); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  void swap() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+// Where the device finds a tensor that may also be in pinned memory of the host.
+void* device_address(const char* name, const Tensor& tensor) {
+  void* const address = const_cast<void*>(tensor.const_data_ptr());
+  if (cuda::is_on_device(tensor) || tensor.numel() == 0) return address;
+  const RelaxedCapture relaxed;
+  cudaPointerAttributes found = {};
+  check(cudaPointerGetAttributes(&found, address), name);
+  ADEPT_REQUIRE(found.devicePointer != nullptr, name,
+                " is in memory of the host that the GPU cannot reach; expected memory of the GPU, or pinned memory");
+  return found.devicePointer;
+}
 
 void check_tokens(const Activations& x) {
   ADEPT_REQUIRE(x.tokens() <= cuda::kMostTokens, "x has ", x.tokens(), " tokens; expected at most ", cuda::kMostTokens);
@@ -77,6 +104,17 @@ Tensor copy(const Tensor& source) {
 void run(const Linear& operands, const Tensor& like, const char* operation) {
   const Workspace workspace(like, cuda::linear_workspace_bytes(operands));
   check(cuda::linear(operands, workspace.data(), current_stream(like)), operation);
+}
+
+Tensor embed(const Tensor& table, const Tensor& ids) {
+  const OnDeviceOf device(ids);
+  ADEPT_REQUIRE(table.dim() == 2, "table has shape ", shape_of(table), "; expected [vocab, hidden]");
+  const int64_t tokens = ids.numel(), hidden = table.size(1);
+  Matrix rows = float_matrix("table", table, table.size(0), hidden);
+  rows.values = device_address("table", table);
+  const Tensor out = torch::stable::new_empty(ids, {tokens, hidden}, ScalarType::Float);
+  check(cuda::embed({rows, unchecked_indices("ids", ids, tokens), tokens, output(out)}, current_stream(ids)), "embed");
+  return out;
 }
 
 Tensor layernorm_qkv(const Tensor& x, const Tensor& gamma, const Tensor& beta, double eps, const Tensor& w,
@@ -229,10 +267,19 @@ Tensor sample(const Tensor& logits, const Tensor& slots, const Tensor& positions
   return ids;
 }
 
+void advance(const Tensor& chosen, Tensor ids, Tensor slots, Tensor positions, const Tensor& limits, const Tensor& ends,
+             Tensor counts, Tensor ring) {
+  const OnDeviceOf device(ids);
+  Advance operands = advance_operands(chosen, ids, slots, positions, limits, ends, counts, ring);
+  operands.ring = static_cast<int64_t*>(device_address("ring", ring));
+  check(cuda::advance(operands, current_stream(ids)), "advance");
+}
+
 }  // namespace
 
 void implement_operators(torch::stable::detail::StableLibrary& library) {
   library.impl("copy", TORCH_BOX(&copy));
+  library.impl("embed", TORCH_BOX(&embed));
   library.impl("layernorm_qkv", TORCH_BOX(&layernorm_qkv));
   library.impl("linear_residual", TORCH_BOX(&linear_residual));
   library.impl("mlp", TORCH_BOX(&mlp));
@@ -240,6 +287,7 @@ void implement_operators(torch::stable::detail::StableLibrary& library) {
   library.impl("rotary_append", TORCH_BOX(&rotary_append));
   library.impl("decode_attention", TORCH_BOX(&decode_attention));
   library.impl("sample", TORCH_BOX(&sample));
+  library.impl("advance", TORCH_BOX(&advance));
 }
 
 }  // namespace adept::cuda_ops

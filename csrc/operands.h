@@ -77,6 +77,9 @@ struct CacheLayer {
   int64_t head_dim;
 };
 
+// A token whose slot is -1 is left out of what follows: nothing is written for it, its q and its attention are 0, and
+// its position or length may be anything.
+
 struct RotaryAppend {
   const float* qkv;  // [tokens, heads, (q, k, v), head_dim]
   int64_t tokens;
@@ -101,5 +104,31 @@ struct DecodeAttention {
   float scale;
   float* out;  // [tokens, heads * head_dim]
 };
+
+// out = the rows of a table of floats
+struct Embed {
+  Matrix table;        // [vocab, hidden]
+  const int64_t* ids;  // [tokens]
+  int64_t tokens;
+  float* out;  // [tokens, hidden]
+};
+
+// What a decode step leaves for the next one, row by row, as adept_fast/ops/reference.py says it.
+struct Advance {
+  const int64_t* chosen;  // [rows]
+  int64_t rows;
+  int64_t* ids;           // [rows]
+  int64_t* slots;         // [rows]
+  int64_t* positions;     // [rows]
+  const int64_t* limits;  // [rows], the position at which a text ends
+  const bool* ends;       // [slot_count, vocab], the ids at which a slot's text ends
+  int64_t slot_count;
+  int64_t vocab;
+  int64_t* counts;  // [rows], steps so far
+  int64_t* ring;    // [rows, depth], of words: the count in the upper half, the id in the lower
+  int64_t depth;
+};
+
+constexpr int64_t kAbsent = -2;  // what the ring says of a row that is left out
 
 }  // namespace adept

@@ -8,6 +8,7 @@
 
 #include <cstring>
 
+#include "advance.h"
 #include "arguments.h"
 #include "cpu/kernels.h"
 #include "schemas.h"
@@ -84,13 +85,14 @@ Tensor rotary_append(const Tensor& qkv, const OptionalTensor& q_gamma, const Opt
   const CacheLayer layer = cache_layer(cache);
   const Activations in("qkv", qkv, 3 * layer.heads * layer.head_dim);
   const RotaryTables tables(cos, sin, layer.head_dim);
+  const int64_t* const slot_of = slot_indices(slots, in.tokens(), layer.slots);
   const Tensor q = in.empty({in.tokens(), layer.heads, layer.head_dim});
   kernels().rotary_append(
       threads(), {in.at(), in.tokens(), optional_norm("q_", q_gamma, q_beta, eps, layer.head_dim),
                   optional_norm("k_", k_gamma, k_beta, eps, layer.head_dim), tables.cos, tables.sin, tables.half,
-                  indices("slots", slots, in.tokens(), layer.slots),
-                  indices("positions", positions, in.tokens(), std::min(tables.positions, layer.capacity)), layer,
-                  output(q)});
+                  slot_of,
+                  indices("positions", positions, slot_of, in.tokens(), std::min(tables.positions, layer.capacity)),
+                  layer, output(q)});
   return in.narrowed(q);
 }
 
@@ -100,11 +102,11 @@ Tensor decode_attention(const Tensor& q, const Tensor& cache, const Tensor& slot
   ADEPT_REQUIRE(q.dim() == 3 && q.size(1) == layer.heads && q.size(2) == layer.head_dim, "q has shape ",
                   shape_of(q), "; expected [tokens, ", layer.heads, ", ", layer.head_dim, "]");
   const Activations in("q", torch::stable::flatten(q, 1), layer.heads * layer.head_dim);
+  const int64_t* const slot_of = slot_indices(slots, in.tokens(), layer.slots);
   const Tensor out = in.empty({in.tokens(), layer.heads * layer.head_dim});
-  kernels().decode_attention(threads(), {in.at(), in.tokens(), layer,
-                                         indices("slots", slots, in.tokens(), layer.slots),
-                                         indices("lengths", lengths, in.tokens(), layer.capacity + 1), longest,
-                                         float(scale), output(out)});
+  kernels().decode_attention(threads(), {in.at(), in.tokens(), layer, slot_of,
+                                         indices("lengths", lengths, slot_of, in.tokens(), layer.capacity + 1),
+                                         longest, float(scale), output(out)});
   return in.narrowed(out);
 }
 
@@ -158,15 +160,25 @@ Tensor decode_step(const Tensor& ids, const Tensor& slots, const Tensor& positio
   const CacheLayer& shape = decoder.front().cache;
   const RotaryTables tables(cos, sin, shape.head_dim);
   ADEPT_REQUIRE(rows >= 0, "rows is ", rows, "; expected 0 or more");
+  const int64_t* const slot_of = slot_indices(slots, tokens, shape.slots);
   const Tensor logits = torch::stable::new_empty(final_gamma, {tokens, rows});
   kernels().decode_step(
-      threads(), {indices("ids", ids, tokens, embedding.size(0)), indices("slots", slots, tokens, shape.slots),
-                  indices("positions", positions, tokens, std::min(tables.positions, shape.capacity)), tokens,
+      threads(), {indices("ids", ids, slot_of, tokens, embedding.size(0)), slot_of,
+                  indices("positions", positions, slot_of, tokens, std::min(tables.positions, shape.capacity)), tokens,
                   float_matrix("embedding", embedding, embedding.size(0), hidden), decoder.data(),
                   int64_t(decoder.size()), tables.cos, tables.sin, tables.half, float(scale),
                   norm("final_", final_gamma, final_beta, eps, hidden), rows_matrix("w", w, scales, rows, hidden),
                   counts_of(counts), output(logits)});
   return logits;
+}
+
+void advance(const Tensor& chosen, Tensor ids, Tensor slots, Tensor positions, const Tensor& limits, const Tensor& ends,
+             Tensor counts, Tensor ring) {
+  const Advance operands = advance_operands(chosen, ids, slots, positions, limits, ends, counts, ring);
+  slot_indices(slots, operands.rows, operands.slot_count);
+  for (int64_t row = 0; row < operands.rows; ++row)
+    ADEPT_REQUIRE(operands.counts[row] >= 0, "counts holds ", operands.counts[row], "; expected 0 or more");
+  advance_rows(operands);
 }
 
 Tensor read(const Tensor& source) {
@@ -193,6 +205,7 @@ STABLE_TORCH_LIBRARY_IMPL(adept_fast, CPU, library) {
   library.impl("lm_head", TORCH_BOX(&adept::lm_head));
   library.impl("dequantize_units", TORCH_BOX(&adept::dequantize_units));
   library.impl("decode_step", TORCH_BOX(&adept::decode_step));
+  library.impl("advance", TORCH_BOX(&adept::advance));
 }
 
 // What Python asks of the extension beside the operators: which instruction set they run on.

@@ -145,6 +145,22 @@ def sample(fmt: str) -> Arguments:
     }
 
 
+def advance(fmt: str) -> Arguments:
+    return {
+        "chosen": torch.tensor([34, 7]),
+        "ids": torch.tensor([5, 6]),
+        **at(),
+        "limits": torch.tensor([12, 9]),
+        "ends": torch.zeros(SLOTS, 35, dtype=torch.bool),
+        "counts": torch.tensor([8, 2**31]),
+        "ring": torch.zeros(2, 3, dtype=torch.int64),
+    }
+
+
+def embed(fmt: str) -> Arguments:
+    return {"table": torch.randn(35, HIDDEN).half(), "ids": torch.tensor([34, 0])}
+
+
 def copy(fmt: str) -> Arguments:
     return {"source": torch.randn(300)}
 
@@ -161,12 +177,14 @@ OPERATORS: dict[str, Callable[[str], Arguments]] = {
         decode_step,
         dequantize_units,
         sample,
+        advance,
+        embed,
         copy,
     )
 } | {"read": copy}
 
-# Those that a CPU has no kernel for.
-OF_A_GPU = ("sample",)
+# Those that a CPU has no kernel for, and what they return here.
+OF_A_GPU = {"sample": ((2,), torch.int64), "embed": ((2, HIDDEN), torch.float32)}
 
 # Those that take weights in any format.
 OF_WEIGHTS = ("layernorm_qkv", "linear_residual", "mlp", "lm_head", "decode_step")

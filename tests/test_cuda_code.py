@@ -70,6 +70,10 @@ KERNELS = {
     r"find_extremes": Meant(threads=256, blocks=6),
     r"fill_bins": Meant(threads=256, blocks=5),
     r"draw": Meant(threads=256, blocks=2),
+    # These wait for one chain of loads, and have no loop.
+    r"embed_vectors<(?:__half|__nv_bfloat16|float)>": Meant(threads=256, blocks=8),
+    r"embed_elements<(?:__half|__nv_bfloat16|float)>": Meant(threads=256, blocks=8),
+    r"advance_rows": Meant(threads=32, blocks=32),
 }
 
 
@@ -129,6 +133,17 @@ def test_the_code_is_what_was_meant(kernels: list[Kernel], architecture: str) ->
         else:
             wrong.append(f"{kernel.name}: {len(entries)} entries of KERNELS have its name; expected one")
     assert not wrong, "\n".join(["", *wrong])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_word_for_the_host_is_one_store(kernels: list[Kernel], architecture: str) -> None:
+    """That reaches the whole system, before a fence that does too."""
+    (advance,) = (one for one in kernels if (one.name, one.architecture) == ("advance_rows", architecture))
+    opcodes = [instruction.opcode for instruction in advance.instructions]
+    assert [code for code in opcodes if code.startswith("ST") and code.endswith(".SYS")] == [
+        "STG.E.64.STRONG.SYS"
+    ]
+    assert "MEMBAR.SC.SYS" in opcodes[opcodes.index("STG.E.64.STRONG.SYS") :]
 
 
 @pytest.mark.parametrize("pattern", [pattern for pattern, meant in KERNELS.items() if meant.loads])

@@ -21,6 +21,9 @@ from gpu_check_cases import (  # noqa: E402
     FORMATS,
     LAYER_POSITIONS,
     POSITIONS,
+    RING_DEPTH,
+    TABLE_ROWS,
+    TABLES,
     TOKENS,
     ZEROS,
     Case,
@@ -43,6 +46,8 @@ SMALL_CASES = [
     *(Case("decode_attention", tokens, positions=64) for tokens in (1, 3)),
     *(Case("rotary_append", tokens) for tokens in (1, 3)),
     *(Case("sample", 3, "float32", filter=name) for name in FILTERS),
+    *(Case("embed", 3, filter=table) for table in TABLES),
+    *(Case("advance", tokens, "int64") for tokens in (1, 3)),
     *(Case("layer", 2, fmt, 0.5, 40) for fmt in FORMATS),
 ]
 
@@ -93,6 +98,17 @@ def test_attention_reads_what_counts_of_the_cache() -> None:
     half = Case("decode_attention", 3, positions=SMALL.context // 2)
     q_and_out = 2 * 3 * 4 * SMALL.hidden
     assert moved_bytes(half, SMALL) - q_and_out == (moved_bytes(whole, SMALL) - q_and_out) // 2
+
+
+def test_embed_reads_rows_and_advance_a_few_numbers() -> None:
+    rows = Case("embed", 3, filter=TABLES[0])
+    table = 2 * TABLE_ROWS * SMALL.hidden
+    read = 2 * 3 * SMALL.hidden
+    assert moved_bytes(rows, SMALL) == counted(rows, SMALL, 3, SMALL.hidden) - table + read
+    state = Case("advance", 3, "int64")
+    lists = counted(state, SMALL, 0) - 3 * SMALL.vocab - 3 * RING_DEPTH * 8  # without ends and ring
+    # Positions and counts are written too; of each row one of its ends is read, and one word told.
+    assert moved_bytes(state, SMALL) == lists + 2 * 3 * 8 + 3 + 3 * 8
 
 
 def test_bytes_of_the_8b() -> None:
@@ -164,6 +180,8 @@ def test_every_shape_that_was_asked_for_is_timed() -> None:
     assert {c.zeros for c in cases if c.operator == "mlp" and c.tokens == 1} == set(ZEROS)
     assert {c.positions for c in cases if c.operator == "decode_attention"} == set(POSITIONS)
     assert {c.filter for c in cases if c.operator == "sample"} == set(FILTERS)
+    assert {c.filter for c in cases if c.operator == "embed"} == set(TABLES)
+    assert {c.tokens for c in cases if c.operator == "advance"} == set(TOKENS)
     assert cases[0] == Case("layer", 1, "float16", 0.0, LAYER_POSITIONS)
     few = list(few_cases())
     assert set(few) < set(cases)

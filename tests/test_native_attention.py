@@ -118,6 +118,22 @@ def test_what_stands_past_the_length_does_not_matter(
     assert torch.equal(found, clean)
 
 
+@every_cache
+@native.every_set
+def test_a_token_whose_slot_is_minus_1_gets_zeros(isa: str, cache_dtype: torch.dtype) -> None:
+    """Whatever its query and its length; the others are as without it."""
+    slots, lengths = torch.tensor([-1, 1, -1, 0, -1]), torch.tensor([3, 40, -7, 17, 2**62])
+    cache = torch.randn(2, 2, 3, 40, 20).to(cache_dtype)
+    q = torch.randn(5, 3, 20)
+    q[4] = NAN
+    with native.using(isa):
+        found = call.decode_attention(q, cache, slots, lengths, 40, 0.2)
+        alone = attend(q[[1, 3]], cache, slots[[1, 3]], lengths[[1, 3]], 0.2)
+        assert not call.decode_attention(q, cache, torch.full((5,), -1), lengths, 40, 0.2).any()
+    assert torch.equal(found[[1, 3]], alone)
+    assert not found[::2].any()
+
+
 @native.every_set
 def test_queries_in_bfloat16(isa: str) -> None:
     slots, lengths = torch.tensor([1, 0]), torch.tensor([40, 7])
@@ -239,6 +255,27 @@ def test_rotary_append(isa: str, normed: bool, share: float, cache_dtype: torch.
             assert torch.equal(cache[1, slot, :, position], parts[token, :, 2].to(cache_dtype)), what
             untouched[:, slot, :, position] = False
         assert (cache[untouched] == -7).all()
+
+
+@every_cache
+@native.every_set
+def test_a_token_whose_slot_is_minus_1_is_not_written(isa: str, cache_dtype: torch.dtype) -> None:
+    """Its q is 0, whatever its position; the others are as without it."""
+    slots, positions = torch.tensor([-1, 2, -1, 0, -1]), torch.tensor([3, 5, -7, 0, 2**62])
+    qkv, norms = torch.randn(5, 3 * 3 * 16), (*native.norm(16), *native.norm(16))
+    qkv[4] = NAN
+    cos, sin = reference.rotary_table(8, 10000.0, 6, torch.device("cpu"))
+    cache = torch.full((2, 3, 3, 6, 16), -7.0, dtype=cache_dtype)
+    alone = cache.clone()
+    with native.using(isa):
+        q = call.rotary_append(qkv, *norms, EPS, cos, sin, slots, positions, cache)
+        live = qkv[[1, 3]], *norms, EPS, cos, sin, slots[[1, 3]], positions[[1, 3]]
+        assert torch.equal(q[[1, 3]], call.rotary_append(*live, alone))
+        assert native.same_bits(cache, alone)
+        assert not q[::2].any()
+        none = torch.full((5,), -1)
+        assert not call.rotary_append(qkv, *norms, EPS, cos, sin, none, positions, cache).any()
+    assert native.same_bits(cache, alone)
 
 
 @native.every_set

@@ -71,7 +71,7 @@ def test_an_operator_of_a_gpu_alone(name: str) -> None:
     """What it returns is known without values; that a CPU has no kernel for it, torch says."""
     arguments = OPERATORS[name]("float32")
     fake = getattr(call, name)(**{key: moved_to_meta(value) for key, value in arguments.items()})
-    assert (fake.shape, fake.dtype, fake.is_meta) == ((2,), torch.int64, True)
+    assert (fake.shape, fake.dtype, fake.is_meta) == (*OF_A_GPU[name], True)
     with pytest.raises(NotImplementedError, match=f"Could not run 'adept_fast::{name}' .* 'CPU' backend"):
         getattr(call, name)(**arguments)
 
@@ -134,6 +134,8 @@ packed = z(1, 0, 16, 4).to(torch.int8)
 show("no packed inputs", lambda: call.linear_residual(z(2, 0), packed, z(16), z(3), z(2, 3)))
 show("no hidden", lambda: call.layernorm_qkv(z(2, 0), z(0), z(0), 1e-5, z(3, 0), None, z(3)))
 show("no units", lambda: call.mlp(z(2, 16), *norm, z(0, 16), None, z(0), z(0, 16), None, z(16), None))
+long = torch.zeros(0, 3).long(), z(2, 5).bool()
+show("no rows", lambda: call.advance(*[none] * 5, long[1], none, long[0]) or none)
 show("no logits", lambda: call.lm_head(z(2, 16), *norm, z(0, 16), None, 0))
 """
 SHAPES_OF_NO_SIZES = {
@@ -141,6 +143,7 @@ SHAPES_OF_NO_SIZES = {
     "no keys to append": "[0, 2, 16]",
     "no sequences": "[0, 5]",
     "no units": "[2, 16]",
+    "no rows": "[0]",
     "no logits": "[2, 0]",
 }
 

@@ -127,22 +127,32 @@ WRONG = [
             ("rotary_append", ("slots", "positions")),
             ("decode_attention", ("slots", "lengths")),
             ("decode_step", ("slots", "positions")),
+            ("advance", ("ids", "slots", "positions", "limits", "counts", "ring")),
         )
         for name in names
         for change in (Tensor.int, lambda x: x[:1], lambda x: x[None], strided)
     ),
+    Wrong("advance", "chosen", Tensor.int, "chosen has dtype"),
+    Wrong("advance", "chosen", strided, "chosen is not contiguous"),
+    Wrong("advance", "chosen", lambda x: x[:1], "ids has shape [2]; expected [1]"),
+    Wrong("advance", "counts", with_last(-1), "counts holds -1; expected 0 or more"),
+    Wrong("advance", "ring", lambda x: x[:, :0], "ring has shape [2, 0]; expected contiguous [2, 1 or more]"),
+    Wrong("advance", "ends", Tensor.byte, "ends has dtype"),
+    Wrong("advance", "ends", lambda x: x[0], "ends has shape [35]; expected contiguous [slots, vocab]"),
+    Wrong("advance", "ends", strided, "ends has shape"),
     *(
-        Wrong(operator, name, with_last(value), f"{name} holds {value}; expected 0 to {most}")
-        for operator, name, most in (
-            ("rotary_append", "slots", SLOTS - 1),
-            ("rotary_append", "positions", CAPACITY - 1),
-            ("decode_attention", "slots", SLOTS - 1),
-            ("decode_attention", "lengths", CAPACITY),
-            ("decode_step", "ids", 34),
-            ("decode_step", "slots", SLOTS - 1),
-            ("decode_step", "positions", CAPACITY - 1),
+        Wrong(operator, name, with_last(value), f"{name} holds {value}; expected {least} to {most}")
+        for operator, name, least, most in (
+            ("rotary_append", "slots", -1, SLOTS - 1),
+            ("rotary_append", "positions", 0, CAPACITY - 1),
+            ("decode_attention", "slots", -1, SLOTS - 1),
+            ("decode_attention", "lengths", 0, CAPACITY),
+            ("decode_step", "ids", 0, 34),
+            ("decode_step", "slots", -1, SLOTS - 1),
+            ("decode_step", "positions", 0, CAPACITY - 1),
+            ("advance", "slots", -1, SLOTS - 1),
         )
-        for value in (-1, most + 1, 2**62)
+        for value in (least - 1, most + 1, 2**62)
     ),
     *(
         Wrong(operator, "cache_layer", change, "cache_layer has shape")
@@ -190,7 +200,9 @@ def test_a_wrong_argument_is_named_before_anything_is_written(wrong: Wrong) -> N
     arguments = OPERATORS[wrong.operator](wrong.fmt)
     arguments[wrong.argument] = wrong.change(arguments[wrong.argument])
     written = {
-        name: arguments[name] for name in ("cache", "cache_layer", "counts", "out") if name in arguments
+        name: arguments[name]
+        for name in ("cache", "cache_layer", "counts", "out", "ids", "slots", "positions", "ring")
+        if name in arguments
     }
     before = {name: tensor.clone() for name, tensor in written.items()}
     with pytest.raises(RuntimeError) as caught:

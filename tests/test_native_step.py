@@ -141,6 +141,51 @@ def test_it_is_its_operators_bit_for_bit(load: Load, model: str, isa: str, fmt: 
         assert 0 < counted[0] < counted[1] + (tokens > 1)  # of many tokens some needs each
 
 
+@pytest.mark.parametrize("fmt", ["float32", "int4"])
+@native.every_set
+def test_tokens_whose_slot_is_minus_1_are_left_out(load: Load, isa: str, fmt: str) -> None:
+    """Their logits are 0; the others are as in a step without them, bit by bit, and so are the units read."""
+    loaded = load("odd sizes", fmt)
+    cache = loaded.cache()
+    for present in ([1], [0, 3], [4], [0, 1, 2, 4], []):
+        ids, slots, positions = batch(5)
+        absent = [token for token in range(5) if token not in present]
+        slots[absent], ids[absent], positions[absent] = -1, 2**40, CAPACITY
+        alone, together = copy_of(loaded, cache), copy_of(loaded, cache)
+        counts = []
+        with native.using(isa):
+            for written, tokens in ((alone, present), (together, list(range(5)))):
+                loaded.model.unit_counts.zero_()
+                logits = step(loaded.model, written, (ids[tokens], slots[tokens], positions[tokens]))
+                counts.append(loaded.model.unit_counts.tolist())
+                if written is alone:
+                    expected = logits
+        assert torch.equal(logits[present], expected)
+        assert not logits[absent].any()
+        assert native.same_bits(together.data, alone.data)
+        assert counts[0][0] == counts[1][0]
+
+
+@pytest.mark.parametrize("fmt", ["float32", "float16"])
+def test_its_operators_leave_them_out_too(load: Load, by_reference: Callable[..., Tensor], fmt: str) -> None:
+    loaded = load("odd sizes", fmt)
+    cache = loaded.cache(dtype=torch.float32)
+    ids, slots, positions = batch(5)
+    slots[1] = slots[4] = -1
+    positions[1], positions[4] = CAPACITY, -3
+    present = [0, 2, 3]
+    expected = step(loaded.model, copy_of(loaded, cache), (ids[present], slots[present], positions[present]))
+    for by in (loaded.model.decode_step_by_operators, lambda *at: by_reference(loaded.model, *at)):
+        written = copy_of(loaded, cache)
+        with torch.inference_mode():
+            found = by(ids, slots, positions, written, CAPACITY)
+        torch.testing.assert_close(found[present], expected, atol=2e-4, rtol=0)
+        changed = (written.data != cache.data).any((0, 1, 3, 5))  # [slots, positions]
+        assert sorted(changed.nonzero().tolist()) == sorted(
+            [int(slots[token]), int(positions[token])] for token in present
+        )
+
+
 @pytest.mark.parametrize("cache_dtype", list(native.FLOATS))
 @native.every_format
 @every_model

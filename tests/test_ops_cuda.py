@@ -299,7 +299,7 @@ class TestSampler:
         logits = torch.randn(4, 5, 300, generator=torch.Generator().manual_seed(2)) * 3
         rows = [4, 1, 0, 3, 2]
         for step in range(4):
-            at = logits[step], rows, torch.tensor(rows), torch.full((5,), 40 + step)
+            at = logits[step], torch.tensor(rows), torch.full((5,), 39 + step)
             assert torch.equal(by_kernel.choose(*at), by_torch.choose(*at))
 
     def test_one_call_whatever_is_asked_for(
@@ -308,7 +308,7 @@ class TestSampler:
         monkeypatch.setattr(sampling_module.ops, "slot_sampler", lambda device: cuda.sample)
         sampler = self.started()
         for slot in range(5):
-            sampler.choose(torch.randn(1, 300), [slot], torch.tensor([slot]), torch.tensor([41]))
+            sampler.choose(torch.randn(1, 300), torch.tensor([slot]), torch.tensor([40]))
         assert recorder.called == ["sample"] * 5
 
     def test_a_cpu_has_none(self) -> None:
@@ -323,7 +323,12 @@ class TestImplementations:
 
     def test_with_kernels(self, recorder: Recorder) -> None:
         kinds = self.kinds()
-        assert {name for name, (kind, _) in kinds.items() if kind == "native"} == {*NAMES, "sample"}
+        assert {name for name, (kind, _) in kinds.items() if kind == "native"} == {
+            *NAMES,
+            "embed",
+            "sample",
+            "advance",
+        }
         assert kinds["mlp"][1] == "CUDA; plain PyTorch above 16 tokens"
         assert kinds["prefill_attention"] == ("reference", "PyTorch")
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from advancing import ROWS, VOCAB, advanced, random_state, read
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adept_fast import ops
 from adept_fast.ops import reference
@@ -143,6 +145,29 @@ def test_rotary_append(qk_layernorm: bool, heads: int, head_dim: int, rotary_dim
     assert (cache[~written] == -7).all()
 
 
+@pytest.mark.parametrize("cache_dtype", DTYPES)
+@pytest.mark.parametrize(
+    "absent", [[], [0], [1, 3], [3], [0, 1, 2], [0, 1, 2, 3]], ids=lambda absent: f"without {absent}"
+)
+def test_an_absent_token_is_not_written(absent: list[int], cache_dtype: torch.dtype) -> None:
+    """Not in the last slot, not in the first, nor where another token writes."""
+    slots, positions = torch.tensor([2, 0, 1, 0]), torch.tensor([5, 0, 3, 4])
+    present = [token for token in range(4) if token not in absent]
+    slots[absent], positions[absent] = -1, 2**40
+    qkv, norms = torch.randn(4, 3 * 2 * 16), (*norm_parameters(16), *norm_parameters(16))
+    tables = ops.rotary_table(8, 25000.0, 6, torch.device("cpu"))
+    cache = torch.randn(2, 3, 2, 6, 16).to(cache_dtype)
+    expected = cache.clone()
+    for token in present:  # alone, without what leaves tokens out
+        one = slice(token, token + 1)
+        at = slots[one], positions[one]
+        reference.rotary_append(qkv[one], *norms, EPS, *tables, *at, expected)
+    q = reference.rotary_append(qkv, *norms, EPS, *tables, slots, positions, cache)
+    assert torch.equal(cache, expected)
+    assert not q[absent].any()
+    assert q[present].all()
+
+
 def attention64(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """One query [heads, head_dim] over k and v of [heads, length, head_dim]: [heads · head_dim]."""
     scores = torch.einsum("hd,hld->hl", q.double(), k.double()) * scale
@@ -166,6 +191,16 @@ def test_decode_attention(head_dim: int, cache_dtype: torch.dtype, poison: float
         torch.testing.assert_close(ours[token].double(), exact, atol=2e-6, rtol=2e-5)
 
 
+def test_attention_of_an_absent_token_is_0() -> None:
+    slots, lengths = torch.tensor([-1, 1, -1]), torch.tensor([8, 5, 2**40])
+    cache, q = torch.randn(2, 2, 3, 8, 16), torch.randn(3, 3, 16)
+    cache[:, 0] = cache[:, 1, :, 5:] = float("nan")
+    found = reference.decode_attention(q, cache, slots, lengths, 8, 0.25)
+    alone = reference.decode_attention(q[1:2], cache, slots[1:2], lengths[1:2], 8, 0.25)
+    assert torch.equal(found[1:2], alone)
+    assert not found[::2].any()
+
+
 @pytest.mark.parametrize("poison", [1e4, float("nan")])
 @pytest.mark.parametrize(("start", "tokens"), [(0, 1), (0, 33), (1, 1), (31, 17), (40, 24)])
 def test_prefill_attention(start: int, tokens: int, poison: float) -> None:
@@ -180,9 +215,70 @@ def test_prefill_attention(start: int, tokens: int, poison: float) -> None:
         torch.testing.assert_close(ours[token].double(), exact, atol=2e-6, rtol=2e-5)
 
 
+def test_advance_is_the_plain_loop() -> None:
+    for seed in range(200):
+        state = random_state(ROWS[seed % len(ROWS)], depth=1 + seed % 5, seed=seed)
+        expected = advanced(state)
+        reference.advance(**state)
+        for name, tensor in state.items():
+            assert torch.equal(tensor, expected[name]), (name, seed)
+
+
+def test_a_text_is_read_from_the_ring_behind_the_steps() -> None:
+    """Three rows: one ends with an id, one at its limit, one was never there. The ring goes round twice."""
+    state = random_state(3, depth=4, seed=0)
+    for name, values in {"ids": [1, 2, 3], "slots": [1, 3, -1], "positions": [10, 20, 30]}.items():
+        state[name][:] = torch.tensor(values)
+    state["limits"][:] = torch.tensor([99, 24, 99])
+    state["counts"][:] = 2**32 - 3
+    state["ends"][:] = False
+    state["ends"][1, 6] = state["ends"][3, 5] = True
+    chosen = [[5, 6, 2], [5, 0, 2], [6, 1, 2], [4, 2, 2], [4, 3, 2], [4, 3, 2], [4, 3, 2], [4, 3, 2]]
+    told = []
+    for step in chosen:
+        state["chosen"][:] = torch.tensor(step)
+        reference.advance(**state)
+        count = int(state["counts"][0])
+        words = [read(word) for word in state["ring"][:, count % 4].tolist()]
+        assert {number for number, _ in words} == {count % 2**32}
+        told.append([id_ for _, id_ in words])
+    assert [row[0] for row in told] == [5, 5, 6, -2, -2, -2, -2, -2]
+    assert [row[1] for row in told] == [6, 0, 1, 2, -2, -2, -2, -2]
+    assert [row[2] for row in told] == [-2] * 8
+    assert state["slots"].tolist() == [-1, -1, -1]
+    assert state["ids"].tolist() == [6, 2, 3]
+    assert state["positions"].tolist() == [13, 24, 30]
+
+
+@pytest.mark.parametrize("chosen", [-1, VOCAB, 2**40])
+def test_an_id_that_is_none_ends_a_text(chosen: int) -> None:
+    state = random_state(1, depth=2, seed=3)
+    state["slots"][:], state["limits"][:], state["chosen"][:] = 2, 99, chosen
+    reference.advance(**state)
+    assert state["slots"].tolist() == [-1]
+    assert state["ids"].tolist() == [max(chosen, 0)]
+
+
+def test_no_operator_of_a_step_looks_at_values() -> None:
+    """On tensors without values they would fail: what is captured into a graph may not ask for any."""
+    tables = ops.rotary_table(8, 25000.0, 6, torch.device("cpu"))
+    slots, positions = torch.tensor([2, -1]), torch.tensor([5, 9])
+    cache, qkv, norms = torch.randn(2, 3, 2, 6, 16), torch.randn(2, 3 * 2 * 16), norm_parameters(16)
+    state = random_state(2, depth=4, seed=0)
+    with FakeTensorMode(allow_non_fake_inputs=False) as without_values:
+        fake = without_values.from_tensor
+        at = fake(slots), fake(positions)
+        appended = [fake(tensor) for tensor in (*norms, *norms)], [fake(table) for table in tables]
+        q = reference.rotary_append(fake(qkv), *appended[0], EPS, *appended[1], *at, fake(cache))
+        attended = reference.decode_attention(q, fake(cache), at[0], at[1] + 1, 6, 0.25)
+        reference.advance(**{name: fake(tensor) for name, tensor in state.items()})
+    assert attended.shape == (2, 32)
+
+
 def test_every_operator_says_what_runs_it() -> None:
     named = {entry.operator for entry in ops.implementations()}
     assert named == {
+        "embed",
         "layernorm_qkv",
         "rotary_append",
         "prefill_attention",
@@ -191,5 +287,6 @@ def test_every_operator_says_what_runs_it() -> None:
         "mlp",
         "lm_head",
         "sample",
+        "advance",
     }
     assert all(entry.kind in ("native", "reference") and entry.reason for entry in ops.implementations())

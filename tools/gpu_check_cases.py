@@ -11,6 +11,9 @@ TOKENS = (1, 8, 2, 4, 16)  # the most telling first
 POSITIONS = (1024, 4096, 16384)
 ZEROS = (0.0, 0.9, 0.5, 0.95, 0.99)
 FILTERS = ("greedy", "top-p", "top-k")
+TABLES = ("on the GPU", "on the host")  # where the embedding lies
+TABLE_ROWS = 16384  # of it, which no cache holds
+RING_DEPTH = 16
 LAYER = ("layernorm_qkv", "rotary_append", "decode_attention", "linear_residual", "mlp")
 LAYER_POSITIONS = 1024
 
@@ -40,7 +43,7 @@ class Case:
     format: str = "float16"  # of the weights, or of the cache
     zeros: float = 0.0  # the share of the MLP's units that are 0
     positions: int = 0
-    filter: str = ""
+    filter: str = ""  # of sample; of embed, where the table lies
 
     @property
     def setting(self) -> str:
@@ -52,7 +55,7 @@ class Case:
     @property
     def streams(self) -> bool:
         """Whether what it reads lies in memory: the others' inputs were just written, and are in a cache."""
-        return self.operator not in ("rotary_append", "sample")
+        return self.operator not in ("rotary_append", "sample", "embed", "advance")
 
     @property
     def name(self) -> str:
@@ -70,6 +73,8 @@ def all_cases() -> Iterator[Case]:
         yield from (Case("decode_attention", tokens, positions=positions) for positions in POSITIONS)
         yield from (Case("sample", tokens, "float32", filter=filter_) for filter_ in FILTERS)
         yield Case("rotary_append", tokens)
+        yield from (Case("embed", tokens, filter=table) for table in TABLES)
+        yield Case("advance", tokens, "int64")
 
 
 def few_cases() -> Iterator[Case]:
@@ -113,6 +118,10 @@ def moved_bytes(case: Case, shapes: Shapes) -> int:
         return 2 * tokens * case.positions * 2 * hidden + 2 * x
     if case.operator == "sample":
         return 4 * tokens * shapes.vocab
+    if case.operator == "embed":
+        return 8 * tokens + 2 * tokens * hidden + x
+    if case.operator == "advance":
+        return tokens * (5 * 8 + 1 + 4 * 8)  # what is read of a row, one of its ends, what is written
     raise ValueError(f"no operator is called {case.operator}")
 
 

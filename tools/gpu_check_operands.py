@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from gpu_check_cases import GROUP, LAYER, Case, Shapes, needed_units
+from gpu_check_cases import GROUP, LAYER, RING_DEPTH, TABLE_ROWS, Case, Shapes, needed_units
 from torch import Tensor
 
 from adept_fast.ops import reference
@@ -84,6 +84,8 @@ class Operands:
             "lm_head": self._lm_head,
             "mlp": self._mlp,
             "sample": self._sample,
+            "embed": self._embed,
+            "advance": self._advance,
         }
         return makers[case.operator](case)
 
@@ -197,6 +199,38 @@ class Operands:
                 logits, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, positions=slots
             ),
         )
+
+    def _embed(self, case: Case) -> Call:
+        table = self._normal(TABLE_ROWS, self._shapes.hidden).half()
+        read = table if case.filter == "on the GPU" else self._pinned(table.cpu())
+        return Call(
+            torch.randint(TABLE_ROWS, (case.tokens,), device=self._device),
+            lambda ids: self._operators.embed(read, ids),
+            lambda ids: reference.embed(table, ids),
+        )
+
+    def _advance(self, case: Case) -> Call:
+        """Of rows that no limit and no id ends, so that one call is like the next; → the ids that go on."""
+        rows, vocab = case.tokens, self._shapes.vocab
+        zeros = torch.zeros(rows, dtype=torch.int64, device=self._device)
+        ends = torch.zeros(rows, vocab, dtype=torch.bool, device=self._device)
+        ids, slots, positions, counts = (
+            zeros.clone(),
+            zeros + torch.arange(rows).to(zeros),
+            zeros,
+            zeros.clone(),
+        )
+        limits, ring = zeros + 2**62, self._pinned(torch.zeros(rows, RING_DEPTH, dtype=torch.int64))
+
+        def advance(chosen: Tensor) -> Tensor:
+            self._operators.advance(chosen, ids, slots, positions, limits, ends, counts, ring)
+            return ids
+
+        return Call(torch.randint(vocab, (rows,), device=self._device), advance, lambda chosen: chosen)
+
+    def _pinned(self, tensor: Tensor) -> Tensor:
+        """Memory of the host that the device reaches."""
+        return tensor.pin_memory() if self._device.type == "cuda" else tensor
 
 
 def _chained(calls: list[Call]) -> Call:

@@ -127,7 +127,7 @@ def new_report(commit: str | None) -> dict[str, Any]:
     """Without stages and figures."""
     gpu = describe_gpu()
     report = describe_run("gpu-check", SAMPLES, torch.get_num_threads())
-    report["commit"] = commit or report["commit"]
+    report["commit"] = commit or report["commit"] or "unknown"
     report["versions"] |= {
         "cuda of torch": str(torch.version.cuda),
         "nvcc": last_line("nvcc", "--version"),

@@ -129,7 +129,8 @@ def operator_tests(seconds: float) -> Outcome:
 
 def model_tests(seconds: float) -> Outcome:
     """Those that load a checkpoint where the device is left open, and so onto the GPU."""
-    return _run_tests([], ["tests/test_cuda_model.py", "tests/test_runtime.py"], seconds, {})
+    files = ["tests/test_cuda_model.py", "tests/test_runtime.py", "tests/test_graphs_cuda.py"]
+    return _run_tests([], files, seconds, {})
 
 
 def sanitize(tool: str) -> Callable[[float], Outcome]:

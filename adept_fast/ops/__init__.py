@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adept_fast import extension
 from adept_fast.ops import cuda
+from adept_fast.ops.reference import ABSENT
 from adept_fast.ops.sample import INVALID, sample
 from adept_fast.quantize import Matrix
 from adept_fast.weights import ModelWeights
@@ -20,7 +21,9 @@ if extension.load().loaded:
 else:
     from adept_fast.ops import reference as chosen  # type: ignore[no-redef]
 
+advance = chosen.advance
 decode_attention = chosen.decode_attention
+embed = chosen.embed
 layernorm_qkv = chosen.layernorm_qkv
 linear_residual = chosen.linear_residual
 lm_head = chosen.lm_head
@@ -30,9 +33,12 @@ rotary_append = chosen.rotary_append
 rotary_table = chosen.rotary_table
 
 __all__ = [
+    "ABSENT",
     "INVALID",
     "Implementation",
+    "advance",
     "decode_attention",
+    "embed",
     "implementations",
     "layernorm_qkv",
     "linear_residual",
@@ -46,9 +52,11 @@ __all__ = [
     "slot_sampler",
 ]
 
-_PLAIN = ("prefill_attention", "sample")  # of which a CPU has no other implementation
+_PLAIN = ("embed", "prefill_attention", "sample")  # of which a CPU has no other implementation
 _PRODUCTS = ("layernorm_qkv", "linear_residual", "mlp", "lm_head")
+_ANY_SIZE = ("embed", "sample", "advance")  # for which a GPU's kernels take any number of tokens
 _IN_ORDER = (
+    "embed",
     "layernorm_qkv",
     "rotary_append",
     "decode_attention",
@@ -57,6 +65,7 @@ _IN_ORDER = (
     "lm_head",
     "prefill_attention",
     "sample",
+    "advance",
 )
 
 
@@ -117,7 +126,7 @@ def _on_a_gpu(unavailable: str | None, unreadable: str | None, attention: str | 
         why_not = unavailable or (unreadable if operator in _PRODUCTS else None)
         if why_not is not None:
             return Implementation(operator, "reference", f"plain PyTorch: {why_not}")
-        limit = "" if operator == "sample" else f"; plain PyTorch above {cuda.MOST_TOKENS} tokens"
+        limit = "" if operator in _ANY_SIZE else f"; plain PyTorch above {cuda.MOST_TOKENS} tokens"
         return Implementation(operator, "native", f"CUDA{limit}")
 
     return [of(operator) for operator in _IN_ORDER]

@@ -39,6 +39,18 @@ def unavailable(device: torch.device) -> str | None:
     return None
 
 
+def embed(table: Tensor, ids: Tensor) -> Tensor:
+    """As ``ops/reference.py`` has it; the kernel also reads a table in pinned memory of the host.
+
+    An id that is no row of the table gives zeros, where torch's lookup ends the process's use of the GPU.
+    """
+    readable = table.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    if not readable or unavailable(ids.device) is not None:
+        return reference.embed(table, ids)
+    rows: Tensor = operators.embed(table, ids)
+    return rows
+
+
 def layernorm_qkv(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Matrix, b: Tensor) -> Tensor:
     if _takes(x, w):
         result: Tensor = operators.layernorm_qkv(x, gamma, beta, eps, *parts(w), b)
@@ -137,6 +149,21 @@ def sample(
         logits, slots, positions, temperature, top_k, top_p, min_p, repetition_penalty, seed, seen
     )
     return ids
+
+
+def advance(
+    chosen: Tensor,
+    ids: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    limits: Tensor,
+    ends: Tensor,
+    counts: Tensor,
+    ring: Tensor,
+) -> None:
+    """As ``ops/reference.py`` has it; the kernel writes to a ring in pinned memory without a wait."""
+    move_on = operators.advance if unavailable(ids.device) is None else reference.advance
+    move_on(chosen, ids, slots, positions, limits, ends, counts, ring)
 
 
 def parts(w: Matrix) -> tuple[Tensor, Tensor | None]:

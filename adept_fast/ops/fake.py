@@ -108,6 +108,23 @@ def _sample(
     return slots.new_empty(logits.shape[0])
 
 
+def _advance(
+    chosen: Tensor,
+    ids: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    limits: Tensor,
+    ends: Tensor,
+    counts: Tensor,
+    ring: Tensor,
+) -> None:
+    return None
+
+
+def _embed(table: Tensor, ids: Tensor) -> Tensor:
+    return ids.new_empty(ids.shape[0], table.shape[1], dtype=torch.float32)
+
+
 for _operator in (
     _copy,
     _read,
@@ -120,5 +137,7 @@ for _operator in (
     _dequantize_units,
     _decode_step,
     _sample,
+    _advance,
+    _embed,
 ):
     torch.library.register_fake(f"adept_fast::{_operator.__name__.removeprefix('_')}", _operator)

@@ -19,7 +19,9 @@ from adept_fast.ops.reference import rotary_table
 from adept_fast.quantize import Matrix
 
 __all__ = [
+    "advance",
     "decode_attention",
+    "embed",
     "instruction_set",
     "layernorm_qkv",
     "linear_residual",
@@ -33,6 +35,10 @@ __all__ = [
 ]
 
 _native = torch.ops.adept_fast
+
+
+def embed(table: Tensor, ids: Tensor) -> Tensor:
+    return cuda.embed(table, ids) if ids.is_cuda else reference.embed(table, ids)
 
 
 def layernorm_qkv(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Matrix, b: Tensor) -> Tensor:
@@ -114,6 +120,20 @@ def lm_head(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Matrix) -> Te
         return gemm.lm_head(x, gamma, beta, eps, w)
     logits: Tensor = _native.lm_head(x, gamma, beta, eps, *parts(w), w.shape[0])
     return logits
+
+
+def advance(
+    chosen: Tensor,
+    ids: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    limits: Tensor,
+    ends: Tensor,
+    counts: Tensor,
+    ring: Tensor,
+) -> None:
+    move_on = cuda.advance if ids.is_cuda else _native.advance
+    move_on(chosen, ids, slots, positions, limits, ends, counts, ring)
 
 
 def instruction_set() -> str:

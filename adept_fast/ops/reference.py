@@ -4,6 +4,10 @@ Activations between operators are float32: ``x`` is [tokens, hidden]. Matrices c
 bfloat16, or packed in 8 or 4 bits; vectors in float32. On a CPU, and with packed matrices, every product is
 computed in float32; else on a GPU in the matrix's dtype, with float32 accumulation. LayerNorm, rotary,
 softmax, residual sums and relu² units are float32 everywhere.
+
+A token whose slot is -1 is *absent*: a decode step may have more rows than there are sequences. Nothing is
+written for it, and its position does not matter. No operator of a step looks at values on the host, so that
+it can be captured into a CUDA graph.
 """
 
 from __future__ import annotations
@@ -20,10 +24,17 @@ from adept_fast.quantize import Matrix, QuantizedMatrix
 # stays in the cache.
 _WIDEN_ELEMENTS = 1 << 18
 
+ABSENT = -2  # what ``advance`` tells of a row whose slot is -1
+
+
+def embed(table: Tensor, ids: Tensor) -> Tensor:
+    """The tokens' rows of ``table``: → float32 [tokens, hidden]."""
+    return F.embedding(ids, table).float()
+
 
 def layernorm_qkv(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Matrix, b: Tensor) -> Tensor:
     """LayerNorm, then the QKV projection: → [tokens, 3 * hidden], laid out [head, (q, k, v), head_dim]."""
-    return project(_layernorm(x, gamma, beta, eps), w) + b
+    return project(layernorm(x, gamma, beta, eps), w) + b
 
 
 def rotary_append(
@@ -45,20 +56,42 @@ def rotary_append(
         qkv: [tokens, 3 * hidden], laid out [head, (q, k, v), head_dim].
         q_gamma, q_beta, k_gamma, k_beta: [head_dim], or None for no LayerNorm.
         cos, sin: [max_seq_len, rotary_dim / 2] float32, from ``rotary_table``.
-        slots, positions: int64 [tokens], where each token's k and v go.
+        slots, positions: int64 [tokens], where each token's k and v go; no two tokens to one place.
         cache_layer: [2, slots, heads, max_seq_len, head_dim], written in place.
 
-    Returns q, float32 [tokens, heads, head_dim].
+    Returns q, float32 [tokens, heads, head_dim], 0 for a token whose slot is -1.
     """
-    heads, head_dim = cache_layer.shape[2], cache_layer.shape[4]
-    q, k, v = qkv.view(-1, heads, 3, head_dim).unbind(2)  # each [tokens, heads, head_dim]
+    present = slots >= 0  # [tokens]
+    positions = torch.where(present, positions, 0)
+    heads = cache_layer.shape[2]
+    norms = (q_gamma, q_beta, k_gamma, k_beta)
+    q, k, v = normalise_and_rotate(qkv, heads, norms, eps, cos[positions], sin[positions])
+    _append(cache_layer[0], slots, positions, k)
+    _append(cache_layer[1], slots, positions, v)
+    return q.masked_fill(~present[:, None, None], 0)
+
+
+def normalise_and_rotate(
+    qkv: Tensor, heads: int, norms: tuple[Tensor | None, ...], eps: float, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q and k, normalised per head and rotated, and v: each float32 [tokens, heads, head_dim].
+
+    Nothing is written in place, so gradients flow.
+
+    Args:
+        qkv: [tokens, 3 * hidden], laid out [head, (q, k, v), head_dim].
+        norms: q_gamma, q_beta, k_gamma, k_beta as ``rotary_append`` takes them.
+        cos, sin: float32 [tokens, rotary_dim / 2], of each token's own position.
+    """
+    q, k, v = qkv.view(len(qkv), heads, 3, qkv.shape[1] // (3 * heads)).unbind(
+        2
+    )  # each [tokens, heads, head_dim]
+    q_gamma, q_beta, k_gamma, k_beta = norms
     if q_gamma is not None and q_beta is not None and k_gamma is not None and k_beta is not None:
-        q = _layernorm(q, q_gamma, q_beta, eps)
-        k = _layernorm(k, k_gamma, k_beta, eps)
-    cos, sin = cos[positions][:, None], sin[positions][:, None]  # [tokens, 1, rotary_dim / 2]
-    cache_layer[0][slots, :, positions] = _rotate(k, cos, sin).to(cache_layer.dtype)
-    cache_layer[1][slots, :, positions] = v.to(cache_layer.dtype)
-    return _rotate(q, cos, sin)
+        q = layernorm(q, q_gamma, q_beta, eps)
+        k = layernorm(k, k_gamma, k_beta, eps)
+    cos, sin = cos[:, None], sin[:, None]  # [tokens, 1, rotary_dim / 2]
+    return _rotate(q, cos, sin), _rotate(k, cos, sin), v
 
 
 def prefill_attention(q: Tensor, cache_slot: Tensor, start: int, scale: float) -> Tensor:
@@ -92,12 +125,13 @@ def decode_attention(
         q: float32 [tokens, heads, head_dim], token i belonging to slot ``slots[i]``.
         cache_layer: [2, slots, heads, max_seq_len, head_dim].
         lengths: int64 [tokens], how many positions of the slot count; past them nothing reaches the result,
-            whatever stands there; 0 gives 0.
+            whatever stands there; 0 gives 0, and so does a slot of -1.
         longest: an upper bound of ``lengths`` that the host knows.
 
     Returns [tokens, hidden].
     """
-    k, v = cache_layer[:, slots, :, :longest].to(
+    lengths = torch.where(slots >= 0, lengths, 0)
+    k, v = cache_layer[:, slots.clamp(min=0), :, :longest].to(
         _attention_dtype(cache_layer)
     )  # each [tokens, heads, longest, d]
     visible = torch.arange(longest, device=q.device) < lengths[:, None]  # [tokens, longest]
@@ -131,7 +165,7 @@ def mlp(
     pre-activation passes 256. ``counts``, int64 [2], grows by the units that are not 0 for some token, whose
     rows of ``w_down_t`` are needed, and by all units.
     """
-    units = F.relu(project(_layernorm(x, gamma, beta, eps), w_up) + b_up).square()  # [tokens, intermediate]
+    units = F.relu(project(layernorm(x, gamma, beta, eps), w_up) + b_up).square()  # [tokens, intermediate]
     if counts is not None:
         count_needed(units, counts)
     return x + project_transposed(units, w_down_t) + b_down
@@ -139,19 +173,64 @@ def mlp(
 
 def lm_head(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Matrix) -> Tensor:
     """The final LayerNorm, then logits: → float32 [tokens, rows of w]."""
-    return project(_layernorm(x, gamma, beta, eps), w)
+    return project(layernorm(x, gamma, beta, eps), w)
+
+
+def advance(
+    chosen: Tensor,
+    ids: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    limits: Tensor,
+    ends: Tensor,
+    counts: Tensor,
+    ring: Tensor,
+) -> None:
+    """What a decode step leaves for the next one, row by row; ``ring`` tells a reader what was chosen.
+
+    A row's count grows by 1. Where the row is present, its chosen id becomes its next, one position further
+    on; and if its text ends with that, its slot becomes -1. What is told is the chosen id, or ``ABSENT``: the
+    lower 32 bits of one 64-bit word, whose upper 32 bits are the count, at the count's place around the ring.
+    So a reader who finds the count that he waits for has the id that belongs to it.
+
+    Args:
+        chosen: int64 [rows], of the operator ``sample``; an id outside the vocabulary ends the text.
+        ids, slots, positions: int64 [rows], written in place: of the step that was, then of the next one. An
+            id that is no token's (``sample``'s INVALID) becomes 0.
+        limits: int64 [rows], the position at which a row's text ends.
+        ends: bool [slots, vocab], the ids at which the text in a slot ends.
+        counts: int64 [rows], at least 0, how many steps there were; written in place.
+        ring: int64 [rows, depth], written in place. It may lie in the host's memory where the rest is on a
+            GPU; here that takes a copy that waits.
+    """
+    vocab, depth = ends.shape[1], ring.shape[1]
+    present = slots >= 0  # [rows]
+    words = torch.where(present, chosen, ABSENT)
+    in_vocabulary = (words >= 0) & (words < vocab)
+    is_end = ends[slots.clamp(min=0), words.clamp(0, vocab - 1)] | ~in_vocabulary
+    ids.copy_(torch.where(present, words.clamp(min=0), ids))
+    positions.add_(present)
+    slots.masked_fill_(present & (is_end | (positions >= limits)), -1)
+    counts.add_(1)
+    told = (counts << 32) | (words & 0xFFFFFFFF)
+    ring.scatter_(1, (counts % depth)[:, None].to(ring.device), told[:, None].to(ring.device))
 
 
 def rotary_table(
     rotary_dim: int, theta: float, max_seq_len: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin of position × θ^(−2i / rotary_dim), each float32 [max_seq_len, rotary_dim / 2].
-
-    The angles are rounded to float32 as in transformers' PersimmonRotaryEmbedding (RoFormer, Su et al. 2021).
-    """
-    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=device) / rotary_dim
-    angles = torch.outer(torch.arange(max_seq_len, device=device).float(), 1.0 / theta**exponents)
+    """cos and sin of position × θ^(−2i / rotary_dim), each float32 [max_seq_len, rotary_dim / 2]."""
+    angles = rotary_angles(torch.arange(max_seq_len, device=device), rotary_dim, theta)
     return angles.cos(), angles.sin()
+
+
+def rotary_angles(positions: Tensor, rotary_dim: int, theta: float) -> Tensor:
+    """position × θ^(−2i / rotary_dim): float32 [positions, rotary_dim / 2].
+
+    Rounded to float32 as in transformers' PersimmonRotaryEmbedding (RoFormer, Su et al. 2021).
+    """
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=positions.device) / rotary_dim
+    return torch.outer(positions.float(), 1.0 / theta**exponents)
 
 
 def compute_dtype(matrix: Matrix) -> torch.dtype:
@@ -169,7 +248,21 @@ def _attention_dtype(cache: Tensor) -> torch.dtype:
     return cache.dtype if cache.is_cuda else torch.float32
 
 
-def _layernorm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
+def _append(cache: Tensor, slots: Tensor, positions: Tensor, rows: Tensor) -> None:
+    """Write rows [tokens, heads, head_dim] into [slots, heads, max_seq_len, head_dim], but for absent tokens.
+
+    Every token writes, since which ones are there only the device knows: an absent one what the first that is
+    there writes, to the same place; and where none is there, all write what already stands in one place.
+    """
+    present = slots >= 0
+    writer = torch.where(
+        present, torch.arange(len(slots), device=slots.device), present.to(torch.uint8).argmax()
+    )  # [tokens]
+    rows = torch.where(present.any(), rows.to(cache.dtype)[writer], cache[0, :, 0])
+    cache[slots[writer].clamp(min=0), :, positions[writer]] = rows
+
+
+def layernorm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, gamma.shape, gamma, beta, eps)
 
 

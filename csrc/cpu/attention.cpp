@@ -87,10 +87,11 @@ void attend(const Threads& threads, const DecodeAttention& attention) {
     Buffer<float> scratch(2 * round_up(cache.head_dim, kLanes));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t token = i / cache.heads, head = i % cache.heads;
-      const int64_t at = (attention.slots[token] * cache.heads + head) * head_size;
+      const int64_t slot = attention.slots[token];
+      const int64_t length = slot < 0 ? 0 : attention.lengths[token];
+      const int64_t at = (std::max<int64_t>(slot, 0) * cache.heads + head) * head_size;
       Head<Element>(keys + at, values + at, cache.head_dim, scratch)
-          .attend(attention.q + i * cache.head_dim, attention.scale, attention.lengths[token],
-                  attention.out + i * cache.head_dim);
+          .attend(attention.q + i * cache.head_dim, attention.scale, length, attention.out + i * cache.head_dim);
     }
   });
 }

@@ -1,6 +1,8 @@
 // decode_step: the operators of a whole step, one after the other, without Python in between.
 //
 // Small models need it: their operators take microseconds, and so does a call from Python.
+#include <cstring>
+
 #include "kernels_of.h"
 #include "workspace.h"
 
@@ -24,9 +26,7 @@ void embed(const Matrix& table, int64_t id, float* out) {
   }
 }
 
-}  // namespace
-
-void decode_step(const Threads& threads, const DecodeStep& step) {
+void run(const Threads& threads, const DecodeStep& step) {
   const int64_t tokens = step.tokens, hidden = step.embedding.cols;
   Buffer<float> x(tokens * hidden), after(tokens * hidden), q(tokens * hidden), attended(tokens * hidden);
   Buffer<float> qkv(tokens * 3 * hidden);
@@ -47,6 +47,41 @@ void decode_step(const Threads& threads, const DecodeStep& step) {
     mlp(threads, {after, tokens, layer.mlp_norm, layer.up, layer.up_bias, layer.down, layer.down_bias, step.counts, x});
   }
   linear(threads, {x, tokens, step.final_norm, step.lm_head, nullptr, nullptr, false, step.logits});
+}
+
+// Moves the first `count` rows of the logits to where their tokens stand, and clears the others.
+void spread(const int64_t* token_of, int64_t count, const DecodeStep& step) {
+  const size_t bytes = size_t(step.lm_head.rows) * sizeof(float);
+  for (int64_t token = step.tokens - 1, next = count - 1; token >= 0; --token) {
+    float* to = step.logits + token * step.lm_head.rows;
+    if (next < 0 || token_of[next] != token)
+      std::memset(to, 0, bytes);
+    else
+      std::memmove(to, step.logits + next-- * step.lm_head.rows, bytes);
+  }
+}
+
+}  // namespace
+
+void decode_step(const Threads& threads, const DecodeStep& step) {
+  Buffer<int64_t> token_of(step.tokens), ids(step.tokens), slots(step.tokens), positions(step.tokens);
+  int64_t count = 0;
+  for (int64_t token = 0; token < step.tokens; ++token) {
+    if (step.slots[token] < 0) continue;
+    token_of[count] = token;
+    ids[count] = step.ids[token];
+    slots[count] = step.slots[token];
+    positions[count++] = step.positions[token];
+  }
+  if (count == step.tokens) return run(threads, step);
+  // What is left out costs nothing, and no unit of the MLP is read for it.
+  DecodeStep present = step;
+  present.tokens = count;
+  present.ids = ids;
+  present.slots = slots;
+  present.positions = positions;
+  if (count > 0) run(threads, present);
+  spread(token_of, count, step);
 }
 
 }  // namespace adept::ADEPT_ISA

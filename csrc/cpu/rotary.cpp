@@ -39,6 +39,10 @@ void append(const Threads& threads, const RotaryAppend& rotary) {
     Buffer<float> key(head_dim);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t token = i / cache.heads, head = i % cache.heads;
+      if (rotary.slots[token] < 0) {
+        std::memset(rotary.q_out + i * head_dim, 0, size_t(head_dim) * sizeof(float));
+        continue;
+      }
       const int64_t position = rotary.positions[token];
       const float* qkv = rotary.qkv + 3 * i * head_dim;
       const int64_t row = (rotary.slots[token] * cache.heads + head) * cache.capacity + position;

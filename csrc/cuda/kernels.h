@@ -58,4 +58,11 @@ struct Sample {
 int64_t sample_workspace_bytes(const Sample& sample);
 cudaError_t sample(const Sample& sample, void* workspace, cudaStream_t stream);
 
+// Any number of tokens. The table may also be the host's memory that the device can read. An id out of range gives
+// zeros.
+cudaError_t embed(const Embed& embed, cudaStream_t stream);
+
+// The ring may also be the host's memory that the device can write. A row whose slot is out of range is left out.
+cudaError_t advance(const Advance& advance, cudaStream_t stream);
+
 }  // namespace adept::cuda

@@ -20,6 +20,8 @@ class OnDeviceOf {
   torch::stable::accelerator::DeviceGuard guard_;
 };
 
+inline bool is_on_device(const torch::stable::Tensor& tensor) { return tensor.is_cuda(); }
+
 inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "this torch was built without CUDA");
   void* stream = nullptr;

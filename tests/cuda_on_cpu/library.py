@@ -26,7 +26,7 @@ NAMESPACE = "adept_fast_cuda_on_cpu"
 ORDERS = ("fwd", "rev", "1")
 
 # Arguments of operators that never change while a model runs. All others earlier kernels may have written.
-CONSTANTS = re.compile(r"(.*_)?(gamma|beta|scales)|[wb](_.*)?|cos|sin|embedding")
+CONSTANTS = re.compile(r"(.*_)?(gamma|beta|scales)|[wb](_.*)?|cos|sin|embedding|table")
 
 
 def _load() -> ctypes.CDLL:
@@ -55,6 +55,13 @@ def order(name: str) -> Iterator[None]:
 def multiprocessors(count: int) -> Iterator[None]:
     """A device of that size."""
     with _environment("ADEPT_CUDA_ON_CPU_MULTIPROCESSORS", str(count)):
+        yield
+
+
+@contextmanager
+def unpinned() -> Iterator[None]:
+    """The host's memory cannot be reached from the device."""
+    with _environment("ADEPT_CUDA_ON_CPU_PINNED", "0"):
         yield
 
 

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <unordered_map>
+#include <utility>
 
 namespace cuda_on_cpu {
 namespace {
@@ -17,6 +18,12 @@ cudaError_t last_error = cudaSuccess;
 int multiprocessors() {
   const char* given = std::getenv("ADEPT_CUDA_ON_CPU_MULTIPROCESSORS");
   return given != nullptr ? std::max(1, std::atoi(given)) : 4;
+}
+
+// ADEPT_CUDA_ON_CPU_PINNED, or 1: whether all memory is pinned.
+bool is_pinned() {
+  const char* given = std::getenv("ADEPT_CUDA_ON_CPU_PINNED");
+  return given == nullptr || std::atoi(given) != 0;
 }
 
 }  // namespace
@@ -87,6 +94,22 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const voi
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* kernel, int block_size,
                                                                    size_t bytes, unsigned) {
   return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, block_size, bytes);
+}
+
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
+  const bool pinned = is_pinned();
+  *attributes = {};
+  attributes->type = pinned ? cudaMemoryTypeHost : cudaMemoryTypeUnregistered;
+  attributes->device = pinned ? 0 : cudaInvalidDeviceId;
+  attributes->devicePointer = pinned ? const_cast<void*>(pointer) : nullptr;
+  attributes->hostPointer = const_cast<void*>(pointer);
+  return cudaSuccess;
+}
+
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  static thread_local cudaStreamCaptureMode in_use = cudaStreamCaptureModeGlobal;
+  std::swap(in_use, *mode);
+  return cudaSuccess;
 }
 
 cudaError_t cudaGetLastError() {

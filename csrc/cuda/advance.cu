@@ -1,0 +1,54 @@
+// advance: what a decode step leaves for the next one: ids, positions, which rows go on; and the ids for the host.
+//
+// Layout: a lane takes a row, and one warp all rows of a step. Floor: some 100 bytes a row, which is no time at
+// 3.0 TB/s. What should limit it is its launch and one chain of loads: the chosen id and the slot, then whether that
+// id ends the slot's text; meanwhile the word for the host is on its way.
+
+#include <cstdint>
+
+#include "cuda/cache.cuh"
+#include "cuda/kernels.h"
+#include "cuda/launch.cuh"
+#include "cuda/ptx.cuh"
+#include "cuda/warp.cuh"
+
+namespace adept::cuda {
+namespace {
+
+// The host reads the ring while the device runs on. Volatile makes this one store of 8 bytes, so that the count is
+// never there without its id.
+__device__ void tell(const Advance& advance, int64_t row, int64_t count, int64_t id) {
+  const uint64_t place = static_cast<uint64_t>(count) % static_cast<uint64_t>(advance.depth);
+  const uint64_t word = static_cast<uint64_t>(count) << 32 | (static_cast<uint64_t>(id) & 0xffffffffu);
+  *reinterpret_cast<volatile uint64_t*>(advance.ring + row * advance.depth + static_cast<int64_t>(place)) = word;
+}
+
+__global__ void __launch_bounds__(kWarpSize) advance_rows(const Advance advance) {
+  let_next_start();
+  wait_for_inputs();
+  const int64_t row = int64_t{blockIdx.x} * kWarpSize + threadIdx.x;
+  if (row >= advance.rows) return;
+  const int64_t chosen = advance.chosen[row], slot = advance.slots[row], count = advance.counts[row] + 1;
+  const int64_t position = advance.positions[row] + 1, limit = advance.limits[row];
+  const bool present = in_range(slot, advance.slot_count);
+  tell(advance, row, count, present ? chosen : kAbsent);
+  advance.counts[row] = count;
+  if (present) {
+    const bool ends = !in_range(chosen, advance.vocab) || advance.ends[slot * advance.vocab + chosen];
+    advance.ids[row] = chosen > 0 ? chosen : 0;
+    advance.positions[row] = position;
+    if (ends || position >= limit) advance.slots[row] = -1;
+  }
+  // What was told arrives now, whatever else keeps the device from ending the kernel.
+  __threadfence_system();
+}
+
+}  // namespace
+
+cudaError_t advance(const Advance& advance, cudaStream_t stream) {
+  if (advance.rows == 0) return cudaSuccess;
+  const auto blocks = static_cast<unsigned>((advance.rows + kWarpSize - 1) / kWarpSize);
+  return launch(stream, {dim3(blocks), dim3(kWarpSize)}, advance_rows, advance);
+}
+
+}  // namespace adept::cuda
