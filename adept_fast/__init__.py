@@ -3,10 +3,10 @@
 from adept_fast.checkpoint import CheckpointError
 from adept_fast.config import ConfigError, PersimmonConfig
 from adept_fast.memory import InsufficientMemoryError, MemoryPlan
-from adept_fast.runtime import GenerationError, Runtime
+from adept_fast.runtime import Runtime
 from adept_fast.sampling import ParameterError, SamplingParams
 from adept_fast.scoring import Score
-from adept_fast.sequence import Generation, TokenLogprob
+from adept_fast.sequence import Generation, GenerationError, TokenLogprob
 from adept_fast.text_stream import TextStream
 from adept_fast.tokenizer import Tokenizer, TokenizerError
 

@@ -88,24 +88,34 @@ class SamplingParams:
 class Sampler:
     """The settings of every slot, in tensors on the device that keep their addresses.
 
-    ``choose`` leaves out work that no row asks for, but where it is one kernel on a GPU: what that does, the
-    settings on the device say alone.
+    Args:
+        by_host: leave out what no slot in use asks for, as the host knows; else the settings on the device
+            alone say what is done, so that a captured call stays true. One kernel on a GPU always does so.
     """
 
-    def __init__(self, max_batch_size: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(
+        self, max_batch_size: int, vocab_size: int, device: torch.device, *, by_host: bool = True
+    ) -> None:
         self._sample_slots = ops.slot_sampler(device)
+        self._by_host = by_host
         self._params: list[SamplingParams | None] = [None] * max_batch_size
-        self._temperature = torch.zeros(max_batch_size, device=device)
-        self._top_k = torch.zeros(max_batch_size, dtype=torch.int64, device=device)
-        self._top_p = torch.ones(max_batch_size, device=device)
-        self._min_p = torch.zeros(max_batch_size, device=device)
-        self._repetition_penalty = torch.ones(max_batch_size, device=device)
-        self._seed = torch.zeros(max_batch_size, dtype=torch.int64, device=device)
-        self._seen = torch.zeros(max_batch_size, vocab_size, dtype=torch.bool, device=device)
+        # The last row belongs to no slot: a row of logits without one, whose slot is -1, finds it there.
+        rows = max_batch_size + 1
+        self._temperature = torch.zeros(rows, device=device)
+        self._top_k = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._top_p = torch.ones(rows, device=device)
+        self._min_p = torch.zeros(rows, device=device)
+        self._repetition_penalty = torch.ones(rows, device=device)
+        self._seed = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._seen = torch.zeros(rows, vocab_size, dtype=torch.bool, device=device)
+        self._yes = torch.ones(
+            (), dtype=torch.bool, device=device
+        )  # a Python bool would be copied there each time
+        self._asked = _Asked.by([] if by_host else None)
 
     def start(self, slot: int, params: SamplingParams, prompt_ids: Tensor) -> None:
         """Give a slot to a prompt: int64 [tokens], those the penalty counts as seen from the start."""
-        self._params[slot] = params
+        self._set_params(slot, params)
         self._temperature[slot] = params.temperature
         self._top_k[slot] = params.top_k
         self._top_p[slot] = params.top_p
@@ -116,40 +126,48 @@ class Sampler:
             self._seen[slot] = False
             self._seen[slot, prompt_ids[prompt_ids < self._seen.shape[1]]] = True
 
-    def choose(self, logits: Tensor, rows: Sequence[int], slots: Tensor, positions: Tensor) -> Tensor:
+    def stop(self, slot: int) -> None:
+        """Take a slot back: what it asked for need not be done any more."""
+        self._set_params(slot, None)
+
+    def choose(self, logits: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
         """The next token of each row: → int64 [rows], ``INVALID`` where logits are no distribution.
 
         Args:
             logits: float32 [rows, vocab_size].
-            rows: the slots, as the host knows them. slots: the same, int64 [rows] on the device.
-            positions: int64 [rows], where the new tokens will stand.
+            slots: int64 [rows], -1 for a row whose choice does not matter.
+            positions: int64 [rows], where the tokens stand that these logits follow.
         """
         if self._sample_slots is not None:
-            return self._sample_slots(logits, slots, positions, *self._settings())
-        params = [p for p in (self._params[slot] for slot in rows) if p is not None]
-        sampled = any(p.temperature > 0 for p in params)
+            settings = (setting[:-1] for setting in self._settings())
+            return self._sample_slots(logits, slots, positions + 1, *settings)
+        asked = self._asked
 
-        def where(asked: bool, setting: Tensor) -> Tensor | None:
-            return setting[slots] if asked else None
+        def where(is_asked: bool, setting: Tensor) -> Tensor | None:
+            return setting[slots] if is_asked else None
 
-        penalised = any(p.repetition_penalty != 1 for p in params)
         ids = ops.sample(
             logits,
-            temperature=where(sampled, self._temperature),
-            top_k=where(any(p.top_k for p in params), self._top_k),
-            top_p=where(any(p.top_p < 1 for p in params), self._top_p),
-            min_p=where(any(p.min_p > 0 for p in params), self._min_p),
-            repetition_penalty=where(penalised, self._repetition_penalty),
-            seen=where(penalised, self._seen),
-            seed=where(sampled, self._seed),
-            positions=positions,
+            temperature=where(asked.temperature, self._temperature),
+            top_k=where(asked.top_k, self._top_k),
+            top_p=where(asked.top_p, self._top_p),
+            min_p=where(asked.min_p, self._min_p),
+            repetition_penalty=where(asked.penalty, self._repetition_penalty),
+            seen=where(asked.penalty, self._seen),
+            seed=where(asked.temperature, self._seed),
+            positions=positions + 1 if asked.temperature else None,
         )
-        if penalised:
-            self._seen[slots, ids.clamp(min=0)] = True
+        if asked.penalty:
+            self._seen.index_put_((slots, ids.clamp(min=0)), self._yes)
         return ids
 
+    def _set_params(self, slot: int, params: SamplingParams | None) -> None:
+        self._params[slot] = params
+        if self._by_host:
+            self._asked = _Asked.by([p for p in self._params if p is not None])
+
     def _settings(self) -> tuple[Tensor, ...]:
-        """Of every slot, as ``ops.slot_sampler`` takes them."""
+        """As ``ops.slot_sampler`` takes them, but for the row without a slot."""
         return (
             self._temperature,
             self._top_k,
@@ -158,6 +176,30 @@ class Sampler:
             self._repetition_penalty,
             self._seed,
             self._seen,
+        )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Which settings some slot does not have at their defaults."""
+
+    temperature: bool
+    top_k: bool
+    top_p: bool
+    min_p: bool
+    penalty: bool
+
+    @classmethod
+    def by(cls, params: Sequence[SamplingParams] | None) -> _Asked:
+        """None for anyone who may ask for anything."""
+        if params is None:
+            return cls(True, True, True, True, True)
+        return cls(
+            temperature=any(p.temperature > 0 for p in params),
+            top_k=any(p.top_k > 0 for p in params),
+            top_p=any(p.top_p < 1 for p in params),
+            min_p=any(p.min_p > 0 for p in params),
+            penalty=any(p.repetition_penalty != 1 for p in params),
         )
 
 

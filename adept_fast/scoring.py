@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -12,13 +13,18 @@ from adept_fast.kv_cache import StaticKVCache
 from adept_fast.model import Persimmon
 from adept_fast.sequence import TokenLogprob
 
-_ROWS = 64  # logits are made for this many tokens at once: a row of the 8B's takes a megabyte
+ROWS_AT_ONCE = 64  # logits are made for this many tokens at once: a row of the 8B's takes a megabyte
 
 
 @dataclass(frozen=True)
 class Score:
     """``logprobs[i]`` is the natural logarithm of the probability of ``token_ids[i]`` after the tokens before
-    it, among all rows of the vocabulary; None for the first token, which nothing precedes."""
+    it; None for the first token, which nothing precedes.
+
+    On a CPU it is that among all rows of the vocabulary, as in transformers. On a GPU the rows that the
+    tokenizer has no piece for are not held, and it is that among the others: larger by −log(1 − p), where p is
+    the probability of all unused rows together.
+    """
 
     token_ids: list[int]
     logprobs: list[float | None]
@@ -43,24 +49,34 @@ def score_sequence(model: Persimmon, cache: StaticKVCache, ids: list[int]) -> Sc
     tokens = torch.tensor(ids, device=model.device)  # [tokens]
     logprobs: list[float | None] = [None]
     for chunk in model.prefill_chunks(tokens, cache, slot=0):
-        for hidden in chunk.split(_ROWS):
+        for hidden in chunk.split(ROWS_AT_ONCE):
             targets = tokens[len(logprobs) :][: len(hidden)]  # [rows]; the last hidden state has none
             row_logprobs = model.all_logits(hidden[: len(targets)]).log_softmax(-1)  # [rows, vocab]
             logprobs += row_logprobs.gather(-1, targets[:, None])[:, 0].tolist()
     return Score(ids, logprobs)
 
 
-def token_logprobs(logits: Tensor, ids: Tensor, asked: list[int | None]) -> list[TokenLogprob | None]:
-    """What each row asked for: None, or the chosen token's log-probability and those of the n best."""
-    most = max((count for count in asked if count is not None), default=None)
-    if most is None:
-        return [None] * len(asked)
-    logprobs = logits.log_softmax(-1)  # [rows, vocab]
-    chosen = logprobs.gather(-1, ids[:, None])[:, 0].tolist()
-    values, indices = (best.tolist() for best in logprobs.topk(min(most, logprobs.shape[-1])))
-    return [
-        None
-        if count is None
-        else TokenLogprob(token_id, chosen[row], tuple(zip(indices[row], values[row], strict=True))[:count])
-        for row, (token_id, count) in enumerate(zip(ids.tolist(), asked, strict=True))
-    ]
+class TokenLogprobs:
+    """The log-probabilities of chosen tokens and of the most likely ones: worked out on the device at once,
+    and fetched from it when the first is asked for."""
+
+    def __init__(self, logits: Tensor, ids: Tensor, most: int) -> None:
+        """Of the token in ids, int64 [rows], and of the ``most`` best, in logits, float32 [rows, vocab]."""
+        logprobs = logits.log_softmax(-1)
+        values, indices = logprobs.topk(min(most, logprobs.shape[-1]))  # each [rows, most]
+        chosen = logprobs.gather(-1, ids.clamp(min=0)[:, None])  # [rows, 1]
+        self._on_device = (ids.clone(), chosen, indices, values)
+
+    @functools.cached_property
+    def _rows(self) -> list[TokenLogprob]:
+        return [
+            TokenLogprob(token_id, logprob, tuple(zip(best, logprobs, strict=True)))
+            for token_id, (logprob,), best, logprobs in zip(
+                *(tensor.tolist() for tensor in self._on_device), strict=True
+            )
+        ]
+
+    def of(self, row: int, count: int) -> TokenLogprob:
+        """Of one row: its token's, and those of the ``count`` best."""
+        entry = self._rows[row]
+        return TokenLogprob(entry.token_id, entry.logprob, entry.top[:count])

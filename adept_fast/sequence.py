@@ -6,10 +6,16 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
+from adept_fast.ops import INVALID
 from adept_fast.sampling import SamplingParams
 from adept_fast.speculation import PromptLookup
 from adept_fast.stopping import StopMatcher
 from adept_fast.tokenizer import StreamingDetokenizer, Tokenizer
+
+
+class GenerationError(ValueError):
+    """A text cannot go on: its logits hold a NaN or an infinity, or its place in the cache was given away."""
+
 
 FinishReason = Literal["stop", "length", "eos", "interrupted"]
 
@@ -99,6 +105,22 @@ class Sequence:
         """Where the next token will stand."""
         return len(self.prompt_ids) + len(self.token_ids)
 
+    @property
+    def room(self) -> int:
+        """How many tokens may still come."""
+        return self._room - len(self.token_ids)
+
+    @property
+    def last_position(self) -> int:
+        """Where its last token would stand."""
+        return len(self.prompt_ids) + self._room - 1
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end the text."""
+        ignored = self.params.ignore_eos or self.tokenizer.eos_id is None
+        return self.params.stop_token_ids if ignored else (*self.params.stop_token_ids, self.tokenizer.eos_id)
+
     def begin(self, slot: int) -> None:
         self.slot = slot
         self.started_at = self.first_token_at = self.ended_at = time.perf_counter()
@@ -108,26 +130,34 @@ class Sequence:
         if self._lookup is None:
             return []
         # The step's own token takes a place too.
-        count = min(most, self.params.prompt_lookup, self._room - len(self.token_ids) - 1)
+        count = min(most, self.params.prompt_lookup, self.room - 1)
         return self._lookup.draft(count) if count > 0 else []
 
-    def accept_step(self, chosen: list[int], logprobs: list[TokenLogprob | None], drafts: list[int]) -> str:
-        """Take what a step chose after the last token, and after each of ``drafts`` while those were right.
+    def accept_step(self, kept: list[int], logprobs: list[TokenLogprob | None], drafted: int) -> str:
+        """Take the tokens that a step chose, of which all but the first had been guessed, among ``drafted``.
 
         Returns the text that is now certain.
         """
         self.decode_steps += 1
-        self.drafted_tokens += len(drafts)
-        piece = self.accept(chosen[0], logprobs[0])
-        for guess, before, after, logprob in zip(drafts, chosen, chosen[1:], logprobs[1:], strict=False):
-            if guess != before or self.finish_reason is not None:
+        self.drafted_tokens += drafted
+        piece = self.accept(kept[0], logprobs[0])
+        for token_id, logprob in zip(kept[1:], logprobs[1:], strict=True):
+            if self.finish_reason is not None:
                 break
             self.accepted_tokens += 1
-            piece += self.accept(after, logprob)
+            piece += self.accept(token_id, logprob)
         return piece
 
     def accept(self, token_id: int, logprob: TokenLogprob | None) -> str:
-        """Take the next token; returns the text that is now certain. Sets ``finish_reason`` at the end."""
+        """Take the next token; returns the text that is now certain. Sets ``finish_reason`` at the end.
+
+        Raises GenerationError where there is none, as the logits were no distribution.
+        """
+        if token_id == INVALID:
+            raise GenerationError(
+                f"the logits after {self.next_position} tokens hold a NaN or an infinity: "
+                f"weights are damaged, or the cache's dtype is too narrow for them"
+            )
         self.ended_at = time.perf_counter()
         self._chosen += 1
         if not self.token_ids:
@@ -145,7 +175,7 @@ class Sequence:
         self.text += piece
         if self._stops.stopped:
             self.finish_reason = "stop"
-        elif len(self.token_ids) == self._room:
+        elif self.room == 0:
             piece += self._finish("length")
         return piece
 

@@ -40,3 +40,14 @@ class PromptLookup:
                 period = len(self._ids) - place
                 return [self._ids[place + i % period] for i in range(count)]
         return []
+
+
+def kept_tokens(chosen: list[int], drafts: list[int]) -> list[int]:
+    """Of what was chosen after the last token and after each guess, what would have been chosen one by one.
+
+    What follows a guess counts if that guess is what was chosen in its place.
+    """
+    right = 0
+    while right < len(drafts) and drafts[right] == chosen[right]:
+        right += 1
+    return chosen[: 1 + right]

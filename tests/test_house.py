@@ -17,12 +17,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module may import those of its own line and of the lines below it.
 ORDER = [
     ["cli"],
-    ["commands"],
-    ["runtime"],
+    ["commands", "integrations"],
+    ["runtime", "modeling"],
+    ["decode_loop"],
     ["scoring", "sequence", "text_stream", "stats"],
     ["placement"],
     ["memory"],
     ["model"],
+    ["graphs", "decode_state"],
     ["sampling", "stopping"],
     ["ops"],
     ["kv_cache", "weights"],

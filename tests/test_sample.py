@@ -148,7 +148,7 @@ def test_a_row_draws_the_same_in_any_slot_and_any_company() -> None:
         for slot, row in zip(slots, rows, strict=True):
             sampler.start(slot, params[row], prompt)
         positions = torch.tensor([20 + row for row in rows])
-        return sampler.choose(logits[rows], slots, torch.tensor(slots), positions).tolist()
+        return sampler.choose(logits[rows], torch.tensor(slots), positions).tolist()
 
     together = chosen([0, 1, 2], [0, 1, 2])
     assert chosen([7, 3, 5], [2, 0, 1]) == [together[2], together[0], together[1]]
@@ -162,12 +162,48 @@ def test_a_slot_forgets_what_its_last_sequence_saw() -> None:
     params = SamplingParams(repetition_penalty=4.0)
 
     def choose() -> int:
-        return int(sampler.choose(logits, [0], torch.tensor([0]), torch.tensor([1])))
+        return int(sampler.choose(logits, torch.tensor([0]), torch.tensor([1])))
 
     sampler.start(0, params, torch.tensor([1]))
     assert [choose(), choose()] == [7, 8]
     sampler.start(0, params, torch.tensor([1]))
     assert choose() == 7
+
+
+def test_what_the_host_leaves_out_changes_nothing() -> None:
+    params = [
+        SamplingParams(),
+        SamplingParams(temperature=0.9, top_k=9, seed=11),
+        SamplingParams(temperature=1.4, top_p=0.8, min_p=0.05, repetition_penalty=1.5, seed=13),
+        SamplingParams(repetition_penalty=1.5),
+    ]
+    generator = torch.Generator().manual_seed(9)
+    for count in range(1, 5):
+        samplers = [Sampler(5, VOCAB, torch.device("cpu"), by_host=by_host) for by_host in (True, False)]
+        slots = torch.tensor([*range(count), -1])  # the last row is of no sequence
+        for sampler in samplers:
+            for slot in range(count):
+                sampler.start(slot, params[slot], torch.tensor([1, 2, 3]))
+        for position in range(30):
+            logits = 2 * torch.randn(count + 1, VOCAB, generator=generator)
+            chosen = [
+                sampler.choose(logits, slots, torch.full((count + 1,), position))[:-1] for sampler in samplers
+            ]
+            assert torch.equal(*chosen)
+
+
+def test_a_row_of_no_sequence_is_not_seen_by_any() -> None:
+    sampler = Sampler(2, VOCAB, torch.device("cpu"))
+    params = SamplingParams(repetition_penalty=4.0)
+    for slot in (0, 1):
+        sampler.start(slot, params, torch.tensor([1]))
+    logits = torch.zeros(3, VOCAB)
+    logits[:2, 7], logits[:2, 8], logits[2, 9] = 2.0, 1.5, 1.0
+    chosen = sampler.choose(logits, torch.tensor([0, 1, -1]), torch.tensor([1, 1, 1]))
+    assert chosen[:2].tolist() == [7, 7]
+    logits = torch.zeros(2, VOCAB)
+    logits[:, 9], logits[:, 8] = 2.0, 1.5
+    assert sampler.choose(logits, torch.tensor([1, 0]), torch.tensor([2, 2])).tolist() == [9, 9]
 
 
 @pytest.mark.parametrize(
