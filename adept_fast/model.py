@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from adept_fast import ops
@@ -100,7 +100,7 @@ class Persimmon:
 
     def embed(self, ids: Tensor) -> Tensor:
         """float32 [tokens, hidden]."""
-        return F.embedding(ids, self.weights.embedding).float()
+        return ops.embed(self.weights.embedding, ids)
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits of the ids below ``vocab_size``: float32 [tokens, vocab_size]."""
@@ -147,31 +147,56 @@ class Persimmon:
         unit_counts: Tensor | None,
     ) -> Tensor:
         eps = self.config.layer_norm_eps
-        qkv = ops.layernorm_qkv(
-            x, layer.input_gamma, layer.input_beta, eps, layer.w_qkv, layer.b_qkv
-        )  # [tokens, 3 * hidden]
-        q = ops.rotary_append(
-            qkv,
-            layer.q_gamma,
-            layer.q_beta,
-            layer.k_gamma,
-            layer.k_beta,
-            eps,
-            self.cos,
-            self.sin,
-            slots,
-            positions,
-            cache_layer,
-        )  # [tokens, heads, head_dim]
-        x = ops.linear_residual(attend(q, cache_layer), layer.w_dense, layer.b_dense, x)  # [tokens, hidden]
-        return ops.mlp(
-            x,
-            layer.mlp_gamma,
-            layer.mlp_beta,
-            eps,
-            layer.w_up,
-            layer.b_up,
-            layer.w_down_t,
-            layer.b_down,
-            unit_counts,
-        )  # [tokens, hidden]
+
+        def rotate_and_attend(qkv: Tensor) -> Tensor:
+            norms = (layer.q_gamma, layer.q_beta, layer.k_gamma, layer.k_beta)
+            q = ops.rotary_append(qkv, *norms, eps, self.cos, self.sin, slots, positions, cache_layer)
+            return attend(q, cache_layer)  # [tokens, hidden]
+
+        return decoder_layer(x, layer, eps, rotate_and_attend, ops, unit_counts)
+
+
+class LayerOperators(Protocol):
+    """The products of a layer, with the signatures of ``ops/reference.py``."""
+
+    @property
+    def layernorm_qkv(self) -> Callable[..., Tensor]: ...
+
+    @property
+    def linear_residual(self) -> Callable[..., Tensor]: ...
+
+    @property
+    def mlp(self) -> Callable[..., Tensor]: ...
+
+
+def decoder_layer(
+    x: Tensor,
+    layer: LayerWeights,
+    eps: float,
+    attend: Callable[[Tensor], Tensor],
+    operators: LayerOperators,
+    unit_counts: Tensor | None = None,
+) -> Tensor:
+    """One layer of the decoder, of the runtime as of ``adept_fast.modeling``: → float32 [tokens, hidden].
+
+    Args:
+        x: float32 [tokens, hidden], the residual sums.
+        attend: rotates and attends: qkv [tokens, 3 * hidden] → [tokens, hidden].
+        operators: what computes the products.
+        unit_counts: what ``mlp`` counts of the rows of the down-projection.
+    """
+    qkv = operators.layernorm_qkv(
+        x, layer.input_gamma, layer.input_beta, eps, layer.w_qkv, layer.b_qkv
+    )  # [tokens, 3 * hidden]
+    x = operators.linear_residual(attend(qkv), layer.w_dense, layer.b_dense, x)  # [tokens, hidden]
+    return operators.mlp(
+        x,
+        layer.mlp_gamma,
+        layer.mlp_beta,
+        eps,
+        layer.w_up,
+        layer.b_up,
+        layer.w_down_t,
+        layer.b_down,
+        unit_counts,
+    )

@@ -1,0 +1,88 @@
+"""KeyValueCache: past_key_values, a static cache that knows how far it is filled."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adept_fast.config import PersimmonConfig
+from adept_fast.kv_cache import StaticKVCache
+
+
+class KeyValueCache:
+    """Keys and values of a batch, in a StaticKVCache whose slots are the batch's rows.
+
+    All rows have seen equally many positions, padding included. When it is full, what it holds moves to one
+    of twice the size. What is written carries no gradient.
+
+    Args:
+        max_batch_size: the rows of every batch that it is used with.
+        max_seq_len: positions that there is room for at first.
+        dtype, device: those of the model.
+    """
+
+    def __init__(
+        self,
+        config: PersimmonConfig,
+        *,
+        max_batch_size: int,
+        max_seq_len: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.config = config
+        self.length = 0  # positions of each row that are filled
+        self._store = StaticKVCache(
+            config, max_batch_size=max_batch_size, max_seq_len=max_seq_len, dtype=dtype, device=device
+        )
+
+    def __len__(self) -> int:
+        return self.config.num_hidden_layers
+
+    def get_seq_length(self, layer_index: int = 0) -> int:
+        """How many positions of each row are filled."""
+        return self.length
+
+    def crop(self, length: int) -> None:
+        """Forget all but the first ``length`` positions; a negative one says how many to forget."""
+        kept = length if length >= 0 else self.length + length
+        if not 0 <= kept <= self.length:
+            raise ValueError(
+                f"length is {length}; expected at most the {self.length} positions that are there"
+            )
+        self.length = kept
+
+    def make_room(self, batch: int, tokens: int) -> None:
+        """Have place for ``tokens`` more positions; ValueError for a batch of another size."""
+        store = self._store
+        if batch != store.max_batch_size:
+            raise ValueError(
+                f"the batch has {batch} rows; past_key_values was made for {store.max_batch_size}"
+            )
+        needed = self.length + tokens
+        if needed <= store.max_seq_len:
+            return
+        self._store = StaticKVCache(
+            self.config,
+            max_batch_size=batch,
+            max_seq_len=max(needed, 2 * store.max_seq_len),
+            dtype=store.data.dtype,
+            device=store.data.device,
+        )
+        self._store.data[..., : self.length, :] = store.data[..., : self.length, :]
+
+    def append(self, index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write a layer's k and v [batch, heads, tokens, head_dim] after what is there.
+
+        The length stays as it is, since every layer appends at the same place. Returns all keys and values,
+        in the dtype of ``k``; those of this call carry gradients, where there are any.
+        """
+        layer = self._store.layer(index)  # [k/v, batch, heads, position, head_dim]
+        start, end = self.length, self.length + k.shape[2]
+        layer[0, :, :, start:end] = k.detach()
+        layer[1, :, :, start:end] = v.detach()
+        if k.requires_grad or v.requires_grad:
+            past = layer[..., :start, :].to(k.dtype)
+            return torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
+        filled = layer[..., :end, :].to(k.dtype)
+        return filled[0], filled[1]

@@ -1,0 +1,132 @@
+"""PersimmonConfig, with what training and classifying need besides the architecture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from adept_fast.config import ConfigError
+from adept_fast.config import PersimmonConfig as Architecture
+
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+_ARCHITECTURE = frozenset(field.name for field in fields(Architecture))
+
+
+@dataclass(frozen=True)
+class _Fields(Architecture):
+    initializer_range: float = 0.02
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    classifier_dropout: float | None = None
+    pad_token_id: int | None = None
+    num_labels: int = 2
+    id2label: dict[int, str] | None = None
+    problem_type: str | None = None
+    use_cache: bool = True
+    output_hidden_states: bool = False
+    output_attentions: bool = False
+    return_dict: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("hidden_dropout", "attention_dropout", "classifier_dropout"):
+            _require_probability(name, getattr(self, name), optional=name == "classifier_dropout")
+        for name in ("use_cache", "output_hidden_states", "output_attentions", "return_dict"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected true or false")
+        if not _is_number(self.initializer_range) or not 0 <= self.initializer_range < float("inf"):
+            raise ConfigError(f"initializer_range is {self.initializer_range!r}; expected a number from 0")
+        pad = self.pad_token_id
+        if pad is not None and (not _is_integer(pad) or not 0 <= pad < self.vocab_size):
+            raise ConfigError(
+                f"pad_token_id is {pad!r}; expected None or an id from 0 to {self.vocab_size - 1}"
+            )
+        if not _is_integer(self.num_labels) or self.num_labels < 1:
+            raise ConfigError(f"num_labels is {self.num_labels!r}; expected an integer of at least 1")
+        if self.id2label is not None and len(self.id2label) != self.num_labels:
+            raise ConfigError(
+                f"num_labels is {self.num_labels}, but id2label has {len(self.id2label)}; expected as many"
+            )
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ConfigError(
+                f"problem_type is {self.problem_type!r}; expected None or one of {', '.join(PROBLEM_TYPES)}"
+            )
+        if self.problem_type == "single_label_classification" and self.num_labels == 1:
+            raise ConfigError(f"problem_type is {self.problem_type!r} and num_labels 1; expected at least 2")
+
+
+class PersimmonConfig(_Fields):
+    """``adept_fast.PersimmonConfig`` with the rest of transformers' fields, under its names and defaults.
+
+    What is not of the architecture may be set after it was made, as in ``model.config.pad_token_id = 0``.
+
+    Raises ConfigError when a value is out of its range or contradicts another.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _ARCHITECTURE:
+            raise ConfigError(f"{name} is of the architecture, and fixed; expected a new config for another")
+        if name not in {field.name for field in fields(self)}:
+            raise ConfigError(f"{name} is no field of a PersimmonConfig")
+        if name == "num_labels" and self.id2label is not None and value != self.num_labels:
+            object.__setattr__(self, "id2label", None)
+        replace(self, **{name: value})  # raises where the value is not allowed
+        object.__setattr__(self, name, value)
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """The labels' names, ``LABEL_0`` and so on where they have none."""
+        return self.id2label or {at: f"LABEL_{at}" for at in range(self.num_labels)}
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        return {label: at for at, label in self.labels.items()}
+
+    @classmethod
+    def of(cls, config: Architecture) -> PersimmonConfig:
+        """This config itself, or one of the runtime's with the defaults of all else."""
+        if isinstance(config, cls):
+            return config
+        return cls(**{name: getattr(config, name) for name in _ARCHITECTURE})
+
+    @classmethod
+    def from_dict(cls, values: Any) -> PersimmonConfig:
+        """Build from the contents of a ``config.json``."""
+        if isinstance(values, dict):
+            labels = values.get("id2label")
+            if labels is not None:
+                values = values | {"id2label": _labels(labels), "num_labels": len(labels)}
+            null = ("initializer_range", "use_cache", "return_dict", "num_labels")
+            values = {name: value for name, value in values.items() if value is not None or name not in null}
+        config = super().from_dict(values)
+        assert isinstance(config, cls)
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of a ``config.json`` that transformers reads alike."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        own = {name: value for name, value in own.items() if name not in _ARCHITECTURE}
+        own["id2label"] = {str(at): label for at, label in self.labels.items()}
+        return dict(sorted((super().to_dict() | own | {"label2id": self.label2id}).items()))
+
+
+def _labels(labels: Any) -> dict[int, str]:
+    """As JSON has them, in which keys are strings."""
+    if not isinstance(labels, dict) or not all(str(at).isdecimal() for at in labels):
+        raise ConfigError(f"id2label is {labels!r}; expected an object of ids and names")
+    return {int(at): str(label) for at, label in labels.items()}
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _require_probability(name: str, value: Any, *, optional: bool) -> None:
+    if optional and value is None:
+        return
+    if not _is_number(value) or not 0 <= value <= 1:
+        raise ConfigError(f"{name} is {value!r}; expected a probability from 0 to 1")

@@ -1,0 +1,276 @@
+"""PersimmonModel: the decoder as torch modules, with gradients.
+
+The modules hold the parameters, under transformers' names; what is computed with them is ``decoder_layer``
+of ``adept_fast.model``, on the operators of ``adept_fast.ops.reference``. So it runs at the speed of plain
+torch: ``Runtime`` is what is fast. Sums, LayerNorms and softmax are float32, and on a CPU the products too,
+whatever the parameters' dtype; what is returned has that dtype. Within a layer no module is called, so hooks
+and adapters that wrap a ``Linear`` of it have no effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from adept_fast.config import PersimmonConfig as Architecture
+from adept_fast.model import decoder_layer
+from adept_fast.modeling.attention import attend, attend_with_weights, packed_sequences, visible_keys
+from adept_fast.modeling.cache import KeyValueCache
+from adept_fast.modeling.config import PersimmonConfig
+from adept_fast.modeling.outputs import BaseModelOutputWithPast
+from adept_fast.modeling.pretrained import PersimmonPreTrainedModel
+from adept_fast.ops import reference
+from adept_fast.weights import LayerWeights
+
+_SMALLEST_CACHE = 64  # positions
+
+
+class PersimmonAttention(nn.Module):
+    """The parameters of a layer's attention."""
+
+    def __init__(self, config: PersimmonConfig) -> None:
+        super().__init__()
+        hidden, eps = config.hidden_size, config.layer_norm_eps
+        self.query_key_value = nn.Linear(hidden, 3 * hidden)
+        self.dense = nn.Linear(hidden, hidden)
+        if config.qk_layernorm:
+            self.q_layernorm = nn.LayerNorm(config.head_dim, eps=eps)
+            self.k_layernorm = nn.LayerNorm(config.head_dim, eps=eps)
+
+
+class PersimmonMLP(nn.Module):
+    """The parameters of a layer's MLP."""
+
+    def __init__(self, config: PersimmonConfig) -> None:
+        super().__init__()
+        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.dense_4h_to_h = nn.Linear(config.intermediate_size, config.hidden_size)
+
+
+class PersimmonDecoderLayer(nn.Module):
+    """One layer: the residual sums float32 [tokens, hidden], before and after it."""
+
+    def __init__(self, config: PersimmonConfig) -> None:
+        super().__init__()
+        self.eps = config.layer_norm_eps
+        self.hidden_dropout = config.hidden_dropout
+        # In transformers' order, by which the state of an optimiser goes.
+        self.self_attn = PersimmonAttention(config)
+        self.mlp = PersimmonMLP(config)
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=self.eps)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=self.eps)
+
+    def forward(self, x: Tensor, attend_to: Callable[[Tensor, LayerWeights], Tensor]) -> Tensor:
+        weights = self.weights()
+        operators = _Operators(self.hidden_dropout if self.training else 0.0)
+        return decoder_layer(x, weights, self.eps, lambda qkv: attend_to(qkv, weights), operators)
+
+    def weights(self) -> LayerWeights:
+        """The parameters as the operators take them: vectors in float32, the down-projection transposed."""
+        attention, mlp = self.self_attn, self.mlp
+        q_norm, k_norm = getattr(attention, "q_layernorm", None), getattr(attention, "k_layernorm", None)
+        return LayerWeights(
+            input_gamma=self.input_layernorm.weight.float(),
+            input_beta=self.input_layernorm.bias.float(),
+            w_qkv=attention.query_key_value.weight,
+            b_qkv=attention.query_key_value.bias.float(),
+            q_gamma=None if q_norm is None else q_norm.weight.float(),
+            q_beta=None if q_norm is None else q_norm.bias.float(),
+            k_gamma=None if k_norm is None else k_norm.weight.float(),
+            k_beta=None if k_norm is None else k_norm.bias.float(),
+            w_dense=attention.dense.weight,
+            b_dense=attention.dense.bias.float(),
+            mlp_gamma=self.post_attention_layernorm.weight.float(),
+            mlp_beta=self.post_attention_layernorm.bias.float(),
+            w_up=mlp.dense_h_to_4h.weight,
+            b_up=mlp.dense_h_to_4h.bias.float(),
+            w_down_t=mlp.dense_4h_to_h.weight.t(),
+            b_down=mlp.dense_4h_to_h.bias.float(),
+        )
+
+
+class PersimmonModel(PersimmonPreTrainedModel):
+    """The decoder without a head: ids, or their embeddings, to hidden states."""
+
+    base_model_prefix = ""
+
+    def __init__(self, config: Architecture) -> None:
+        super().__init__(config)
+        config = self.config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(PersimmonDecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.initialise()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: KeyValueCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPast | tuple[object, ...]:
+        """Read [batch, sequence] tokens, after those of ``past_key_values``.
+
+        Args:
+            input_ids: int64 [batch, sequence]; or
+            inputs_embeds: [batch, sequence, hidden].
+            attention_mask: [batch, past + sequence], 0 where there is padding, on the left or on the right.
+            position_ids: int64 [batch or 1, sequence]; by default they count on from the past, padding
+                included. Without a mask and a cache, one that does not go on by one begins another sequence,
+                which sees nothing of those before it.
+            past_key_values: what was returned before; it is written to.
+            use_cache: return past_key_values; the config's by default, and not with gradient checkpointing.
+            return_dict: False for a tuple.
+
+        Raises ValueError for arguments that contradict each other, TypeError for another package's cache.
+        """
+        config = self.config
+        embeds = self._embeddings(input_ids, inputs_embeds)
+        batch, tokens, hidden = embeds.shape
+        recomputes = self.gradient_checkpointing and self.training
+        use_cache = (config.use_cache if use_cache is None else use_cache) and not recomputes
+        if past_key_values is not None and recomputes:
+            raise ValueError(
+                "past_key_values is given; with gradient checkpointing in training expected None"
+            )
+        if past_key_values is None and use_cache:
+            room = max(_SMALLEST_CACHE, 2 * tokens)
+            past_key_values = KeyValueCache(
+                config, max_batch_size=batch, max_seq_len=room, dtype=embeds.dtype, device=embeds.device
+            )
+        if past_key_values is not None:
+            if not isinstance(past_key_values, KeyValueCache):
+                found = type(past_key_values).__name__
+                raise TypeError(f"past_key_values is a {found}; expected a KeyValueCache of this package")
+            past_key_values.make_room(batch, tokens)
+        call = _Call(config, embeds, attention_mask, position_ids, past_key_values, self.training)
+        with_weights = config.output_attentions if output_attentions is None else output_attentions
+        weights: list[Tensor] | None = [] if with_weights else None
+        states = [embeds]
+        x = embeds.reshape(-1, hidden).float()  # [batch * sequence, hidden]
+        for index, layer in enumerate(self.layers):
+            x = self._run(layer, x, call.attention(index, weights), recomputes)
+            states.append(x.view(embeds.shape).to(embeds.dtype))
+        norm = self.final_layernorm
+        x = reference.layernorm(x, norm.weight.float(), norm.bias.float(), config.layer_norm_eps)
+        states[-1] = x.view(embeds.shape).to(embeds.dtype)
+        if past_key_values is not None:
+            past_key_values.length += tokens
+        with_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        outputs = BaseModelOutputWithPast(
+            last_hidden_state=states[-1],
+            past_key_values=past_key_values,
+            hidden_states=tuple(states) if with_states else None,
+            attentions=None if weights is None else tuple(weights),
+        )
+        return outputs if self.returns_dict(return_dict) else outputs.to_tuple()
+
+    def _embeddings(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            found = "neither" if input_ids is None else "both"
+            raise ValueError(f"input_ids and inputs_embeds: {found} given; expected one of them")
+        if input_ids is not None:
+            if input_ids.dim() != 2:
+                raise ValueError(f"input_ids has shape {list(input_ids.shape)}; expected [batch, sequence]")
+            embeds: Tensor = self.embed_tokens(input_ids)
+            return embeds
+        assert inputs_embeds is not None
+        if inputs_embeds.dim() != 3 or inputs_embeds.shape[-1] != self.config.hidden_size:
+            raise ValueError(
+                f"inputs_embeds has shape {list(inputs_embeds.shape)}; "
+                f"expected [batch, sequence, {self.config.hidden_size}]"
+            )
+        return inputs_embeds.to(self.embed_tokens.weight.dtype)
+
+    @staticmethod
+    def _run(
+        layer: nn.Module, x: Tensor, attend_to: Callable[[Tensor, LayerWeights], Tensor], recomputes: bool
+    ) -> Tensor:
+        if recomputes:
+            result: Tensor = checkpoint(layer, x, attend_to, use_reentrant=False)
+            return result
+        out: Tensor = layer(x, attend_to)
+        return out
+
+
+class _Operators:
+    """The reference operators, with dropout of what the MLP adds."""
+
+    layernorm_qkv = staticmethod(reference.layernorm_qkv)
+    linear_residual = staticmethod(reference.linear_residual)
+
+    def __init__(self, dropout: float) -> None:
+        self.dropout = dropout
+
+    def mlp(self, x: Tensor, *parts: object) -> Tensor:
+        out = reference.mlp(x, *parts)  # type: ignore[arg-type]
+        return x + F.dropout(out - x, self.dropout) if self.dropout else out
+
+
+class _Call:
+    """What all layers of one forward pass attend with."""
+
+    def __init__(
+        self,
+        config: PersimmonConfig,
+        embeds: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: KeyValueCache | None,
+        training: bool,
+    ) -> None:
+        batch, tokens, _ = embeds.shape
+        past = 0 if cache is None else cache.length
+        sequences = None
+        if position_ids is None:
+            position_ids = torch.arange(past, past + tokens, device=embeds.device)[None]
+        elif position_ids.shape not in ((batch, tokens), (1, tokens)):
+            raise ValueError(
+                f"position_ids has shape {list(position_ids.shape)}; "
+                f"expected {[batch, tokens]} or {[1, tokens]}"
+            )
+        elif attention_mask is None and cache is None:
+            sequences = packed_sequences(position_ids)
+        self.config = config
+        self.cache = cache
+        self.batch = batch
+        self.returned_dtype = embeds.dtype
+        self.dtype = embeds.dtype if embeds.is_cuda else torch.float32
+        self.visible = visible_keys(attention_mask, batch, tokens, past, sequences, embeds.device)
+        positions = position_ids.expand(batch, tokens).reshape(-1)  # [batch * sequence]
+        angles = reference.rotary_angles(positions, config.rotary_dim, config.rope_theta)
+        self.cos, self.sin = angles.cos(), angles.sin()  # each [batch * sequence, rotary_dim / 2]
+        self.dropout = config.attention_dropout if training else 0.0
+
+    def attention(
+        self, index: int, kept_weights: list[Tensor] | None
+    ) -> Callable[[Tensor, LayerWeights], Tensor]:
+        """Rotation and attention of one layer, which keeps its weights where there is a place for them."""
+        config, scale = self.config, self.config.head_dim**-0.5
+
+        def attend_to(qkv: Tensor, layer: LayerWeights) -> Tensor:
+            norms = (layer.q_gamma, layer.q_beta, layer.k_gamma, layer.k_beta)
+            parts = reference.normalise_and_rotate(
+                qkv, config.num_attention_heads, norms, config.layer_norm_eps, self.cos, self.sin
+            )
+            # each [batch, heads, sequence, head_dim]
+            q, k, v = (part.unflatten(0, (self.batch, -1)).transpose(1, 2).to(self.dtype) for part in parts)
+            if self.cache is not None:
+                k, v = self.cache.append(index, k, v)
+            if kept_weights is None:
+                out = attend(q, k, v, self.visible, scale, self.dropout)
+            else:
+                out, weights = attend_with_weights(q, k, v, self.visible, scale, self.dropout)
+                kept_weights.append(weights.to(self.returned_dtype))
+            return out.transpose(1, 2).flatten(2).flatten(0, 1).float()  # [batch * sequence, hidden]
+
+        return attend_to

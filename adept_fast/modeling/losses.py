@@ -1,0 +1,67 @@
+"""The losses of the heads, as transformers computes them, in float32."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adept_fast.modeling.config import PersimmonConfig
+
+IGNORED = -100  # a label that does not count
+
+
+def next_token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Cross-entropy of each label but a row's first, by the logits of the token before it.
+
+    Args:
+        logits: [batch, sequence, vocab].
+        labels: int64 [batch, sequence], -100 where there is nothing to learn.
+        num_items_in_batch: what the sum is divided by; by default, how many labels count.
+
+    Raises ValueError where labels are of another shape.
+    """
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"labels has shape {list(labels.shape)}; expected {list(logits.shape[:-1])}, that of the logits"
+        )
+    following = F.pad(labels.to(logits.device)[:, 1:], (0, 1), value=IGNORED)  # [batch, sequence]
+    return _cross_entropy(logits, following, num_items_in_batch)
+
+
+def token_classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of int64 labels [batch, sequence] by logits [batch, sequence, labels]."""
+    return _cross_entropy(logits, labels.to(logits.device))
+
+
+def sequence_classification_loss(logits: Tensor, labels: Tensor, config: PersimmonConfig) -> Tensor:
+    """The loss of logits [batch, labels] by the config's problem_type.
+
+    Where that is None, the labels decide it for good: one output is a regression, integers are single labels
+    [batch], and floats multiple labels [batch, labels].
+    """
+    labels = labels.to(logits.device)
+    if config.problem_type is None:
+        config.problem_type = _problem_type(labels, config.num_labels)  # type: ignore[misc]  # it may be set
+    logits = logits.float()
+    if config.problem_type == "regression":
+        if config.num_labels == 1:
+            return F.mse_loss(logits.squeeze(), labels.float().squeeze())
+        return F.mse_loss(logits, labels.float())
+    if config.problem_type == "single_label_classification":
+        return _cross_entropy(logits, labels)
+    return F.binary_cross_entropy_with_logits(logits, labels.float())
+
+
+def _problem_type(labels: Tensor, num_labels: int) -> str:
+    if num_labels == 1:
+        return "regression"
+    is_integer = labels.dtype in (torch.int64, torch.int32)
+    return "single_label_classification" if is_integer else "multi_label_classification"
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, items: Tensor | int | None = None) -> Tensor:
+    flat = logits.float().flatten(0, -2)  # [rows, classes]
+    reduction = "mean" if items is None else "sum"
+    loss = F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction=reduction)
+    return loss if items is None else loss / torch.as_tensor(items, device=loss.device)

@@ -1,0 +1,259 @@
+"""What all models share: a config, the initialisation, and directories to load from and save to."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from adept_fast.checkpoint import (
+    WEIGHT_DTYPES,
+    CheckpointError,
+    StoredTensor,
+    demo_path,
+    dtype_name,
+    open_checkpoint,
+)
+from adept_fast.checkpoint.atomic import require_space
+from adept_fast.checkpoint.huggingface import INDEX_FILE, SINGLE_FILE, _stored_tensors, is_huggingface
+from adept_fast.checkpoint.native import is_native
+from adept_fast.checkpoint.save import ROOM_FOR_SMALL_FILES, write_json
+from adept_fast.checkpoint.weight_files import read_as, size_of, write_safetensors
+from adept_fast.config import PersimmonConfig as Architecture
+from adept_fast.mapped_files import release_pages
+from adept_fast.modeling.config import PersimmonConfig
+
+_DECODER = ("embed_tokens.", "layers.", "final_layernorm.")
+_HEADS = ("lm_head.weight", "score.weight", "score.bias")
+_DERIVED_SUFFIX = "rotary_emb.inv_freq"  # older files carry it, and the config determines it
+
+Model = TypeVar("Model", bound="PersimmonPreTrainedModel")
+
+
+class PersimmonPreTrainedModel(nn.Module):
+    """A decoder with or without a head. New weights are random, as transformers initialises them."""
+
+    base_model_prefix = "model"
+    head_names: tuple[str, ...] = ()
+    gradient_checkpointing = False
+
+    def __init__(self, config: Architecture) -> None:
+        super().__init__()
+        self.config = PersimmonConfig.of(config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        return sum(each.numel() for each in self.parameters() if each.requires_grad or not only_trainable)
+
+    def get_input_embeddings(self) -> nn.Module:
+        embeddings: nn.Module = self.get_submodule(f"{self.base_model_prefix}.embed_tokens".lstrip("."))
+        return embeddings
+
+    def gradient_checkpointing_enable(self) -> None:
+        """In training, keep only what enters each layer and compute the rest again for the gradients."""
+        self._set_gradient_checkpointing(True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        self._set_gradient_checkpointing(False)
+
+    def _set_gradient_checkpointing(self, enabled: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, PersimmonPreTrainedModel):
+                module.gradient_checkpointing = enabled
+
+    def returns_dict(self, return_dict: bool | None) -> bool:
+        return self.config.return_dict if return_dict is None else return_dict
+
+    def tie_weights(self) -> None:
+        """Make one parameter of those that the config ties."""
+
+    def initialise(self) -> None:
+        """Give the modules that are this class's own random weights, of ``config.initializer_range``."""
+        for child in self.children():
+            if not isinstance(child, PersimmonPreTrainedModel):
+                _initialise(child, self.config.initializer_range)
+        self.tie_weights()
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        path: str | Path,
+        *,
+        dtype: torch.dtype | str = "auto",
+        device: torch.device | str = "cpu",
+        config: Architecture | None = None,
+        **changes: Any,
+    ) -> Model:
+        """Load from a local directory, ``"demo"``, or anything that ``Runtime.load`` takes; in eval mode.
+
+        A head that the checkpoint does not have is initialised, with a warning.
+
+        Args:
+            dtype: ``"auto"`` for the stored one; or float32, float16 or bfloat16, as torch has it or by name.
+            config: instead of the checkpoint's.
+            changes: fields of the config to be others, such as ``num_labels=3``.
+
+        Raises CheckpointError or ConfigError naming the file, the tensor and what was expected.
+        """
+        path = demo_path() if str(path) == "demo" else Path(path).expanduser()
+        found, stored = _open(path)
+        config = PersimmonConfig.of(config or found)
+        if changes:
+            config = _changed(config, changes)
+        with torch.device("meta"):
+            model = cls(config)
+        wanted = _wanted(model)
+        missing = _check(path, cls, wanted, stored)
+        model.to(dtype=_chosen_dtype(dtype, stored))
+        model.to_empty(device=device)
+        model.tie_weights()
+        if missing:
+            _initialise_missing(model, missing)
+            warnings.warn(
+                f"{path}: has no {' and no '.join(missing)}; what is missing begins random, to be trained",
+                stacklevel=2,
+            )
+        parameters = {_full_name(name): tensor for name, tensor in model.state_dict().items()}
+        with torch.no_grad():
+            for name in wanted:
+                if name not in missing:
+                    values = read_as(stored[name], model.dtype)
+                    parameters[name].copy_(values)
+                    release_pages(values)
+        return model.eval()
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write config.json and model.safetensors, which transformers' class of this name loads too.
+
+        Files of these names are replaced, others stay: a tokenizer's are not written.
+
+        Raises CheckpointError where the directory holds a checkpoint in shards, or the disk is too full.
+        """
+        path = Path(path).expanduser()
+        path.mkdir(parents=True, exist_ok=True)
+        if (path / INDEX_FILE).exists():
+            raise CheckpointError(f"{path}: has {INDEX_FILE}, of other weights; expected another directory")
+        tensors = [
+            StoredTensor(name, tuple(tensor.shape), tensor.dtype, "the model", partial(_on_cpu, tensor))
+            for name, tensor in self.state_dict().items()
+            if not (name == "lm_head.weight" and self.config.tie_word_embeddings)
+        ]
+        require_space(path, sum(size_of(tensor, None) for tensor in tensors) + ROOM_FOR_SMALL_FILES)
+        stored = dtype_name(self.dtype)
+        values = self.config.to_dict() | {"architectures": [type(self).__name__], "dtype": stored}
+        partly = {name: path / f".{name}.partial-{os.getpid()}" for name in (SINGLE_FILE, "config.json")}
+        try:
+            write_safetensors(partly[SINGLE_FILE], tensors, None, lambda size: None)
+            write_json(partly["config.json"], values)
+            for name, written in partly.items():
+                os.replace(written, path / name)
+        finally:
+            for written in partly.values():
+                written.unlink(missing_ok=True)
+
+
+def _initialise(module: nn.Module, deviation: float) -> None:
+    for each in module.modules():
+        if isinstance(each, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(each.weight, std=deviation)
+        if isinstance(each, nn.Linear) and each.bias is not None:
+            nn.init.zeros_(each.bias)
+        if isinstance(each, nn.Embedding) and each.padding_idx is not None:
+            nn.init.zeros_(each.weight[each.padding_idx])
+
+
+def _initialise_missing(model: PersimmonPreTrainedModel, missing: list[str]) -> None:
+    for name in missing:
+        parameter = model.get_parameter(name)
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        else:
+            nn.init.normal_(parameter, std=model.config.initializer_range)
+
+
+def _open(path: Path) -> tuple[Architecture, Mapping[str, StoredTensor]]:
+    """The config of what is at ``path``, and its tensors by their names in a model with a head."""
+    if not is_huggingface(path) or is_native(path):
+        checkpoint = open_checkpoint(path)
+        return checkpoint.config, checkpoint.tensors
+    config = PersimmonConfig.from_json(path / "config.json")
+    return config, {_full_name(name): tensor for name, tensor in _stored_tensors(path).items()}
+
+
+def _full_name(name: str) -> str:
+    """A checkpoint of the decoder alone has its names without the prefix."""
+    return f"model.{name}" if name.startswith(_DECODER) else name
+
+
+def _changed(config: PersimmonConfig, changes: dict[str, Any]) -> PersimmonConfig:
+    values = config.to_dict() | {"num_labels": config.num_labels} | changes
+    unknown = [name for name in changes if name not in PersimmonConfig.__dataclass_fields__]
+    if unknown:
+        raise TypeError(f"from_pretrained has no argument {unknown[0]}, and a PersimmonConfig no such field")
+    if "num_labels" in changes and "id2label" not in changes and config.num_labels != changes["num_labels"]:
+        values["id2label"] = None
+    return PersimmonConfig.from_dict(values)
+
+
+def _wanted(model: PersimmonPreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """The names and shapes that a checkpoint has to have."""
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    shapes = {_full_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return {name: shape for name, shape in shapes.items() if name not in tied}
+
+
+def _check(
+    path: Path,
+    model_class: type[PersimmonPreTrainedModel],
+    wanted: Mapping[str, tuple[int, ...]],
+    stored: Mapping[str, StoredTensor],
+) -> list[str]:
+    """The names of a head that is not there; CheckpointError where anything else is amiss."""
+    missing = [name for name in wanted if name not in stored]
+    for name in missing:
+        if name not in model_class.head_names:
+            raise CheckpointError(
+                f"{path}: tensor {name} is missing; the config calls for {list(wanted[name])}"
+            )
+    for name, tensor in stored.items():
+        if name not in wanted and name not in _HEADS and not name.endswith(_DERIVED_SUFFIX):
+            raise CheckpointError(
+                f"{tensor.source}: tensor {name} does not belong to the model that the config describes"
+            )
+        if name in wanted and tensor.shape != wanted[name]:
+            raise CheckpointError(
+                f"{tensor.source}: tensor {name} has shape {list(tensor.shape)}; "
+                f"the config calls for {list(wanted[name])}"
+            )
+        if name in wanted and tensor.dtype not in WEIGHT_DTYPES.values():
+            raise CheckpointError(
+                f"{tensor.source}: tensor {name} has dtype {dtype_name(tensor.dtype)}; "
+                f"expected float32, float16 or bfloat16"
+            )
+    return missing
+
+
+def _chosen_dtype(dtype: torch.dtype | str, stored: Mapping[str, StoredTensor]) -> torch.dtype:
+    if dtype == "auto":
+        return stored["model.embed_tokens.weight"].dtype
+    for name, chosen in WEIGHT_DTYPES.items():
+        if dtype in (name, chosen):
+            return chosen
+    raise ValueError(f"dtype is {dtype!r}; expected 'auto', float32, float16 or bfloat16")
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu()

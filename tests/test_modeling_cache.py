@@ -1,0 +1,65 @@
+"""past_key_values: a static cache that grows, is cropped, and belongs to one batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_modeling import LEFT, assert_close, assert_same, ids_of, pair_of
+
+from adept_fast import modeling
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_attentions_of_cached_steps(padded: bool) -> None:
+    ours, theirs = pair_of("ForCausalLM")
+    theirs.set_attn_implementation("eager")
+    ids = ids_of(ours)
+    past, their_past = None, None
+    for start, end in ((0, 4), (4, 5), (5, 8), (8, 9)):
+        given = {"input_ids": ids[:, start:end], "output_attentions": True}
+        if padded:
+            given["attention_mask"] = LEFT[:, :end]
+        with torch.no_grad():
+            out = ours(**given, past_key_values=past)
+            expected = theirs(**given, past_key_values=their_past)
+        assert_same(out, expected)
+        assert out.attentions[0].shape == (3, 3, end - start, end)
+        past, their_past = out.past_key_values, expected.past_key_values
+
+
+def test_one_that_is_given_grows() -> None:
+    ours, theirs = pair_of("Model")
+    cache = modeling.KeyValueCache(ours.config, max_batch_size=2, max_seq_len=1)
+    ids = ids_of(ours, (2, 30))
+    with torch.no_grad():
+        parts = [ours(part, past_key_values=cache).last_hidden_state for part in ids.split(4, 1)]
+    assert_close(torch.cat(parts, 1), theirs(ids).last_hidden_state)
+    assert len(cache) == 2
+
+
+def test_a_crop_takes_tokens_back() -> None:
+    ours, _ = pair_of("Model")
+    ids = ids_of(ours, (2, 8))
+    cache = ours(ids[:, :6]).past_key_values
+    cache.crop(4)
+    out = ours(ids[:, 4:], past_key_values=cache)
+    assert_close(out.last_hidden_state, ours(ids).last_hidden_state[:, 4:])
+    cache.crop(-3)
+    assert cache.get_seq_length() == 5
+    with pytest.raises(ValueError, match="length is 6; expected at most the 5 positions"):
+        cache.crop(6)
+
+
+def test_another_batch_is_refused() -> None:
+    ours, _ = pair_of("Model")
+    cache = ours(ids_of(ours, (2, 3))).past_key_values
+    with pytest.raises(ValueError, match="the batch has 1 rows; past_key_values was made for 2"):
+        ours(ids_of(ours, (1, 3)), past_key_values=cache)
+    assert cache.get_seq_length() == 3
+
+
+def test_a_cache_of_theirs_is_refused() -> None:
+    ours, theirs = pair_of("ForCausalLM")
+    ids = ids_of(ours)
+    with pytest.raises(TypeError, match="past_key_values is a DynamicCache; expected a KeyValueCache"):
+        ours(ids, past_key_values=theirs(ids).past_key_values)
