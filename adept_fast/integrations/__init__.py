@@ -1,0 +1,1 @@
+"""What needs packages that nothing else here needs; each module says which."""

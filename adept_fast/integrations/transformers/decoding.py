@@ -1,0 +1,131 @@
+"""Decoding of a request, with the order of events and the results of transformers' ``generate``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from adept_fast.integrations.transformers.request import Request
+from adept_fast.integrations.transformers.token_loop import TokenLoop
+
+
+class Columns:
+    """The ids of a batch, growing by a column a step: what was read of them stays as it was."""
+
+    def __init__(self, input_ids: Tensor) -> None:
+        rows, self._count = input_ids.shape
+        self._held = input_ids.new_empty(rows, 2 * self._count + 64)
+        self._held[:, : self._count] = input_ids
+
+    @property
+    def so_far(self) -> Tensor:
+        """int64 [rows, columns], a view."""
+        return self._held[:, : self._count]
+
+    def append(self, tokens: Tensor) -> None:
+        """int64 [rows]."""
+        if self._count == self._held.shape[1]:
+            held = torch.empty_like(self._held).repeat(1, 2)
+            held[:, : self._count] = self._held
+            self._held = held
+        self._held[:, self._count] = tokens
+        self._count += 1
+
+
+class Ends:
+    """transformers' stopping criteria; the two that almost every call has, without its tensors."""
+
+    def __init__(self, criteria: Sequence[Any]) -> None:
+        self.max_length: int | None = None
+        self._eos: set[int] = set()
+        self._others = []
+        for criterion in criteria:
+            if type(criterion) is EosTokenCriteria:
+                self._eos |= set(criterion.eos_token_id.tolist())
+            elif type(criterion) is MaxLengthCriteria and self.max_length is None:
+                self.max_length = criterion.max_length
+            else:
+                self._others.append(criterion)
+        # Only with such a criterion is a text that has ended filled up with padding.
+        self.pads = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
+
+    def of(self, tokens: list[int], so_far: Tensor, scores: Any) -> list[bool]:
+        """Which rows end with ``tokens``, the last column of ``so_far``."""
+        full = self.max_length is not None and so_far.shape[1] >= self.max_length
+        ended = [full or token_id in self._eos for token_id in tokens]
+        for criterion in self._others:
+            said = criterion(so_far, scores).tolist()
+            ended = [before or now for before, now in zip(ended, said, strict=True)]
+        return ended
+
+
+class Details:
+    """What is kept of each step where it is asked for: ``scores`` after the processors, ``logits`` before."""
+
+    def __init__(self, generation_config: Any, processors: Any, device: torch.device) -> None:
+        self.asked_for = bool(generation_config.return_dict_in_generate)
+        self.scores: Any = () if self.asked_for and generation_config.output_scores else None
+        self.logits: Any = () if self.asked_for and generation_config.output_logits else None
+        self._processors = processors
+        self._device = device
+
+    @property
+    def of_every_row(self) -> bool:
+        """Whether something is kept of all rows, those of texts that have ended too."""
+        return self.scores is not None or self.logits is not None
+
+    def add(self, so_far: Tensor, logits: Tensor) -> None:
+        """Of the step after the columns ``so_far``: float32 [rows, vocab]."""
+        if self.scores is not None:
+            self.scores += (self._processors(so_far, logits.to(self._device, copy=True)),)
+        if self.logits is not None:
+            self.logits += (logits.to(self._device, copy=True),)
+
+
+def decode(
+    request: Request,
+    loop: TokenLoop,
+    ends: Ends,
+    processors: Any,
+    generation_config: Any,
+    streamer: Any,
+) -> Any:
+    """Continue the prompts until each has ended: what transformers' own decoding returns.
+
+    Of its fields ``past_key_values`` is None: the runtime has a cache of its own.
+    """
+    device = request.input_ids.device
+    details = Details(generation_config, processors, device)
+    columns = Columns(request.input_ids)
+    pad = int(generation_config._pad_token_tensor) if ends.pads else 0
+    going_on = [True] * len(request.starts)
+    rows = list(range(len(going_on)))
+    chosen, logits = loop.begin(request.prompts, request.seeded(), request.seen)
+    while True:
+        details.add(columns.so_far, logits)
+        tokens = [pad] * len(going_on)
+        for row, token_id in zip(rows, chosen, strict=True):
+            if going_on[row] or not ends.pads:
+                tokens[row] = token_id
+        column = torch.tensor(tokens)  # [rows]
+        columns.append(column.to(device))
+        ended = ends.of(tokens, columns.so_far, details.scores)
+        going_on = [before and not now for before, now in zip(going_on, ended, strict=True)]
+        if streamer is not None:
+            streamer.put(column)
+        if not any(going_on):
+            break
+        if ends.pads and not details.of_every_row:
+            rows = [row for row, goes_on in enumerate(going_on) if goes_on]
+        chosen, logits = loop.advance(rows, [tokens[row] for row in rows])
+    if streamer is not None:
+        streamer.end()
+    sequences: Any = columns.so_far.contiguous()
+    if not details.asked_for:
+        return sequences
+    return GenerateDecoderOnlyOutput(sequences=sequences, scores=details.scores, logits=details.logits)

@@ -1,0 +1,179 @@
+"""Request: what one call of transformers' ``generate`` asks of the runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation import logits_process
+
+from adept_fast.integrations.transformers.not_served import NotServedError
+from adept_fast.sampling import MOST_DRAFTS, ParameterError, SamplingParams
+
+# What a decoding method or its model is given that is read here, or that only its own way of decoding needs.
+_KNOWN_KEYWORDS = {
+    "attention_mask",
+    "cache_position",
+    "inputs_tensor",
+    "logits_to_keep",
+    "output_attentions",
+    "output_hidden_states",
+    "past_key_values",
+    "position_ids",
+    "tokenizer",
+    "use_cache",
+}
+_KNOWN_CACHES = (None, "dynamic", "dynamic_full", "static")  # which the runtime's own stands in for
+
+
+@dataclass(frozen=True)
+class Request:
+    """The prompts of a batch, and how they are to be continued.
+
+    ``input_ids`` is int64 [rows, columns]; before column ``starts[row]`` there is padding.
+    """
+
+    input_ids: Tensor
+    starts: list[int]
+    params: SamplingParams  # of every row, but for the seed
+    seen: list[Tensor]  # of each row, the ids that a repetition penalty counts: int64 [tokens]
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        rows = self.input_ids.tolist()
+        return [row[start:] for row, start in zip(rows, self.starts, strict=True)]
+
+    def seeded(self) -> list[SamplingParams]:
+        """Each row's, with a seed from torch's generator, which ``torch.manual_seed`` determines."""
+        rows = len(self.starts)
+        if self.params.temperature == 0:
+            return [self.params] * rows
+        seeds: list[int] = torch.randint(2**63 - 1, (rows,), device="cpu").tolist()
+        return [replace(self.params, seed=seed) for seed in seeds]
+
+
+def read_request(
+    input_ids: Tensor,
+    processors: Iterable[Any],
+    generation_config: Any,
+    model_kwargs: Mapping[str, Any],
+    prompt_lookup: int = 0,
+) -> Request:
+    """What transformers has prepared for its own decoding: arguments, generation configs and defaults merged.
+
+    Raises NotServedError where there is something in it that the runtime does not do.
+    """
+    _check_keywords(generation_config, model_kwargs)
+    mask = model_kwargs.get("attention_mask")
+    starts = _starts(input_ids, mask)
+    _check_positions(model_kwargs.get("position_ids"), mask, starts, input_ids.shape[1])
+    params, ignored = _read_processors(processors, bool(generation_config.do_sample))
+    if params.repetition_penalty == 1:  # with one, a token's choice depends on the one before
+        params = replace(params, prompt_lookup=min(prompt_lookup, MOST_DRAFTS))
+    return Request(
+        input_ids,
+        starts,
+        params,
+        [ids[first:] for ids, first in zip(input_ids, _first_seen(ignored, len(starts)), strict=True)],
+    )
+
+
+def _check_keywords(generation_config: Any, model_kwargs: Mapping[str, Any]) -> None:
+    for name, value in model_kwargs.items():
+        if name not in _KNOWN_KEYWORDS and value is not None and value is not False:
+            raise NotServedError(name)
+    if generation_config.return_dict_in_generate:
+        for name in ("output_attentions", "output_hidden_states"):
+            if getattr(generation_config, name, False):
+                raise NotServedError(name)
+    cache = model_kwargs.get("past_key_values")
+    if cache is not None and (getattr(cache, "_is_user_defined", False) or cache.get_seq_length() > 0):
+        raise NotServedError("past_key_values")
+    if generation_config.cache_implementation not in _KNOWN_CACHES:
+        raise NotServedError(f"cache_implementation {generation_config.cache_implementation!r}")
+
+
+def _starts(input_ids: Tensor, mask: Tensor | None) -> list[int]:
+    """The column of each row's first token."""
+    rows, columns = input_ids.shape
+    if mask is None:
+        return [0] * rows
+    if mask.shape != input_ids.shape:
+        raise NotServedError(f"an attention_mask of shape {list(mask.shape)}")
+    attended = mask != 0  # [rows, columns]
+    starts = columns - attended.sum(1)  # [rows]
+    if not torch.equal(attended, torch.arange(columns, device=mask.device) >= starts[:, None]):
+        raise NotServedError("padding that is not on the left")
+    if columns in starts:
+        raise NotServedError("a prompt of padding only")
+    first: list[int] = starts.tolist()
+    return first
+
+
+def _check_positions(positions: Tensor | None, mask: Tensor | None, starts: list[int], columns: int) -> None:
+    """Raises NotServedError but where each row's tokens are counted from 0."""
+    if positions is None:
+        return
+    begin = torch.tensor(starts, device=positions.device)[:, None]  # [rows, 1]
+    counted = torch.arange(columns, device=positions.device) - begin  # [rows, columns]
+    if positions.shape[-1] != columns or not bool(((positions == counted) | (counted < 0)).all()):
+        raise NotServedError("position_ids")
+
+
+def _read_processors(processors: Iterable[Any], do_sample: bool) -> tuple[SamplingParams, Any]:
+    """Sampling as the prepared processors have it, and the columns that their penalty ignores."""
+    settings: dict[str, Any] = {"temperature": 1.0 if do_sample else 0.0}
+    ignored = None
+    last = -1
+    for processor in processors:
+        place = next((at for at, known in enumerate(_PROCESSORS) if type(processor) is known.kind), None)
+        if place is None or place <= last or not (do_sample or _PROCESSORS[place].when_greedy):
+            raise NotServedError(f"the logits processor {type(processor).__name__}")
+        last = place
+        _check_filter(processor)
+        settings |= _PROCESSORS[place].settings(processor)
+        ignored = getattr(processor, "prompt_ignore_length", ignored)
+    try:
+        return SamplingParams(**settings), ignored
+    except ParameterError as error:
+        raise NotServedError(f"a setting: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Processor:
+    """A logits processor of transformers, and the settings of SamplingParams that do the same."""
+
+    kind: type
+    settings: Callable[[Any], dict[str, Any]]
+    when_greedy: bool = False  # whether the likeliest token is asked for after it, too
+
+
+# In the order in which both apply them.
+_PROCESSORS = [
+    _Processor(
+        logits_process.RepetitionPenaltyLogitsProcessor, lambda p: {"repetition_penalty": p.penalty}, True
+    ),
+    _Processor(logits_process.TemperatureLogitsWarper, lambda p: {"temperature": p.temperature}),
+    _Processor(logits_process.TopKLogitsWarper, lambda p: {"top_k": p.top_k}),
+    _Processor(logits_process.TopPLogitsWarper, lambda p: {"top_p": p.top_p}),
+    _Processor(logits_process.MinPLogitsWarper, lambda p: {"min_p": float(p.min_p)}),
+    _Processor(logits_process.LogitNormalization, lambda p: {}, True),  # changes scores, and no choice
+]
+
+
+def _check_filter(processor: Any) -> None:
+    if getattr(processor, "filter_value", -torch.inf) != -torch.inf:
+        raise NotServedError(f"a filter_value of {processor.filter_value}")
+    if getattr(processor, "min_tokens_to_keep", 1) != 1:
+        raise NotServedError(f"min_tokens_to_keep {processor.min_tokens_to_keep}")
+
+
+def _first_seen(ignored: int | Tensor | None, rows: int) -> list[int]:
+    """The first column of each row that a repetition penalty counts."""
+    if isinstance(ignored, Tensor):
+        first: list[int] = ignored.tolist()
+        return first
+    return [ignored or 0] * rows
