@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import operator
 import time
-from collections import deque
-from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 from typing import Any, overload
 
-import torch
-from torch import Tensor
-
-from adept_fast import ops
-from adept_fast.checkpoint import Checkpoint, dtype_name, open_checkpoint
+from adept_fast.checkpoint import Checkpoint, open_checkpoint
 from adept_fast.config import PersimmonConfig
+from adept_fast.decode_loop import DecodeLoop, most_rows
+from adept_fast.graphs import CUDA_GRAPHS, CaptureReport, Launching
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.memory import MemoryPlan, plan_memory
 from adept_fast.model import Persimmon
 from adept_fast.placement import Placement, choose_placement
-from adept_fast.sampling import MOST_DRAFTS, ParameterError, Sampler, SamplingParams
-from adept_fast.scoring import Score, score_sequence, token_logprobs
-from adept_fast.sequence import Generation, Sequence, TokenLogprob
+from adept_fast.sampling import ParameterError, SamplingParams
+from adept_fast.scoring import Score, score_sequence
+from adept_fast.sequence import Generation, Sequence
 from adept_fast.stats import Stats
 from adept_fast.text_stream import TextStream
 from adept_fast.tokenizer import Tokenizer
 from adept_fast.weights import load_weights, weights_bytes
 
 Prompt = str | SequenceOf[int]
-
-
-class GenerationError(ValueError):
-    """A text cannot go on: its logits hold a NaN or an infinity, or its place in the cache was given away."""
 
 
 class Runtime:
@@ -49,6 +41,8 @@ class Runtime:
         plan: MemoryPlan,
         placement: Placement,
         load_seconds: float,
+        *,
+        cuda_graphs: str = "auto",
     ) -> None:
         self.config: PersimmonConfig = model.config
         self.tokenizer = tokenizer
@@ -57,8 +51,8 @@ class Runtime:
         self._model = model
         self._cache = cache
         self._plan = plan
-        self._runs = 0
-        self._sampler = Sampler(cache.max_batch_size, tokenizer.vocab_size, model.device)
+        launching = Launching.on(model.device, most_rows(cache), cache.max_seq_len, cuda_graphs)
+        self._loop = DecodeLoop(model, cache, tokenizer.vocab_size, launching)
 
     @classmethod
     def load(
@@ -72,6 +66,8 @@ class Runtime:
         max_batch_size: int = 1,
         cache_dtype: str = "float16",
         check_weights: bool = True,
+        cuda_graphs: str = "auto",
+        warmup: bool = False,
         progress: bool = True,
     ) -> Runtime:
         """Load a checkpoint.
@@ -90,6 +86,9 @@ class Runtime:
             max_batch_size: sequences that are generated side by side.
             cache_dtype: of keys and values: ``float16``, ``bfloat16`` or ``float32``.
             check_weights: refuse weights with a NaN or an infinity, which takes reading them all once.
+            cuda_graphs: on a GPU, ``auto`` captures decode steps when they are first needed, and where that
+                fails launches them operator by operator; ``required`` raises CaptureError there; ``off``.
+            warmup: capture now what decoding up to ``max_batch_size`` sequences will need.
             progress: show a progress bar on stderr.
 
         Raises CheckpointError for a bad checkpoint, ParameterError for an argument out of its range, and
@@ -101,6 +100,8 @@ class Runtime:
         config = checkpoint.config
         if max_seq_len is not None:
             _check_count("max_seq_len", max_seq_len, config.max_position_embeddings)
+        if cuda_graphs not in CUDA_GRAPHS:
+            raise ParameterError(f"cuda_graphs is {cuda_graphs!r}; expected {', '.join(CUDA_GRAPHS)}")
         placement = choose_placement(checkpoint, device, dtype, cache_dtype, weights)
         plan = plan_memory(
             config,
@@ -129,7 +130,11 @@ class Runtime:
             dtype=placement.cache_dtype,
             device=placement.device,
         )
-        return cls(model, tokenizer, cache, plan, placement, time.perf_counter() - started)
+        runtime = cls(model, tokenizer, cache, plan, placement, 0.0, cuda_graphs=cuda_graphs)
+        if warmup:
+            runtime.warm_up()
+        runtime.load_seconds = time.perf_counter() - started
+        return runtime
 
     @property
     def max_seq_len(self) -> int:
@@ -146,6 +151,14 @@ class Runtime:
     def stats(self) -> Stats:
         """What the decode steps so far have found to skip."""
         return Stats(*self._model.unit_counts.tolist())
+
+    def warm_up(self) -> None:
+        """Capture what decoding up to ``max_batch_size`` sequences needs; on a CPU there is nothing to do."""
+        self._loop.warm_up()
+
+    def captures(self) -> CaptureReport | None:
+        """What was captured into CUDA graphs, and what that took; None where steps are not captured."""
+        return self._loop.captures()
 
     def bytes_read_per_step(self, context_tokens: int) -> int:
         """What decoding one token of one sequence reads, when ``context_tokens`` stand before it."""
@@ -195,7 +208,7 @@ class Runtime:
         batch: SequenceOf[Prompt] = [prompts] if isinstance(prompts, str) else prompts
         sequences = self._sequences(batch, _settings(params, keywords, len(batch)), add_bos)
         try:
-            for _ in self._run(sequences):
+            for _ in self._loop.run(sequences):
                 pass
         except KeyboardInterrupt:
             for sequence in sequences:
@@ -218,7 +231,7 @@ class Runtime:
         return once the stream has ended.
         """
         (sequence,) = self._sequences([prompt], _settings(params, keywords, 1), add_bos)
-        return TextStream(sequence, self._run([sequence]), self.load_seconds)
+        return TextStream(sequence, self._loop.run([sequence]), self.load_seconds)
 
     def score(self, texts: str | SequenceOf[Prompt], *, add_bos: bool | None = None) -> list[Score]:
         """The log-probability of every token of each text, given the tokens before it."""
@@ -226,7 +239,7 @@ class Runtime:
         if not batch:
             raise ParameterError("texts is empty; expected at least one")
         encoded = [self._encode(text, add_bos) for text in batch]
-        self._runs += 1
+        self._loop.end_runs()
         return [score_sequence(self._model, self._cache, ids) for ids in encoded]
 
     def _encode(self, prompt: Prompt, add_bos: bool | None) -> list[int]:
@@ -256,101 +269,6 @@ class Runtime:
             room = self.max_seq_len - len(ids) + 1  # the last token is never read back, so it needs no place
             sequences.append(Sequence(ids, settings, self.tokenizer, room))
         return sequences
-
-    def _run(self, sequences: list[Sequence]) -> Iterator[str]:
-        """Generate all sequences to their end; yields the text of each token.
-
-        A slot that falls free takes the next sequence that waits. All runs share the cache, so a run that is
-        left half done ends for good when the next one begins.
-        """
-        self._runs += 1
-        run = self._runs
-        waiting = deque(sequence for sequence in sequences if sequence.finish_reason is None)
-        running: list[Sequence] = []
-        free = list(reversed(range(self.max_batch_size)))
-        while waiting or running:
-            if run != self._runs:
-                raise GenerationError("this stream ended when another generation began on the same Runtime")
-            if waiting and free:
-                sequence = waiting.popleft()
-                sequence.begin(free.pop())
-                running.append(sequence)
-                pieces = self._prefill(sequence)
-            else:
-                pieces = self._decode(running)
-            running = self._retire(running, free)
-            yield from pieces
-
-    @staticmethod
-    def _retire(running: list[Sequence], free: list[int]) -> list[Sequence]:
-        """The sequences that go on; the slots of the others fall free."""
-        free.extend(sequence.slot for sequence in running if sequence.finish_reason is not None)
-        return [sequence for sequence in running if sequence.finish_reason is None]
-
-    @torch.inference_mode()
-    def _prefill(self, sequence: Sequence) -> list[str]:
-        ids = torch.tensor(sequence.prompt_ids, device=self._model.device)  # [tokens]
-        self._sampler.start(sequence.slot, sequence.params, ids)
-        logits = self._model.prefill(ids, self._cache, sequence.slot)  # [1, vocab]
-        (token_id,), (logprob,) = self._choose(logits, [sequence])
-        return [sequence.accept(token_id, logprob)]
-
-    @torch.inference_mode()
-    def _decode(self, running: list[Sequence]) -> list[str]:
-        def on_device(values: list[int]) -> Tensor:
-            return torch.tensor(values, device=self._model.device)
-
-        # As many guesses as leave the step with the tokens that kernels for a few are made for.
-        most = (1 + MOST_DRAFTS) // len(running) - 1
-        drafts = [sequence.draft(most) for sequence in running]
-        rows = [
-            (sequence, at)
-            for sequence, guesses in zip(running, drafts, strict=True)
-            for at in range(1 + len(guesses))
-        ]
-        logits = self._model.decode_step(
-            ids=on_device(
-                [
-                    token_id
-                    for sequence, guesses in zip(running, drafts, strict=True)
-                    for token_id in (sequence.token_ids[-1], *guesses)
-                ]
-            ),  # [rows]
-            slots=on_device([sequence.slot for sequence, _ in rows]),
-            positions=on_device([sequence.next_position - 1 + at for sequence, at in rows]),
-            cache=self._cache,
-            longest=max(sequence.next_position + at for sequence, at in rows),
-        )  # [rows, vocab]
-        chosen, logprobs = self._choose(logits, [sequence for sequence, _ in rows])
-        pieces = []
-        for sequence, guesses in zip(running, drafts, strict=True):
-            count = 1 + len(guesses)
-            pieces.append(sequence.accept_step(chosen[:count], logprobs[:count], guesses))
-            chosen, logprobs = chosen[count:], logprobs[count:]
-        return pieces
-
-    def _choose(
-        self, logits: Tensor, sequences: list[Sequence]
-    ) -> tuple[list[int], list[TokenLogprob | None]]:
-        """A token for each row of logits, and what is asked of its log-probability.
-
-        Rows of the same sequence follow each other, and so do their positions.
-        """
-        slots = [sequence.slot for sequence in sequences]
-        positions = [
-            sequence.next_position + at - slots.index(sequence.slot) for at, sequence in enumerate(sequences)
-        ]
-        device = logits.device
-        ids = self._sampler.choose(
-            logits, slots, torch.tensor(slots, device=device), torch.tensor(positions, device=device)
-        )  # [rows]
-        chosen: list[int] = ids.tolist()
-        if ops.INVALID in chosen:
-            raise GenerationError(
-                f"the logits after {positions[chosen.index(ops.INVALID)]} tokens hold a NaN or an infinity: "
-                f"weights are damaged, or a cache in {dtype_name(self.placement.cache_dtype)} is too narrow"
-            )
-        return chosen, token_logprobs(logits, ids, [sequence.params.logprobs for sequence in sequences])
 
 
 def _token_ids(prompt: Any) -> list[int]:

@@ -22,7 +22,16 @@ _SAMPLING = (
     "seed",
     "prompt_lookup",
 )
-_PLACEMENT = ("device", "dtype", "weights", "cache_dtype", "max_seq_len", "check_weights")
+_PLACEMENT = (
+    "device",
+    "dtype",
+    "weights",
+    "cache_dtype",
+    "max_seq_len",
+    "check_weights",
+    "cuda_graphs",
+    "warmup",
+)
 
 
 def checkpoint_option(command: Command) -> Command:
@@ -62,6 +71,18 @@ def placement_options(command: Command) -> Command:
                 default=True,
                 show_default=True,
                 help="Refuse weights with a NaN or an infinity.",
+            ),
+            click.option(
+                "--cuda-graphs",
+                default="auto",
+                show_default=True,
+                help="On a GPU: auto, required (an error where steps cannot be captured) or off.",
+            ),
+            click.option(
+                "--warmup/--no-warmup",
+                default=False,
+                show_default=True,
+                help="Capture all steps while loading, not when they are first needed.",
             ),
         )
     ):
