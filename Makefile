@@ -1,10 +1,12 @@
 # make demo   text from the shipped checkpoint      make test   the whole suite
 # make lint   ruff and mypy                         make clean  forget what was built
+# make bench       measure in under five minutes, on two cores, and rewrite the README's figures and plots
+# make bench-full  measure all of it, which takes an hour or more
 # make gpu-check   build, test and time the CUDA kernels on this machine's GPU, without a network
 #
 # PYTHON     the interpreter to start from; a torch that it has is used as it is
 # TORCH      what to install where it has none; without an NVIDIA driver the CPU's release
-# ARGS       options of gpu-check, such as --minutes 5
+# ARGS       options of gpu-check, such as --minutes 5, or of bench, such as --python llama.cpp=PATH
 PYTHON ?= python3
 TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 VENV ?= .venv
@@ -14,7 +16,7 @@ BIN := $(VENV)/bin
 PIP = $(shell test -x $(BIN)/pip && echo $(BIN)/python -m pip || echo $(PYTHON) -m pip --python $(BIN)/python)
 INSTALL = $(PIP) install --quiet --progress-bar off --disable-pip-version-check
 
-.PHONY: demo test lint gpu-check clean
+.PHONY: demo test lint bench bench-full gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -27,6 +29,12 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(VENV)/installed-test
+	$(BIN)/python benchmarks/suite.py $(ARGS)
+
+bench-full: $(VENV)/installed-test
+	$(BIN)/python benchmarks/suite.py --full $(ARGS)
 
 # With what the caller has, where no environment was made yet: a machine with a GPU may have no network.
 gpu-check:

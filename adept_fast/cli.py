@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from adept_fast import __version__
+from adept_fast.commands.bench import bench
 from adept_fast.commands.chat import chat
 from adept_fast.commands.convert import convert
 from adept_fast.commands.errors import OneLineErrorsGroup
@@ -19,5 +20,5 @@ def main() -> None:
     """Run Persimmon language models."""
 
 
-for command in (generate, chat, score, info, convert):
+for command in (generate, chat, score, info, bench, convert):
     main.add_command(command)

@@ -26,12 +26,14 @@ class Arguments:
     output: Path | None
 
 
-def benchmark_options(default_contestants: tuple[str, ...]) -> Callable[[Callable], Callable]:
+def benchmark_options(
+    default_contestants: tuple[str, ...], *, needs_checkpoint: bool = True
+) -> Callable[[Callable], Callable]:
     """A decorator that adds the shared options; ``take_arguments`` reads them."""
     options = [
         click.option(
             "--checkpoint",
-            required=True,
+            required=needs_checkpoint,
             type=click.Path(exists=True, file_okay=False, path_type=Path),
             help="A Hugging Face directory, such as tools/random_checkpoint.py writes.",
         ),
@@ -40,7 +42,7 @@ def benchmark_options(default_contestants: tuple[str, ...]) -> Callable[[Callabl
             "contestants",
             multiple=True,
             default=default_contestants,
-            show_default=True,
+            show_default=bool(default_contestants),
             help="RUNTIME:FORMAT; several times for several.",
         ),
         click.option(
@@ -118,6 +120,7 @@ def print_figures(measured: dict[str, dict[str, Any]], absent: dict[str, str]) -
         "read GB/s": ("bytes_per_second", 1e-9, ".1f"),
         "memory GB/s": ("read_bandwidth_bytes_per_second", 1e-9, ".1f"),
         "share": ("share_of_bandwidth", 1.0, ".2f"),
+        "of the dense floor": ("share_of_dense_floor", 1.0, ".2f"),
     }
     rows = []
     for name, values in measured.items():
@@ -131,22 +134,24 @@ def print_figures(measured: dict[str, dict[str, Any]], absent: dict[str, str]) -
 
 
 def print_ratios(ratios: dict[str, dict[str, dict[str, Any]]]) -> None:
-    """How many times as fast: ours down, rivals across; as timed, and in parentheses at equal bandwidth."""
-    rivals = list(dict.fromkeys(rival for row in ratios.values() for rival in row))
+    """How many times as fast: ours down, rivals across; as timed, and in parentheses at equal bandwidth.
+
+    Of several settings each row of ours has rivals of its own, so a column is a rival in that row's setting.
+    """
+    # What follows a comma in a name is the setting.
+    cells = {
+        name: {
+            rival.partition(",")[0]: (
+                f"{figure['speedup']['median']:.2f} ({figure['at_equal_bandwidth']['median']:.2f})"
+            )
+            for rival, figure in row.items()
+        }
+        for name, row in ratios.items()
+    }
+    rivals = list(dict.fromkeys(rival for row in cells.values() for rival in row))
     if not rivals:
         return
-    rows = [
-        [
-            name,
-            *(
-                f"{row[rival]['speedup']['median']:.2f} ({row[rival]['at_equal_bandwidth']['median']:.2f})"
-                if rival in row
-                else "-"
-                for rival in rivals
-            ),
-        ]
-        for name, row in ratios.items()
-    ]
+    rows = [[name, *(row.get(rival, "-") for rival in rivals)] for name, row in cells.items()]
     click.echo("")
     click.echo(table(["times as fast (at equal bandwidth)", *rivals], rows))
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from harness import CpuTime, summarise
@@ -27,9 +27,13 @@ from tqdm import tqdm
 from adept_fast.bandwidth import BandwidthProbe
 
 HERE = Path(__file__).resolve().parent
+FLOATS = ("bfloat16", "float32", "float16")
 RIVALS = {
-    "adept-fast": ("adept_fast_worker.py", ("float16", "bfloat16", "float32", "int8", "int4")),
-    "transformers": ("transformers_worker.py", ("bfloat16", "float32", "float16")),
+    "adept-fast": ("adept_fast_worker.py", ("float16", "bfloat16", "float32", "int8", "int4", "fp8")),
+    "transformers": ("transformers_worker.py", FLOATS),
+    "transformers-compiled": ("transformers_compiled_worker.py", FLOATS),
+    "eager": ("eager_worker.py", FLOATS),
+    "eager-compiled": ("eager_compiled_worker.py", FLOATS),
     "llama.cpp": ("llama_cpp_worker.py", ("BF16", "F16", "Q8_0", "Q4_0")),
     "openvino": ("openvino_worker.py", ("float16", "int8", "int4")),
 }
@@ -148,6 +152,66 @@ class Contest:
     absent: dict[str, str] = field(default_factory=dict)
     versions: dict[str, dict[str, str]] = field(default_factory=dict)
 
+    def load(
+        self, checkpoint: Path, *, threads: int, context: int, batch: int = 1, device: str = "cpu"
+    ) -> tuple[list[Worker], dict[str, str]]:
+        """Have everyone load: who can, and why the others cannot. Where ours fails, that is an error."""
+        load = {"checkpoint": str(checkpoint.resolve()), "threads": threads, "context": context}
+        able, unable = [], {}
+        for worker in tqdm(self.workers, desc="loading", disable=None):
+            format = worker.contestant.format
+            try:
+                worker.facts = worker.call("load", format=format, batch=batch, device=device, **load)
+                able.append(worker)
+            except (AbsentError, WorkerError) as error:
+                unable[str(worker.contestant)] = _reason(worker, error)
+        return able, unable
+
+    def dismiss(self, contestant: str) -> None:
+        (worker,) = (worker for worker in self.workers if str(worker.contestant) == contestant)
+        self.workers.remove(worker)
+        worker.close()
+
+
+def _reason(worker: Worker, error: AbsentError | WorkerError) -> str:
+    """What is said of a rival that failed; where ours did, the error is raised."""
+    if worker.contestant.rival == OURS and isinstance(error, WorkerError):
+        raise error
+    return str(error)
+
+
+@contextmanager
+def enter(
+    contestants: list[Contestant],
+    *,
+    pythons: dict[str, str],
+    threads: int,
+    started: Callable[[int], None] = lambda pid: None,
+) -> Iterator[Contest]:
+    """Start everyone; whoever is not installed is absent. Nothing is loaded yet.
+
+    ``started`` is told the process id of each worker.
+    """
+    result = Contest()
+    try:
+        for contestant in contestants:
+            python = pythons.get(contestant.rival, sys.executable)
+            if shutil.which(python) is None:
+                result.absent[str(contestant)] = "there is no such interpreter as was named for it"
+                continue
+            worker = Worker(contestant, python, threads)
+            result.workers.append(worker)
+            started(worker.pid)
+            try:
+                result.versions[contestant.rival] = worker.call("hello")["versions"]
+            except (AbsentError, WorkerError) as error:
+                result.absent[str(contestant)] = _reason(worker, error)
+                result.dismiss(str(contestant))
+        yield result
+    finally:
+        for worker in result.workers:
+            worker.close()
+
 
 @contextmanager
 def contest(
@@ -158,48 +222,56 @@ def contest(
     threads: int,
     context: int,
     batch: int = 1,
+    device: str = "cpu",
     started: Callable[[int], None] = lambda pid: None,
 ) -> Iterator[Contest]:
-    """Start and load everyone. Whoever cannot take part is absent; where ours fails, that is an error.
-
-    ``started`` is told the process id of each worker before it loads.
-    """
-    result = Contest()
-    load = {"checkpoint": str(checkpoint.resolve()), "threads": threads, "context": context, "batch": batch}
-    try:
-        for contestant in tqdm(contestants, desc="loading", disable=None):
-            python = pythons.get(contestant.rival, sys.executable)
-            if shutil.which(python) is None:
-                result.absent[str(contestant)] = "there is no such interpreter as was named for it"
-                continue
-            worker = Worker(contestant, python, threads)
-            result.workers.append(worker)
-            started(worker.pid)
-            try:
-                result.versions[contestant.rival] = worker.call("hello")["versions"]
-                worker.facts = worker.call("load", format=contestant.format, **load)
-            except (AbsentError, WorkerError) as error:
-                if contestant.rival == OURS and isinstance(error, WorkerError):
-                    raise
-                result.absent[str(contestant)] = str(error)
-                result.workers.remove(worker)
-                worker.close()
+    """As ``enter``, and everyone has loaded; whoever could not is absent."""
+    with enter(contestants, pythons=pythons, threads=threads, started=started) as result:
+        _, unable = result.load(checkpoint, threads=threads, context=context, batch=batch, device=device)
+        for contestant, reason in unable.items():
+            result.absent[contestant] = reason
+            result.dismiss(contestant)
         yield result
-    finally:
-        for worker in result.workers:
-            worker.close()
+
+
+class Probe(Protocol):
+    """Measures a bandwidth."""
+
+    def measure(self) -> float:
+        """Bytes a second."""
 
 
 # Takes a sample's measurement: the seconds of a step, the bytes that it reads, and what else there is to say.
 Measure = Callable[[Worker], dict[str, Any]]
 
 
+def warm_up(jobs: dict[str, tuple[Worker, Measure]]) -> dict[str, str]:
+    """Run everyone once; whoever cannot is taken out of ``jobs``, and named with the reason."""
+    unable = {}
+    for name, (worker, measure) in tqdm(list(jobs.items()), desc="warming up", disable=None):
+        try:
+            measure(worker)
+        except (AbsentError, WorkerError) as error:
+            unable[name] = _reason(worker, error)
+            del jobs[name]
+    return unable
+
+
 def sample_in_turn(
-    jobs: dict[str, tuple[Worker, Measure]], rounds: int, limits: Limits
+    jobs: dict[str, tuple[Worker, Measure]],
+    rounds: int,
+    limits: Limits,
+    probe: Probe | None = None,
+    *,
+    is_warm: bool = False,
 ) -> tuple[dict[str, list[Sample | None]], dict[str, Counter]]:
-    """A sample of every job in every round (None where none was clean), and why samples were dropped."""
-    probe = BandwidthProbe(torch.device("cpu"))
-    for worker, measure in tqdm(jobs.values(), desc="warming up", disable=None):
+    """A sample of every job in every round (None where none was clean), and why samples were dropped.
+
+    ``probe`` measures the bandwidth beside each, by default that of a CPU's memory. ``is_warm``: ``warm_up``
+    has been called.
+    """
+    probe = probe or BandwidthProbe(torch.device("cpu"))
+    for worker, measure in () if is_warm else tqdm(jobs.values(), desc="warming up", disable=None):
         measure(worker)
     samples: dict[str, list[Sample | None]] = {name: [] for name in jobs}
     dropped: dict[str, Counter] = {name: Counter() for name in jobs}
@@ -215,7 +287,7 @@ def sample_in_turn(
 
 
 def _clean_sample(
-    worker: Worker, measure: Measure, probe: BandwidthProbe, limits: Limits, dropped: Counter
+    worker: Worker, measure: Measure, probe: Probe, limits: Limits, dropped: Counter
 ) -> Sample | None:
     for _ in range(limits.attempts):
         _wait_for_quiet(limits)
@@ -271,6 +343,18 @@ def figures(samples: list[Sample | None], dropped: Counter, tokens_per_step: int
             "bytes_per_second": summarise(read),
             "share_of_bandwidth": summarise(
                 speed / sample.bandwidth for speed, sample in zip(read, clean, strict=True)
+            ),
+            "floor_milliseconds": summarise(
+                1e3 * (sample.bytes_per_step or 0) / sample.bandwidth for sample in clean
+            ),
+        }
+    dense = clean[-1].extra.get("dense_bytes_per_step")
+    if dense is not None:  # what a step would read if no unit were 0
+        floors = [dense / sample.bandwidth for sample in clean]
+        result |= {
+            "dense_floor_milliseconds": summarise(1e3 * floor for floor in floors),
+            "share_of_dense_floor": summarise(
+                floor / sample.seconds_per_step for floor, sample in zip(floors, clean, strict=True)
             ),
         }
     return result

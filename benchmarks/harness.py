@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import describe_machine, device_name
 
 from adept_fast import __version__
 
@@ -46,8 +47,8 @@ NEEDED = (
     "samples",
     "measured",
 )
-# Of the instruction sets, those that kernels are chosen by.
-INSTRUCTIONS = ("f16c", "fma", "avx2", "avx_vnni", "avx512", "amx", "asimd", "sve", "bf16", "i8mm")
+# Without these nobody could repeat a result, or say what it is of.
+NEVER_EMPTY = ("benchmark", "command", "commit", "device")
 
 
 def summarise(values: Iterable[float]) -> dict[str, float]:
@@ -65,16 +66,18 @@ def summarise_columns(samples: list[dict[str, float]]) -> dict[str, dict[str, fl
     return {name: summarise(sample[name] for sample in samples) for name in samples[0]}
 
 
-def describe_run(benchmark: str, samples: int, threads: int) -> dict[str, Any]:
-    """What a reader needs to judge the figures, and to repeat them."""
+def describe_run(
+    benchmark: str, samples: int, threads: int, device: torch.device | None = None
+) -> dict[str, Any]:
+    """What a reader needs to judge the figures, and to repeat them; ``device`` is None for a CPU."""
     return {
         "benchmark": benchmark,
         "command": " ".join(["python", *map(without_folders, sys.argv)]),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "commit": git("rev-parse", "--short", "HEAD"),
-        "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "device": processor_name(),
-        "machine": describe_machine(),
+        "uncommitted_changes": has_uncommitted_changes(),
+        "device": device_name(device),
+        "machine": describe_machine(device),
         "threads": threads,
         "versions": {
             "adept-fast": __version__,
@@ -91,28 +94,10 @@ def without_folders(argument: str) -> str:
     return f"{before}{equals}…/{Path(path).name}" if path.startswith("/") else argument
 
 
-def describe_machine() -> dict[str, Any]:
-    flags = cpuinfo("flags", "Features").split()
-    return {
-        "cores": os.cpu_count(),
-        "instructions": sorted(flag for flag in flags if flag.startswith(INSTRUCTIONS) or "bf16" in flag),
-        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        "system": f"{platform.system()} {platform.release()}",
-    }
-
-
-def processor_name() -> str:
-    return cpuinfo("model name") or platform.processor() or platform.machine()
-
-
-def cpuinfo(*names: str) -> str:
-    """The first entry of /proc/cpuinfo with one of these names; empty where there is none."""
-    file = Path("/proc/cpuinfo")
-    for line in file.read_text().splitlines() if file.is_file() else []:
-        name, _, value = line.partition(":")
-        if name.strip() in names:
-            return value.strip()
-    return ""
+def has_uncommitted_changes() -> bool:
+    """Of what could change a figure: results and the README that shows them are not among it."""
+    places = (":(top)", ":(top,exclude)benchmarks/results", ":(top,exclude)README.md")
+    return bool(git("status", "--porcelain", "--untracked-files=no", "--", *places))
 
 
 def git(*arguments: str) -> str:
@@ -141,6 +126,9 @@ def check_report(report: Mapping[str, Any]) -> None:
     missing = [name for name in NEEDED if name not in report]
     if missing:
         raise ValueError(f"the report lacks {', '.join(missing)}")
+    empty = [name for name in NEVER_EMPTY if not report[name]]
+    if empty:
+        raise ValueError(f"the report's {', '.join(empty)} is empty; expected what names this very run")
     for name, figures in report["measured"].items():
         entries = {key: value for key, value in figures.items() if isinstance(value, dict)} or {name: figures}
         for key, value in entries.items():
@@ -149,8 +137,9 @@ def check_report(report: Mapping[str, Any]) -> None:
 
 
 def write_report(report: Mapping[str, Any], output: Path | None) -> None:
-    check_report(report)
+    """Write it as JSON, None for nowhere; ValueError as from ``check_report``, for what is written."""
     if output is not None:
+        check_report(report)
         output.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(report, indent=2, ensure_ascii=False)
         output.write_text(text + "\n", encoding="utf-8")

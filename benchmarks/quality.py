@@ -4,13 +4,16 @@
 
 The shipped checkpoint answers the questions that lie beside it, in float32 and in each format of packed
 weights. ``log_likelihood_per_token`` is of the tokens of the right answers, each after the question and what
-of the answer stands before it.
+of the answer stands before it. Text by greedy choice is held to that of float32 twice: whole answers
+(``answers_as_in_float32``), and stories, of which ``greedy_tokens_as_in_float32`` is the share of tokens up
+to the first that differs.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,11 @@ from adept_fast.quantize import WEIGHT_FORMATS
 
 BASELINE = "float32"
 BATCH = 32
+STORIES = tuple(
+    f"Tell me a story about a {animal}."
+    for animal in ("fox", "bear", "cat", "dog", "bird", "fish", "mouse", "frog")
+)
+STORY_TOKENS = 96
 
 
 @click.command()
@@ -41,11 +49,12 @@ def main(every: int, threads: int, output: Path | None) -> None:
     questions = [json.loads(line) for line in lines][::every]
     report = describe_run("quality", len(questions), threads)
     measured: dict[str, dict[str, Any]] = {}
-    baseline: list[str] = []
+    baseline: Texts | None = None
     for weights in (BASELINE, *WEIGHT_FORMATS):
-        figures, answers = measure(weights, questions)
-        baseline = baseline or answers
-        figures["answers_as_in_float32"] = share(map(str.__eq__, answers, baseline))
+        figures, texts = measure(weights, questions)
+        baseline = baseline or texts
+        figures["answers_as_in_float32"] = share(map(str.__eq__, texts.answers, baseline.answers))
+        figures["greedy_tokens_as_in_float32"] = same_tokens(texts.stories, baseline.stories)
         measured[weights] = figures
     write_report(report | {"measured": measured}, output)
     names = list(measured[BASELINE])
@@ -53,8 +62,16 @@ def main(every: int, threads: int, output: Path | None) -> None:
     click.echo(table(["", *measured], rows))
 
 
-def measure(weights: str, questions: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
-    """Figures of one format, and its answers."""
+@dataclass(frozen=True)
+class Texts:
+    """What a format said: its answers, and the tokens of its stories."""
+
+    answers: list[str]
+    stories: list[list[int]]
+
+
+def measure(weights: str, questions: list[dict[str, Any]]) -> tuple[dict[str, Any], Texts]:
+    """Figures of one format, and its texts."""
     options = {"dtype": BASELINE} if weights == BASELINE else {"weights": weights}
     runtime = Runtime.load("demo", device="cpu", max_batch_size=BATCH, progress=False, **options)
     prompts = [chat_prompt(question["question"]) for question in questions]
@@ -75,7 +92,19 @@ def measure(weights: str, questions: list[dict[str, Any]]) -> tuple[dict[str, An
         "answer_tokens": len(logprobs),
         "exact_match": right,
     }
-    return figures, answers
+    stories = runtime.generate(
+        [chat_prompt(story) for story in STORIES], max_new_tokens=STORY_TOKENS, ignore_eos=True
+    )
+    return figures, Texts(answers, [story.token_ids for story in stories])
+
+
+def same_tokens(texts: list[list[int]], baseline: list[list[int]]) -> float:
+    """The share of the baseline's tokens that stand before the first that differs, from 0 to 1."""
+    same = 0
+    for ids, expected in zip(texts, baseline, strict=True):
+        pairs = list(map(int.__eq__, ids, expected))
+        same += pairs.index(False) if False in pairs else len(pairs)
+    return same / sum(map(len, baseline))
 
 
 def answer_logprobs(runtime: Runtime, prompt: str, answer: str) -> list[float]:

@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from quality import same_tokens  # noqa: E402
+
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*/quality.json"))
 FORMATS = ["float32", "int8", "int4"]
 
@@ -61,7 +65,22 @@ def test_the_quality_benchmark_runs(tmp_path: Path) -> None:
         assert figures["log_likelihood_per_token"] < 0
         assert 0.8 <= figures["exact_match"] <= 1
         assert figures["answers_as_in_float32"] >= 0.8
+        assert 0.1 <= figures["greedy_tokens_as_in_float32"] <= 1
+    assert report["measured"]["float32"]["greedy_tokens_as_in_float32"] == 1
     read = [report["measured"][weights]["bytes_read_per_token"] for weights in FORMATS]
     assert read == sorted(read, reverse=True)
     for row in rows_of(report):
         assert row.count("|") == 6
+
+
+@pytest.mark.parametrize(
+    ("texts", "share"),
+    [
+        ([[1, 2, 3], [4, 5]], 1.0),
+        ([[1, 2, 9], [4, 5]], 0.8),
+        ([[1, 9, 3], [4, 5]], 0.6),  # what is the same again behind a difference does not count
+        ([[9, 2, 3], [4]], 0.2),
+    ],
+)
+def test_greedy_tokens_count_up_to_the_first_that_differs(texts: list[list[int]], share: float) -> None:
+    assert same_tokens(texts, [[1, 2, 3], [4, 5]]) == pytest.approx(share)

@@ -28,15 +28,15 @@ from adept_fast.tokenizer import Tokenizer  # noqa: E402
 TOY = {"hidden": 64, "layers": 2, "heads": 4, "intermediate": 256, "vocab": 4200, "context": 128}
 
 
-@pytest.mark.parametrize("zeros", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("zeros", [0.0, 0.1, 0.5, 0.9])
 def test_the_bias_gives_the_share_of_zeros(zeros: float) -> None:
     units = torch.randn(200_000, generator=torch.Generator().manual_seed(0)) + bias_for_zeros(zeros)
     assert (units <= 0).float().mean().item() == pytest.approx(zeros, abs=0.005)
 
 
-@pytest.mark.parametrize("zeros", [0.0, 1.0, -1.0, 2.0])
+@pytest.mark.parametrize("zeros", [1.0, -1.0, 2.0, float("nan")])
 def test_a_share_of_zeros_that_no_bias_gives_is_refused(zeros: float) -> None:
-    with pytest.raises(ValueError, match="zeros is .* expected a share between 0 and 1"):
+    with pytest.raises(ValueError, match="zeros is .* expected a share from 0 to below 1"):
         bias_for_zeros(zeros)
 
 

@@ -43,11 +43,14 @@ from adept_fast.tokenizer import Tokenizer  # noqa: E402
 
 DESCRIPTION_FILE = "random_checkpoint.json"
 PRESETS = {
+    "tiny": {"hidden": 128, "layers": 2, "heads": 4, "intermediate": 512, "vocab": 4224},
     "0.7g": {"hidden": 2048, "layers": 12, "heads": 32, "intermediate": 8192, "vocab": 32768},
     "small": {"hidden": 512, "layers": 8, "heads": 8, "intermediate": 2048, "vocab": 16384},
     "8b": {"hidden": 4096, "layers": 36, "heads": 64, "intermediate": 16384, "vocab": 262144},
 }
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+# Deviations that the units' mean stands above 0 where none is to be 0: of 1e9 units that leaves one.
+_FAR = 6.0
 _NORMAL_PIECE_SCORE = -1000.0  # so unlikely that text is still cut into the pieces of the demo's tokenizer
 
 
@@ -115,15 +118,7 @@ def write_random(
     progress: bool = False,
 ) -> Path:
     """Write the checkpoint, packed as ``weights`` says, and a note of how it was made; returns its path."""
-    up_bias = bias_for_zeros(zeros)
-    tensors = {
-        name: StoredTensor(
-            name, shape, dtype, "random", functools.partial(random_tensor, name, shape, dtype, up_bias, seed)
-        )
-        for name, shape in config.tensor_shapes().items()
-    }
-    tokenizer = Tokenizer(tokenizer_model(config.vocab_size))
-    checkpoint = Checkpoint(destination, "random", config, tensors, tokenizer)
+    checkpoint = random_checkpoint(destination, config, dtype, zeros, seed)
     if weights is None:
         # One file: llama.cpp's and OpenVINO's converters read shards too, but there is nothing to gain.
         path = save_huggingface(checkpoint, destination, max_shard_bytes=2**62, progress=progress).path
@@ -134,31 +129,92 @@ def write_random(
         }
         checkpoint = replace(checkpoint, weights=weights, packed=packed)
         path = save_native(checkpoint, destination, weights=weights, progress=progress).path
+    _write_note(path, dtype, zeros, seed)
+    return path
+
+
+def write_recipe(
+    destination: Path,
+    config: PersimmonConfig,
+    dtype: torch.dtype = torch.float16,
+    zeros: float = 0.5,
+    seed: int = 0,
+) -> Path:
+    """Write the config and the note alone, from which ``open_random`` draws the weights; returns the path."""
+    bias_for_zeros(zeros)  # what is wrong with it is said now
+    destination.mkdir(parents=True)
+    text = json.dumps(config.to_dict(), indent=2)
+    (destination / "config.json").write_text(text + "\n", encoding="utf-8")
+    _write_note(destination, dtype, zeros, seed)
+    return destination
+
+
+def open_random(recipe: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """The checkpoint of a recipe: each tensor is drawn when it is read, on ``device``, by its own seed.
+
+    A GPU draws other numbers than a CPU.
+    """
+    config = PersimmonConfig.from_json(recipe / "config.json")
+    note = json.loads((recipe / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+    return random_checkpoint(recipe, config, DTYPES[note["dtype"]], note["zeros"], note["seed"], device)
+
+
+def random_checkpoint(
+    path: Path,
+    config: PersimmonConfig,
+    dtype: torch.dtype,
+    zeros: float,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Checkpoint:
+    """A checkpoint whose tensors are drawn on ``device`` whenever they are read."""
+    up_bias = bias_for_zeros(zeros)
+    tensors = {
+        name: StoredTensor(
+            name,
+            shape,
+            dtype,
+            "random",
+            functools.partial(random_tensor, name, shape, dtype, up_bias, seed, device),
+        )
+        for name, shape in config.tensor_shapes().items()
+    }
+    return Checkpoint(path, "random", config, tensors, Tokenizer(tokenizer_model(config.vocab_size)))
+
+
+def _write_note(path: Path, dtype: torch.dtype, zeros: float, seed: int) -> None:
     note = {"zeros": zeros, "seed": seed, "dtype": str(dtype).removeprefix("torch.")}
     (path / DESCRIPTION_FILE).write_text(json.dumps(note) + "\n", encoding="utf-8")
-    return path
 
 
 def bias_for_zeros(zeros: float) -> float:
     """The bias b of the up-projection for which a share ``zeros`` of the units N(b, 1) is not above 0."""
-    if not 0 < zeros < 1:
-        raise ValueError(f"zeros is {zeros}; expected a share between 0 and 1")
-    return -statistics.NormalDist().inv_cdf(zeros)
+    if not 0 <= zeros < 1:
+        raise ValueError(f"zeros is {zeros}; expected a share from 0 to below 1")
+    return _FAR if zeros == 0 else -statistics.NormalDist().inv_cdf(zeros)
 
 
-def random_tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype, up_bias: float, seed: int) -> Tensor:
+def random_tensor(
+    name: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    up_bias: float,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """A tensor of this seed, the same in whichever order tensors are made.
 
     A matrix keeps the variance of its input, so the pre-activations of the MLP, whose input is normalised,
     are N(bias, 1). A LayerNorm does nothing but normalise, and other biases are 0.
     """
     if name.endswith("layernorm.weight"):
-        return torch.ones(shape, dtype=dtype)
+        return torch.ones(shape, dtype=dtype, device=device)
     if name.endswith("bias"):
-        return torch.full(shape, up_bias if name.endswith("dense_h_to_4h.bias") else 0.0, dtype=dtype)
-    generator = generator_of(name, seed)
+        bias = up_bias if name.endswith("dense_h_to_4h.bias") else 0.0
+        return torch.full(shape, bias, dtype=dtype, device=device)
+    generator = generator_of(name, seed, device)
     scale = 1.0 if name == "model.embed_tokens.weight" else 1 / math.sqrt(shape[1])
-    return torch.empty(shape, dtype=dtype).normal_(0.0, scale, generator=generator)
+    return torch.empty(shape, dtype=dtype, device=device).normal_(0.0, scale, generator=generator)
 
 
 def random_packed(matrix: PackedMatrix, seed: int) -> QuantizedMatrix:
@@ -180,10 +236,10 @@ def random_packed(matrix: PackedMatrix, seed: int) -> QuantizedMatrix:
     return QuantizedMatrix(values, scales, matrix.shape, packing.bits, packing.group_size, packing.layout)
 
 
-def generator_of(name: str, seed: int) -> torch.Generator:
+def generator_of(name: str, seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     """The random numbers of the tensor of that name."""
     # Not hash(): that of a string differs from process to process. torch looks at 32 bits of a seed only.
-    return torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+    return torch.Generator(device).manual_seed(zlib.crc32(f"{seed} {name}".encode()))
 
 
 def tokenizer_model(vocab: int) -> bytes:

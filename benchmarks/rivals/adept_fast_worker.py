@@ -6,13 +6,23 @@ Its step is longer than the rivals': it also turns tokens into text and looks fo
 from __future__ import annotations
 
 import platform
-from typing import Any
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from protocol import Worker, serve
+from protocol import Absent, Worker, serve
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+if TYPE_CHECKING:
+    from adept_fast import Runtime
 
 
 class AdeptFastWorker(Worker):
+    runtime: Runtime | None = None
+    _loaded: tuple[str, str, str] | None = None
+
     def hello(self) -> dict[str, Any]:
         import adept_fast
 
@@ -23,15 +33,36 @@ class AdeptFastWorker(Worker):
         }
         return {"versions": versions}
 
-    def load(self, checkpoint: str, format: str, threads: int, context: int, batch: int) -> dict[str, Any]:
+    def load(
+        self, checkpoint: str, format: str, threads: int, context: int, batch: int, device: str = "cpu"
+    ) -> dict[str, Any]:
+        from models import is_recipe, open_model
+
         from adept_fast import Runtime, ops
+        from adept_fast.memory import InsufficientMemoryError
         from adept_fast.quantize import WEIGHT_FORMATS
+        from adept_fast.quantize_wide import WIDE_FORMATS
+        from adept_fast.sampling import ParameterError
 
         torch.set_num_threads(threads)
-        options = {"weights": format} if format in WEIGHT_FORMATS else {"dtype": format}
-        self.runtime = Runtime.load(
-            checkpoint, device="cpu", max_seq_len=context, max_batch_size=batch, progress=False, **options
-        )
+        asked = (checkpoint, format, device)
+        if not (self._loaded == asked and self._has_room(context, batch)):
+            self.runtime = None  # the one before goes first
+        packed = format in (*WEIGHT_FORMATS, *WIDE_FORMATS)
+        model = open_model(Path(checkpoint), device) if is_recipe(Path(checkpoint)) else checkpoint
+        try:
+            self.runtime = self.runtime or Runtime.load(
+                model,
+                device=device,
+                dtype="auto" if packed else format,
+                weights=format if packed else None,
+                max_seq_len=context,
+                max_batch_size=batch,
+                progress=False,
+            )
+            self._loaded = asked
+        except (InsufficientMemoryError, ParameterError) as error:
+            raise Absent(str(error)) from error
         # The one look behind the public interface: how large the matrices are whose rows may be left out.
         self.down_bytes = sum(layer.w_down_t.nbytes for layer in self.runtime._model.weights.layers)
         plan = self.runtime.memory()
@@ -44,29 +75,38 @@ class AdeptFastWorker(Worker):
         }
 
     def decode(self, prompts: list[list[int]], steps: int) -> dict[str, Any]:
+        assert self.runtime is not None
         before = self._unit_rows()
         generations = self.runtime.generate(prompts, max_new_tokens=steps + 1, ignore_eos=True)
         # The last prompt is read last, so from its first token on there is nothing but steps of them all.
         timings = generations[-1].timings
-        assert timings.decode_steps == steps, timings
+        assert timings.decode_tokens == steps, timings
         middle = len(prompts[-1]) + steps // 2
         weights = self.runtime.bytes_read_per_step(0)
-        cache = self.runtime.bytes_read_per_step(middle) - weights
+        cache = (self.runtime.bytes_read_per_step(middle) - weights) * len(prompts)
         # A row of the down-projection is read where its unit is not 0 for some sequence of the batch.
         read, rows = (after - at for after, at in zip(self._unit_rows(), before, strict=True))
         zeros = 1 - read / rows if rows else None
         return {
             "seconds": timings.decode_seconds,
-            "bytes_per_step": weights - (zeros or 0) * self.down_bytes + cache * len(prompts),
+            "bytes_per_step": weights - (zeros or 0) * self.down_bytes + cache,
+            "dense_bytes_per_step": weights + cache,
             "zero_share": zeros,
         }
 
     def prefill(self, prompt: list[int]) -> dict[str, Any]:
+        assert self.runtime is not None
         (generation,) = self.runtime.generate([prompt], max_new_tokens=1, ignore_eos=True)
         return {"seconds": generation.timings.prefill_seconds}
 
+    def _has_room(self, context: int, batch: int) -> bool:
+        """Whether the cache of what is loaded holds this too; what it has beyond is never looked at."""
+        runtime = self.runtime
+        return runtime is not None and context <= runtime.max_seq_len and batch <= runtime.max_batch_size
+
     def _unit_rows(self) -> tuple[int, int]:
         """Rows of the down-projections that decode steps read so far, and rows there were."""
+        assert self.runtime is not None
         stats = self.runtime.stats()
         return stats.unit_rows_read, stats.unit_rows
 

@@ -21,6 +21,8 @@ from protocol import Absent, Worker, cache_elements, read_config, serve
 
 
 class LlamaCppWorker(Worker):
+    model: Any = None
+
     def hello(self) -> dict[str, Any]:
         import gguf  # noqa: F401 - only to see that it is there
         import llama_cpp
@@ -36,13 +38,18 @@ class LlamaCppWorker(Worker):
             }
         }
 
-    def load(self, checkpoint: str, format: str, threads: int, context: int, batch: int) -> dict[str, Any]:
+    def load(
+        self, checkpoint: str, format: str, threads: int, context: int, batch: int, device: str = "cpu"
+    ) -> dict[str, Any]:
         import llama_cpp
         from nemotron_gguf import gguf_names, tensor_bytes, write_gguf
         from safetensors import safe_open
 
         if batch > 1:
             raise Absent("this worker decodes one sequence")
+        if device != "cpu":
+            raise Absent("this worker runs on a CPU")
+        self._release()
         source = Path(checkpoint)
         path = source / f"nemotron-{format}.gguf"
         if not path.exists():
@@ -58,6 +65,7 @@ class LlamaCppWorker(Worker):
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx, settings.n_batch = context, context
         settings.n_threads = settings.n_threads_batch = threads
+        self.model = model
         self.context = llama_cpp.llama_init_from_model(model, settings)
         self.memory = llama_cpp.llama_get_memory(self.context)
         config = read_config(checkpoint)
@@ -91,6 +99,13 @@ class LlamaCppWorker(Worker):
         started = time.perf_counter()
         self._next(prompt)
         return {"seconds": time.perf_counter() - started}
+
+    def _release(self) -> None:
+        """Let go of what an earlier load took."""
+        if self.model is not None:
+            self.llama.llama_free(self.context)
+            self.llama.llama_model_free(self.model)
+            self.model = None
 
     def _next(self, ids: list[int]) -> int:
         tokens = (self.llama.llama_token * len(ids))(*ids)

@@ -35,11 +35,15 @@ class OpenVinoWorker(Worker):
             }
         }
 
-    def load(self, checkpoint: str, format: str, threads: int, context: int, batch: int) -> dict[str, Any]:
+    def load(
+        self, checkpoint: str, format: str, threads: int, context: int, batch: int, device: str = "cpu"
+    ) -> dict[str, Any]:
         import openvino
 
         if batch > 1:
             raise Absent("this worker decodes one sequence")
+        if device != "cpu":
+            raise Absent("this worker runs on a CPU")
         exported = Path(checkpoint) / f"openvino-{format}"
         if not exported.exists():
             export(checkpoint, exported, format)

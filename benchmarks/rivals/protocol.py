@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,12 @@ class Worker:
         """Import the runtime: ``{"versions": …}``. An ImportError here says that the rival is absent."""
         raise NotImplementedError
 
-    def load(self, checkpoint: str, format: str, threads: int, context: int, batch: int) -> dict[str, Any]:
+    def load(
+        self, checkpoint: str, format: str, threads: int, context: int, batch: int, device: str = "cpu"
+    ) -> dict[str, Any]:
         """Load the weights in ``format``, with room for ``batch`` sequences of ``context`` tokens.
+
+        May be called again, for another room; Absent where there is not so much.
 
         ``{"weight_bytes": what a step reads of weights, "notes": what a reader has to know}``
         """
@@ -60,7 +65,8 @@ def serve(worker: Worker) -> None:
         except (Absent, ImportError) as error:
             answer = {"absent": str(error)}
         except Exception as error:  # noqa: BLE001 - whatever it is, the benchmark names it and goes on
-            answer = {"error": f"{type(error).__name__}: {error}"}
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

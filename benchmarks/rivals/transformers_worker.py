@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import platform
-import time
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
-from protocol import Worker, cache_elements, matrix_elements, read_config, serve, vector_elements
+from protocol import serve
+from torch import Tensor
+from torch_rival import TorchRival
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from models import is_recipe, open_model  # noqa: E402
 
 
-class TransformersWorker(Worker):
+class TransformersWorker(TorchRival):
+    model: Any = None
+    cache: Any = None
+
     def hello(self) -> dict[str, Any]:
         import transformers
 
@@ -21,45 +31,47 @@ class TransformersWorker(Worker):
         }
         return {"versions": versions}
 
-    def load(self, checkpoint: str, format: str, threads: int, context: int, batch: int) -> dict[str, Any]:
-        from transformers import AutoModelForCausalLM
+    def load_model(self, checkpoint: Path) -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM
 
-        torch.set_num_threads(threads)
-        dtype = getattr(torch, format)
-        started = time.perf_counter()
-        self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).eval()
-        config = read_config(checkpoint)
-        self.weight_bytes = (matrix_elements(config) + vector_elements(config)) * dtype.itemsize
-        self.cache_bytes = cache_elements(config) * dtype.itemsize
+        if not is_recipe(checkpoint):
+            model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=self.dtype)
+            self.model = model.eval().to(self.device)
+            return
+        config = AutoConfig.from_pretrained(checkpoint)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        drawn = open_model(checkpoint, self.device).tensors
+        tensors = {name: stored.read().to(self.dtype) for name, stored in drawn.items()}
+        model.load_state_dict(tensors, assign=True)
+        # Its buffers are of no checkpoint, so they have to be computed.
+        model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
+        self.model = model.eval().to(self.device)
+
+    def notes(self) -> str:
         attention = self.model.config._attn_implementation
-        return {
-            "weight_bytes": self.weight_bytes,
-            "load_seconds": time.perf_counter() - started,
-            "notes": f"attention: {attention}; copies the cache at every step, which is not counted as read",
-        }
+        return f"attention: {attention}; copies the cache at every step, which is not counted as read"
 
-    @torch.inference_mode()
-    def decode(self, prompts: list[list[int]], steps: int) -> dict[str, Any]:
-        ids, cache = self._next(torch.tensor(prompts), None)
-        started = time.perf_counter()
-        for _ in range(steps):
-            ids, cache = self._next(torch.tensor(ids), cache)
-        seconds = time.perf_counter() - started
-        middle = len(prompts[0]) + steps // 2
-        return {
-            "seconds": seconds,
-            "bytes_per_step": self.weight_bytes + self.cache_bytes * middle * len(prompts),
-        }
+    def read_chunk(self, ids: Tensor, start: int) -> Tensor:
+        if start == 0:
+            self.cache = None
+        return self._next(ids)
 
-    @torch.inference_mode()
-    def prefill(self, prompt: list[int]) -> dict[str, Any]:
-        started = time.perf_counter()
-        self._next(torch.tensor([prompt]), None)
-        return {"seconds": time.perf_counter() - started}
+    def step(self, ids: Tensor) -> Tensor:
+        return self._next(ids)
 
-    def _next(self, ids: torch.Tensor, cache: Any) -> tuple[list[list[int]], Any]:
-        output = self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return output.logits[:, -1].argmax(-1, keepdim=True).tolist(), output.past_key_values
+    def forget_cache(self) -> None:
+        super().forget_cache()
+        self.cache = None
+
+    def forget_model(self) -> None:
+        self.model = None
+
+    def _next(self, ids: Tensor) -> Tensor:
+        output = self.model(ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        self.cache = output.past_key_values
+        logits: Tensor = output.logits[:, -1]
+        return logits
 
 
 if __name__ == "__main__":

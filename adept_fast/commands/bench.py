@@ -1,0 +1,247 @@
+"""``adept-fast bench``: how fast a checkpoint decodes here, what the limit is, and what would bring more."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+import click
+import torch
+
+from adept_fast.bandwidth import BandwidthProbe
+from adept_fast.checkpoint import Checkpoint, open_checkpoint, packed_matrices
+from adept_fast.commands.errors import OneLineErrors
+from adept_fast.commands.options import checkpoint_option, load_runtime, placement_options
+from adept_fast.memory import format_bytes
+from adept_fast.quantize import WEIGHT_FORMATS
+from adept_fast.quantize_wide import WIDE_FORMATS, wide_matrices
+from adept_fast.runtime import Runtime
+from adept_fast.weights import packs_wide
+
+_SAMPLES = 5
+_SAMPLE_SECONDS = 0.4
+_MOST_STEPS = 64
+_FEWEST_STEPS = 4
+_MOST_AT_ONCE = 16  # sequences: what kernels for a few tokens are made for
+_WORTH_SAYING = 1.05  # times as fast
+_DOWN = "mlp.dense_4h_to_h.weight"
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some decode steps: seconds and bytes of one of them, and the bandwidth before and after."""
+
+    seconds: float
+    bytes_read: float
+    bandwidth: float
+    zero_share: float
+    batch_size: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.batch_size / self.seconds
+
+    @property
+    def limit(self) -> float:
+        """Tokens a second, were the bandwidth of memory the only limit."""
+        return self.batch_size * self.bandwidth / self.bytes_read
+
+
+@click.command(cls=OneLineErrors)
+@checkpoint_option
+@placement_options
+@click.option("--batch-size", type=click.IntRange(1, _MOST_AT_ONCE), default=1, show_default=True)
+@click.option(
+    "--context",
+    "context_tokens",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Tokens that stand before the first step.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def bench(**options: Any) -> None:
+    """Say how fast decoding is, what memory would allow, and what to change."""
+    checkpoint = open_checkpoint(options["checkpoint"])
+    options["checkpoint"] = checkpoint
+    batch_size, context = options["batch_size"], options["context_tokens"]
+    if options["max_seq_len"] is None:
+        options["max_seq_len"] = min(context + _MOST_STEPS + 1, checkpoint.config.max_position_embeddings)
+    if options["max_seq_len"] < context + _FEWEST_STEPS + 1:
+        raise ValueError(
+            f"context is {context}; expected at most {options['max_seq_len'] - _FEWEST_STEPS - 1}, "
+            f"so that {_FEWEST_STEPS} steps fit behind it"
+        )
+    more = min(_MOST_AT_ONCE, 4 * batch_size)
+    runtime = load_runtime(options, max_batch_size=more)
+    stopwatch = Stopwatch(runtime, checkpoint, context)
+    samples = [stopwatch.sample(batch_size) for _ in range(_SAMPLES)]
+    report = _report(runtime, samples) | {
+        "advice": _narrower(runtime, checkpoint, samples)
+        + _more_at_once(stopwatch, samples, more)
+        + _other_threads(stopwatch, samples)
+    }
+    click.echo(json.dumps(report) if options["as_json"] else _as_line(report))
+
+
+class Stopwatch:
+    """Times decode steps of one Runtime."""
+
+    def __init__(self, runtime: Runtime, checkpoint: Checkpoint, context: int) -> None:
+        self.device = runtime.placement.device
+        self._runtime = runtime
+        self._checkpoint = checkpoint
+        self._probe = BandwidthProbe(self.device)
+        self._context = context
+        self._most = min(_MOST_STEPS, runtime.max_seq_len - context)
+
+    def sample(self, batch_size: int) -> Sample:
+        """As many steps as take a moment, at least a few; a first few are to warm up."""
+        seconds, _ = self._decode(batch_size, _FEWEST_STEPS)
+        steps = max(_FEWEST_STEPS, min(self._most, round(_SAMPLE_SECONDS * _FEWEST_STEPS / seconds)))
+        before = self._probe.measure()
+        seconds, zero_share = self._decode(batch_size, steps)
+        bandwidth = (before + self._probe.measure()) / 2
+        cache = self._runtime.memory().cache_bytes_per_token * (self._context + steps // 2) * batch_size
+        weights = step_bytes(self._checkpoint, self._runtime, self._runtime.placement.weights, zero_share)
+        return Sample(seconds / steps, weights + cache, bandwidth, zero_share, batch_size)
+
+    def _decode(self, batch_size: int, steps: int) -> tuple[float, float]:
+        """Seconds of all steps, and the share of hidden units that were 0 for all sequences."""
+        vocab = self._runtime.tokenizer.vocab_size
+        prompts = [[(7 * row + at) % vocab for at in range(self._context)] for row in range(batch_size)]
+        before = self._runtime.stats()
+        generations = self._runtime.generate(prompts, max_new_tokens=steps + 1, ignore_eos=True)
+        after = self._runtime.stats()
+        rows = after.unit_rows - before.unit_rows
+        read = after.unit_rows_read - before.unit_rows_read
+        # The last prompt is read last, so from its first token on there is nothing but steps of them all.
+        return generations[-1].timings.decode_seconds, 1 - read / rows if rows else 0.0
+
+
+def step_bytes(
+    checkpoint: Checkpoint, runtime: Runtime, weights: str | None, zero_share: float = 0.0
+) -> float:
+    """What a step would read of this checkpoint's weights, were they in that format (None: floats).
+
+    Of the down-projections only the rows whose unit is not 0.
+    """
+    config, placement = checkpoint.config, runtime.placement
+    shapes = {name: shape for name, shape in config.tensor_shapes().items() if name != _EMBEDDING}
+    shapes[_HEAD] = head = (runtime.tokenizer.vocab_size, config.hidden_size)
+    planned = wide_matrices if packs_wide(checkpoint, placement.device) else packed_matrices
+    packed = planned(config, weights) if weights else {}
+    total = 0.0
+    for name, shape in shapes.items():
+        if name in packed:
+            size = packed[name].packing.nbytes(head if name == _HEAD else packed[name].shape)
+        else:
+            kept = torch.float32 if len(shape) == 1 else placement.dtype
+            size = torch.Size(shape).numel() * kept.itemsize
+        total += size * (1 - zero_share) if name.endswith(_DOWN) else size
+    return total
+
+
+def _report(runtime: Runtime, samples: list[Sample]) -> dict[str, Any]:
+    speeds = [sample.tokens_per_second for sample in samples]
+    return {
+        "tokens_per_second": _median(speeds),
+        "slowest": min(speeds),
+        "fastest": max(speeds),
+        "limit_tokens_per_second": _median([sample.limit for sample in samples]),
+        "share_of_limit": _median([sample.tokens_per_second / sample.limit for sample in samples]),
+        "bytes_per_step": _median([sample.bytes_read for sample in samples]),
+        "bandwidth_bytes_per_second": _median([sample.bandwidth for sample in samples]),
+        "zero_share": _median([sample.zero_share for sample in samples]),
+        "batch_size": samples[0].batch_size,
+        "device": str(runtime.placement.device),
+        "weights": runtime.placement.weights_in_words,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _narrower(runtime: Runtime, checkpoint: Checkpoint, samples: list[Sample]) -> list[dict[str, Any]]:
+    """What fewer bits would leave to be read. Nothing where a cache holds the weights, or they are packed."""
+    device, now = runtime.placement.device, samples[0].bytes_read
+    if checkpoint.weights or _median([s.tokens_per_second / s.limit for s in samples]) > 1:
+        return []
+    bandwidth = _median([sample.bandwidth for sample in samples])
+    zeros = _median([sample.zero_share for sample in samples])
+    cache = now - step_bytes(checkpoint, runtime, runtime.placement.weights, samples[0].zero_share)
+    advice = []
+    for weights in WIDE_FORMATS if device.type == "cuda" else WEIGHT_FORMATS:
+        read = step_bytes(checkpoint, runtime, weights, zeros) + cache
+        if now / read > _WORTH_SAYING:
+            limit = samples[0].batch_size * bandwidth / read
+            advice.append({"weights": weights, "bytes_per_step": read, "limit_tokens_per_second": limit})
+    return advice
+
+
+def _more_at_once(stopwatch: Stopwatch, samples: list[Sample], more: int) -> list[dict[str, Any]]:
+    """What a larger batch gave, where it was faster."""
+    if more == samples[0].batch_size:
+        return []
+    speed = stopwatch.sample(more).tokens_per_second
+    return [{"batch_size": more, "tokens_per_second": speed}] if _is_faster(speed, samples) else []
+
+
+def _other_threads(stopwatch: Stopwatch, samples: list[Sample]) -> list[dict[str, Any]]:
+    """What all of a CPU's cores, or half as many threads, gave, where it was faster."""
+    now = torch.get_num_threads()
+    advice = []
+    if stopwatch.device.type == "cpu":
+        for threads in sorted({available_cores(), max(1, now // 2)} - {now}):
+            torch.set_num_threads(threads)
+            try:
+                speed = stopwatch.sample(samples[0].batch_size).tokens_per_second
+            finally:
+                torch.set_num_threads(now)
+            if _is_faster(speed, samples):
+                advice.append({"threads": threads, "tokens_per_second": speed})
+    return advice
+
+
+def available_cores() -> int:
+    """That this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _is_faster(speed: float, samples: list[Sample]) -> bool:
+    return speed > _WORTH_SAYING * max(sample.tokens_per_second for sample in samples)
+
+
+def _median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+def _as_line(report: dict[str, Any]) -> str:
+    """``28.3 tokens/s of 34.1 possible (1.14 GB a step at 39 GB/s, 83%); int8 would read 575 MB: …``"""
+    speed, limit = report["tokens_per_second"], report["limit_tokens_per_second"]
+    step = "token" if report["batch_size"] == 1 else "step"
+    read = (
+        f"{format_bytes(report['bytes_per_step'])} a {step} "
+        f"at {format_bytes(report['bandwidth_bytes_per_second'])}/s"
+    )
+    if report["share_of_limit"] > 1:
+        first = (
+            f"{speed:.1f} tokens/s, more than the {limit:.1f} of memory ({read}): a cache holds the weights"
+        )
+    else:
+        first = f"{speed:.1f} tokens/s of {limit:.1f} possible ({read}, {report['share_of_limit']:.0%})"
+    return "; ".join([first, *map(_advice_in_words, report["advice"])])
+
+
+def _advice_in_words(advice: dict[str, Any]) -> str:
+    if "weights" in advice:
+        return (
+            f"--weights {advice['weights']} would read {format_bytes(advice['bytes_per_step'])}: "
+            f"up to {advice['limit_tokens_per_second']:.1f} tokens/s"
+        )
+    gave = f"{advice['tokens_per_second']:.1f} tokens/s"
+    if "batch_size" in advice:
+        return f"{advice['batch_size']} at once gave {gave} in all"
+    return f"OMP_NUM_THREADS={advice['threads']} gave {gave}"

@@ -1,0 +1,46 @@
+"""The models that benchmarks run: a checkpoint that there is, or random weights of a preset's shapes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+
+from random_checkpoint import (  # noqa: E402
+    DESCRIPTION_FILE,
+    PRESETS,
+    make_config,
+    open_random,
+    write_random,
+    write_recipe,
+)
+
+from adept_fast.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
+
+LONGEST_CONTEXT = 32768  # tokens, of models made here: past any that is measured
+
+
+def random_model(preset: str, zeros: float, folder: Path, *, drawn: bool = False) -> Path:
+    """A checkpoint of random weights in ``folder``, made unless it is there already; its path.
+
+    With ``drawn`` it is a recipe alone, whose weights each worker draws where it computes: that takes seconds
+    for what would take minutes to write and to read.
+    """
+    path = folder / f"{preset}-{100 * zeros:g}{'-drawn' if drawn else ''}"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        config = make_config(**PRESETS[preset], context=LONGEST_CONTEXT)
+        write = write_recipe if drawn else write_random
+        write(path, config, zeros=zeros)
+    return path
+
+
+def is_recipe(path: Path) -> bool:
+    """Whether the weights are to be drawn."""
+    return (path / DESCRIPTION_FILE).is_file() and not any(path.glob("*.safetensors*"))
+
+
+def open_model(path: Path, device: object = "cpu") -> Checkpoint:
+    """The checkpoint at a path; the weights of a recipe are drawn on ``device``."""
+    return open_random(path, str(device)) if is_recipe(path) else open_checkpoint(path)

@@ -1,0 +1,281 @@
+"""Runs the benchmarks that the README shows, one after the other, and rewrites it.
+
+    python benchmarks/suite.py             # the short form: under five minutes on two cores
+    python benchmarks/suite.py --full --model-folder FOLDER --python llama.cpp=PATH
+
+Results belong to a commit. On a tree without uncommitted changes they go to ``benchmarks/results/DEVICE``
+when all have been measured, and the README and its plots are rewritten; else they go to a temporary folder,
+and the README stays. On a GPU (``--device cuda``) other programs run than on a CPU.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+from decode import choose_device
+from harness import git, has_uncommitted_changes
+from machine import device_name, results_folder
+from models import random_model
+
+HERE = Path(__file__).resolve().parent
+OURS = ("adept-fast:float16", "adept-fast:bfloat16", "adept-fast:int8", "adept-fast:int4")
+RIVALS = (
+    "llama.cpp:F16",
+    "llama.cpp:BF16",
+    "llama.cpp:Q8_0",
+    "llama.cpp:Q4_0",
+    "openvino:float16",
+    "eager:bfloat16",
+    "transformers:bfloat16",
+)
+COMPILED = ("eager-compiled:bfloat16", "transformers-compiled:bfloat16")  # which takes them a minute
+CUDA = ("adept-fast:float16", "adept-fast:fp8", "adept-fast:int4", "eager:float16", "transformers:float16")
+AT_90 = ("adept-fast:float16", "adept-fast:bfloat16", "llama.cpp:F16", "llama.cpp:BF16")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A program, the result it writes, the random model it takes (preset and zeros, or none), and options."""
+
+    program: str
+    result: str
+    model: tuple[str, float] | None
+    options: tuple[str, ...]
+    takes_rivals: bool = False
+
+
+def contestants(*names: str) -> tuple[str, ...]:
+    return tuple(part for name in names for part in ("--contestant", name))
+
+
+SHORT = (
+    Run("demo", "demo", None, ("--samples", "9")),
+    Run(
+        "decode",
+        "decode-small",
+        ("small", 0.5),
+        ("--steps", "32", "--samples", "5", "--attempts", "2", *contestants(*OURS, *RIVALS)),
+        takes_rivals=True,
+    ),
+    Run(
+        "scaling",
+        "scaling-small",
+        None,
+        (
+            *("--layers", "4,8,12", "--hidden", "256,512,1024", "--context", "64,1024,2048"),
+            *("--batch", "1,2,4", "--zeros", "0,0.5,0.9,0.95", "--samples", "5", "--attempts", "2"),
+        ),
+    ),
+)
+FULL = (
+    *SHORT[:1],
+    Run(
+        "decode",
+        "decode-small",
+        ("small", 0.5),
+        ("--steps", "96", "--samples", "9", *contestants(*OURS, *RIVALS, *COMPILED)),
+        takes_rivals=True,
+    ),
+    Run(
+        "decode",
+        "decode-0.7g",
+        ("0.7g", 0.5),
+        (
+            *("--samples", "7", "--steps", "16", "--longest-sample", "1.0", "--attempts", "4"),
+            *contestants(*OURS, *RIVALS, *COMPILED),
+        ),
+        takes_rivals=True,
+    ),
+    Run(
+        "decode",
+        "decode-0.7g-90",
+        ("0.7g", 0.9),
+        ("--samples", "7", "--steps", "16", "--longest-sample", "1.0", *contestants(*AT_90)),
+        takes_rivals=True,
+    ),
+    Run("batch", "batch-0.7g", ("0.7g", 0.5), ("--samples", "5")),
+    Run(
+        "prefill",
+        "prefill-0.7g",
+        ("0.7g", 0.5),
+        (
+            *("--samples", "5", "--attempts", "2", "--max-bandwidth-change", "9"),
+            *(part for length in (128, 512, 2048) for part in ("--prompt-tokens", str(length))),
+            *contestants(*OURS, "transformers:bfloat16"),
+        ),
+        takes_rivals=True,
+    ),
+    Run(
+        "load",
+        "load-0.7g",
+        ("0.7g", 0.5),
+        (
+            *("--samples", "5", "--attempts", "2"),
+            *contestants(*OURS, "transformers:bfloat16", "llama.cpp:F16", "llama.cpp:Q4_0"),
+        ),
+        takes_rivals=True,
+    ),
+    Run(
+        "memory",
+        "memory-0.7g",
+        ("0.7g", 0.5),
+        ("--samples", "3", *contestants(*OURS, "transformers:bfloat16", "llama.cpp:F16", "llama.cpp:Q4_0")),
+        takes_rivals=True,
+    ),
+    Run("scaling", "scaling-small", None, ("--samples", "7", "--format", "float16", "--format", "int8")),
+    Run("operators", "operators-8b", None, ("--model", "8b", "--samples", "7", "--attempts", "3")),
+    Run("quality", "quality", None, ("--every", "7")),
+)
+
+
+GPU_SHORT = (
+    Run(
+        "decode",
+        "decode-small",
+        None,
+        ("--device", "cuda", "--model", "small", "--zeros", "0,50,90,95", "--samples", "5"),
+    ),
+    Run("operators", "operators-small", None, ("--device", "cuda", "--model", "small", "--samples", "5")),
+)
+GPU_FULL = (
+    Run(
+        "decode",
+        "decode-8b",
+        None,
+        (
+            *("--device", "cuda", "--model", "8b", "--zeros", "0,50,90,95", "--samples", "5"),
+            *("--batch", "1", "--batch", "4", "--batch", "16"),
+            *("--context", "128", "--context", "2048", "--context", "16384"),
+        ),
+    ),
+    Run(
+        "operators",
+        "operators-8b",
+        None,
+        (*("--device", "cuda", "--model", "8b"), *("--tokens", "1", "--tokens", "4", "--tokens", "16")),
+    ),
+    Run(
+        "prefill",
+        "prefill-0.7g",
+        ("0.7g", 0.5),
+        (
+            *("--device", "cuda", "--samples", "5", *contestants(*CUDA)),
+            *(part for length in (128, 2048, 16384) for part in ("--prompt-tokens", str(length))),
+        ),
+    ),
+)
+
+
+@click.command()
+@click.option("--full", is_flag=True, help="All of them, on larger models.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    help="A GPU if there is one.",
+)
+@click.option("--only", multiple=True, metavar="RESULT", help="Of them only this one; several times.")
+@click.option("--threads", type=click.IntRange(min=1), help="[default: one for each core]")
+@click.option(
+    "--model-folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where random models, and what rivals make of them, are kept.  [default: nowhere]",
+)
+@click.option("--python", "pythons", multiple=True, metavar="RUNTIME=PATH", help="As decode.py has it.")
+@click.option("--dry-run", is_flag=True, help="Print the commands.")
+def main(
+    full: bool,
+    device: str,
+    only: tuple[str, ...],
+    threads: int | None,
+    model_folder: Path | None,
+    pythons: tuple[str, ...],
+    dry_run: bool,
+) -> None:
+    """Measure, and bring the README up to date."""
+    place = choose_device(device)
+    runs = {("cpu", False): SHORT, ("cpu", True): FULL, ("cuda", False): GPU_SHORT, ("cuda", True): GPU_FULL}
+    offered = runs[place.type, full]
+    chosen = [run for run in offered if not only or run.result in only]
+    unknown = set(only) - {run.result for run in chosen}
+    if unknown:
+        known = ", ".join(run.result for run in offered)
+        raise click.BadParameter(f"--only is {', '.join(sorted(unknown))}; expected one of {known}")
+    threads = threads or os.cpu_count() or 1
+    reason = why_no_result()
+    cores = os.cpu_count() if place.type == "cpu" else None
+    folder = HERE / "results" / results_folder(device_name(place), cores)
+    with tempfile.TemporaryDirectory() as temporary:
+        output = Path(tempfile.mkdtemp(prefix="adept-fast-results-"))
+        failed: list[str] = []
+        for run in chosen:
+            models = (model_folder or Path(temporary)).resolve()
+            command = command_of(run, models, output, threads, pythons)
+            click.echo(f"$ {' '.join(command[1:])}", err=True)
+            if dry_run:
+                continue
+            if run.model:
+                random_model(*run.model, models)
+            began = time.monotonic()
+            done = subprocess.run(command, check=False, cwd=HERE.parent, env=environment())
+            failed += [run.result] if done.returncode else []
+            click.echo(f"{run.result}: {time.monotonic() - began:.0f} s\n")
+    if dry_run:
+        output.rmdir()
+    elif reason:
+        click.echo(f"{reason}: the results are in {output}, and not in the README")
+    else:
+        keep(output, folder)
+    if failed:
+        raise click.ClickException(f"of the rest there is no result: {', '.join(failed)} failed")
+
+
+def command_of(run: Run, models: Path, output: Path, threads: int, pythons: tuple[str, ...]) -> list[str]:
+    command = [sys.executable, f"benchmarks/{run.program}.py"]
+    if run.program == "decode" and "--device" not in run.options:
+        command += ["--device", "cpu"]
+    if run.model:
+        preset, zeros = run.model
+        command += ["--checkpoint", str(models / f"{preset}-{100 * zeros:g}")]
+    if run.program == "scaling":  # which takes several numbers, the most of them elsewhere
+        command += ["--threads", ",".join(map(str, sorted({1, threads})))]
+    else:
+        command += ["--threads", str(threads)]
+    if run.takes_rivals:
+        command += [part for python in pythons for part in ("--python", python)]
+    return [*command, *run.options, "--output", str(output / f"{run.result}.json")]
+
+
+def why_no_result() -> str:
+    """Why what is measured now is no result; empty where it is one."""
+    if not git("rev-parse", "HEAD"):
+        return "this is no checkout of git, so there is no commit to name"
+    return "the tree has uncommitted changes" if has_uncommitted_changes() else ""
+
+
+def environment() -> dict[str, str]:
+    paths = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def keep(output: Path, folder: Path) -> None:
+    """Move the results to their place, and rewrite the README with them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted(output.iterdir()):
+        shutil.move(file, folder / file.name)
+    output.rmdir()
+    command = [sys.executable, "benchmarks/readme.py", "--device", folder.name]
+    subprocess.run(command, check=True, cwd=HERE.parent, env=environment())
+
+
+if __name__ == "__main__":
+    main()
