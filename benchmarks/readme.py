@@ -273,6 +273,22 @@ def load(reports: Sequence[Report]) -> str:
     return markdown(["seconds, median (p10 to p90)", "import", "load", "start to first token"], rows)
 
 
+def accelerated(reports: Sequence[Report]) -> str:
+    rows = [
+        [
+            case,
+            *(
+                figure(report["measured"][f"{case}, {side}"].get("tokens_per_second"), 1)
+                for side in ("accelerated", "transformers")
+            ),
+            figure(times, 2),
+        ]
+        for report in reports
+        for case, times in report["times_as_fast"].items()
+    ]
+    return markdown(["tokens a second (p10 to p90)", "accelerated", "transformers", "times as fast"], rows)
+
+
 def quality(reports: Sequence[Report]) -> str:
     rows = [
         [
@@ -290,7 +306,7 @@ def quality(reports: Sequence[Report]) -> str:
 
 RENDERERS: dict[str, Callable[[Sequence[Report]], str]] = {
     function.__name__: function
-    for function in (decode, demo, memory, prefill, batch, scaling, operators, load, quality)
+    for function in (decode, demo, memory, prefill, batch, scaling, operators, load, accelerated, quality)
 }
 
 

@@ -21,6 +21,7 @@ from adept_fast.commands.options import (
     sampling_params,
 )
 from adept_fast.commands.streaming import print_stream
+from adept_fast.memory import format_bytes
 from adept_fast.runtime import Runtime
 from adept_fast.sampling import SamplingParams
 from adept_fast.sequence import Generation
@@ -120,6 +121,11 @@ def _print_stats(runtime: Runtime, generations: list[Generation]) -> None:
     """Speed of the whole call, and the bytes that decoding read against what memory can deliver."""
     bandwidth = measure_read_bandwidth(runtime.placement.device)
     click.echo(f"load     {runtime.load_seconds:.2f} s", err=True)
+    captures = runtime.captures()
+    if captures is not None:
+        held = format_bytes(captures.bytes_held)
+        taken = f"{len(captures.shapes)} captured in {captures.seconds:.2f} s, holding {held}"
+        click.echo(f"graphs   {captures.failure or taken}", err=True)
     for generation in generations:
         timings = generation.timings
         context = timings.prompt_tokens + timings.decode_tokens // 2
