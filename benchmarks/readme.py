@@ -279,14 +279,14 @@ def accelerated(reports: Sequence[Report]) -> str:
             case,
             *(
                 figure(report["measured"][f"{case}, {side}"].get("tokens_per_second"), 1)
-                for side in ("accelerated", "transformers")
+                for side in ("accelerated", "plain")
             ),
             figure(times, 2),
         ]
         for report in reports
         for case, times in report["times_as_fast"].items()
     ]
-    return markdown(["tokens a second (p10 to p90)", "accelerated", "transformers", "times as fast"], rows)
+    return markdown(["tokens a second (p10 to p90)", "accelerated", "plain", "times as fast"], rows)
 
 
 def quality(reports: Sequence[Report]) -> str:
