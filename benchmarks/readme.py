@@ -286,7 +286,7 @@ def accelerated(reports: Sequence[Report]) -> str:
         for report in reports
         for case, times in report["times_as_fast"].items()
     ]
-    return markdown(["tokens a second (p10 to p90)", "accelerated", "plain", "times as fast"], rows)
+    return markdown(["tokens a second, median (p10 to p90)", "accelerated", "plain", "times as fast"], rows)
 
 
 def quality(reports: Sequence[Report]) -> str:

@@ -123,6 +123,17 @@ def test_a_batchs_table_has_the_numbers_of_its_file() -> None:
             holds(row[2], value["at_equal_bandwidth"], 1)
 
 
+def test_the_table_of_accelerate_has_the_numbers_of_its_file() -> None:
+    (body,) = (body for kinds, _, body in SECTIONS if kinds == "accelerated")
+    report = read("amd-epyc-2-cores/accelerated")
+    rows = [cells_of(line) for line in body.splitlines() if line.startswith("|")][2:]
+    assert [row[0] for row in rows] == list(report["times_as_fast"])
+    for case, *cells in rows:
+        for cell, side in zip(cells, ("accelerated", "plain"), strict=False):
+            holds(cell, report["measured"][f"{case}, {side}"]["tokens_per_second"], 1)
+        holds(cells[2], report["times_as_fast"][case], 1)
+
+
 def test_every_result_of_speed_and_memory_is_shown() -> None:
     shown = {name for _, names, _ in SECTIONS for name in names.split()}
     for path in RESULTS.glob("*/*.json"):
