@@ -38,11 +38,9 @@ class AdeptFastWorker(Worker):
     ) -> dict[str, Any]:
         from models import is_recipe, open_model
 
-        from adept_fast import Runtime, ops
-        from adept_fast.memory import InsufficientMemoryError
+        from adept_fast import InsufficientMemoryError, ParameterError, Runtime, ops
         from adept_fast.quantize import WEIGHT_FORMATS
         from adept_fast.quantize_wide import WIDE_FORMATS
-        from adept_fast.sampling import ParameterError
 
         torch.set_num_threads(threads)
         asked = (checkpoint, format, device)
