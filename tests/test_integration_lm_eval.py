@@ -1,0 +1,338 @@
+"""``adept-fast`` as a model of lm-eval: against plain loops over transformers' model, and against lm-eval's ``hf``."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
+from transformers import PersimmonForCausalLM
+
+from adept_fast.checkpoint import demo_path
+from adept_fast.sampling import ParameterError
+
+lm_eval = pytest.importorskip(
+    "lm_eval", reason="lm-eval is not installed (pip install 'lm-eval>=0.4.13,<0.5')"
+)
+pytest.importorskip("accelerate", reason="lm-eval's hf model needs accelerate")
+
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.registry import get_model  # noqa: E402
+
+from adept_fast.integrations.lm_eval import AdeptFastLM  # noqa: E402
+from adept_fast.integrations.lm_eval.generation import generation_params  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+FACTS = ROOT / "tools" / "evaluation" / "demo_facts.yaml"
+EXACT = {"dtype": "float32", "cache_dtype": "float32"}
+MAX_LENGTH = 40
+
+
+def request(kind: str, *arguments: Any) -> Instance:
+    return Instance(request_type=kind, doc={}, arguments=arguments, idx=0)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = small_config(vocab_size=4200)  # more rows than the tokenizer has pieces
+    return write_huggingface(
+        tmp_path_factory.mktemp("small") / "model", config, random_tensors(config), demo_tokenizer()
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(directory: Path) -> PersimmonForCausalLM:
+    return PersimmonForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module", params=[1, 3, 16])
+def model(request: pytest.FixtureRequest, directory: Path) -> Iterator[AdeptFastLM]:
+    yield AdeptFastLM(str(directory), batch_size=request.param, max_length=MAX_LENGTH, **EXACT)
+
+
+def texts(count: int, words: tuple[int, int], seed: int) -> list[str]:
+    chosen = random.Random(seed)
+    vocabulary = "the capital of France is Paris What gold 3 plus Humpty Dumpty naïve 你好 , .".split()
+    return [" ".join(chosen.choices(vocabulary, k=chosen.randint(*words))) for _ in range(count)]
+
+
+@torch.no_grad()
+def plain_score(reference: PersimmonForCausalLM, context: list[int], ids: list[int]) -> tuple[float, bool]:
+    """One sequence, read whole, cut at its left: what lm-eval defines."""
+    whole = (context + ids)[-(MAX_LENGTH + 1) :]
+    logprobs = reference(torch.tensor([whole[:-1]])).logits[0].double().log_softmax(-1)  # [tokens, vocab]
+    rows = logprobs[len(logprobs) - len(ids) :]
+    return float(sum(rows[at, i] for at, i in enumerate(ids))), rows.argmax(-1).tolist() == ids
+
+
+class TestScores:
+    def test_continuations(self, model: AdeptFastLM, reference: PersimmonForCausalLM) -> None:
+        contexts = texts(9, (1, 20), seed=1)
+        pairs = [
+            (context, f" {text}") for context in contexts for text in texts(3, (1, 6), seed=len(context))
+        ]
+        pairs += [
+            (contexts[0], " is"),
+            (contexts[0], " Paris"),
+            (contexts[0], " is"),
+        ]  # of one token, and again
+        pairs += [("", "The capital"), ("a  ", "b"), (texts(1, (60, 70), seed=2)[0], " is gold")]
+        answers = model.loglikelihood([request("loglikelihood", *pair) for pair in pairs], disable_tqdm=True)
+        encode = model.runtime.tokenizer.encode
+        bos = model.runtime.tokenizer.bos_id
+        for (context, text), (found, is_greedy) in zip(pairs, answers, strict=True):
+            before = encode(context.rstrip()) if context else [bos]
+            whole = encode(context + text) if context else [bos, *encode(text)]
+            expected, greedy = plain_score(reference, before, whole[len(before) :])
+            assert found == pytest.approx(expected, abs=2e-4), (context, text)
+            assert is_greedy == greedy, (context, text)
+
+    def test_greedy_continuations_are_known_as_such(
+        self, model: AdeptFastLM, reference: PersimmonForCausalLM
+    ) -> None:
+        prompts = [[5, 6, 7, 8 + at] for at in range(5)]
+        continued = [
+            reference.generate(torch.tensor([ids]), max_new_tokens=7, do_sample=False, eos_token_id=-1)[
+                0, 4:
+            ].tolist()
+            for ids in prompts
+        ]
+        spoilt = [[*ids[:-1], (ids[-1] + 1) % 4096] for ids in continued]
+        requests = [
+            (None, prompt, ids) for ids_of in (continued, spoilt) for prompt, ids in zip(prompts, ids_of)
+        ]  # noqa: B905
+        found = model._loglikelihood_tokens(requests, disable_tqdm=True)
+        assert [is_greedy for _, is_greedy in found] == [True] * 5 + [False] * 5
+
+    def test_whole_texts_in_windows(self, model: AdeptFastLM, reference: PersimmonForCausalLM) -> None:
+        whole = ["", *texts(2, (3, 10), seed=4), *texts(3, (60, 120), seed=5)]
+        found = model.loglikelihood_rolling(
+            [request("loglikelihood_rolling", text) for text in whole], disable_tqdm=True
+        )
+        for text, total in zip(whole, found, strict=True):
+            ids = model.runtime.tokenizer.encode(text)
+            expected = 0.0
+            # Every token once; the last window reaches back as far as it can.
+            for start in range(0, len(ids), MAX_LENGTH):
+                window = ids[start : start + MAX_LENGTH]
+                before = [model.prefix_token_id, *ids][: start + 1]
+                expected += plain_score(reference, before, window)[0]
+            assert total == pytest.approx(expected, abs=1e-3), text
+
+    def test_a_long_context_in_several_chunks(self) -> None:
+        model = AdeptFastLM("demo", batch_size=4, **EXACT)
+        context = " ".join(texts(40, (9, 10), seed=6))
+        pairs = [(context[at:], text) for at in (0, 7, 300) for text in (" is gold", " capital")]
+        together = model.loglikelihood([request("loglikelihood", *pair) for pair in pairs], disable_tqdm=True)
+        for pair, (found, _) in zip(pairs, together, strict=True):
+            before = model.tok_encode(pair[0])
+            ids = (model.tok_encode("".join(pair)))[-len(model.tok_encode("".join(pair))[len(before) :]) :]
+            kept = [*before, *ids][-(model.max_length + 1) :]
+            (score,) = model.runtime.score([kept[:-1]])
+            assert found == pytest.approx(
+                sum(value or 0.0 for value in score.logprobs[-(len(ids) - 1) :] if len(ids) > 1)
+                + _last_logprob(model, kept),
+                abs=1e-3,
+            )
+
+    def test_too_long_a_continuation(self, model: AdeptFastLM) -> None:
+        with pytest.raises(
+            ParameterError, match=f"a continuation has 41 tokens; expected at most max_length {MAX_LENGTH}"
+        ):
+            model._loglikelihood_tokens([(None, [5], [6] * 41)], disable_tqdm=True)
+
+
+def _last_logprob(model: AdeptFastLM, ids: list[int]) -> float:
+    """Of the last id, by generating after the others."""
+    (generation,) = model.runtime.generate([ids[:-1]], max_new_tokens=1, logprobs=1000)
+    assert generation.logprobs is not None
+    return dict(generation.logprobs[0].top)[ids[-1]]
+
+
+class TestGeneration:
+    def test_answers_in_order_whatever_their_lengths(self) -> None:
+        model = AdeptFastLM("demo", batch_size=3)
+        countries = ["France", "the United Arab Emirates", "Peru", "Japan", "Italy"] * 3
+        asked = [f"human: What is the capital of {country}?\n\nadept:" for country in countries]
+        settings = {"until": ["\n\nhuman:"], "max_gen_toks": 32}
+        found = model.generate_until(
+            [request("generate_until", text, settings) for text in asked], disable_tqdm=True
+        )
+        expected = [model.runtime.generate(text, max_new_tokens=32).text for text in asked]
+        assert found == expected
+        assert found[0] == " The capital of France is Paris."
+
+    def test_stop_strings_and_lengths(self) -> None:
+        model = AdeptFastLM("demo", batch_size=2)
+        prompt = "human: What is the capital of France?\n\nadept:"
+        whole = " The capital of France is Paris."
+        for settings, expected in [
+            ({"until": "France"}, whole.partition("France")[0]),
+            ({"until": ["Paris", "", "capital"]}, " The "),
+            ({"until": None, "max_new_tokens": 3}, " The capital of"),
+            ({"max_tokens": 2, "do_sample": False, "temperature": 0.7}, " The capital"),
+        ]:
+            (found,) = model.generate_until([request("generate_until", prompt, settings)], disable_tqdm=True)
+            assert found == expected, settings
+
+    def test_a_long_prompt_loses_its_beginning(self, caplog: pytest.LogCaptureFixture) -> None:
+        model = AdeptFastLM("demo", max_length=64)
+        prompt = "human: What is the capital of France?\n\nadept:"
+        settings = {"max_gen_toks": 20}
+        (found,) = model.generate_until(
+            [request("generate_until", "word " * 200 + "\n\n" + prompt, settings)], disable_tqdm=True
+        )
+        ids = model.tok_encode("word " * 200 + "\n\n" + prompt)[-44:]
+        (expected,) = model.runtime.generate([ids], max_new_tokens=20)
+        assert found == expected.text
+        assert "is cut to its last 44" in caplog.text
+
+    def test_repeats_of_a_sampled_prompt_differ(self) -> None:
+        model = AdeptFastLM("demo", batch_size=4)
+        settings = {"do_sample": True, "temperature": 1.5, "max_gen_toks": 20, "seed": 3}
+        requests = [request("generate_until", "Once upon a time", settings)] * 6
+        found = model.generate_until(requests, disable_tqdm=True)
+        assert len(set(found)) == 6
+        assert model.generate_until(requests, disable_tqdm=True) == found
+
+    @pytest.mark.parametrize(
+        ("settings", "found"),
+        [
+            ({"num_beams": 4}, "generation_kwargs has 'num_beams'; expected until"),
+            ({"max_gen_toks": 64}, "max_gen_toks is 64; expected less than max_length 64"),
+            ({"do_sample": True, "top_p": 2.0}, "top_p is 2.0"),
+        ],
+    )
+    def test_settings_that_are_refused(self, settings: dict[str, Any], found: str) -> None:
+        with pytest.raises(ParameterError, match=found):
+            generation_params(settings, 64)
+
+    def test_settings(self) -> None:
+        assert generation_params({"temperature": 0.5, "top_k": 3}, 512).temperature == 0.5
+        assert generation_params({"temperature": 0.5, "do_sample": False}, 512).temperature == 0
+        assert generation_params({"do_sample": True}, 512).temperature == 1
+        assert generation_params({}, 512).max_new_tokens == 256
+        assert generation_params({"max_gen_toks": 7, "max_tokens": 9}, 512).max_new_tokens == 7
+
+
+class TestModel:
+    def test_it_is_registered(self) -> None:
+        assert get_model("adept-fast") is AdeptFastLM
+
+    @pytest.mark.parametrize(
+        ("arguments", "size"),
+        [
+            ({}, 1),
+            ({"batch_size": "4"}, 4),
+            ({"batch_size": "auto:2"}, 16),
+            ({"batch_size": "auto", "max_batch_size": 5}, 5),
+        ],
+    )
+    def test_batch_sizes(self, arguments: dict[str, Any], size: int) -> None:
+        assert AdeptFastLM("demo", **arguments).batch_size == size
+
+    @pytest.mark.parametrize(
+        ("arguments", "found"),
+        [
+            ({"batch_size": "many"}, "batch_size is 'many'; expected a positive integer or auto"),
+            ({"pretrained": "demo"}, "model_args has 'pretrained'; expected checkpoint, device"),
+        ],
+    )
+    def test_mistakes(self, arguments: dict[str, Any], found: str) -> None:
+        with pytest.raises(ParameterError, match=found):
+            AdeptFastLM("demo", **arguments)
+
+    def test_chat_template(self, caplog: pytest.LogCaptureFixture) -> None:
+        model = AdeptFastLM("demo")
+        history = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+        prompt = model.apply_chat_template(history)
+        assert prompt == "|ENDOFTEXT|human: Why?\n\nadept:"
+        assert "has no system role: 'Be brief.' is left out" in caplog.text
+        assert model.tok_encode(prompt) == model.runtime.tokenizer.encode(
+            "human: Why?\n\nadept:", add_bos=True
+        )
+        history += [{"role": "assistant", "content": "Because"}]
+        unfinished = model.apply_chat_template(history, add_generation_prompt=False)
+        assert unfinished.endswith("\n\nadept: Because")
+        assert "human: " in (model.chat_template(True) or "")
+        assert model.chat_template(False) is None
+        assert model.tokenizer_name == "demo"
+
+    def test_bos_as_asked(self) -> None:
+        model = AdeptFastLM("demo", add_bos=False)
+        assert model.tok_encode("Hello") == model.runtime.tokenizer.encode("Hello", add_bos=False)
+        assert AdeptFastLM("demo").tok_encode("Hello") == [1, *model.tok_encode("Hello")]
+
+    def test_what_is_written_beside_results(self) -> None:
+        found = AdeptFastLM("demo", weights="int8").get_model_info()
+        assert found["model_weights"] == "int8"
+        assert found["model_num_parameters"] > 6_000_000
+
+
+class TestAgainstHf:
+    @pytest.fixture(scope="class")
+    def both(self) -> tuple[AdeptFastLM, Any]:
+        hf = get_model("hf")(str(demo_path()), device="cpu", dtype="float32", batch_size=16)
+        return AdeptFastLM("demo", batch_size=16, **EXACT), hf
+
+    def test_scores(self, both: tuple[AdeptFastLM, Any]) -> None:
+        pairs = [
+            (context, f" {text}")
+            for context in texts(5, (1, 40), seed=8)
+            for text in texts(2, (1, 5), seed=9)
+        ]
+        pairs += [("", "The capital"), ("abc  ", "def"), (texts(1, (700, 700), seed=10)[0], " is gold")]
+        requests = [request("loglikelihood", *pair) for pair in pairs]
+        ours, theirs = (model.loglikelihood(requests, disable_tqdm=True) for model in both)
+        for pair, (found, is_greedy), (expected, greedy) in zip(pairs, ours, theirs, strict=True):
+            assert (found, is_greedy) == (pytest.approx(expected, abs=2e-3), greedy), pair
+
+    def test_the_task_of_facts_has_the_same_accuracy(self, both: tuple[AdeptFastLM, Any]) -> None:
+        from lm_eval import simple_evaluate
+        from lm_eval.tasks import TaskManager
+
+        found = []
+        for model in both:
+            results = simple_evaluate(
+                model=model,
+                tasks=["adept_fast_demo_facts"],
+                task_manager=TaskManager(include_path=str(FACTS.parent), include_defaults=False),
+                limit=96,
+                bootstrap_iters=0,
+            )
+            samples = results["samples"]["adept_fast_demo_facts"]
+            answers = [sample["resps"][0][0].strip() for sample in samples]
+            found.append((results["results"]["adept_fast_demo_facts"]["acc,none"], answers))
+        assert found[0] == found[1]
+        assert found[0][0] > 0.95
+
+
+@pytest.mark.parametrize("program", ["lm_eval", "adept_fast.integrations.lm_eval"])
+def test_command_line(program: str, tmp_path: Path) -> None:
+    """lm-eval's own command finds the model through a task file; ours, for any task that lm-eval knows."""
+    by_path = ["--tasks", str(FACTS)]
+    by_name = ["--tasks", "adept_fast_demo_facts", "--include_path", str(FACTS.parent)]
+    command = [sys.executable, "-m", program, "--model", "adept-fast", "--model_args", "checkpoint=demo"]
+    done = subprocess.run(
+        [*command, *(by_path if program == "lm_eval" else by_name), "--limit", "8", "--batch_size", "8"],
+        cwd=tmp_path,
+        env={**_environment(), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "|adept_fast_demo_facts|" in done.stdout
+    assert "Generating" in done.stderr
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
