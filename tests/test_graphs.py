@@ -183,31 +183,67 @@ def test_other_settings_are_not_captured_anew(runtime: Runtime, monkeypatch: pyt
         assert tensor.untyped_storage().data_ptr() in capture.inputs
 
 
-def test_steps_are_launched_ahead_of_what_was_read(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = StepShapes.few(most_rows(runtime._cache), CONTEXT)
-    for in_flight in (1, 2, 5):
-        loop = DecodeLoop(
-            runtime._model,
-            runtime._cache,
-            runtime.tokenizer.vocab_size,
-            Launching.eager(few, steps_in_flight=in_flight),
-        )
-        monkeypatch.setattr(runtime, "_loop", loop)
-        launches, launch = 0, loop.steps.launch
+def loop_in_flight(runtime: Runtime, steps_in_flight: int, monkeypatch: pytest.MonkeyPatch) -> DecodeLoop:
+    """A loop of exact shapes, which the runtime is given."""
+    every = StepShapes.all(most_rows(runtime._cache), CONTEXT)
+    launching = Launching.eager(every, steps_in_flight=steps_in_flight)
+    loop = DecodeLoop(runtime._model, runtime._cache, runtime.tokenizer.vocab_size, launching)
+    monkeypatch.setattr(runtime, "_loop", loop)
+    return loop
 
-        def counting(rows: int, length: int) -> torch.Tensor:
-            nonlocal launches
-            launches += 1
-            return launch(rows, length)  # noqa: B023
 
-        monkeypatch.setattr(loop.steps, "launch", counting)
-        stream = runtime.stream(prompt_of(4), max_new_tokens=9, ignore_eos=True)
-        ahead = []
-        for _ in stream:
-            ahead.append(launches - len(stream.result.token_ids) + 1)
-        assert max(ahead) <= in_flight - 1
-        assert in_flight == 1 or max(ahead) > 0
-        assert launches == 8  # no more than there are tokens to come
+class Launches:
+    """The shapes of a loop's steps, each with the longest that a sequence in it is by then."""
+
+    def __init__(self, loop: DecodeLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.shapes: list[tuple[int, int, int]] = []
+        self._loop = loop
+        self._launch = loop.steps.launch
+        monkeypatch.setattr(loop.steps, "launch", self)
+
+    def __call__(self, rows: int, length: int) -> torch.Tensor:
+        state = self._loop._state.rows(rows)
+        longest = int(torch.where(state.slots >= 0, state.positions + 1, 0).max())
+        self.shapes.append((rows, length, longest))
+        return self._launch(rows, length)
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 5])
+def test_steps_are_launched_ahead_of_what_was_read(
+    runtime: Runtime, in_flight: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launches = Launches(loop_in_flight(runtime, in_flight, monkeypatch), monkeypatch)
+    stream = runtime.stream(prompt_of(4), max_new_tokens=9, ignore_eos=True)
+    ahead = [len(launches.shapes) + 1 - len(stream.result.token_ids) for _ in stream]
+    assert max(ahead) == in_flight - 1
+    assert launches.shapes == [(1, length, length) for length in range(5, 13)]  # no more than tokens to come
+
+
+@pytest.mark.parametrize("in_flight", [1, 4])
+def test_rows_fall_away_with_their_sequences(
+    runtime: Runtime, in_flight: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launches = Launches(loop_in_flight(runtime, in_flight, monkeypatch), monkeypatch)
+    params = [SamplingParams(max_new_tokens=count, ignore_eos=True) for count in (9, 2, 5)]
+    runtime.generate([prompt_of(4), prompt_of(90), prompt_of(30)], params)
+    rows = [rows for rows, _, _ in launches.shapes]
+    assert rows == sorted(rows, reverse=True)
+    assert (rows[0], rows[-1]) == (3, 1)
+    assert all(longest <= length for _, length, longest in launches.shapes)
+
+
+def test_the_device_knows_where_texts_end(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a token, and by their length: steps past it that were launched already find no row to go on with."""
+    prompts = [prompt_of(30), prompt_of(6), prompt_of(CONTEXT - 2)]
+    free = SamplingParams(max_new_tokens=30, ignore_eos=True)
+    third = runtime.generate(prompts, free)[1].token_ids[2]
+    loop = loop_in_flight(runtime, 9, monkeypatch)
+    found = runtime.generate(prompts, [free, dataclasses.replace(free, stop_token_ids=(third,)), free])
+    assert [len(generation.token_ids) for generation in found] == [30, 2, 3]
+    # The others ended at their second step; eight more were launched by then.
+    steps = loop._state._steps
+    assert steps[1:3] == [10, 10]
+    assert [loop._state.read(row, step) for row in (1, 2) for step in (3, 6, 10)] == [ops.ABSENT] * 6
 
 
 def test_a_run_that_was_left_with_steps_in_flight_harms_no_other(launched: Runtime) -> None:
