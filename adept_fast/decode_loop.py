@@ -18,6 +18,7 @@ from adept_fast.sampling import MOST_DRAFTS, Sampler
 from adept_fast.scoring import TokenLogprobs
 from adept_fast.sequence import GenerationError, Sequence
 from adept_fast.speculation import kept_tokens
+from adept_fast.working_memory import most_rows
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class DecodeLoop:
     def __init__(
         self, model: Persimmon, cache: StaticKVCache, vocab_size: int, launching: Launching | None = None
     ) -> None:
-        rows, slots, device = most_rows(cache), cache.max_batch_size, model.device
+        rows, slots, device = most_rows(cache.max_batch_size), cache.max_batch_size, model.device
         launching = launching or Launching.on(device, rows, cache.max_seq_len)
         self._model = model
         self._cache = cache
@@ -206,8 +207,3 @@ class DecodeLoop:
             chosen, rows.ids, rows.slots, rows.positions, rows.limits, rows.ends, rows.counts, rows.ring
         )
         return logits
-
-
-def most_rows(cache: StaticKVCache) -> int:
-    """The rows that a step may need: one for each sequence, or for one and all its guesses."""
-    return max(cache.max_batch_size, 1 + MOST_DRAFTS)

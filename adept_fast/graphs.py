@@ -170,6 +170,16 @@ class DecodeGraphs:
         warnings.warn(f"{reason}; steps are launched operator by operator", RuntimeWarning, stacklevel=3)
 
 
+def launched_in_words(device: torch.device, cuda_graphs: str = "auto") -> str:
+    """How steps are launched on a device."""
+    if device.type != "cuda":
+        return "as they are (a CPU has no graphs)"
+    if cuda_graphs == "off":
+        return "operator by operator"
+    sizes = ", ".join(map(str, BATCH_SIZES))
+    return f"as CUDA graphs, for {sizes} rows and from {SHORTEST_LENGTH} positions on their doublings"
+
+
 @dataclass(frozen=True)
 class Launching:
     """How a loop is to launch its steps: ``steps`` makes Steps of a step, and of one that changes nothing.

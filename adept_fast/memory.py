@@ -1,102 +1,111 @@
-"""MemoryPlan: what a model and its cache take on a device, decided before anything is allocated."""
+"""Planning memory before anything is allocated, and saying what fits where something does not."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from adept_fast.config import PersimmonConfig
-from adept_fast.kv_cache import bytes_per_token
-from adept_fast.model import PREFILL_CHUNK
+from adept_fast.memory_plan import (
+    UNLIMITED_BYTES,
+    MemoryPlan,
+    MemoryRequest,
+    lay_out,
+    most,
+    pinned_bytes,
+    place_of_embedding,
+)
+
+__all__ = [
+    "InsufficientMemoryError",
+    "MemoryPlan",
+    "MemoryRequest",
+    "available_bytes",
+    "explaining_out_of_memory",
+    "format_bytes",
+    "is_out_of_memory",
+    "out_of_memory",
+    "plan_memory",
+]
 
 _CONTEXT_STEP = 64  # a context that is chosen to fit is a multiple of this many tokens
 
 
 class InsufficientMemoryError(ValueError):
-    """What was asked for does not fit on the device."""
+    """What was asked for does not fit on the device; the sentence names a setting with which it does."""
 
 
-@dataclass(frozen=True)
-class MemoryPlan:
-    """Sizes in bytes.
-
-    ``available_bytes`` is what the device had free before loading. ``longest_context`` is how many tokens a
-    slot can hold there beside the weights, at most what the model was trained for.
-    """
-
-    device: str
-    weights_bytes: int
-    workspace_bytes: int
-    cache_bytes_per_token: int
-    max_seq_len: int
-    max_batch_size: int
-    available_bytes: int
-    longest_context: int
-
-    @property
-    def cache_bytes(self) -> int:
-        return self.cache_bytes_per_token * self.max_seq_len * self.max_batch_size
-
-    @property
-    def total_bytes(self) -> int:
-        return self.weights_bytes + self.workspace_bytes + self.cache_bytes
-
-
-def plan_memory(
-    config: PersimmonConfig,
-    *,
-    weights_bytes: int,
-    device: torch.device,
-    cache_dtype: torch.dtype = torch.float16,
-    max_seq_len: int | None = None,
-    max_batch_size: int = 1,
-    available: int | None = None,
-    unpacking_bytes: int = 0,
-) -> MemoryPlan:
-    """Lay out weights, workspace and cache; None for ``max_seq_len`` takes the longest context that fits.
-
-    ``unpacking_bytes`` is what turning packed weights into floats for a long prompt takes beside the rest.
+def plan_memory(request: MemoryRequest) -> MemoryPlan:
+    """Lay out weights, working memory and cache.
 
     Raises InsufficientMemoryError when it does not fit, saying what would.
     """
-    available = available_bytes(device) if available is None else available
-    per_token = bytes_per_token(config, cache_dtype)
-    workspace = _workspace_bytes(config) + unpacking_bytes
-    room = available - weights_bytes - workspace
-    fitting = max(0, room // (per_token * max_batch_size))
-    longest = min(config.max_position_embeddings, fitting)
-    if max_seq_len is None:
-        max_seq_len = longest
-        if longest < config.max_position_embeddings:
-            max_seq_len = longest // _CONTEXT_STEP * _CONTEXT_STEP
-    if max_seq_len < 1 or max_seq_len > fitting:
-        asked = max(max_seq_len, 1)
+    embedding = place_of_embedding(request)
+    longest = request.longest_context(embedding)
+    chosen = request.max_seq_len
+    if chosen is None:
+        is_whole = longest == request.config.max_position_embeddings
+        chosen = longest if is_whole else longest // _CONTEXT_STEP * _CONTEXT_STEP
+    plan = replace(lay_out(request, chosen or _least(request), embedding), longest_context=longest)
+    if not 1 <= chosen <= longest:
         raise InsufficientMemoryError(
-            f"{device} has {format_bytes(available)} free; the weights take {format_bytes(weights_bytes)}, "
-            f"working memory {format_bytes(workspace)}, and a cache of max_batch_size {max_batch_size} × "
-            f"max_seq_len {asked} takes {format_bytes(per_token * asked * max_batch_size)}: "
-            f"{_what_fits(fitting)}"
+            f"{plan.device} has {format_bytes(plan.available_bytes)} free; {_demand(plan)}: {_advice(plan)}"
         )
-    return MemoryPlan(
-        device=str(device),
-        weights_bytes=weights_bytes,
-        workspace_bytes=workspace,
-        cache_bytes_per_token=per_token,
-        max_seq_len=max_seq_len,
-        max_batch_size=max_batch_size,
-        available_bytes=available,
-        longest_context=longest,
+    return plan
+
+
+def out_of_memory(
+    plan: MemoryPlan, during: str = "capturing a decode graph", *, held_bytes: int | None = None
+) -> InsufficientMemoryError:
+    """The error to raise where memory ran out all the same: what was planned, what is free, and what fits.
+
+    ``held_bytes`` is what the plan's weights and cache hold at this moment; None for all of it.
+    """
+    device = plan.request.device
+    free = available_bytes(device)
+    held = plan.weights_bytes + plan.cache_bytes if held_bytes is None else held_bytes
+    # Where by this count all fits, the plan was too low; then what is advised leaves a twentieth.
+    room = min(free + held, plan.peak_bytes - plan.peak_bytes // 20)
+    short = replace(plan.request, available_bytes=room, max_seq_len=plan.max_seq_len)
+    return InsufficientMemoryError(
+        f"{plan.device} ran out of memory while {during}, with {format_bytes(free)} free now; "
+        f"{_demand(plan)}: {_advice(replace(plan, request=short))}"
     )
 
 
+@contextmanager
+def explaining_out_of_memory(plan: MemoryPlan, during: str) -> Iterator[None]:
+    """Turn what torch raises where memory runs out into an InsufficientMemoryError.
+
+    What the calls inside had allocated is let go of first, so that it counts as free.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)
+        raise out_of_memory(plan, during, held_bytes=0) from error
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch says that there was no memory: of a GPU, of the host for it, or of a CPU."""
+    says = str(error)
+    of_driver = isinstance(error, torch.AcceleratorError) and "out of memory" in says
+    return isinstance(error, torch.OutOfMemoryError) or of_driver or "can't allocate memory" in says
+
+
 def available_bytes(device: torch.device) -> int:
-    """How much a device can still hold: free GPU memory, or what the system can give without swapping."""
+    """How much a device can still hold: free GPU memory and what torch keeps of it unused, or what the system
+    can give without swapping."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return int(free)
+        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         for line in meminfo.read_text().splitlines():
@@ -120,19 +129,84 @@ def _cgroup_room() -> int:
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     try:
         text = limit.read_text().strip()
-        return 2**63 - 1 if text == "max" else int(text) - int(used.read_text())
+        return UNLIMITED_BYTES if text == "max" else int(text) - int(used.read_text())
     except (OSError, ValueError):
-        return 2**63 - 1
+        return UNLIMITED_BYTES
 
 
-def _workspace_bytes(config: PersimmonConfig) -> int:
-    """A prefill chunk's activations in float32 (qkv, attention, MLP units and their squares) and two rows of
-    logits."""
-    activations = PREFILL_CHUNK * (8 * config.hidden_size + 3 * config.intermediate_size)
-    return 4 * (activations + 2 * config.vocab_size)
+def _demand(plan: MemoryPlan) -> str:
+    """``the weights take …, and a cache of …``."""
+    weights, moving = f"the weights take {format_bytes(plan.weights_bytes)}", ""
+    if plan.pinned_bytes:
+        host = format_bytes(plan.host_available_bytes)
+        weights += f" and {format_bytes(plan.pinned_bytes)} pinned on the host, which has {host} free"
+    if plan.peak_bytes > plan.total_bytes:
+        moving = f" (while loading, {format_bytes(plan.peak_bytes - plan.weights_bytes)} more)"
+    return (
+        f"{weights}{moving}, working memory {format_bytes(plan.workspace_bytes + plan.graphs_bytes)}, and a "
+        f"cache of max_batch_size {plan.max_batch_size} × max_seq_len {plan.max_seq_len} takes "
+        f"{format_bytes(plan.cache_bytes)}"
+    )
 
 
-def _what_fits(fitting: int) -> str:
-    if fitting < 1:
-        return "no context fits; a smaller dtype or max_batch_size might"
-    return f"max_seq_len up to {fitting} fits"
+def _advice(plan: MemoryPlan) -> str:
+    """The first setting with which it fits, and how far; or that there is none."""
+    least = _least(plan.request)
+    for setting, changed, embedding in _changes(plan):
+        longest = changed.longest_context(embedding)
+        if longest >= least and not setting:
+            return f"max_seq_len up to {longest} fits"
+        if longest >= least:
+            return f"{setting} fits, with max_seq_len up to {longest}"
+    setting, smallest, embedding = _all_changes(plan)
+    longest = smallest.longest_context(embedding)
+    if longest:
+        return f"only {setting} fits, with max_seq_len up to {longest}"
+    needed = format_bytes(lay_out(smallest, 1, embedding).peak_bytes)
+    return f"no context fits; the least, {setting}, takes {needed}"
+
+
+def _least(request: MemoryRequest) -> int:
+    """A context of less than this is no help, but to those who ask for it."""
+    return min(_CONTEXT_STEP, request.max_seq_len or request.config.max_position_embeddings)
+
+
+def _changes(plan: MemoryPlan) -> Iterator[tuple[str, MemoryRequest, str]]:
+    """One setting after another that takes less: what it is called, the request with it, and where the
+    embedding is."""
+    request, embedding, least = plan.request, plan.embedding, _least(plan.request)
+    if request.max_seq_len is not None:
+        yield "", request, embedding
+    batch_size = most(
+        request.max_batch_size - 1,
+        lambda count: replace(request, max_batch_size=count).longest_context(embedding) >= least,
+    )
+    if batch_size:
+        yield f"max_batch_size {batch_size}", replace(request, max_batch_size=batch_size), embedding
+    if request.may_pin:
+        other = "device" if embedding == "host" else "host"
+        yield f'embedding "{other}"', request, other
+    for held in request.other_weights:
+        yield held.setting, replace(request, weights=held), embedding
+    if request.cache_dtype.itemsize > 2:
+        yield 'cache_dtype "float16"', replace(request, cache_dtype=torch.float16), embedding
+
+
+def _all_changes(plan: MemoryPlan) -> tuple[str, MemoryRequest, str]:
+    """All of them at once: what takes least."""
+    request, embedding, settings = (
+        replace(plan.request, max_batch_size=1),
+        plan.embedding,
+        ["max_batch_size 1"],
+    )
+    if request.may_pin and pinned_bytes(request.weights.embedding_bytes) <= request.host_available_bytes:
+        embedding = "host"
+        settings.append('embedding "host"')
+    if request.other_weights:
+        least = min(request.other_weights, key=lambda held: held.other_bytes)
+        request = replace(request, weights=least)
+        settings.append(least.setting)
+    if request.cache_dtype.itemsize > 2:
+        request = replace(request, cache_dtype=torch.float16)
+        settings.append('cache_dtype "float16"')
+    return " and ".join(settings), request, embedding

@@ -107,7 +107,7 @@ class Persimmon:
         return self._project_to_vocabulary(x, self._lm_head)
 
     def all_logits(self, x: Tensor) -> Tensor:
-        """Logits of all rows, unused ones too: float32 [tokens, config.vocab_size]."""
+        """Logits of all rows that are held, on a CPU unused ones too: float32 [tokens, rows]."""
         return self._project_to_vocabulary(x, self.weights.lm_head)
 
     def _project_to_vocabulary(self, x: Tensor, lm_head: Matrix) -> Tensor:

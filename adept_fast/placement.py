@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,7 +13,9 @@ from adept_fast.ops import cuda, optional, wide_gemm
 from adept_fast.quantize import WEIGHT_FORMATS
 from adept_fast.quantize_wide import WIDE_FORMATS
 from adept_fast.sampling import ParameterError
-from adept_fast.weights import embedding_dtype, packs_wide, weight_format, weights_bytes
+from adept_fast.weights import embedding_dtype, is_tied, packs_wide, weight_format, weights_bytes
+
+EMBEDDING_PLACES = ("auto", "device", "host")
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Placement:
 
     Where ``weights`` is not None, the matrices are packed so, and ``dtype`` is the embedding's. ``is_wide``
     says whether in a GPU's layout, and ``unreadable`` why a GPU's kernels do not take the matrices, if so.
+    ``vocab_rows`` are the rows of the vocabulary that are held: on a GPU those that the tokenizer has pieces
+    for, on a CPU all. ``embedding`` is ``device``, ``host``, or ``auto`` where the memory plan is to choose.
     """
 
     device: torch.device
@@ -32,6 +36,12 @@ class Placement:
     small_pages_reason: str | None = None  # None where the matrices are copied to huge pages
     is_wide: bool = False
     unreadable: str | None = None
+    vocab_rows: int | None = None  # None for all
+    embedding: str = "device"
+    embedding_reason: str = "as asked"
+    may_pin_embedding: bool = False  # whether it may be on the host
+    asked_dtype: str = "auto"
+    imagined_bytes: int | None = None  # free on a GPU that is only imagined
 
     @property
     def pages_in_words(self) -> str:
@@ -51,36 +61,126 @@ class Placement:
         return f"{chosen} ({self.reason})"
 
     @property
+    def embedding_place(self) -> str:
+        """Where the embedding is: ``pinned on the host (…)``."""
+        on_device = "in memory" if self.device.type == "cpu" else "on the device"
+        where = {"device": on_device, "host": "pinned on the host", "auto": "on the device or on the host"}
+        return f"{where[self.embedding]} ({self.embedding_reason})"
+
+    def settled(self, embedding: str) -> Placement:
+        """With the place that a memory plan chose for the embedding."""
+        if self.embedding != "auto":
+            return self
+        reason = "all fits there" if embedding == "device" else "with it on the device not all would fit"
+        return replace(self, embedding=embedding, embedding_reason=reason)
+
+    @property
     def unpacking_bytes(self) -> int:
         """What a long prompt takes to turn weights into floats, block by block."""
         return wide_gemm.WORKSPACE_BYTES if self.is_wide else 0
 
 
 def choose_placement(
-    checkpoint: Checkpoint, device: str, dtype: str, cache_dtype: str, weights: str | None = None
+    checkpoint: Checkpoint,
+    device: str,
+    dtype: str,
+    cache_dtype: str,
+    weights: str | None = None,
+    embedding: str = "auto",
 ) -> Placement:
-    """Raises ParameterError for a name that is not known or a device that is not there, CheckpointError where
-    the checkpoint's weights are packed in another format than ``weights``."""
-    chosen_device = _device(device)
-    _check_weights(checkpoint, chosen_device, weights)
+    """Raises ParameterError for a name that is not known, a device that is not there or an embedding that
+    cannot be where it is asked for, CheckpointError where the checkpoint's weights are packed in another
+    format than ``weights``."""
+    chosen = _device(device)
+    _check_weights(checkpoint, chosen, weights)
+    unavailable = cuda.unavailable(chosen) if chosen.type == "cuda" else None
+    return _place(checkpoint, chosen, dtype, cache_dtype, weights, embedding, unavailable)
+
+
+def imagine_placement(
+    checkpoint: Checkpoint,
+    free_bytes: int,
+    dtype: str,
+    cache_dtype: str,
+    weights: str | None = None,
+    embedding: str = "auto",
+) -> Placement:
+    """As ``choose_placement``, on a GPU with so much free memory that need not be there; the kernels are
+    taken to run on it, and the host to have room for what is pinned."""
+    device = torch.device("cuda")
+    _check_weights(checkpoint, device, weights)
+    placement = _place(checkpoint, device, dtype, cache_dtype, weights, embedding, None)
+    return replace(placement, imagined_bytes=free_bytes)
+
+
+def held_dtype(checkpoint: Checkpoint, device: torch.device, asked: str, packed: str | None) -> torch.dtype:
+    """That of the matrices, or where they are packed of the embedding."""
+    return _held_dtype(checkpoint, device, asked, packed)[0]
+
+
+def _place(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: str,
+    cache_dtype: str,
+    weights: str | None,
+    embedding: str,
+    unavailable: str | None,
+) -> Placement:
     packed = weight_format(checkpoint, weights)
-    if packed is None:
-        matrix_dtype, reason = _matrix_dtype(checkpoint, chosen_device, dtype)
-    else:
-        asked = checkpoint.dtype if dtype == "auto" else _named("dtype", dtype)
-        matrix_dtype = embedding_dtype(checkpoint, asked, packed)
-        reason = "as stored" if checkpoint.weights else f"packed from {dtype_name(checkpoint.dtype)}"
-    held = weights_bytes(checkpoint, matrix_dtype, packed, chosen_device)
+    held, reason = _held_dtype(checkpoint, device, dtype, packed)
+    refusal = _not_on_host(checkpoint, device, packed, unavailable)
+    place, why_there = _embedding_place(embedding, device, refusal)
+    rows = checkpoint.tokenizer.vocab_size if device.type == "cuda" else None
     return Placement(
-        chosen_device,
-        matrix_dtype,
+        device,
+        held,
         _named("cache_dtype", cache_dtype),
         reason,
         packed,
-        _small_pages_reason(chosen_device, held),
-        packed is not None and packs_wide(checkpoint, chosen_device),
-        _unreadable(checkpoint, chosen_device, None if packed else matrix_dtype),
+        _small_pages_reason(device, weights_bytes(checkpoint, held, packed, device, rows)),
+        packed is not None and packs_wide(checkpoint, device),
+        _unreadable(checkpoint, device, None if packed else held),
+        rows,
+        place,
+        why_there,
+        refusal is None,
+        dtype,
     )
+
+
+def _held_dtype(
+    checkpoint: Checkpoint, device: torch.device, asked: str, packed: str | None
+) -> tuple[torch.dtype, str]:
+    if packed is None:
+        return _matrix_dtype(checkpoint, device, asked)
+    wanted = checkpoint.dtype if asked == "auto" else _named("dtype", asked)
+    reason = "as stored" if checkpoint.weights else f"packed from {dtype_name(checkpoint.dtype)}"
+    return embedding_dtype(checkpoint, wanted, packed), reason
+
+
+def _embedding_place(asked: str, device: torch.device, refusal: str | None) -> tuple[str, str]:
+    """Where the embedding will be, or ``auto``, and why; ``refusal`` is why it cannot be on the host."""
+    if asked not in EMBEDDING_PLACES:
+        raise ParameterError(f"embedding is {asked!r}; expected {', '.join(EMBEDDING_PLACES)}")
+    if device.type != "cuda":
+        return "device", "as the rest"
+    if asked == "host" and refusal is not None:
+        raise ParameterError(f"embedding is 'host'; expected device or auto, as {refusal}")
+    if asked == "auto":
+        return ("auto", "as fits") if refusal is None else ("device", refusal)
+    return asked, "as asked"
+
+
+def _not_on_host(
+    checkpoint: Checkpoint, device: torch.device, packed: str | None, unavailable: str | None
+) -> str | None:
+    """Why the embedding cannot be on the host while the rest is on a GPU; None where it can."""
+    if device.type != "cuda":
+        return "the rest is there too"
+    if is_tied(checkpoint, packed):
+        return "it is the output matrix too, which every step reads"
+    return None if unavailable is None else f"only the CUDA kernels look it up on the host: {unavailable}"
 
 
 def _check_weights(checkpoint: Checkpoint, device: torch.device, weights: str | None) -> None:

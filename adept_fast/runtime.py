@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import operator
 import time
+from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 from typing import Any, overload
 
 from adept_fast.checkpoint import Checkpoint, open_checkpoint
 from adept_fast.config import PersimmonConfig
-from adept_fast.decode_loop import DecodeLoop, most_rows
+from adept_fast.decode_loop import DecodeLoop
 from adept_fast.graphs import CUDA_GRAPHS, CaptureReport, Launching
 from adept_fast.kv_cache import StaticKVCache
-from adept_fast.memory import MemoryPlan, plan_memory
+from adept_fast.loading import load_model, plan_loading
+from adept_fast.memory import MemoryPlan, explaining_out_of_memory
 from adept_fast.model import Persimmon
 from adept_fast.placement import Placement, choose_placement
 from adept_fast.sampling import ParameterError, SamplingParams
@@ -22,7 +24,7 @@ from adept_fast.sequence import Generation, Sequence
 from adept_fast.stats import Stats
 from adept_fast.text_stream import TextStream
 from adept_fast.tokenizer import Tokenizer
-from adept_fast.weights import load_weights, weights_bytes
+from adept_fast.working_memory import most_rows
 
 Prompt = str | SequenceOf[int]
 
@@ -51,7 +53,9 @@ class Runtime:
         self._model = model
         self._cache = cache
         self._plan = plan
-        launching = Launching.on(model.device, most_rows(cache), cache.max_seq_len, cuda_graphs)
+        launching = Launching.on(
+            model.device, most_rows(cache.max_batch_size), cache.max_seq_len, cuda_graphs
+        )
         self._loop = DecodeLoop(model, cache, tokenizer.vocab_size, launching)
 
     @classmethod
@@ -65,6 +69,7 @@ class Runtime:
         max_seq_len: int | None = None,
         max_batch_size: int = 1,
         cache_dtype: str = "float16",
+        embedding: str = "auto",
         check_weights: bool = True,
         cuda_graphs: str = "auto",
         warmup: bool = False,
@@ -85,6 +90,8 @@ class Runtime:
                 or as much of it as fits.
             max_batch_size: sequences that are generated side by side.
             cache_dtype: of keys and values: ``float16``, ``bfloat16`` or ``float32``.
+            embedding: where its table is, which is only looked up, while a GPU has the rest: ``device``,
+                ``host`` (in pinned memory), or ``auto``: on the device where all that is asked for fits.
             check_weights: refuse weights with a NaN or an infinity, which takes reading them all once.
             cuda_graphs: on a GPU, ``auto`` captures decode steps when they are first needed, and where that
                 fails launches them operator by operator; ``required`` raises CaptureError there; ``off``.
@@ -97,40 +104,16 @@ class Runtime:
         started = time.perf_counter()
         _check_count("max_batch_size", max_batch_size)
         checkpoint = path_or_name if isinstance(path_or_name, Checkpoint) else open_checkpoint(path_or_name)
-        config = checkpoint.config
         if max_seq_len is not None:
-            _check_count("max_seq_len", max_seq_len, config.max_position_embeddings)
+            _check_count("max_seq_len", max_seq_len, checkpoint.config.max_position_embeddings)
         if cuda_graphs not in CUDA_GRAPHS:
             raise ParameterError(f"cuda_graphs is {cuda_graphs!r}; expected {', '.join(CUDA_GRAPHS)}")
-        placement = choose_placement(checkpoint, device, dtype, cache_dtype, weights)
-        plan = plan_memory(
-            config,
-            weights_bytes=weights_bytes(checkpoint, placement.dtype, placement.weights, placement.device),
-            device=placement.device,
-            cache_dtype=placement.cache_dtype,
-            max_seq_len=max_seq_len,
-            max_batch_size=max_batch_size,
-            unpacking_bytes=placement.unpacking_bytes,
+        placement = choose_placement(checkpoint, device, dtype, cache_dtype, weights, embedding)
+        placement, plan = plan_loading(
+            checkpoint, placement, max_seq_len=max_seq_len, max_batch_size=max_batch_size
         )
-        loaded = load_weights(
-            checkpoint,
-            dtype=placement.dtype,
-            device=placement.device,
-            weights=placement.weights,
-            huge_pages=placement.small_pages_reason is None,
-            check_finite=check_weights,
-            progress=progress,
-        )
-        tokenizer = checkpoint.tokenizer
-        model = Persimmon(config, loaded, max_seq_len=plan.max_seq_len, vocab_size=tokenizer.vocab_size)
-        cache = StaticKVCache(
-            config,
-            max_batch_size=max_batch_size,
-            max_seq_len=plan.max_seq_len,
-            dtype=placement.cache_dtype,
-            device=placement.device,
-        )
-        runtime = cls(model, tokenizer, cache, plan, placement, 0.0, cuda_graphs=cuda_graphs)
+        model, cache = load_model(checkpoint, placement, plan, check_weights=check_weights, progress=progress)
+        runtime = cls(model, checkpoint.tokenizer, cache, plan, placement, 0.0, cuda_graphs=cuda_graphs)
         if warmup:
             runtime.warm_up()
         runtime.load_seconds = time.perf_counter() - started
@@ -154,7 +137,8 @@ class Runtime:
 
     def warm_up(self) -> None:
         """Capture what decoding up to ``max_batch_size`` sequences needs; on a CPU there is nothing to do."""
-        self._loop.warm_up()
+        with explaining_out_of_memory(self._plan, during="capturing decode steps"):
+            self._loop.warm_up()
 
     def captures(self) -> CaptureReport | None:
         """What was captured into CUDA graphs, and what that took; None where steps are not captured."""
@@ -208,7 +192,7 @@ class Runtime:
         batch: SequenceOf[Prompt] = [prompts] if isinstance(prompts, str) else prompts
         sequences = self._sequences(batch, _settings(params, keywords, len(batch)), add_bos)
         try:
-            for _ in self._loop.run(sequences):
+            for _ in self._run(sequences):
                 pass
         except KeyboardInterrupt:
             for sequence in sequences:
@@ -231,7 +215,7 @@ class Runtime:
         return once the stream has ended.
         """
         (sequence,) = self._sequences([prompt], _settings(params, keywords, 1), add_bos)
-        return TextStream(sequence, self._loop.run([sequence]), self.load_seconds)
+        return TextStream(sequence, self._run([sequence]), self.load_seconds)
 
     def score(self, texts: str | SequenceOf[Prompt], *, add_bos: bool | None = None) -> list[Score]:
         """The log-probability of every token of each text, given the tokens before it."""
@@ -241,6 +225,10 @@ class Runtime:
         encoded = [self._encode(text, add_bos) for text in batch]
         self._loop.end_runs()
         return [score_sequence(self._model, self._cache, ids) for ids in encoded]
+
+    def _run(self, sequences: list[Sequence]) -> Iterator[str]:
+        with explaining_out_of_memory(self._plan, during="generating"):
+            yield from self._loop.run(sequences)
 
     def _encode(self, prompt: Prompt, add_bos: bool | None) -> list[int]:
         """Token ids, checked against the vocabulary and the context."""

@@ -12,8 +12,7 @@ from torch import Tensor
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.model import Persimmon
 from adept_fast.sequence import TokenLogprob
-
-ROWS_AT_ONCE = 64  # logits are made for this many tokens at once: a row of the 8B's takes a megabyte
+from adept_fast.working_memory import SCORED_ROWS
 
 
 @dataclass(frozen=True)
@@ -21,9 +20,9 @@ class Score:
     """``logprobs[i]`` is the natural logarithm of the probability of ``token_ids[i]`` after the tokens before
     it; None for the first token, which nothing precedes.
 
-    On a CPU it is that among all rows of the vocabulary, as in transformers. On a GPU the rows that the
-    tokenizer has no piece for are not held, and it is that among the others: larger by −log(1 − p), where p is
-    the probability of all unused rows together.
+    On a CPU that is among all rows of the vocabulary, as in transformers. On a GPU the rows that the
+    tokenizer has no piece for are not held, and it is among the others: larger by −log(1 − p), where p is
+    what all unused rows together would get.
     """
 
     token_ids: list[int]
@@ -49,11 +48,16 @@ def score_sequence(model: Persimmon, cache: StaticKVCache, ids: list[int]) -> Sc
     tokens = torch.tensor(ids, device=model.device)  # [tokens]
     logprobs: list[float | None] = [None]
     for chunk in model.prefill_chunks(tokens, cache, slot=0):
-        for hidden in chunk.split(ROWS_AT_ONCE):
+        for hidden in chunk.split(SCORED_ROWS):
             targets = tokens[len(logprobs) :][: len(hidden)]  # [rows]; the last hidden state has none
-            row_logprobs = model.all_logits(hidden[: len(targets)]).log_softmax(-1)  # [rows, vocab]
-            logprobs += row_logprobs.gather(-1, targets[:, None])[:, 0].tolist()
+            # No name holds the logits, or the next ones would lie beside them.
+            logprobs += _of_targets(model.all_logits(hidden[: len(targets)]), targets).tolist()
     return Score(ids, logprobs)
+
+
+def _of_targets(logits: Tensor, targets: Tensor) -> Tensor:
+    """The log-probability of one token of each row of logits, float32 [rows, vocab]: → float32 [rows]."""
+    return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
 
 
 class TokenLogprobs:

@@ -118,8 +118,8 @@ class Sequence:
     @property
     def end_ids(self) -> tuple[int, ...]:
         """The tokens that end the text."""
-        ignored = self.params.ignore_eos or self.tokenizer.eos_id is None
-        return self.params.stop_token_ids if ignored else (*self.params.stop_token_ids, self.tokenizer.eos_id)
+        eos_id = None if self.params.ignore_eos else self.tokenizer.eos_id
+        return self.params.stop_token_ids if eos_id is None else (*self.params.stop_token_ids, eos_id)
 
     def begin(self, slot: int) -> None:
         self.slot = slot

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,14 +10,27 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from adept_fast.checkpoint import Checkpoint, CheckpointError, PackedMatrix, dtype_name, packed_matrices
+from adept_fast.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    PackedMatrix,
+    StoredTensor,
+    dtype_name,
+    packed_matrices,
+)
 from adept_fast.huge_pages import HugePages
 from adept_fast.mapped_files import release_pages
 from adept_fast.quantize import Matrix, QuantizedMatrix, first_rows
 from adept_fast.quantize_wide import wide_matrices
 
 _EMBEDDING = "model.embed_tokens.weight"
+_OF_THE_VOCABULARY = (_EMBEDDING, "lm_head.weight")
+_PACKING_BLOCKS_BYTES = 1 << 27  # of the blocks in float32 that a matrix is rounded in, on a GPU
 _CPU = torch.device("cpu")
+
+
+class PinnedMemoryError(ValueError):
+    """The host gives no pinned memory of the size of the embedding."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +58,7 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class ModelWeights:
-    embedding: Tensor  # [vocab, hidden]
+    embedding: Tensor  # [vocab, hidden], on the device or in pinned memory of the host
     layers: tuple[LayerWeights, ...]
     final_gamma: Tensor  # [hidden]
     final_beta: Tensor  # [hidden]
@@ -70,6 +83,8 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device,
     weights: str | None = None,
+    vocab_rows: int | None = None,
+    embedding_on_host: bool = False,
     check_finite: bool = True,
     huge_pages: bool = False,
     progress: bool = False,
@@ -83,12 +98,17 @@ def load_weights(
         dtype: of the matrices, or of the embedding where they are packed.
         weights: what to pack the matrices in, on a CPU ``int8`` or ``int4``, on a GPU ``fp8`` or ``int4``;
             None for what the checkpoint has.
+        vocab_rows: how many of the first rows of the embedding and of the lm_head are held, and looked at;
+            None for all.
+        embedding_on_host: keep it in pinned memory of the host, where it is not the lm_head too.
         huge_pages: on a CPU, copy the matrices to where they are read fastest; nothing stays memory-mapped.
 
     Raises CheckpointError naming a tensor with a NaN or an infinity (which a matrix that is packed here never
-    may have, even unchecked), or where the checkpoint's matrices are packed in another format.
+    may have, even unchecked), or where the checkpoint's matrices are packed in another format, and
+    PinnedMemoryError where the host has too little.
     """
     weights = weight_format(checkpoint, weights)
+    checkpoint = with_vocabulary(checkpoint, vocab_rows)
     with tqdm(
         total=len(checkpoint.tensors),
         desc="loading",
@@ -101,10 +121,11 @@ def load_weights(
         matrices = _packed_matrices(checkpoint, weights, device)
         huge = HugePages() if huge_pages and device.type == "cpu" else None
         loader = _Loader(checkpoint, dtype, device, matrices, check_finite, huge, bar)
-        embedding = loader.floats(_EMBEDDING, embedding_dtype(checkpoint, dtype, weights))
-        tied = config.tie_word_embeddings and weights is None
+        tied = is_tied(checkpoint, weights)
+        at = _CPU if embedding_on_host and not tied else device
+        embedding = loader.floats(_EMBEDDING, embedding_dtype(checkpoint, dtype, weights), at)
         return ModelWeights(
-            embedding=embedding,
+            embedding=_pinned(embedding) if at != device else embedding,
             layers=tuple(
                 _load_layer(f"model.layers.{index}.", config.qk_layernorm, loader)
                 for index in range(config.num_hidden_layers)
@@ -116,10 +137,15 @@ def load_weights(
 
 
 def weights_bytes(
-    checkpoint: Checkpoint, dtype: torch.dtype, weights: str | None = None, device: torch.device = _CPU
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    weights: str | None = None,
+    device: torch.device = _CPU,
+    vocab_rows: int | None = None,
 ) -> int:
-    """How many bytes ``load_weights`` will hold."""
+    """How many bytes ``load_weights`` will hold, wherever the embedding is."""
     weights = weight_format(checkpoint, weights)
+    checkpoint = with_vocabulary(checkpoint, vocab_rows)
     matrices = _packed_matrices(checkpoint, weights, device)
     total = sum(matrix.nbytes for matrix in matrices.values())
     for name, tensor in checkpoint.tensors.items():
@@ -129,6 +155,67 @@ def weights_bytes(
         if name not in matrices:
             total += torch.Size(tensor.shape).numel() * kept.itemsize
     return total
+
+
+def embedding_bytes(
+    checkpoint: Checkpoint, dtype: torch.dtype, weights: str | None = None, vocab_rows: int | None = None
+) -> int:
+    """How many of them are an embedding's that is only looked up: none where it is the lm_head too."""
+    weights = weight_format(checkpoint, weights)
+    if is_tied(checkpoint, weights):
+        return 0
+    shape = with_vocabulary(checkpoint, vocab_rows).tensors[_EMBEDDING].shape
+    return torch.Size(shape).numel() * embedding_dtype(checkpoint, dtype, weights).itemsize
+
+
+def moving_bytes(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    weights: str | None = None,
+    device: torch.device = _CPU,
+    vocab_rows: int | None = None,
+) -> int:
+    """How many bytes a GPU takes at most while ``load_weights`` moves one matrix, beside what it will hold: a
+    matrix is transposed there, or rounded from what is stored."""
+    if device.type == "cpu" or checkpoint.weights is not None:
+        return 0
+    checkpoint = with_vocabulary(checkpoint, vocab_rows)
+    matrices = _packed_matrices(checkpoint, weights, device)
+    if matrices:
+        sources = [checkpoint.tensors[matrix.tensor] for matrix in matrices.values()]
+        stored = max(torch.Size(source.shape).numel() * source.dtype.itemsize for source in sources)
+        return stored + _PACKING_BLOCKS_BYTES
+    return checkpoint.config.hidden_size * checkpoint.config.intermediate_size * dtype.itemsize
+
+
+def is_tied(checkpoint: Checkpoint, weights: str | None) -> bool:
+    """Whether the embedding is the lm_head too: packed, that has a matrix of its own."""
+    return checkpoint.config.tie_word_embeddings and weights is None
+
+
+def with_vocabulary(checkpoint: Checkpoint, rows: int | None) -> Checkpoint:
+    """The checkpoint as if its vocabulary had the first ``rows`` rows only; None for all."""
+    if rows is None or rows >= checkpoint.config.vocab_size:
+        return checkpoint
+
+    def of_tensor(stored: StoredTensor) -> StoredTensor:
+        return replace(stored, shape=(rows, *stored.shape[1:]), read=lambda: stored.read()[:rows])
+
+    def of_packed(read: Callable[[], QuantizedMatrix]) -> Callable[[], QuantizedMatrix]:
+        return lambda: read().rows(rows)
+
+    cut = {
+        name: of_tensor(checkpoint.tensors[name]) for name in _OF_THE_VOCABULARY if name in checkpoint.tensors
+    }
+    packed = {
+        name: of_packed(checkpoint.packed[name]) for name in _OF_THE_VOCABULARY if name in checkpoint.packed
+    }
+    return replace(
+        checkpoint,
+        config=replace(checkpoint.config, vocab_size=rows),
+        tensors={**checkpoint.tensors, **cut},
+        packed={**checkpoint.packed, **packed},
+    )
 
 
 def weight_format(checkpoint: Checkpoint, weights: str | None) -> str | None:
@@ -162,8 +249,7 @@ def embedding_dtype(checkpoint: Checkpoint, dtype: torch.dtype, weights: str | N
     """That in which ``load_weights`` keeps the embedding."""
     # Rows are looked up and widened one by one, so a wider table would only cost memory.
     narrower = checkpoint.dtype.itemsize < dtype.itemsize
-    is_matrix = checkpoint.config.tie_word_embeddings and weights is None
-    return checkpoint.dtype if narrower and not is_matrix else dtype
+    return checkpoint.dtype if narrower and not is_tied(checkpoint, weights) else dtype
 
 
 @dataclass(frozen=True)
@@ -178,8 +264,8 @@ class _Loader:
     huge: HugePages | None
     bar: Any
 
-    def floats(self, name: str, dtype: torch.dtype) -> Tensor:
-        tensor = self.checkpoint.tensors[name].read().to(device=self.device, dtype=dtype)
+    def floats(self, name: str, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+        tensor = self.checkpoint.tensors[name].read().to(device=device or self.device, dtype=dtype)
         self._check(tensor, name)
         self.bar.update()
         return tensor
@@ -246,6 +332,20 @@ def _load_layer(prefix: str, qk_layernorm: bool, loader: _Loader) -> LayerWeight
         w_down_t=loader.transposed(prefix + "mlp.dense_4h_to_h.weight"),
         b_down=vector(prefix + "mlp.dense_4h_to_h.bias"),
     )
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """A copy in pinned memory of the host."""
+    try:
+        copied = tensor.pin_memory()
+    except RuntimeError as error:
+        reason = str(error).split("\n")[0]
+        raise PinnedMemoryError(
+            f"the host could not pin {tensor.nbytes} bytes for the embedding ({reason}); "
+            f"expected embedding to be 'device', or a host with more memory that may be locked"
+        ) from error
+    release_pages(tensor)
+    return copied
 
 
 def _all_finite(tensor: Tensor) -> bool:

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adept_fast import GenerationError, ParameterError, Runtime, SamplingParams, ops
-from adept_fast.decode_loop import DecodeLoop, most_rows
+from adept_fast.decode_loop import DecodeLoop
 from adept_fast.graphs import SHORTEST_LENGTH, Captured, CaptureError, DecodeGraphs, Launching, StepShapes
+from adept_fast.working_memory import most_rows
 
 CONTEXT = 2100  # no power of two, so the last bucket is the odd one
 SLOTS = 5
@@ -29,7 +30,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
 
 
 def launchings(runtime: Runtime) -> dict[str, Launching]:
-    rows = most_rows(runtime._cache)
+    rows = most_rows(SLOTS)
     few, every = StepShapes.few(rows, CONTEXT), StepShapes.all(rows, CONTEXT)
     return {
         "as on a CPU": Launching.eager(every, steps_in_flight=1),
@@ -156,7 +157,7 @@ def test_guesses_change_nothing(launched: Runtime, drafts: int) -> None:
 
 def test_other_settings_are_not_captured_anew(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     capture = FakeCapture()
-    few = StepShapes.few(most_rows(runtime._cache), CONTEXT)
+    few = StepShapes.few(most_rows(SLOTS), CONTEXT)
     loop = DecodeLoop(
         runtime._model,
         runtime._cache,
@@ -185,7 +186,7 @@ def test_other_settings_are_not_captured_anew(runtime: Runtime, monkeypatch: pyt
 
 def loop_in_flight(runtime: Runtime, steps_in_flight: int, monkeypatch: pytest.MonkeyPatch) -> DecodeLoop:
     """A loop of exact shapes, which the runtime is given."""
-    every = StepShapes.all(most_rows(runtime._cache), CONTEXT)
+    every = StepShapes.all(most_rows(SLOTS), CONTEXT)
     launching = Launching.eager(every, steps_in_flight=steps_in_flight)
     loop = DecodeLoop(runtime._model, runtime._cache, runtime.tokenizer.vocab_size, launching)
     monkeypatch.setattr(runtime, "_loop", loop)
@@ -288,7 +289,7 @@ def test_shapes_have_room_and_little_more(max_rows: int, max_seq_len: int, data:
 
 def test_all_shapes_are_captured_ahead(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     capture = FakeCapture()
-    few = StepShapes.few(most_rows(runtime._cache), CONTEXT)
+    few = StepShapes.few(most_rows(SLOTS), CONTEXT)
     loop = DecodeLoop(runtime._model, runtime._cache, 4096, Launching.graphs(few, capture, required=True))
     monkeypatch.setattr(runtime, "_loop", loop)
     runtime.warm_up()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,25 +14,31 @@ from adept_fast import placement
 from adept_fast.checkpoint import WEIGHT_DTYPES, Checkpoint, open_checkpoint
 from adept_fast.checkpoint.convert import convert
 from adept_fast.extension import Extension
-from adept_fast.placement import choose_placement
+from adept_fast.placement import choose_placement, imagine_placement
 from adept_fast.sampling import ParameterError
 from adept_fast.weights import weights_bytes
 
 
-def checkpoint_in(path: Path, dtype: str) -> Checkpoint:
-    config = small_config()
+def checkpoint_in(path: Path, dtype: str, **changes: Any) -> Checkpoint:
+    config = small_config(**changes)
     write_huggingface(path, config, random_tensors(config, dtype=WEIGHT_DTYPES[dtype]), demo_tokenizer())
     return open_checkpoint(path)
+
+
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(placement.cuda, "unavailable", lambda device: None)
+    monkeypatch.delenv("ADEPT_FAST_OPTIONAL", raising=False)
 
 
 @pytest.mark.parametrize(
     ("stored", "chosen"), [("float32", "float16"), ("float16", "float16"), ("bfloat16", "bfloat16")]
 )
 def test_a_gpu_is_taken_and_float32_is_halved_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str, chosen: str
+    tmp_path: Path, a_gpu: None, stored: str, chosen: str
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     placed = choose_placement(checkpoint_in(tmp_path, stored), "auto", "auto", "float16")
     assert placed.device.type == "cuda"
     assert placed.dtype == WEIGHT_DTYPES[chosen]
@@ -80,13 +88,6 @@ def test_float32_stays_float32_on_a_cpu_however_little_memory_there_is(
 def test_what_is_asked_for_is_taken(tmp_path: Path) -> None:
     placed = choose_placement(checkpoint_in(tmp_path, "float16"), "cpu", "bfloat16", "float32")
     assert (placed.dtype, placed.cache_dtype, placed.reason) == (torch.bfloat16, torch.float32, "as asked")
-
-
-@pytest.fixture
-def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.delenv("ADEPT_FAST_OPTIONAL", raising=False)
 
 
 @pytest.mark.parametrize(
@@ -146,3 +147,67 @@ def test_optional_packages_that_there_are_not(
     monkeypatch.setenv("ADEPT_FAST_OPTIONAL", "flash")
     with pytest.raises(ParameterError, match="ADEPT_FAST_OPTIONAL names 'flash'; expected flash-attn"):
         choose_placement(checkpoint, "cuda", "auto", "float16")
+
+
+class TestEmbedding:
+    @pytest.mark.parametrize(
+        ("asked", "place", "words"),
+        [
+            ("auto", "auto", "on the device or on the host (as fits)"),
+            ("device", "device", "on the device (as asked)"),
+            ("host", "host", "pinned on the host (as asked)"),
+        ],
+    )
+    def test_it_is_where_it_is_asked_for(
+        self, tmp_path: Path, a_gpu: None, asked: str, place: str, words: str
+    ) -> None:
+        checkpoint = checkpoint_in(tmp_path, "float16")
+        placed = choose_placement(checkpoint, "cuda", "auto", "float16", embedding=asked)
+        assert (placed.embedding, placed.embedding_place, placed.may_pin_embedding) == (place, words, True)
+        on_a_cpu = choose_placement(checkpoint, "cpu", "auto", "float16", embedding=asked)
+        assert (on_a_cpu.embedding, on_a_cpu.embedding_place) == ("device", "in memory (as the rest)")
+        assert not on_a_cpu.may_pin_embedding
+
+    def test_a_plan_settles_what_was_left_open(self, tmp_path: Path, a_gpu: None) -> None:
+        left_open = choose_placement(checkpoint_in(tmp_path, "float16"), "cuda", "auto", "float16")
+        assert left_open.settled("device").embedding_place == "on the device (all fits there)"
+        host = left_open.settled("host")
+        assert host.embedding_place == "pinned on the host (with it on the device not all would fit)"
+        assert host.settled("device") is host
+
+    def test_a_place_that_there_is_not(self, tmp_path: Path) -> None:
+        with pytest.raises(ParameterError, match="embedding is 'disk'; expected auto, device, host"):
+            choose_placement(checkpoint_in(tmp_path, "float16"), "cpu", "auto", "float16", embedding="disk")
+
+    def test_without_kernels_it_stays_on_the_device(
+        self, tmp_path: Path, a_gpu: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(placement.cuda, "unavailable", lambda device: "no nvcc")
+        checkpoint = checkpoint_in(tmp_path, "float16")
+        placed = choose_placement(checkpoint, "cuda", "auto", "float16")
+        assert (placed.embedding, placed.may_pin_embedding) == ("device", False)
+        assert "only the CUDA kernels look it up on the host: no nvcc" in placed.embedding_place
+        says = "embedding is 'host'; expected device or auto, as only the CUDA kernels .*: no nvcc"
+        with pytest.raises(ParameterError, match=says):
+            choose_placement(checkpoint, "cuda", "auto", "float16", embedding="host")
+
+    def test_one_that_is_the_output_matrix_too_stays_on_the_device(self, tmp_path: Path, a_gpu: None) -> None:
+        tied = checkpoint_in(tmp_path, "float16", tie_word_embeddings=True)
+        assert choose_placement(tied, "cuda", "auto", "float16").embedding == "device"
+        with pytest.raises(ParameterError, match="as it is the output matrix too"):
+            choose_placement(tied, "cuda", "auto", "float16", embedding="host")
+        assert choose_placement(tied, "cuda", "auto", "float16", "fp8", "host").embedding == "host"
+
+
+def test_a_gpu_holds_the_rows_of_the_vocabulary_that_are_used(tmp_path: Path, a_gpu: None) -> None:
+    checkpoint = checkpoint_in(tmp_path, "float16")
+    assert checkpoint.config.vocab_size == 4160
+    assert choose_placement(checkpoint, "cuda", "auto", "float16").vocab_rows == 4096
+    assert choose_placement(checkpoint, "cpu", "auto", "float16").vocab_rows is None
+
+
+def test_an_imagined_gpu_is_as_a_real_one(tmp_path: Path, a_gpu: None) -> None:
+    checkpoint = checkpoint_in(tmp_path, "bfloat16")
+    imagined = imagine_placement(checkpoint, 24 * 10**9, "auto", "float16", "fp8", "auto")
+    real = choose_placement(checkpoint, "cuda", "auto", "float16", "fp8", "auto")
+    assert imagined == replace(real, imagined_bytes=24 * 10**9)

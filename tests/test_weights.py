@@ -14,7 +14,8 @@ from adept_fast import CheckpointError, PersimmonConfig
 from adept_fast.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.model import Persimmon
-from adept_fast.weights import ModelWeights, load_weights, weights_bytes
+from adept_fast.scoring import score_sequence
+from adept_fast.weights import ModelWeights, embedding_bytes, load_weights, weights_bytes, with_vocabulary
 
 CPU = torch.device("cpu")
 
@@ -80,6 +81,100 @@ def test_tied_embeddings_are_one_tensor(tmp_path: Path) -> None:
     weights = load_weights(checkpoint, dtype=torch.float32, device=CPU)
     assert weights.embedding is weights.lm_head
     assert sum(t.nbytes for t in all_tensors(weights)[:-1]) == weights_bytes(checkpoint, torch.float32)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_only_the_rows_in_use_are_held(tmp_path: Path, tied: bool) -> None:
+    config = small_config(tie_word_embeddings=tied)
+    write_huggingface(tmp_path, config, random_tensors(config, dtype=torch.float16), demo_tokenizer())
+    checkpoint = open_checkpoint(tmp_path)
+    whole = load_weights(checkpoint, dtype=torch.float16, device=CPU)
+    some = load_weights(checkpoint, dtype=torch.float16, device=CPU, vocab_rows=4096)
+    assert torch.equal(some.embedding, whole.embedding[:4096])
+    assert torch.equal(some.lm_head, whole.lm_head[:4096])
+    assert (some.embedding is some.lm_head) == tied
+    held = [tensor.nbytes for tensor in all_tensors(some)[: -1 if tied else None]]
+    assert sum(held) == weights_bytes(checkpoint, torch.float16, vocab_rows=4096)
+    saved = weights_bytes(checkpoint, torch.float16) - sum(held)
+    assert saved == (1 if tied else 2) * (4160 - 4096) * 64 * 2
+    assert with_vocabulary(checkpoint, 4160) is with_vocabulary(checkpoint, None) is checkpoint
+    assert embedding_bytes(checkpoint, torch.float16, vocab_rows=4096) == (0 if tied else 4096 * 64 * 2)
+
+
+def test_rows_that_are_not_held_are_not_looked_at(tmp_path: Path) -> None:
+    config = small_config()
+    tensors = random_tensors(config, dtype=torch.float16)
+    tensors["lm_head.weight"][4100, 3] = tensors["model.embed_tokens.weight"][4159, 0] = float("nan")
+    write_huggingface(tmp_path, config, tensors, demo_tokenizer())
+    checkpoint = open_checkpoint(tmp_path)
+    load_weights(checkpoint, dtype=torch.float16, device=CPU, vocab_rows=4096)
+    with pytest.raises(CheckpointError, match="embed_tokens.weight has a NaN"):
+        load_weights(checkpoint, dtype=torch.float16, device=CPU, vocab_rows=4160)
+
+
+def test_scores_are_among_the_rows_that_are_held(checkpoint: Checkpoint) -> None:
+    """Larger by −log(1 − p), where p is what the rows that are not held would get."""
+    ids = [at * 37 % 4096 for at in range(60)]
+    config = checkpoint.config
+    scores = []
+    for rows in (None, 4096):
+        weights = load_weights(checkpoint, dtype=torch.float32, device=CPU, vocab_rows=rows)
+        model = Persimmon(config, weights, max_seq_len=64, vocab_size=4096)
+        cache = StaticKVCache(config, max_batch_size=1, max_seq_len=64)
+        scores.append(torch.tensor(score_sequence(model, cache, ids).logprobs[1:], dtype=torch.float64))
+        with torch.inference_mode():
+            hidden = torch.cat(list(model.prefill_chunks(torch.tensor(ids), cache, 0)))[:-1]
+            logits = model.all_logits(hidden).double()
+        if rows is None:
+            unused = logits.softmax(-1)[:, 4096:].sum(-1)
+    assert logits.shape[1] == 4096
+    assert unused.min() > 1e-4
+    assert torch.allclose(scores[1] - scores[0], -(1 - unused).log(), atol=2e-5)
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32])
+def test_the_embedding_may_be_pinned_on_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: torch.dtype
+) -> None:
+    config = small_config()
+    write_huggingface(tmp_path, config, random_tensors(config, dtype=stored), demo_tokenizer())
+    checkpoint = open_checkpoint(tmp_path)
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    weights = load_weights(
+        checkpoint,
+        dtype=torch.float16,
+        device=torch.device("meta"),
+        vocab_rows=4096,
+        embedding_on_host=True,
+        check_finite=False,
+    )
+    assert len(pinned) == 1
+    assert weights.embedding is pinned[0]
+    expected = checkpoint.tensors["model.embed_tokens.weight"].read()[:4096].half()
+    assert torch.equal(weights.embedding, expected)
+    assert weights.device.type == "meta"
+    assert {tensor.device.type for tensor in all_tensors(weights)[1:]} == {"meta"}
+
+
+def test_the_table_of_a_tied_model_is_never_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config(tie_word_embeddings=True)
+    write_huggingface(tmp_path, config, random_tensors(config, dtype=torch.float16), demo_tokenizer())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pytest.fail("pinned"))
+    weights = load_weights(
+        open_checkpoint(tmp_path),
+        dtype=torch.float16,
+        device=torch.device("meta"),
+        embedding_on_host=True,
+        check_finite=False,
+    )
+    assert weights.embedding is weights.lm_head
+    assert weights.device.type == "meta"
 
 
 def test_a_weight_that_the_dtype_cannot_hold_is_refused(tmp_path: Path) -> None:

@@ -14,15 +14,17 @@ from click.testing import CliRunner
 from saving import checkpoint_of
 
 from adept_fast import Runtime
+from adept_fast import weights as weights_module
 from adept_fast.chat import STOP, chat_prompt
 from adept_fast.checkpoint import CheckpointError, StoredTensor, demo_path, open_checkpoint
 from adept_fast.checkpoint.convert import convert
 from adept_fast.cli import main
 from adept_fast.ops import reference
 from adept_fast.placement import choose_placement
-from adept_fast.quantize import Packing, QuantizedMatrix, quantize
+from adept_fast.quantize import Packing, QuantizedMatrix, first_rows, quantize
+from adept_fast.quantize_wide import WideMatrix
 from adept_fast.sampling import ParameterError
-from adept_fast.weights import ModelWeights, load_weights, weights_bytes
+from adept_fast.weights import ModelWeights, load_weights, moving_bytes, weights_bytes
 
 CPU = torch.device("cpu")
 QUESTIONS = [
@@ -63,6 +65,40 @@ class TestLoading:
         assert sum(part.nbytes for part in parts) == weights_bytes(checkpoint, torch.float16, weights)
         unused = 4160 - 4096  # rows of lm_head, of 64 int8 weights and a float32 scale each
         assert loaded.bytes_per_step(4096) == sum(part.nbytes for part in parts[1:]) - unused * (64 + 4)
+
+    @every_format
+    @pytest.mark.parametrize("rows", [4096, 4090, 17])
+    def test_only_the_rows_in_use_are_held(self, tmp_path: Path, weights: str, rows: int) -> None:
+        """Also of a checkpoint that is packed already, and where rows are no whole tiles."""
+        source = checkpoint_of(tmp_path / "source")
+        convert(tmp_path / "source", tmp_path / "native", weights=weights, progress=False)
+        whole = load_weights(source, dtype=torch.float16, device=CPU, weights=weights)
+        for checkpoint in (source, open_checkpoint(tmp_path / "native")):
+            some = load_weights(checkpoint, dtype=torch.float16, device=CPU, weights=weights, vocab_rows=rows)
+            assert isinstance(some.lm_head, QuantizedMatrix)
+            assert torch.equal(some.lm_head.dequantize(), first_rows(whole.lm_head, rows).dequantize())
+            assert some.lm_head.shape == (rows, 64)
+            held = sum(part.nbytes for part in all_parts(some))
+            assert held == weights_bytes(checkpoint, torch.float16, weights, vocab_rows=rows)
+            assert torch.equal(some.embedding, whole.embedding[:rows])
+
+    @pytest.mark.parametrize("weights", ["fp8", "int4"])
+    @pytest.mark.parametrize("tied", [False, True])
+    def test_only_the_rows_in_use_are_held_in_a_gpus_formats(
+        self, tmp_path: Path, weights: str, tied: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(weights_module, "packs_wide", lambda checkpoint, device: True)
+        checkpoint = checkpoint_of(tmp_path, small_config(tie_word_embeddings=tied))
+        whole = load_weights(checkpoint, dtype=torch.float16, device=CPU, weights=weights)
+        some = load_weights(checkpoint, dtype=torch.float16, device=CPU, weights=weights, vocab_rows=4096)
+        assert isinstance(some.lm_head, WideMatrix)
+        assert torch.equal(some.lm_head.dequantize(), first_rows(whole.lm_head, 4096).dequantize())
+        held = sum(part.nbytes for part in all_parts(some))
+        assert held == weights_bytes(checkpoint, torch.float16, weights, vocab_rows=4096)
+        assert torch.equal(some.embedding, whole.embedding[:4096])
+        for device, least in ((CPU, 0), (torch.device("cuda"), 4096 * 64 * 2)):
+            taken = moving_bytes(checkpoint, torch.float16, weights, device, 4096)
+            assert (taken >= least) if least else (taken == 0)
 
     def test_tied_embeddings_are_packed_for_the_output_and_kept_for_the_input(self, tmp_path: Path) -> None:
         checkpoint = checkpoint_of(tmp_path, small_config(tie_word_embeddings=True))

@@ -12,38 +12,47 @@ import torch
 
 from adept_fast import __version__, ops
 from adept_fast.checkpoint import Checkpoint, dtype_name, open_checkpoint
+from adept_fast.commands.byte_size import byte_size
 from adept_fast.commands.errors import OneLineErrors
 from adept_fast.commands.options import checkpoint_option, placement_options
-from adept_fast.memory import InsufficientMemoryError, MemoryPlan, format_bytes, plan_memory
-from adept_fast.ops.optional import Choice, choices
-from adept_fast.placement import Placement, choose_placement
-from adept_fast.weights import weights_bytes
+from adept_fast.graphs import launched_in_words
+from adept_fast.loading import plan_loading
+from adept_fast.memory import InsufficientMemoryError, MemoryPlan, format_bytes
+from adept_fast.ops.optional import choices
+from adept_fast.placement import Placement, choose_placement, imagine_placement
 
 
 @click.command(cls=OneLineErrors)
 @checkpoint_option
 @placement_options
 @click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--gpu-memory",
+    metavar="SIZE",
+    callback=byte_size,
+    help="Plan for a GPU with so much free memory, such as 24GB, which need not be here.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(**options: Any) -> None:
     """Describe a checkpoint and plan its memory, without reading its weights."""
     checkpoint = open_checkpoint(options["checkpoint"])
-    placement = choose_placement(
-        checkpoint, options["device"], options["dtype"], options["cache_dtype"], options["weights"]
-    )
-    optional = choices(placement.device, placement.cache_dtype, checkpoint.config.head_dim)
+    placement, plan = _plan(checkpoint, options)
     report = {
         "checkpoint": _describe_checkpoint(checkpoint),
         "config": dataclasses.asdict(checkpoint.config),
         "placement": {
-            "device": _device_name(placement.device),
+            "device": _device_name(placement),
             "weights": placement.weights_in_words,
             "pages": placement.pages_in_words,
             "cache": dtype_name(placement.cache_dtype),
+            "decode steps": launched_in_words(placement.device, options["cuda_graphs"]),
         },
-        "memory": _describe_memory(checkpoint, placement, options),
-        "operators": _describe_operators(placement, optional),
-        "optional packages": {name: str(choice) for name, choice in optional.items()},
+        "memory": {
+            "embedding": placement.embedding_place,
+            "vocabulary": _vocabulary(checkpoint, placement),
+            **({"does not fit": plan} if isinstance(plan, str) else _describe_plan(plan)),
+        },
+        **({} if placement.imagined_bytes is not None else _describe_software(checkpoint, placement)),
         "versions": {
             "adept-fast": __version__,
             "torch": torch.__version__,
@@ -69,34 +78,50 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _describe_memory(checkpoint: Checkpoint, placement: Placement, options: dict[str, Any]) -> dict[str, Any]:
+def _plan(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Placement, MemoryPlan | str]:
+    """Where it would run, and the plan, or why it does not fit."""
+    asked = {name: options[name] for name in ("dtype", "cache_dtype", "weights", "embedding")}
+    if options["gpu_memory"] is None:
+        placement = choose_placement(checkpoint, options["device"], **asked)
+    elif options["device"] in ("auto", "cuda"):
+        placement = imagine_placement(checkpoint, options["gpu_memory"], **asked)
+    else:
+        raise click.UsageError(f"--gpu-memory plans for a GPU, and --device is {options['device']}")
     try:
-        plan = plan_memory(
-            checkpoint.config,
-            weights_bytes=weights_bytes(checkpoint, placement.dtype, placement.weights, placement.device),
-            device=placement.device,
-            cache_dtype=placement.cache_dtype,
+        return plan_loading(
+            checkpoint,
+            placement,
             max_seq_len=options["max_seq_len"],
             max_batch_size=options["batch_size"],
-            unpacking_bytes=placement.unpacking_bytes,
         )
     except InsufficientMemoryError as error:
-        return {"does not fit": str(error)}
-    return _describe_plan(plan)
+        return placement, str(error)
 
 
-def _describe_operators(placement: Placement, optional: dict[str, Choice]) -> dict[str, str]:
+def _describe_software(checkpoint: Checkpoint, placement: Placement) -> dict[str, dict[str, str]]:
+    optional = choices(placement.device, placement.cache_dtype, checkpoint.config.head_dim)
     attention = optional["flash-attn"]
     entries = ops.implementations(
         placement.device, placement.unreadable, f"flash-attn {attention.version}" if attention.used else None
     )
-    return {entry.operator: f"{entry.kind} ({entry.reason})" for entry in entries}
+    return {
+        "operators": {entry.operator: f"{entry.kind} ({entry.reason})" for entry in entries},
+        "optional packages": {name: str(choice) for name, choice in optional.items()},
+    }
+
+
+def _vocabulary(checkpoint: Checkpoint, placement: Placement) -> str:
+    rows = checkpoint.config.vocab_size
+    held = placement.vocab_rows or rows
+    return f"all {rows} rows" if held == rows else f"{held} of {rows} rows, those that the tokenizer uses"
 
 
 def _describe_plan(plan: MemoryPlan) -> dict[str, Any]:
     return {
         "weights": format_bytes(plan.weights_bytes),
+        **({"pinned on the host": format_bytes(plan.pinned_bytes)} if plan.pinned_bytes else {}),
         "working memory": format_bytes(plan.workspace_bytes),
+        **({"decode graphs": f"at most {format_bytes(plan.graphs_bytes)}"} if plan.graphs_bytes else {}),
         "cache a token": format_bytes(plan.cache_bytes_per_token),
         "cache": f"{format_bytes(plan.cache_bytes)} for {plan.max_batch_size} × {plan.max_seq_len} tokens",
         "total": format_bytes(plan.total_bytes),
@@ -105,7 +130,10 @@ def _describe_plan(plan: MemoryPlan) -> dict[str, Any]:
     }
 
 
-def _device_name(device: torch.device) -> str:
+def _device_name(placement: Placement) -> str:
+    device = placement.device
+    if placement.imagined_bytes is not None:
+        return f"{device} (only imagined, with kernels that run and a host that has room for what is pinned)"
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)"

@@ -27,6 +27,7 @@ _PLACEMENT = (
     "dtype",
     "weights",
     "cache_dtype",
+    "embedding",
     "max_seq_len",
     "check_weights",
     "cuda_graphs",
@@ -60,6 +61,12 @@ def placement_options(command: Command) -> Command:
             ),
             click.option(
                 "--cache-dtype", default="float16", show_default=True, help="Of the keys and values."
+            ),
+            click.option(
+                "--embedding",
+                default="auto",
+                show_default=True,
+                help="Where a GPU has it: device, host (in pinned memory) or auto: there if not all fits.",
             ),
             click.option(
                 "--max-seq-len",

@@ -16,9 +16,10 @@ from adept_fast.decode_state import DecodeState, Place, Rows
 from adept_fast.graphs import Launching
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.model import Persimmon
-from adept_fast.sampling import MOST_DRAFTS, Sampler, SamplingParams
+from adept_fast.sampling import Sampler, SamplingParams
 from adept_fast.speculation import PromptLookup, kept_tokens
 from adept_fast.weights import ModelWeights
+from adept_fast.working_memory import most_rows
 
 _LENGTH_STEP = 256  # the cache's positions are a multiple of this many
 
@@ -61,13 +62,13 @@ class TokenLoop:
         self._most_drafts = 0
         self._ahead: deque[Found] = deque()
         self._next: list[Place] = []  # what the state will go on from by itself
-        device, most_rows = weights.device, max(rows, 1 + MOST_DRAFTS)
+        device, state_rows = weights.device, most_rows(rows)
         # Made in inference mode, tensors could not be written to outside of it.
         with torch.inference_mode(False):
             self._state, self._idle = (
-                DecodeState(most_rows, rows, config.vocab_size, device) for _ in range(2)
+                DecodeState(state_rows, rows, config.vocab_size, device) for _ in range(2)
             )
-            captured = Launching.on(device, most_rows, length).captured
+            captured = Launching.on(device, state_rows, length).captured
             self._sampler = Sampler(rows, config.vocab_size, device, by_host=not captured)
         self._make_room(length)
 

@@ -1,0 +1,153 @@
+"""Working memory stays within what is planned: measured on a CPU, and of the emulated CUDA kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
+from cuda_place import EMULATED, THIN
+
+from adept_fast import PersimmonConfig, Runtime
+from adept_fast.ops import reference
+from adept_fast.working_memory import (
+    CUDA_ALLOWANCE_BYTES,
+    fixed_bytes,
+    graphs_bytes,
+    most_rows,
+    prompt_bytes,
+    step_bytes,
+)
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def most_allocated(run: Callable[[], Any]) -> int:
+    """How many bytes torch held at once on the CPU, beside what it held before."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with (
+        torch.inference_mode(),
+        torch.profiler.profile(activities=activities, profile_memory=True) as profiled,
+    ):
+        run()
+    recorded = profiled.profiler.kineto_results.events()
+    changes = sorted(
+        (event.start_ns(), at, event.nbytes())
+        for at, event in enumerate(recorded)
+        if event.name() == "[memory]"
+    )
+    held = most = 0
+    for _, _, change in changes:
+        held += change
+        most = max(most, held)
+    return most
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"vocab_size": 20_000}, {"hidden_size": 256, "intermediate_size": 1024, "vocab_size": 4096}],
+    ids=["wide vocabulary", "wide layers"],
+)
+def test_prompts_scores_and_steps_stay_within_it_on_a_cpu(tmp_path: Path, changes: dict[str, int]) -> None:
+    config = small_config(**{"max_position_embeddings": 1024} | changes)
+    write_huggingface(tmp_path, config, random_tensors(config, dtype=torch.float16), demo_tokenizer())
+    runtime = Runtime.load(tmp_path, device="cpu", progress=False, max_batch_size=3)
+    prompt = [at % 4000 for at in range(1000)]
+    size = (config, CPU, runtime.max_seq_len, config.vocab_size)
+    taken = {
+        "score": most_allocated(lambda: runtime.score([prompt])),
+        "prefill": most_allocated(lambda: runtime.generate([prompt], max_new_tokens=1)),
+    }
+    planned = prompt_bytes(*size)
+    assert 0.1 * planned < max(taken.values()) <= planned, taken
+    drawn = {"temperature": 1.0, "top_p": 0.9, "top_k": 50, "min_p": 0.01, "seed": 1, "ignore_eos": True}
+    guessed = most_allocated(lambda: runtime.generate([prompt[:8] * 4], prompt_lookup=15, **drawn))
+    batched = most_allocated(lambda: runtime.generate([prompt[:8]] * 3, max_new_tokens=5, **drawn))
+    assert max(guessed, batched) <= step_bytes(
+        config, CPU, most_rows(3), runtime.max_seq_len, config.vocab_size
+    )
+    assert runtime.memory().workspace_bytes >= max(planned, guessed, batched)
+
+
+@pytest.mark.parametrize("tokens", [1, 2] if THIN else [1, 2, 9, 16])
+def test_the_kernels_workspaces_stay_within_it(tokens: int) -> None:
+    """A step's kernels one after the other, as if nothing were given back between them."""
+    kernels = EMULATED.operators
+    config = PersimmonConfig(
+        hidden_size=128, intermediate_size=512, num_attention_heads=2, num_hidden_layers=1, vocab_size=5000
+    )
+    hidden, intermediate, vocab, length, slots = 128, 512, 5000, 700, 16
+
+    def halves(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(1)).half() / 16
+
+    x, gamma, beta = torch.randn(tokens, hidden), torch.ones(hidden), torch.zeros(hidden)
+    cache = halves(2, slots, 2, length, 64)
+    cos, sin = reference.rotary_table(32, 10000.0, length, CPU)
+    at = torch.arange(tokens)
+    matrices = {
+        "qkv": halves(3 * hidden, hidden),
+        "dense": halves(hidden, hidden),
+        "up": halves(intermediate, hidden),
+        "down_t": halves(intermediate, hidden),
+        "lm_head": halves(vocab, hidden),
+    }
+    biases = {name: torch.zeros(len(matrix)) for name, matrix in matrices.items()}
+    settings = [
+        torch.ones(slots),
+        torch.full((slots,), 50),
+        torch.full((slots,), 0.9),
+        torch.full((slots,), 0.01),
+        torch.ones(slots),
+        torch.arange(slots),
+        torch.zeros(slots, vocab, dtype=torch.bool),
+    ]
+
+    def step() -> list[torch.Tensor]:
+        qkv = kernels.layernorm_qkv(x, gamma, beta, 1e-5, matrices["qkv"], None, biases["qkv"])
+        q = kernels.rotary_append(qkv, None, None, None, None, 1e-5, cos, sin, at, at, cache)
+        attended = kernels.decode_attention(q, cache, at, at + 600, length, 0.125)
+        summed = kernels.linear_residual(attended, matrices["dense"], None, biases["dense"], x)
+        bias = torch.zeros(hidden)
+        up, down_t = matrices["up"], matrices["down_t"]
+        out = kernels.mlp(summed, gamma, beta, 1e-5, up, None, biases["up"], down_t, None, bias, None)
+        logits = kernels.lm_head(out, gamma, beta, 1e-5, matrices["lm_head"], None, vocab)
+        return [qkv, q, attended, summed, out, logits, kernels.sample(logits, at, at, *settings)]
+
+    kept: list[torch.Tensor] = []
+    taken = most_allocated(lambda: kept.extend(step()))
+    assert tokens * vocab * 4 < taken <= step_bytes(config, GPU, tokens, length, vocab)
+
+
+def test_graphs_hold_their_logits_and_share_the_rest() -> None:
+    """By hand: of 16 rows and 1000 positions, five sizes times three lengths (256, 512 and 1000)."""
+    config = small_config()
+    step = step_bytes(config, GPU, 16, 1000, 4096)
+    assert graphs_bytes(config, GPU, 1000, 4, 4096) == (1 + 2 + 4 + 8 + 16) * 3 * 4096 * 4 + 2 * step
+    more = graphs_bytes(config, GPU, 1000, 20, 4096) - 2 * step_bytes(config, GPU, 20, 1000, 4096)
+    assert more == (31 + 20) * 3 * 4096 * 4
+    assert graphs_bytes(config, CPU, 1000, 4, 4096) == 0
+
+
+def test_what_every_slot_keeps() -> None:
+    config = small_config()
+    tables = 2 * 1000 * (config.rotary_dim // 2) * 4
+    assert fixed_bytes(config, CPU, 1000, 4, 4096) == tables + 3 * 4 * 4096
+    assert fixed_bytes(config, GPU, 1000, 4, 4096) == tables + 3 * 4 * 4096 + CUDA_ALLOWANCE_BYTES
+
+
+@pytest.mark.parametrize("device", [CPU, GPU], ids=str)
+def test_more_positions_never_take_less(device: torch.device) -> None:
+    """The longest context is found by halving, which needs that."""
+    config = small_config()
+    sizes = [
+        prompt_bytes(config, device, count, 4096)
+        + step_bytes(config, device, 16, count, 4096)
+        + graphs_bytes(config, device, count, 2, 4096)
+        + fixed_bytes(config, device, count, 2, 4096)
+        for count in range(1, 1200)
+    ]
+    assert sizes == sorted(sizes)
