@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+_SPEAKERS = {"user": "human", "assistant": "adept"}  # roles, as transformers calls them
+
+# ``chat_text``, as the template that transformers reads.
+_TEMPLATE = (
+    "{%- for message in messages %}"
+    "{%- if message['role'] == 'user' %}"
+    "{{- ('' if loop.first else '\\n\\n') + 'human: ' + message['content'] }}"
+    "{%- elif message['role'] == 'assistant' %}"
+    "{{- ('' if loop.first else '\\n\\n') + 'adept: ' + message['content'] }}"
+    "{%- else %}{{- raise_exception('the roles are user and assistant, not ' + message['role']) }}"
+    "{%- endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '\\n\\nadept:' }}{%- endif %}"
+)
+
 STOP = "\n\nhuman:"  # where the model begins to write the next question itself
+
+
+class ChatError(ValueError):
+    """A conversation that the format cannot express."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +39,33 @@ def chat_prompt(question: str, history: Sequence[Turn] = ()) -> str:
     """The prompt that has the model answer ``question`` after the turns before it."""
     blocks = [f"human: {turn.human}\n\nadept: {turn.adept}" for turn in history]
     return "\n\n".join([*blocks, f"human: {question}\n\nadept:"])
+
+
+def chat_text(messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False) -> str:
+    """A conversation as one text.
+
+    Args:
+        messages: each with a ``role``, ``user`` or ``assistant``, and a ``content``.
+        add_generation_prompt: whether the text ends where the model's answer begins.
+
+    Raises ChatError for no messages, another role (there is no system role), or content that is no text.
+    """
+    if not messages:
+        raise ChatError("messages is empty; expected at least one")
+    blocks = []
+    for at, message in enumerate(messages):
+        role, content = message.get("role"), message.get("content")
+        if role not in _SPEAKERS:
+            raise ChatError(f"messages[{at}] has the role {role!r}; expected 'user' or 'assistant'")
+        if not isinstance(content, str):
+            raise ChatError(f"messages[{at}] has the content {content!r:.80}; expected text")
+        blocks.append(f"{_SPEAKERS[role]}: {content}")
+    return "\n\n".join([*blocks, "adept:"] if add_generation_prompt else blocks)
+
+
+def chat_template(add_bos: bool) -> str:
+    """The jinja source of ``chat_text``, for transformers; with BOS first where ``add_bos``."""
+    return ("{{- bos_token }}" if add_bos else "") + _TEMPLATE
 
 
 def strip_answer(pieces: Iterable[str]) -> Iterator[str]:

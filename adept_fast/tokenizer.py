@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal, overload
 
 import sentencepiece
+
+from adept_fast.chat import chat_text
 
 END_OF_TEXT = "|ENDOFTEXT|"
 _SPACE = "▁"
@@ -72,13 +75,67 @@ class Tokenizer:
             raise TokenizerError(f"{self.source} has no BOS piece to put before the text")
         return [self.bos_id, *ids]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ``ids``; control pieces have none, bytes that are not UTF-8 become U+FFFD each."""
+    @overload
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        add_generation_prompt: bool = False,
+        tokenize: Literal[True] = True,
+    ) -> list[int]: ...
+
+    @overload
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        add_generation_prompt: bool = False,
+        tokenize: Literal[False],
+    ) -> str: ...
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        add_generation_prompt: bool = False,
+        tokenize: bool = True,
+    ) -> list[int] | str:
+        """The prompt of a conversation in the ``human:``/``adept:`` format, in token ids or as text.
+
+        Both begin with BOS where the checkpoint puts it before text, the text with its name, as transformers
+        has it.
+
+        Args:
+            messages: each with a ``role``, ``user`` or ``assistant``, and a ``content``.
+            add_generation_prompt: whether the prompt ends where the model's answer begins.
+
+        Raises ChatError for a conversation that the format cannot express.
+        """
+        text = chat_text(messages, add_generation_prompt=add_generation_prompt)
+        if tokenize:
+            return self.encode(text)
+        begins_with_bos = self.add_bos and self.bos_id is not None
+        return self.piece(self.bos_id or 0) + text if begins_with_bos else text
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool | None = None) -> str:
+        """The text of ``ids``; bytes that are not UTF-8 become U+FFFD each.
+
+        ``skip_special_tokens`` concerns BOS, the end token and unknown pieces: True leaves them out, False
+        shows all of them, those that are control pieces by their names, and None, sentencepiece's own way,
+        shows all but control pieces.
+        """
         for token_id in ids:
             if not 0 <= token_id < self.vocab_size:
                 raise TokenizerError(
                     f"token id {token_id} is outside the vocabulary (0 to {self.vocab_size - 1})"
                 )
+        ends = (self.bos_id, self.eos_id)
+        if skip_special_tokens:
+            ids = [token_id for token_id in ids if token_id not in ends and not self.is_unknown(token_id)]
+        elif skip_special_tokens is False:
+            silent = {token_id for token_id in ends if token_id is not None and self.is_control(token_id)}
+            pieces = StreamingDetokenizer(self, shown_by_name=silent)
+            return pieces.extend(ids) + pieces.finish()
         text: str = self._processor.decode(list(ids))
         return text
 
@@ -130,10 +187,12 @@ class StreamingDetokenizer:
 
     The joined pieces equal ``tokenizer.decode`` of all ids, for any ids, and no piece ends inside a UTF-8
     character: bytes of a character that is not whole yet wait for the next token or for ``finish``.
+    Control pieces have no text, but for those of ``shown_by_name``.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, shown_by_name: Container[int] = ()) -> None:
         self._tokenizer = tokenizer
+        self._shown_by_name = shown_by_name
         self._bytes = codecs.getincrementaldecoder("utf-8")("adept_fast_replace_each")
         # Until something shows, sentencepiece may still swallow the space that it puts before every text.
         self._invisible: list[int] | None = []
@@ -155,6 +214,8 @@ class StreamingDetokenizer:
         return self._shown(text)
 
     def _surface(self, token_id: int) -> str:
+        if token_id in self._shown_by_name:
+            return self._shown(self._tokenizer.piece(token_id))
         if self._invisible is not None:
             self._invisible.append(token_id)
             return self._shown(self._tokenizer.decode(self._invisible))

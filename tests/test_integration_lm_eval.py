@@ -1,11 +1,13 @@
-"""``adept-fast`` as a model of lm-eval: against plain loops over transformers' model, and against lm-eval's ``hf``."""
+"""``adept-fast`` as a model of lm-eval: against transformers' model in plain loops, and lm-eval's ``hf``."""
 
 from __future__ import annotations
 
+import os
 import random
+import re
+import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FACTS = ROOT / "tools" / "evaluation" / "demo_facts.yaml"
 EXACT = {"dtype": "float32", "cache_dtype": "float32"}
 MAX_LENGTH = 40
+WORDS = ["the", "capital", "of", "France", "is", "Paris", "gold", "3", "plus", "naïve", "你好", ",", "."]
 
 
 def request(kind: str, *arguments: Any) -> Instance:
@@ -52,20 +55,21 @@ def reference(directory: Path) -> PersimmonForCausalLM:
 
 
 @pytest.fixture(scope="module", params=[1, 3, 16])
-def model(request: pytest.FixtureRequest, directory: Path) -> Iterator[AdeptFastLM]:
-    yield AdeptFastLM(str(directory), batch_size=request.param, max_length=MAX_LENGTH, **EXACT)
+def model(request: pytest.FixtureRequest, directory: Path) -> AdeptFastLM:
+    return AdeptFastLM(str(directory), batch_size=request.param, max_length=MAX_LENGTH, **EXACT)
 
 
 def texts(count: int, words: tuple[int, int], seed: int) -> list[str]:
     chosen = random.Random(seed)
-    vocabulary = "the capital of France is Paris What gold 3 plus Humpty Dumpty naïve 你好 , .".split()
-    return [" ".join(chosen.choices(vocabulary, k=chosen.randint(*words))) for _ in range(count)]
+    return [" ".join(chosen.choices(WORDS, k=chosen.randint(*words))) for _ in range(count)]
 
 
 @torch.no_grad()
-def plain_score(reference: PersimmonForCausalLM, context: list[int], ids: list[int]) -> tuple[float, bool]:
+def plain_score(
+    reference: PersimmonForCausalLM, context: list[int], ids: list[int], max_length: int = MAX_LENGTH
+) -> tuple[float, bool]:
     """One sequence, read whole, cut at its left: what lm-eval defines."""
-    whole = (context + ids)[-(MAX_LENGTH + 1) :]
+    whole = (context + ids)[-(max_length + 1) :]
     logprobs = reference(torch.tensor([whole[:-1]])).logits[0].double().log_softmax(-1)  # [tokens, vocab]
     rows = logprobs[len(logprobs) - len(ids) :]
     return float(sum(rows[at, i] for at, i in enumerate(ids))), rows.argmax(-1).tolist() == ids
@@ -104,9 +108,7 @@ class TestScores:
             for ids in prompts
         ]
         spoilt = [[*ids[:-1], (ids[-1] + 1) % 4096] for ids in continued]
-        requests = [
-            (None, prompt, ids) for ids_of in (continued, spoilt) for prompt, ids in zip(prompts, ids_of)
-        ]  # noqa: B905
+        requests = [(None, *pair) for pair in zip(prompts * 2, continued + spoilt, strict=True)]
         found = model._loglikelihood_tokens(requests, disable_tqdm=True)
         assert [is_greedy for _, is_greedy in found] == [True] * 5 + [False] * 5
 
@@ -125,34 +127,22 @@ class TestScores:
                 expected += plain_score(reference, before, window)[0]
             assert total == pytest.approx(expected, abs=1e-3), text
 
-    def test_a_long_context_in_several_chunks(self) -> None:
+    def test_contexts_of_several_chunks(self) -> None:
         model = AdeptFastLM("demo", batch_size=4, **EXACT)
-        context = " ".join(texts(40, (9, 10), seed=6))
-        pairs = [(context[at:], text) for at in (0, 7, 300) for text in (" is gold", " capital")]
-        together = model.loglikelihood([request("loglikelihood", *pair) for pair in pairs], disable_tqdm=True)
-        for pair, (found, _) in zip(pairs, together, strict=True):
-            before = model.tok_encode(pair[0])
-            ids = (model.tok_encode("".join(pair)))[-len(model.tok_encode("".join(pair))[len(before) :]) :]
-            kept = [*before, *ids][-(model.max_length + 1) :]
-            (score,) = model.runtime.score([kept[:-1]])
-            assert found == pytest.approx(
-                sum(value or 0.0 for value in score.logprobs[-(len(ids) - 1) :] if len(ids) > 1)
-                + _last_logprob(model, kept),
-                abs=1e-3,
-            )
+        reference = PersimmonForCausalLM.from_pretrained(demo_path(), dtype=torch.float32).eval()
+        context = " ".join(texts(40, (9, 10), seed=6))  # of 781 tokens; a chunk has 512
+        pairs = [(context[at:], text) for at in (0, 700, 900, 1200, 7) for text in (" is gold", " capital")]
+        found = model.loglikelihood([request("loglikelihood", *pair) for pair in pairs], disable_tqdm=True)
+        for pair, (total, _) in zip(pairs, found, strict=True):
+            before, whole = model.tok_encode(pair[0]), model.tok_encode("".join(pair))
+            expected, _ = plain_score(reference, before, whole[len(before) :], model.max_length)
+            assert total == pytest.approx(expected, abs=1e-3), len(before)
 
     def test_too_long_a_continuation(self, model: AdeptFastLM) -> None:
         with pytest.raises(
             ParameterError, match=f"a continuation has 41 tokens; expected at most max_length {MAX_LENGTH}"
         ):
             model._loglikelihood_tokens([(None, [5], [6] * 41)], disable_tqdm=True)
-
-
-def _last_logprob(model: AdeptFastLM, ids: list[int]) -> float:
-    """Of the last id, by generating after the others."""
-    (generation,) = model.runtime.generate([ids[:-1]], max_new_tokens=1, logprobs=1000)
-    assert generation.logprobs is not None
-    return dict(generation.logprobs[0].top)[ids[-1]]
 
 
 class TestGeneration:
@@ -206,7 +196,7 @@ class TestGeneration:
         [
             ({"num_beams": 4}, "generation_kwargs has 'num_beams'; expected until"),
             ({"max_gen_toks": 64}, "max_gen_toks is 64; expected less than max_length 64"),
-            ({"do_sample": True, "top_p": 2.0}, "top_p is 2.0"),
+            ({"do_sample": True, "top_p": 2.0, "max_tokens": 9}, "top_p is 2.0"),
         ],
     )
     def test_settings_that_are_refused(self, settings: dict[str, Any], found: str) -> None:
@@ -275,12 +265,13 @@ class TestModel:
         assert found["model_num_parameters"] > 6_000_000
 
 
-class TestAgainstHf:
-    @pytest.fixture(scope="class")
-    def both(self) -> tuple[AdeptFastLM, Any]:
-        hf = get_model("hf")(str(demo_path()), device="cpu", dtype="float32", batch_size=16)
-        return AdeptFastLM("demo", batch_size=16, **EXACT), hf
+@pytest.fixture(scope="module")
+def both() -> tuple[AdeptFastLM, Any]:
+    hf = get_model("hf")(str(demo_path()), device="cpu", dtype="float32", batch_size=16)
+    return AdeptFastLM("demo", batch_size=16, **EXACT), hf
 
+
+class TestAgainstHf:
     def test_scores(self, both: tuple[AdeptFastLM, Any]) -> None:
         pairs = [
             (context, f" {text}")
@@ -313,26 +304,23 @@ class TestAgainstHf:
         assert found[0][0] > 0.95
 
 
-@pytest.mark.parametrize("program", ["lm_eval", "adept_fast.integrations.lm_eval"])
-def test_command_line(program: str, tmp_path: Path) -> None:
-    """lm-eval's own command finds the model through a task file; ours, for any task that lm-eval knows."""
-    by_path = ["--tasks", str(FACTS)]
-    by_name = ["--tasks", "adept_fast_demo_facts", "--include_path", str(FACTS.parent)]
-    command = [sys.executable, "-m", program, "--model", "adept-fast", "--model_args", "checkpoint=demo"]
+def test_lm_evals_own_command_finds_it_through_a_task_file(tmp_path: Path) -> None:
     done = subprocess.run(
-        [*command, *(by_path if program == "lm_eval" else by_name), "--limit", "8", "--batch_size", "8"],
+        [sys.executable, "-m", "lm_eval", "--model", "adept-fast", "--model_args", "checkpoint=demo"]
+        + ["--tasks", str(FACTS), "--limit", "8", "--batch_size", "8"],
         cwd=tmp_path,
-        env={**_environment(), "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "|adept_fast_demo_facts|" in done.stdout
+    assert re.search(r"\|adept_fast_demo_facts *\|.*\|acc *\|↑ *\| *1\|", done.stdout), done.stdout
     assert "Generating" in done.stderr
 
 
-def _environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+def test_our_command_is_lm_evals_with_the_model_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: found.append(get_model("adept-fast")))
+    runpy.run_module("adept_fast.integrations.lm_eval", run_name="__main__")
+    assert found == [AdeptFastLM]

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from adept_fast.chat import chat_template
 from adept_fast.checkpoint.adept_layout import RANK_FILE, TOKENIZER_FILE, TRACKER_FILE
 from adept_fast.checkpoint.atomic import atomic_directory, require_free, require_space
 from adept_fast.checkpoint.base import WEIGHT_DTYPES, Checkpoint, CheckpointError, StoredTensor, dtype_name
 from adept_fast.checkpoint.huggingface import INDEX_FILE, SINGLE_FILE
+from adept_fast.checkpoint.model_card import known_license, model_card
 from adept_fast.checkpoint.tokenizer_check import check_tokenizer_json
 from adept_fast.checkpoint.tokenizer_json import tokenizer_json
 from adept_fast.checkpoint.weight_files import (
@@ -31,19 +33,6 @@ from adept_fast.tokenizer import Tokenizer
 DEFAULT_SHARD_BYTES = 5_000_000_000
 ROOM_FOR_SMALL_FILES = 2**20  # configs and headers; the tokenizer is counted by its size
 _ITERATION = 1  # Adept's code wants one; a converted checkpoint was never trained here
-
-# The format of adept_fast.chat, as the template that transformers reads.
-_CHAT_TEMPLATE = (
-    "{%- for message in messages %}"
-    "{%- if message['role'] == 'user' %}"
-    "{{- ('' if loop.first else '\\n\\n') + 'human: ' + message['content'] }}"
-    "{%- elif message['role'] == 'assistant' %}"
-    "{{- ('' if loop.first else '\\n\\n') + 'adept: ' + message['content'] }}"
-    "{%- else %}{{- raise_exception('the roles are user and assistant, not ' + message['role']) }}"
-    "{%- endif %}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '\\n\\nadept:' }}{%- endif %}"
-)
 
 
 @dataclass(frozen=True)
@@ -67,6 +56,7 @@ def save_huggingface(
     *,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    license_name: str | None = None,
     progress: bool = False,
 ) -> Saved:
     """Write a directory that transformers loads, tokenizer included; it appears when it is complete.
@@ -76,6 +66,7 @@ def save_huggingface(
         destination: a new name, or an empty directory.
         dtype: that of the written weights (default: each as it is stored).
         max_shard_bytes: weights are split into files of at most this size (a larger tensor has its own).
+        license_name: what the model card says (default: what the source's own card says).
         progress: whether to show progress on stderr.
 
     Raises CheckpointError where the destination is taken, the disk too full, or a weight too large for
@@ -95,6 +86,13 @@ def save_huggingface(
         for name, contents in _huggingface_texts(checkpoint, fast_tokenizer, shards, dtype):
             write_json(directory / name, contents)
         (directory / "tokenizer.model").write_bytes(checkpoint.tokenizer.model)
+        card = model_card(
+            checkpoint,
+            destination.name,
+            dtype or checkpoint.dtype,
+            license_name or known_license(checkpoint.path),
+        )
+        (directory / "README.md").write_text(card, encoding="utf-8")
         for name, tensors in shards.items():
             write_safetensors(directory / name, tensors, dtype, bar.update)
         files = files_in(directory)
@@ -197,7 +195,7 @@ def _huggingface_texts(
     stored = dtype_name(dtype or checkpoint.dtype)
     # "torch_dtype" is what transformers before 4.56 calls it.
     yield "config.json", checkpoint.config.to_dict() | ids | {"dtype": stored, "torch_dtype": stored}
-    yield "generation_config.json", {"_from_model_config": True} | ids
+    yield "generation_config.json", generation_config(tokenizer)
     yield "tokenizer.json", fast_tokenizer
     yield "tokenizer_config.json", tokenizer_config(checkpoint)
     if len(shards) > 1:
@@ -206,12 +204,22 @@ def _huggingface_texts(
         yield INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map}
 
 
+def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The contents of a ``generation_config.json``: greedy, up to the end of the text."""
+    ids = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        # Persimmon has no token for padding. What pads a batch is masked, and this one ends a text anyway.
+        "pad_token_id": tokenizer.eos_id,
+    }
+    return {name: token_id for name, token_id in ids.items() if token_id is not None} | {"do_sample": False}
+
+
 def tokenizer_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The contents of a ``tokenizer_config.json``."""
     tokenizer = checkpoint.tokenizer
     unknown = next(at for at in range(tokenizer.vocab_size) if tokenizer.is_unknown(at))
     tokens = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "unk_token": unknown}
-    bos_in_template = "{{- bos_token }}" if tokenizer.add_bos else ""
     return {
         # A class that every transformers release takes tokenizer.json from as it is.
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -222,7 +230,7 @@ def tokenizer_config(checkpoint: Checkpoint) -> dict[str, Any]:
         "model_max_length": checkpoint.config.max_position_embeddings,
         # sentencepiece does not look for special tokens in text; a chat template that puts BOS there does.
         "split_special_tokens": not tokenizer.add_bos,
-        "chat_template": bos_in_template + _CHAT_TEMPLATE,
+        "chat_template": chat_template(tokenizer.add_bos),
     }
 
 

@@ -49,7 +49,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             "normalizer": _sequence("normalizers", _normalizers(model, tokenizer.model)),
             "pre_tokenizer": _pre_tokenizer(splits),
             "post_processor": _post_processor(tokenizer),
-            "decoder": _sequence("decoders", _decoders(model, tokenizer)),
+            "decoder": _sequence("decoders", _decoders(model)),
             "model": {
                 "type": "Unigram",
                 "unk_id": next(
@@ -217,13 +217,11 @@ def _post_processor(tokenizer: Tokenizer) -> dict[str, Any] | None:
     }
 
 
-def _decoders(model: SentencePieceModel, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+def _decoders(model: SentencePieceModel) -> list[dict[str, Any]]:
     unknown = next(piece.text for piece in model.pieces if piece.type is PieceType.UNKNOWN)
-    ends = {token_id for token_id in (tokenizer.bos_id, tokenizer.eos_id) if token_id is not None}
-    silent = sorted(tokenizer.piece(token_id) for token_id in ends if tokenizer.is_control(token_id))
+    # Control pieces are nothing to sentencepiece. Here their names stay, as transformers has it: it leaves them
+    # out where skip_special_tokens is asked for, and programs look the names up by decoding the ids.
     steps = [_replace({"Regex": rf"\A{re.escape(unknown)}\z"}, model.unk_surface)]
-    if silent:
-        steps.append(_replace({"Regex": rf"\A(?:{'|'.join(map(re.escape, silent))})\z"}, ""))
     steps += [_replace({"String": _SPACE}, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
     if model.normalizer.add_dummy_prefix:
         steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})

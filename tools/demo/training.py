@@ -128,7 +128,8 @@ def write_model(model: PersimmonForCausalLM, tokenizer_model: bytes, output: Pat
     }
     config = adept_fast.PersimmonConfig.from_dict(model.config.to_dict())
     tokenizer = adept_fast.Tokenizer(tokenizer_model, add_bos=True)
-    save_huggingface(Checkpoint(output, "training", config, tensors, tokenizer), output)
+    checkpoint = Checkpoint(output, "training", config, tensors, tokenizer)
+    save_huggingface(checkpoint, output, license_name="apache-2.0")
 
 
 def to_device(batch: Batch, device: str) -> Batch:

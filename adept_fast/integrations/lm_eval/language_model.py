@@ -1,0 +1,229 @@
+"""``adept-fast`` as lm-eval sees it: three kinds of requests, answered by a Runtime."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, cast
+
+import lm_eval.models  # noqa: F401 (lm-eval registers its own models only where none is registered yet)
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from adept_fast.chat import chat_template
+from adept_fast.checkpoint import dtype_name
+from adept_fast.integrations.lm_eval.continuations import ScoringRuntime
+from adept_fast.integrations.lm_eval.generation import DEFAULT_NEW_TOKENS, generation_params
+from adept_fast.sampling import ParameterError
+
+_MOST_ROWS = 16  # sequences that the decode kernels take side by side: what batch_size=auto means
+_BATCHES_AT_ONCE = 4  # prompts, in batches, that are generated before the progress bar moves
+
+_log = logging.getLogger(__name__)
+
+
+@register_model("adept-fast")
+class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
+    """A checkpoint for lm-eval: ``--model adept-fast --model_args checkpoint=demo,dtype=float32``.
+
+    Args:
+        checkpoint: ``demo``, or the path of a checkpoint, as for ``Runtime.load``; so are ``device``,
+            ``dtype``, ``weights`` and ``cache_dtype``.
+        max_length: tokens that a sequence may have; by default the model's context, or what fits.
+        batch_size: sequences side by side; ``auto`` is 16.
+        max_batch_size: an upper bound of ``batch_size``.
+        add_bos: whether BOS is put before a prompt; by default what the checkpoint says.
+
+    Contexts that are too long lose their beginning, and a warning says so.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str = "demo",
+        *,
+        device: str | None = None,
+        dtype: str = "auto",
+        weights: str | None = None,
+        cache_dtype: str = "float16",
+        max_length: int | None = None,
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        add_bos: bool | None = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        if unknown:
+            raise ParameterError(
+                f"model_args has {next(iter(unknown))!r}; expected checkpoint, device, dtype, weights, "
+                f"cache_dtype, max_length, batch_size, max_batch_size or add_bos"
+            )
+        runtime = ScoringRuntime.load(
+            checkpoint,
+            device=_device(device),
+            dtype=dtype,
+            weights=weights,
+            cache_dtype=cache_dtype,
+            max_seq_len=max_length,
+            max_batch_size=_batch_size(batch_size, max_batch_size),
+        )
+        self.runtime = cast("ScoringRuntime", runtime)  # load makes its own class
+        self._checkpoint = str(checkpoint)
+        self._add_bos = self.runtime.tokenizer.add_bos if add_bos is None else add_bos
+
+    @property
+    def eot_token_id(self) -> int | None:
+        return self.runtime.tokenizer.eos_id
+
+    @property
+    def prefix_token_id(self) -> int | None:
+        """What stands before a text that nothing precedes."""
+        return self.runtime.tokenizer.bos_id
+
+    @property
+    def max_length(self) -> int:
+        return self.runtime.max_seq_len
+
+    @property
+    def max_gen_toks(self) -> int:
+        return DEFAULT_NEW_TOKENS
+
+    @property
+    def batch_size(self) -> int:
+        return self.runtime.max_batch_size
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self._checkpoint.replace("/", "__")
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The jinja source of the one template there is, where one is asked for."""
+        return _template(self.runtime.tokenizer.add_bos) if chat_template else None
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The prompt of a conversation, without a system's messages, for which the format has no place."""
+        known = [message for message in chat_history if message["role"] != "system"]
+        if len(known) < len(chat_history):
+            _log.warning("the chat format has no system role: %r is left out", chat_history[0]["content"])
+        return self.runtime.tokenizer.apply_chat_template(
+            known, add_generation_prompt=add_generation_prompt, tokenize=False
+        )
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_unused: Any) -> list[int]:
+        """Token ids; a text that begins with BOS by name, as a chat template may write it, has that token."""
+        tokenizer = self.runtime.tokenizer
+        if add_special_tokens is None and tokenizer.bos_id is not None:
+            bos = tokenizer.piece(tokenizer.bos_id)
+            if string.startswith(bos):
+                return [tokenizer.bos_id, *tokenizer.encode(string.removeprefix(bos), add_bos=False)]
+        add_bos = self._add_bos if add_special_tokens is None else add_special_tokens
+        return tokenizer.encode(string, add_bos=add_bos)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm-eval writes beside its results."""
+        placement = self.runtime.placement
+        return {
+            "model_num_parameters": self.runtime.config.num_parameters,
+            "model_dtype": dtype_name(placement.dtype),
+            "model_weights": placement.weights,
+            "model_device": str(placement.device),
+        }
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[tuple[str, str] | None, list[int], list[int]]],
+        disable_tqdm: bool = False,
+        **_unused: Any,
+    ) -> list[tuple[float, bool]]:
+        pairs = [self._cut(context, continuation) for _, context, continuation in requests]
+        with tqdm(total=len(pairs), desc="Scoring continuations", disable=disable_tqdm) as bar:
+            found = self.runtime.score_continuations(pairs, bar.update)
+        answers = [(likelihood.logprob, likelihood.is_greedy) for likelihood in found]
+        for (texts, _, _), answer in zip(requests, answers, strict=True):
+            if texts is not None:
+                self.cache_hook.add_partial("loglikelihood", texts, answer)
+        return answers
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """The log-probability of each text after BOS, in windows of ``max_length`` where it is longer."""
+        windows: list[tuple[None, list[int], list[int]]] = []
+        counts = []
+        for request in requests:
+            own = get_rolling_token_windows(
+                token_list=self.tok_encode(request.args[0], add_special_tokens=False),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            before = len(windows)
+            windows += [(None, *make_disjoint_window(window)) for window in own]
+            counts.append(len(windows) - before)
+        scores = iter(self._loglikelihood_tokens(windows, disable_tqdm=disable_tqdm))
+        totals = []
+        for request, count in zip(requests, counts, strict=True):
+            totals.append(sum(next(scores)[0] for _ in range(count)))
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, totals[-1])
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """What follows each context up to a stop string; it goes on exactly where the context ends."""
+        prompts: list[list[int]] = []
+        params = []
+        for place, (context, settings) in enumerate(request.args for request in requests):
+            params.append(generation_params(settings, self.max_length, place))
+            room = self.max_length - (params[-1].max_new_tokens or 0)
+            ids = self.tok_encode(context)
+            if len(ids) > room:
+                _log.warning("a context of %d tokens is cut to its last %d", len(ids), room)
+            prompts.append(ids[-room:])
+        longest_first = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
+        texts: dict[int, str] = {}
+        with tqdm(total=len(prompts), desc="Generating", disable=disable_tqdm) as bar:
+            step = self.batch_size * _BATCHES_AT_ONCE
+            for start in range(0, len(prompts), step):
+                places = longest_first[start : start + step]
+                generations = self.runtime.generate(
+                    [prompts[place] for place in places], [params[place] for place in places]
+                )
+                for place, generation in zip(places, generations, strict=True):
+                    texts[place] = generation.text
+                    self.cache_hook.add_partial("generate_until", requests[place].args, generation.text)
+                bar.update(len(places))
+        return [texts[place] for place in range(len(prompts))]
+
+    def _cut(self, context: list[int], continuation: list[int]) -> tuple[list[int], list[int]]:
+        """A context that fits before the continuation, whose last token is never read."""
+        if len(continuation) > self.max_length:
+            raise ParameterError(
+                f"a continuation has {len(continuation)} tokens; "
+                f"expected at most max_length {self.max_length}"
+            )
+        room = self.max_length + 1 - len(continuation)
+        if len(context) > room:
+            _log.warning("a context of %d tokens is cut to its last %d", len(context), room)
+        return context[-room:], continuation
+
+
+_template = chat_template  # the method of this name hides the function
+
+
+def _device(name: str | None) -> str:
+    """What to load on: lm-eval's command asks for cuda:0 where its user named nothing."""
+    if name == "cuda:0" and not torch.cuda.is_available():
+        _log.warning("this torch sees no CUDA device: running on the CPU")
+        return "cpu"
+    return name or "auto"
+
+
+def _batch_size(batch_size: int | str, largest: int | None) -> int:
+    text = str(batch_size)
+    if text.startswith("auto"):
+        return min(_MOST_ROWS, largest or _MOST_ROWS)
+    if not text.isdecimal() or int(text) < 1:
+        raise ParameterError(f"batch_size is {batch_size!r}; expected a positive integer or auto")
+    return min(int(text), largest or int(text))
