@@ -219,8 +219,8 @@ def _post_processor(tokenizer: Tokenizer) -> dict[str, Any] | None:
 
 def _decoders(model: SentencePieceModel) -> list[dict[str, Any]]:
     unknown = next(piece.text for piece in model.pieces if piece.type is PieceType.UNKNOWN)
-    # Control pieces are nothing to sentencepiece. Here their names stay, as transformers has it: it leaves them
-    # out where skip_special_tokens is asked for, and programs look the names up by decoding the ids.
+    # Control pieces are nothing to sentencepiece. Here their names stay, as transformers expects: it leaves
+    # them out where skip_special_tokens is asked for, and programs find the names by decoding the ids.
     steps = [_replace({"Regex": rf"\A{re.escape(unknown)}\z"}, model.unk_surface)]
     steps += [_replace({"String": _SPACE}, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
     if model.normalizer.add_dummy_prefix:
