@@ -73,7 +73,7 @@ def load_model(
 ) -> tuple[Persimmon, StaticKVCache]:
     """Load what was planned. Raises InsufficientMemoryError where memory runs out all the same."""
     try:
-        with explaining_out_of_memory(plan, during="loading"):
+        with explaining_out_of_memory(plan, during="loading", held_bytes=0):
             return _load(checkpoint, placement, plan, check_weights, progress)
     except PinnedMemoryError as error:
         raise InsufficientMemoryError(str(error)) from error

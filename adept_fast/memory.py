@@ -69,8 +69,9 @@ def out_of_memory(
     device = plan.request.device
     free = available_bytes(device)
     held = plan.weights_bytes + plan.cache_bytes if held_bytes is None else held_bytes
-    # Where by this count all fits, the plan was too low; then what is advised leaves a twentieth.
-    room = min(free + held, plan.peak_bytes - plan.peak_bytes // 20)
+    room = free + held
+    if room >= plan.peak_bytes:  # the plan was too low, so what is advised leaves a twentieth
+        room = plan.peak_bytes - plan.peak_bytes // 20
     short = replace(plan.request, available_bytes=room, max_seq_len=plan.max_seq_len)
     return InsufficientMemoryError(
         f"{plan.device} ran out of memory while {during}, with {format_bytes(free)} free now; "
@@ -79,8 +80,10 @@ def out_of_memory(
 
 
 @contextmanager
-def explaining_out_of_memory(plan: MemoryPlan, during: str) -> Iterator[None]:
-    """Turn what torch raises where memory runs out into an InsufficientMemoryError.
+def explaining_out_of_memory(
+    plan: MemoryPlan, during: str, *, held_bytes: int | None = None
+) -> Iterator[None]:
+    """Turn what torch raises where memory runs out into what ``out_of_memory`` makes of it.
 
     What the calls inside had allocated is let go of first, so that it counts as free.
     """
@@ -90,7 +93,7 @@ def explaining_out_of_memory(plan: MemoryPlan, during: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)
-        raise out_of_memory(plan, during, held_bytes=0) from error
+        raise out_of_memory(plan, during, held_bytes=held_bytes) from error
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

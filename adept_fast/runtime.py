@@ -224,7 +224,8 @@ class Runtime:
             raise ParameterError("texts is empty; expected at least one")
         encoded = [self._encode(text, add_bos) for text in batch]
         self._loop.end_runs()
-        return [score_sequence(self._model, self._cache, ids) for ids in encoded]
+        with explaining_out_of_memory(self._plan, during="scoring"):
+            return [score_sequence(self._model, self._cache, ids) for ids in encoded]
 
     def _run(self, sequences: list[Sequence]) -> Iterator[str]:
         with explaining_out_of_memory(self._plan, during="generating"):

@@ -190,8 +190,10 @@ def test_info_describes_and_plans_without_loading() -> None:
         "linear_residual",
         "mlp",
         "lm_head",
+        "advance",
     ]
     assert report["placement"]["pages"].startswith(("huge", "small ("))
+    assert report["placement"]["decode steps"] == "as they are (a CPU has no graphs)"
     assert set(report["optional packages"]) == {"flash-attn", "apex"}
     unfit = json.loads(run("info", "--json", "--batch-size", "1000000000").stdout)
     assert "free; the weights take" in unfit["memory"]["does not fit"]
@@ -199,7 +201,7 @@ def test_info_describes_and_plans_without_loading() -> None:
 
 def test_version_and_help() -> None:
     assert run("--version").stdout.startswith("adept-fast, version 0.")
-    for command in ("generate", "chat", "score", "info"):
+    for command in ("generate", "chat", "score", "info", "bench", "convert"):
         assert command in run("--help").stdout
         assert run(command, "-h").exit_code == 0
 

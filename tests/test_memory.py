@@ -15,7 +15,14 @@ from saving import checkpoint_of
 
 from adept_fast import InsufficientMemoryError, PersimmonConfig, Runtime, loading, memory
 from adept_fast.kv_cache import StaticKVCache, bytes_per_token
-from adept_fast.memory import MemoryPlan, MemoryRequest, format_bytes, out_of_memory, plan_memory
+from adept_fast.memory import (
+    MemoryPlan,
+    MemoryRequest,
+    explaining_out_of_memory,
+    format_bytes,
+    out_of_memory,
+    plan_memory,
+)
 from adept_fast.memory_plan import HeldWeights, lay_out, most, pinned_bytes
 from adept_fast.weights import load_weights
 
@@ -129,6 +136,15 @@ def follow(asked: MemoryRequest, advice: str) -> tuple[MemoryRequest, int]:
     return asked, int(found[1])
 
 
+def test_the_largest_batch_that_fits_is_named() -> None:
+    asked = request(22_000_000_000, max_batch_size=200)
+    changed, _ = follow(asked, refusal(asked).rpartition(": ")[2])
+    largest = changed.max_batch_size
+    one_more = replace(asked, max_batch_size=largest + 1)
+    assert changed.longest_context("device") >= 64 > one_more.longest_context("device")
+    assert f": max_batch_size {largest} fits" in refusal(one_more)
+
+
 def test_earlier_settings_do_not_suffice_where_a_later_one_is_named() -> None:
     asked = request(8_500_000_000, other_weights=(FP8, INT4))
     for changed in (asked, replace(asked, embedding="host"), replace(asked, weights=FP8)):
@@ -225,7 +241,9 @@ class TestOutOfMemory:
             f"the weights take {format_bytes(plan.weights_bytes)}"
         )
         _, longest = follow(plan.request, said.rpartition(": ")[2])
-        assert lay_out(plan.request, longest, "device").peak_bytes <= plan.available_bytes - 500_000_000
+        room = plan.available_bytes - 500_000_000
+        assert lay_out(plan.request, longest, "device").peak_bytes <= room
+        assert lay_out(plan.request, longest + 1, "device").peak_bytes > room
         assert f": max_seq_len up to {longest} fits" in said
 
     def test_a_plan_that_was_too_low_is_undercut(
@@ -266,6 +284,28 @@ class TestOutOfMemory:
         ):
             Runtime.load("demo", device="cpu", progress=False, max_seq_len=500)
         assert held
+
+    def test_what_is_loaded_counts_as_held(self, plan: MemoryPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(memory, "available_bytes", lambda device: 300_000_000)
+        with (
+            pytest.raises(InsufficientMemoryError) as caught,
+            explaining_out_of_memory(plan, during="generating"),
+        ):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        assert str(caught.value) == str(out_of_memory(plan, "generating"))
+        _, longest = follow(plan.request, str(caught.value).rpartition(": ")[2])
+        room = plan.weights_bytes + plan.cache_bytes + 300_000_000
+        assert lay_out(plan.request, longest, "device").peak_bytes <= room
+        assert lay_out(plan.request, longest + 1, "device").peak_bytes > room
+
+    def test_loading_holds_nothing_once_it_failed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def load(*arguments: Any, **keywords: Any) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        monkeypatch.setattr(loading, "load_weights", load)
+        monkeypatch.setattr(memory, "available_bytes", lambda device: 0)
+        with pytest.raises(InsufficientMemoryError, match="no context fits; the least, "):
+            Runtime.load("demo", device="cpu", progress=False)
 
     def test_other_errors_stay_what_they_are(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def load(*arguments: Any, **keywords: Any) -> None:

@@ -10,12 +10,14 @@ import pytest
 import torch
 import yaml
 from saving import checkpoint_of
+from tokenizers_for_tests import train
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from adept_fast.checkpoint import demo_path, open_checkpoint
 from adept_fast.checkpoint.convert import convert
 from adept_fast.checkpoint.model_card import known_license
-from adept_fast.checkpoint.save import save_huggingface
+from adept_fast.checkpoint.save import generation_config, save_huggingface
+from adept_fast.tokenizer import Tokenizer
 
 
 def header_of(folder: Path) -> dict[str, object]:
@@ -44,8 +46,8 @@ def test_from_adepts_format_to_transformers(tmp_path: Path, dtype: torch.dtype) 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "back")
     settings = GenerationConfig.from_pretrained(tmp_path / "back")
     assert (settings.bos_token_id, settings.eos_token_id) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    assert (settings.pad_token_id, settings.do_sample) == (tokenizer.eos_token_id, False)
-    assert model.generation_config.pad_token_id == tokenizer.eos_token_id
+    assert (settings.pad_token_id, settings.do_sample) == (tokenizer.unk_token_id, False)
+    assert model.generation_config.pad_token_id == tokenizer.unk_token_id
 
 
 def test_a_padded_batch_generates_without_being_told_how(tmp_path: Path) -> None:
@@ -126,4 +128,9 @@ def test_the_shipped_directory_is_as_it_would_be_written(tmp_path: Path) -> None
     for name in written - {"model.safetensors"}:
         assert (tmp_path / "demo" / name).read_bytes() == (demo_path() / name).read_bytes(), name
     settings = json.loads((demo_path() / "generation_config.json").read_text(encoding="utf-8"))
-    assert settings["eos_token_id"] == settings["pad_token_id"] == open_checkpoint("demo").tokenizer.eos_id
+    assert settings["eos_token_id"] == open_checkpoint("demo").tokenizer.eos_id
+
+
+def test_no_padding_where_a_text_may_hold_the_unknown_piece() -> None:
+    assert generation_config(Tokenizer(train()))["pad_token_id"] == 0
+    assert "pad_token_id" not in generation_config(Tokenizer(train(byte_fallback=False)))

@@ -206,20 +206,18 @@ def _huggingface_texts(
 
 def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
     """The contents of a ``generation_config.json``: greedy, up to the end of the text."""
-    ids = {
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
-        # Persimmon has no token for padding. What pads a batch is masked, and this one ends a text anyway.
-        "pad_token_id": tokenizer.eos_id,
-    }
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    if any(tokenizer.byte_value(token_id) is not None for token_id in range(tokenizer.vocab_size)):
+        # Persimmon has no token for padding. Where unknown characters become bytes, no text has the unknown
+        # piece; the end token may also begin a text, and transformers would take it for padding there.
+        ids["pad_token_id"] = _unknown(tokenizer)
     return {name: token_id for name, token_id in ids.items() if token_id is not None} | {"do_sample": False}
 
 
 def tokenizer_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The contents of a ``tokenizer_config.json``."""
     tokenizer = checkpoint.tokenizer
-    unknown = next(at for at in range(tokenizer.vocab_size) if tokenizer.is_unknown(at))
-    tokens = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "unk_token": unknown}
+    tokens = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "unk_token": _unknown(tokenizer)}
     return {
         # A class that every transformers release takes tokenizer.json from as it is.
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -232,6 +230,10 @@ def tokenizer_config(checkpoint: Checkpoint) -> dict[str, Any]:
         "split_special_tokens": not tokenizer.add_bos,
         "chat_template": chat_template(tokenizer.add_bos),
     }
+
+
+def _unknown(tokenizer: Tokenizer) -> int:
+    return next(token_id for token_id in range(tokenizer.vocab_size) if tokenizer.is_unknown(token_id))
 
 
 def _adept_args(config: PersimmonConfig, dtype: torch.dtype) -> argparse.Namespace:
