@@ -136,6 +136,11 @@ FULL = (
 )
 
 
+ON_8B = (
+    *("--device", "cuda", "--model", "8b", "--samples", "5"),
+    *("--batch", "1", "--batch", "4", "--batch", "16"),
+    *("--context", "128", "--context", "2048", "--context", "16384"),
+)
 GPU_SHORT = (
     Run(
         "decode",
@@ -146,16 +151,18 @@ GPU_SHORT = (
     Run("operators", "operators-small", None, ("--device", "cuda", "--model", "small", "--samples", "5")),
 )
 GPU_FULL = (
+    # Everyone where each is at its best; ours over all settings; so the rivals that need no compiling.
     Run(
         "decode",
         "decode-8b",
         None,
         (
-            *("--device", "cuda", "--model", "8b", "--zeros", "0,50,90,95", "--samples", "5"),
-            *("--batch", "1", "--batch", "4", "--batch", "16"),
-            *("--context", "128", "--context", "2048", "--context", "16384"),
+            *("--device", "cuda", "--model", "8b", "--zeros", "0,50,90,95"),
+            *("--batch", "1", "--context", "128", "--steps", "64", "--samples", "5"),
         ),
     ),
+    Run("decode", "decode-8b-settings", None, (*ON_8B, "--zeros", "0,90", *contestants(*CUDA[:3]))),
+    Run("decode", "decode-8b-rivals", None, (*ON_8B, "--zeros", "0", *contestants(*CUDA[3:]))),
     Run(
         "operators",
         "operators-8b",
