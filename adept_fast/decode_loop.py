@@ -62,8 +62,8 @@ class DecodeLoop:
         self._sampler = Sampler(slots, vocab_size, device, by_host=not launching.captured)
         idle = DecodeState(rows, slots, vocab_size, device) if launching.captured else self._state
         self.steps = launching.steps(
-            lambda rows, length: self._step(self._state.rows(rows), length),
-            lambda rows, length: self._step(idle.rows(rows), length),
+            lambda rows, length: step_on_device(model, cache, self._sampler, self._state.rows(rows), length),
+            lambda rows, length: step_on_device(model, cache, self._sampler, idle.rows(rows), length),
         )
         self._steps_in_flight = launching.steps_in_flight
         self._runs = 0
@@ -199,11 +199,15 @@ class DecodeLoop:
             pieces.append(sequence.accept_step(kept, logprobs, len(turn.drafts)))
         return pieces
 
-    def _step(self, rows: Rows, length: int) -> Tensor:
-        """One step on the device, from the state to the state; its logits."""
-        logits = self._model.decode_step(rows.ids, rows.slots, rows.positions, self._cache, length)
-        chosen = self._sampler.choose(logits, rows.slots, rows.positions)  # [rows]
-        ops.advance(
-            chosen, rows.ids, rows.slots, rows.positions, rows.limits, rows.ends, rows.counts, rows.ring
-        )
-        return logits
+
+def step_on_device(
+    model: Persimmon, cache: StaticKVCache, sampler: Sampler, rows: Rows, length: int
+) -> Tensor:
+    """One decode step from a state to that state, without the host: its logits, float32 [rows, vocab].
+
+    ``length`` bounds the lengths of the rows' sequences, their new tokens included.
+    """
+    logits = model.decode_step(rows.ids, rows.slots, rows.positions, cache, length)
+    chosen = sampler.choose(logits, rows.slots, rows.positions)  # [rows]
+    ops.advance(chosen, rows.ids, rows.slots, rows.positions, rows.limits, rows.ends, rows.counts, rows.ring)
+    return logits

@@ -12,7 +12,8 @@ from torch import Tensor
 from adept_fast import GenerationError, ops
 from adept_fast.checkpoint import dtype_name
 from adept_fast.config import PersimmonConfig
-from adept_fast.decode_state import DecodeState, Place, Rows
+from adept_fast.decode_loop import step_on_device
+from adept_fast.decode_state import DecodeState, Place
 from adept_fast.graphs import Launching
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.model import Persimmon
@@ -165,15 +166,6 @@ class TokenLoop:
         ]
         return chosen, logits
 
-    def _launch(self, rows: Rows, length: int) -> Tensor:
-        """One step on the device, from a state to that state; its logits."""
-        logits = self._model.decode_step(rows.ids, rows.slots, rows.positions, self._cache, length)
-        chosen = self._sampler.choose(logits, rows.slots, rows.positions)  # [rows]
-        ops.advance(
-            chosen, rows.ids, rows.slots, rows.positions, rows.limits, rows.ends, rows.counts, rows.ring
-        )
-        return logits
-
     def _checked(self, chosen: list[int], rows: Sequence[int]) -> list[int]:
         if ops.INVALID in chosen:
             length = self._lengths[rows[chosen.index(ops.INVALID)]]
@@ -206,7 +198,8 @@ class TokenLoop:
                 device=device,
             )
         # What was captured has the addresses of the cache before.
+        model, cache, sampler = self._model, self._cache, self._sampler
         self._steps = launching.steps(
-            lambda rows, length: self._launch(self._state.rows(rows), length),
-            lambda rows, length: self._launch(self._idle.rows(rows), length),
+            lambda rows, length: step_on_device(model, cache, sampler, self._state.rows(rows), length),
+            lambda rows, length: step_on_device(model, cache, sampler, self._idle.rows(rows), length),
         )
