@@ -164,7 +164,8 @@ def test_the_same_in_any_order(place: Place) -> None:
 
 @every_place
 def test_no_rows(place: Place) -> None:
-    advance(place, random_state(0, depth=2, seed=0))
+    state = random_state(0, depth=2, seed=0)
+    assert_same(advance(place, state), state)
 
 
 def test_a_ring_that_the_device_cannot_write_to_is_refused() -> None:
