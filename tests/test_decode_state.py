@@ -5,10 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adept_fast import Runtime, ops
+from adept_fast import Runtime, decode_state, ops
 from adept_fast.decode_state import ENDLESS, RING_DEPTH, DecodeState, Place
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def looked_at_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_state, "_POLLS_BETWEEN_LOOKS", 10)
 
 
 def test_what_is_placed_keeps_its_addresses_and_leaves_the_rest_absent() -> None:
