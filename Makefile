@@ -1,5 +1,6 @@
 # make demo   text from the shipped checkpoint      make test   the whole suite
 # make lint   ruff and mypy                         make clean  forget what was built
+# make test-transformers VERSION=…  what runs on transformers, with that release of it, oldest or newest
 # make bench       measure in under five minutes, on two cores, and rewrite the README's figures and plots
 # make bench-full  measure all of it, which takes an hour or more
 # make gpu-check   build, test and time the CUDA kernels on this machine's GPU, without a network
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 PIP = $(shell test -x $(BIN)/pip && echo $(BIN)/python -m pip || echo $(PYTHON) -m pip --python $(BIN)/python)
 INSTALL = $(PIP) install --quiet --progress-bar off --disable-pip-version-check
 
-.PHONY: demo test lint bench bench-full gpu-check clean
+.PHONY: demo test test-transformers lint bench bench-full gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -24,6 +25,17 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
+
+# Where the release of transformers that is tested stands before the packages of $(VENV).
+VERSION ?= oldest
+OTHER := $(VENV)-transformers-$(VERSION)
+TESTS_WITH_TRANSFORMERS := $(wildcard tests/test_integration_transformers*.py tests/test_modeling*.py)
+REQUIREMENT = $(if $(filter oldest,$(VERSION)),transformers==$(OLDEST_TRANSFORMERS).*,$(if $(filter \
+	newest,$(VERSION)),--upgrade transformers,transformers==$(VERSION)))
+OLDEST_TRANSFORMERS := $(shell sed -n 's/^transformers = \["transformers>=\([0-9.]*\)"\]/\1/p' pyproject.toml)
+
+test-transformers: $(OTHER)/installed
+	$(OTHER)/bin/python -m pytest -p no:cacheprovider $(TESTS_WITH_TRANSFORMERS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -41,7 +53,7 @@ gpu-check:
 	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) tools/gpu_check.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist adept_fast.egg-info adept_fast/_C.*
+	rm -rf $(VENV) $(VENV)-transformers-* build dist adept_fast.egg-info adept_fast/_C.*
 
 $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || $(PYTHON) -m venv --without-pip --clear $(VENV)
@@ -68,3 +80,12 @@ $(VENV)/installed-test: $(BUILD) $(VENV)/torch
 	@echo 'installing adept-fast and what its tests need into $(VENV)' >&2
 	@$(INSTALL) --editable '.[test]'
 	@touch $@ $(VENV)/installed
+
+# The packages of $(VENV) are seen after its own.
+OTHER_PIP = $(shell test -x $(BIN)/pip && echo $(BIN)/python || echo $(PYTHON)) -m pip --python $(OTHER)/bin/python
+$(OTHER)/installed: $(VENV)/installed-test
+	@echo 'installing transformers ($(VERSION)) into $(OTHER)' >&2
+	@$(BIN)/python -m venv --without-pip --clear $(OTHER)
+	@$(BIN)/python -c '$(CALLERS_PATHS)' >"$$($(OTHER)/bin/python -c '$(SITE_PACKAGES)')/others.pth"
+	@$(OTHER_PIP) install --quiet --progress-bar off --disable-pip-version-check $(REQUIREMENT)
+	@touch $@

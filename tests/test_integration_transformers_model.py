@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from checkpoints import random_tensors, small_config
 from torch import Tensor
@@ -30,6 +31,7 @@ from transformers import PersimmonConfig as TheirConfig
 from adept_fast import GenerationError, ParameterError
 from adept_fast.checkpoint import demo_path
 from adept_fast.integrations.transformers import NotServedError, accelerate, restore
+from adept_fast.integrations.transformers.compatibility import CACHE_NAME
 
 IDS = torch.tensor([[5, 9, 33, 8]])
 HANDED_OVER = "transformers' own generate runs, as the runtime does not do "
@@ -192,6 +194,51 @@ def test_weights_and_cache_are_let_go_of_when_the_model_moves() -> None:
     assert acceleration._loop is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_parameters_can_be_saved_flattened_and_read_back(dtype: torch.dtype, tmp_path: Path) -> None:
+    model, reference = accelerate(small_model(dtype=dtype)), small_model(dtype=dtype)
+    text(model)  # which lays the down-projections out as the runtime reads them
+    expected = torch.nn.utils.parameters_to_vector(reference.parameters())
+    assert torch.equal(torch.nn.utils.parameters_to_vector(model.parameters()), expected)
+    text(model)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
+    saved = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    assert saved.keys() == reference.state_dict().keys()
+    assert all(torch.equal(saved[name], value) for name, value in reference.state_dict().items())
+    changed = small_model(seed=4, dtype=dtype)
+    vector = torch.nn.utils.parameters_to_vector(changed.parameters())
+    torch.nn.utils.vector_to_parameters(vector, model.parameters())
+    assert torch.equal(logits(model), logits(accelerate(changed)))
+
+
+def test_what_is_written_into_a_state_dict_is_seen() -> None:
+    model = accelerate(small_model())
+    text(model)
+    for value in model.state_dict().values():
+        value.mul_(1.25)
+    changed = small_model()
+    for parameter in changed.parameters():
+        parameter.data.mul_(1.25)
+    assert torch.equal(logits(model), logits(accelerate(changed)))
+
+
+def test_in_training_gradients_can_be_flattened() -> None:
+    model, reference = accelerate(small_model()), small_model()
+    text(model)
+    for trained in (model.train(), reference.train()):
+        trained(IDS, labels=IDS).loss.backward()
+    found, expected = (
+        torch.cat([parameter.grad.view(-1) for parameter in trained.parameters()])
+        for trained in (model, reference)
+    )
+    torch.testing.assert_close(found, expected)
+    # A pickle holds ordinary parameters.
+    text(model.eval())
+    loaded = pickle.loads(pickle.dumps(model))
+    assert all(type(parameter) is torch.nn.Parameter for parameter in loaded.parameters())
+    assert all(parameter.is_contiguous() for parameter in loaded.parameters())
+
+
 def test_inference_mode_leaves_nothing_that_cannot_be_written_to() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         model = accelerate(small_model(dtype=dtype))
@@ -296,7 +343,7 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("padding that is not on the left", PADDED_RIGHT),
     ("position_ids", {"position_ids": torch.tensor([[3, 4, 5, 6]])}),
     ("output_hidden_states", {"output_hidden_states": True, "return_dict_in_generate": True}),
-    ("past_key_values", {"past_key_values": DynamicCache()}),
+    ("a cache that the caller made", {CACHE_NAME: DynamicCache()}),
     ("a custom_generate", {"custom_generate": PersimmonForCausalLM._sample}),
 ]
 

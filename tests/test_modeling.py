@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor
 
 from adept_fast import modeling
+from adept_fast.integrations.transformers.compatibility import CACHE_NAME
 
 CLOSE = 1e-4  # of every field in float32
 CLOSE_LOSS = 1e-5
@@ -104,10 +105,11 @@ def labels_of(head: str, ours: Any, ids: Tensor) -> Tensor | None:
 
 def assert_same(ours: Any, theirs: Any) -> None:
     """The same fields in the same order with the same numbers, by key, attribute and place."""
-    assert list(ours.keys()) == list(theirs.keys())
+    assert list(ours.keys()) == ["cache" if name == CACHE_NAME else name for name in theirs]
     for place, (name, expected) in enumerate(theirs.items()):
         found = ours[name]
-        if name == "past_key_values":
+        if name == CACHE_NAME:
+            assert found is ours.cache is ours.past_key_values is ours["cache"] is ours["past_key_values"]
             assert found.get_seq_length() == expected.get_seq_length()
             continue
         assert found is ours[place]
@@ -187,7 +189,9 @@ def test_cached_steps(pairs: dict[str, tuple[Any, Any]], steps: tuple[int, ...],
     ours, theirs = pairs["ForCausalLM"]
     mask, ids = PADDINGS[padding], ids_of(ours)
     whole = ours(**padded(ids, mask), use_cache=False)
+    assert "cache" not in whole
     assert "past_key_values" not in whole
+    assert whole.cache is whole.past_key_values is None
     past, their_past, start, parts = None, None, 0, []
     with torch.no_grad():
         for step in steps:
@@ -196,9 +200,9 @@ def test_cached_steps(pairs: dict[str, tuple[Any, Any]], steps: tuple[int, ...],
             if mask is not None:
                 given["attention_mask"] = mask[:, :end]
             out = ours(**given, past_key_values=past, output_hidden_states=True)
-            expected = theirs(**given, past_key_values=their_past, output_hidden_states=True)
+            expected = theirs(**given, **{CACHE_NAME: their_past}, output_hidden_states=True)
             assert_same(out, expected)
-            past, their_past, start = out.past_key_values, expected.past_key_values, end
+            past, their_past, start = out.past_key_values, expected[CACHE_NAME], end
             parts.append(out.logits)
     # What stands at a padded place differs between a whole and its parts, in theirs as well.
     seen = torch.ones(3, 9, dtype=torch.bool) if mask is None else mask.bool()

@@ -1,4 +1,4 @@
-"""past_key_values: a static cache that grows, is cropped, and belongs to one batch."""
+"""The cache of a forward pass: a static cache that grows, is cropped, and belongs to one batch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from test_modeling import LEFT, assert_close, assert_same, ids_of, pair_of
 
 from adept_fast import modeling
+from adept_fast.integrations.transformers.compatibility import CACHE_NAME
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -21,10 +22,10 @@ def test_attentions_of_cached_steps(padded: bool) -> None:
             given["attention_mask"] = LEFT[:, :end]
         with torch.no_grad():
             out = ours(**given, past_key_values=past)
-            expected = theirs(**given, past_key_values=their_past)
+            expected = theirs(**given, **{CACHE_NAME: their_past})
         assert_same(out, expected)
         assert out.attentions[0].shape == (3, 3, end - start, end)
-        past, their_past = out.past_key_values, expected.past_key_values
+        past, their_past = out.cache, expected[CACHE_NAME]
 
 
 def test_one_that_is_given_grows() -> None:
@@ -42,7 +43,7 @@ def test_a_crop_takes_tokens_back() -> None:
     ids = ids_of(ours, (2, 8))
     cache = ours(ids[:, :6]).past_key_values
     cache.crop(4)
-    out = ours(ids[:, 4:], past_key_values=cache)
+    out = ours(ids[:, 4:], cache=cache)
     assert_close(out.last_hidden_state, ours(ids).last_hidden_state[:, 4:])
     cache.crop(-3)
     assert cache.get_seq_length() == 5
@@ -53,7 +54,7 @@ def test_a_crop_takes_tokens_back() -> None:
 def test_another_batch_is_refused() -> None:
     ours, _ = pair_of("Model")
     cache = ours(ids_of(ours, (2, 3))).past_key_values
-    with pytest.raises(ValueError, match="the batch has 1 rows; past_key_values was made for 2"):
+    with pytest.raises(ValueError, match="the batch has 1 rows; the cache was made for 2"):
         ours(ids_of(ours, (1, 3)), past_key_values=cache)
     assert cache.get_seq_length() == 3
 
@@ -61,5 +62,18 @@ def test_another_batch_is_refused() -> None:
 def test_a_cache_of_theirs_is_refused() -> None:
     ours, theirs = pair_of("ForCausalLM")
     ids = ids_of(ours)
-    with pytest.raises(TypeError, match="past_key_values is a DynamicCache; expected a KeyValueCache"):
-        ours(ids, past_key_values=theirs(ids).past_key_values)
+    with pytest.raises(TypeError, match="the cache is a DynamicCache; expected a KeyValueCache"):
+        ours(ids, cache=theirs(ids)[CACHE_NAME])
+
+
+def test_a_cache_under_both_names_is_refused() -> None:
+    ours, _ = pair_of("ForCausalLM")
+    cache = ours(ids_of(ours, (2, 3))).cache
+    with pytest.raises(ValueError, match="cache and past_key_values are both given"):
+        ours(ids_of(ours, (2, 3)), cache=cache, past_key_values=cache)
+
+
+def test_a_trainer_leaves_the_cache_out_of_its_predictions() -> None:
+    ours, _ = pair_of("Model")
+    assert {"cache", "past_key_values"} == set(ours.config.keys_to_ignore_at_inference)
+    assert "keys_to_ignore_at_inference" not in ours.config.to_dict()

@@ -81,10 +81,10 @@ def test_recomputed_gradients_are_those_that_were_kept(head: str) -> None:
         gradients.append([parameter.grad.clone() for parameter in ours.parameters()])
     for kept, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(recomputed, kept, atol=1e-5 * max(1, kept.abs().max().item()), rtol=0)
-    assert "past_key_values" not in out
+    assert "cache" not in out
     assert len(out.attentions) == ours.config.num_hidden_layers
     cache = modeling.KeyValueCache(ours.config, max_batch_size=3, max_seq_len=9)
-    with pytest.raises(ValueError, match="past_key_values is given; with gradient checkpointing"):
+    with pytest.raises(ValueError, match="a cache is given; with gradient checkpointing"):
         ours(ids, past_key_values=cache)
 
 

@@ -27,7 +27,7 @@ def visible_keys(
     if attention_mask is not None and attention_mask.shape != (batch, total):
         raise ValueError(
             f"attention_mask has shape {list(attention_mask.shape)}; expected {[batch, total]}, "
-            f"the batch, and {past} positions of past_key_values with the {tokens} new ones"
+            f"the batch, and {past} positions of the cache with the {tokens} new ones"
         )
     padded = attention_mask is not None and not bool(attention_mask.all())
     if not padded and sequences is None and (past == 0 or tokens == 1):

@@ -1,4 +1,4 @@
-"""KeyValueCache: past_key_values, a static cache that knows how far it is filled."""
+"""KeyValueCache: the cache of a forward pass, static, which knows how far it is filled."""
 
 from __future__ import annotations
 
@@ -56,9 +56,7 @@ class KeyValueCache:
         """Have place for ``tokens`` more positions; ValueError for a batch of another size."""
         store = self._store
         if batch != store.max_batch_size:
-            raise ValueError(
-                f"the batch has {batch} rows; past_key_values was made for {store.max_batch_size}"
-            )
+            raise ValueError(f"the batch has {batch} rows; the cache was made for {store.max_batch_size}")
         needed = self.length + tokens
         if needed <= store.max_seq_len:
             return
@@ -86,3 +84,10 @@ class KeyValueCache:
             return torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
         filled = layer[..., :end, :].to(k.dtype)
         return filled[0], filled[1]
+
+
+def one_cache(cache: KeyValueCache | None, past_key_values: KeyValueCache | None) -> KeyValueCache | None:
+    """The one that is given, by either of its names; ValueError for both."""
+    if cache is not None and past_key_values is not None:
+        raise ValueError("cache and past_key_values are both given; expected one of them")
+    return past_key_values if cache is None else cache

@@ -63,6 +63,9 @@ class PersimmonConfig(_Fields):
     Raises ConfigError when a value is out of its range or contradicts another.
     """
 
+    # Not predictions: transformers' Trainer leaves these fields of an output out.
+    keys_to_ignore_at_inference = ("cache", "past_key_values")
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _ARCHITECTURE:
             raise ConfigError(f"{name} is of the architecture, and fixed; expected a new config for another")

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from adept_fast.config import PersimmonConfig as Architecture
 from adept_fast.model import decoder_layer
 from adept_fast.modeling.attention import attend, attend_with_weights, packed_sequences, visible_keys
-from adept_fast.modeling.cache import KeyValueCache
+from adept_fast.modeling.cache import KeyValueCache, one_cache
 from adept_fast.modeling.config import PersimmonConfig
 from adept_fast.modeling.outputs import BaseModelOutputWithPast
 from adept_fast.modeling.pretrained import PersimmonPreTrainedModel
@@ -111,14 +111,16 @@ class PersimmonModel(PersimmonPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: KeyValueCache | None = None,
+        cache: KeyValueCache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        *,
+        past_key_values: KeyValueCache | None = None,
     ) -> BaseModelOutputWithPast | tuple[object, ...]:
-        """Read [batch, sequence] tokens, after those of ``past_key_values``.
+        """Read [batch, sequence] tokens, after those of ``cache``.
 
         Args:
             input_ids: int64 [batch, sequence]; or
@@ -127,9 +129,10 @@ class PersimmonModel(PersimmonPreTrainedModel):
             position_ids: int64 [batch or 1, sequence]; by default they count on from the past, padding
                 included. Without a mask and a cache, one that does not go on by one begins another sequence,
                 which sees nothing of those before it.
-            past_key_values: what was returned before; it is written to.
-            use_cache: return past_key_values; the config's by default, and not with gradient checkpointing.
+            cache: what was returned before; it is written to.
+            use_cache: return a cache; the config's by default, and not with gradient checkpointing.
             return_dict: False for a tuple.
+            past_key_values: the same as ``cache``, by its name in transformers up to 5.23.
 
         Raises ValueError for arguments that contradict each other, TypeError for another package's cache.
         """
@@ -138,21 +141,20 @@ class PersimmonModel(PersimmonPreTrainedModel):
         batch, tokens, hidden = embeds.shape
         recomputes = self.gradient_checkpointing and self.training
         use_cache = (config.use_cache if use_cache is None else use_cache) and not recomputes
-        if past_key_values is not None and recomputes:
-            raise ValueError(
-                "past_key_values is given; with gradient checkpointing in training expected None"
-            )
-        if past_key_values is None and use_cache:
+        cache = one_cache(cache, past_key_values)
+        if cache is not None and recomputes:
+            raise ValueError("a cache is given; with gradient checkpointing in training expected None")
+        if cache is None and use_cache:
             room = max(_SMALLEST_CACHE, 2 * tokens)
-            past_key_values = KeyValueCache(
+            cache = KeyValueCache(
                 config, max_batch_size=batch, max_seq_len=room, dtype=embeds.dtype, device=embeds.device
             )
-        if past_key_values is not None:
-            if not isinstance(past_key_values, KeyValueCache):
-                found = type(past_key_values).__name__
-                raise TypeError(f"past_key_values is a {found}; expected a KeyValueCache of this package")
-            past_key_values.make_room(batch, tokens)
-        call = _Call(config, embeds, attention_mask, position_ids, past_key_values, self.training)
+        if cache is not None:
+            if not isinstance(cache, KeyValueCache):
+                found = type(cache).__name__
+                raise TypeError(f"the cache is a {found}; expected a KeyValueCache of this package")
+            cache.make_room(batch, tokens)
+        call = _Call(config, embeds, attention_mask, position_ids, cache, self.training)
         with_weights = config.output_attentions if output_attentions is None else output_attentions
         weights: list[Tensor] | None = [] if with_weights else None
         states = [embeds]
@@ -163,12 +165,12 @@ class PersimmonModel(PersimmonPreTrainedModel):
         norm = self.final_layernorm
         x = reference.layernorm(x, norm.weight.float(), norm.bias.float(), config.layer_norm_eps)
         states[-1] = x.view(embeds.shape).to(embeds.dtype)
-        if past_key_values is not None:
-            past_key_values.length += tokens
+        if cache is not None:
+            cache.length += tokens
         with_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         outputs = BaseModelOutputWithPast(
             last_hidden_state=states[-1],
-            past_key_values=past_key_values,
+            cache=cache,
             hidden_states=tuple(states) if with_states else None,
             attentions=None if weights is None else tuple(weights),
         )

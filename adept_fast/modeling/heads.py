@@ -44,7 +44,7 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: KeyValueCache | None = None,
+        cache: KeyValueCache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -53,6 +53,8 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        *,
+        past_key_values: KeyValueCache | None = None,
     ) -> CausalLMOutputWithPast | tuple[object, ...]:
         """As ``PersimmonModel.forward``, to logits [batch, kept, vocab].
 
@@ -67,19 +69,20 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
             input_ids,
             attention_mask,
             position_ids,
-            past_key_values,
+            cache,
             inputs_embeds,
             use_cache,
             output_hidden_states,
             output_attentions,
             return_dict=True,
+            past_key_values=past_key_values,
         )
         logits = self.lm_head(_kept(outputs.last_hidden_state, logits_to_keep))
         loss = None if labels is None else next_token_loss(logits, labels, num_items_in_batch)
         result = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -103,13 +106,15 @@ class PersimmonForSequenceClassification(PersimmonPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: KeyValueCache | None = None,
+        cache: KeyValueCache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        *,
+        past_key_values: KeyValueCache | None = None,
     ) -> SequenceClassifierOutputWithPast | tuple[object, ...]:
         """As ``PersimmonModel.forward``, to logits [batch, labels].
 
@@ -126,12 +131,13 @@ class PersimmonForSequenceClassification(PersimmonPreTrainedModel):
             input_ids,
             attention_mask,
             position_ids,
-            past_key_values,
+            cache,
             inputs_embeds,
             use_cache,
             output_hidden_states,
             output_attentions,
             return_dict=True,
+            past_key_values=past_key_values,
         )
         states = outputs.last_hidden_state  # [batch, sequence, hidden]
         last = self._last_token(input_ids, states)
@@ -140,7 +146,7 @@ class PersimmonForSequenceClassification(PersimmonPreTrainedModel):
         result = SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -183,13 +189,15 @@ class PersimmonForTokenClassification(PersimmonPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: KeyValueCache | None = None,
+        cache: KeyValueCache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        *,
+        past_key_values: KeyValueCache | None = None,
     ) -> TokenClassifierOutput | tuple[object, ...]:
         """As ``PersimmonModel.forward``, to logits [batch, sequence, labels].
 
@@ -200,12 +208,13 @@ class PersimmonForTokenClassification(PersimmonPreTrainedModel):
             input_ids,
             attention_mask,
             position_ids,
-            past_key_values,
+            cache,
             inputs_embeds,
             use_cache,
             output_hidden_states,
             output_attentions,
             return_dict=True,
+            past_key_values=past_key_values,
         )
         logits = self.score(self.dropout(outputs.last_hidden_state))
         loss = None if labels is None else token_classification_loss(logits, labels)

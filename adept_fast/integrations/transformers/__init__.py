@@ -7,7 +7,7 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError(
         "adept_fast.integrations.transformers needs the package transformers, which is not installed: "
-        "pip install 'transformers>=5.13'"
+        "pip install 'transformers>=5.2'"
     ) from error
 
 from adept_fast.integrations.transformers.accelerated import accelerate, restore

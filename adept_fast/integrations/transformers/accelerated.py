@@ -10,9 +10,15 @@ import transformers
 from torch import Tensor
 
 from adept_fast.integrations.transformers.acceleration import Acceleration
+from adept_fast.integrations.transformers.compatibility import (
+    CACHE_NAME,
+    with_both_names,
+    with_installed_name,
+)
 from adept_fast.integrations.transformers.decoding import Ends, decode
 from adept_fast.integrations.transformers.not_served import NotServedError
 from adept_fast.integrations.transformers.request import read_request
+from adept_fast.integrations.transformers.returned_cache import mark_as_given
 from adept_fast.integrations.transformers.shared_weights import restore_layout
 from adept_fast.sampling import ParameterError
 
@@ -76,10 +82,13 @@ class PersimmonForCausalLM(_Theirs):  # type: ignore[misc]
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         if callable(kwargs.get("custom_generate")):
             self._say("a custom_generate")
-        cache = kwargs.get("past_key_values")
-        if cache is not None and hasattr(cache, "get_seq_length"):
-            cache._is_user_defined = True  # which only newer releases of transformers note themselves
-        return super().generate(*args, **kwargs)
+        kwargs = with_installed_name(kwargs)
+        mark_as_given(kwargs.get(CACHE_NAME))
+        return with_both_names(super().generate(*args, **kwargs))
+
+    @wraps(_Theirs.forward)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return with_both_names(super().forward(*args, **with_installed_name(kwargs)))
 
     @wraps(_Theirs.load_custom_generate)
     def load_custom_generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -124,7 +133,8 @@ class PersimmonForCausalLM(_Theirs):  # type: ignore[misc]
             length = min(ends.max_length or 0, self.config.max_position_embeddings)
             length = max(length, input_ids.shape[1] + 1)
             with acceleration.loop(self, len(input_ids), length) as loop:
-                return decode(request, loop, ends, processors, config, arguments.get("streamer"))
+                streamer = arguments.get("streamer")
+                return decode(request, loop, ends, processors, config, streamer, self.dtype)
         except NotServedError as error:
             self._say(str(error))
         return theirs(input_ids, **arguments)
@@ -132,6 +142,23 @@ class PersimmonForCausalLM(_Theirs):  # type: ignore[misc]
     def _say(self, what: str) -> None:
         if (acceleration := vars(self).get(_ATTRIBUTE)) is not None:
             acceleration.say_once(what)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """nn.Module's, of parameters that lie in memory as transformers loads them: files take no others."""
+        self._lay_out_as_loaded()
+        return super().state_dict(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Any:
+        """nn.Module's; what trains, or gathers gradients, may take each parameter as one vector."""
+        if mode:
+            self._lay_out_as_loaded()
+        return super().train(mode)
+
+    def _lay_out_as_loaded(self) -> None:
+        """Let go of what shares the weights until the next ``generate``; give them their first layout."""
+        if (acceleration := vars(self).get(_ATTRIBUTE)) is not None:
+            acceleration.release()
+            restore_layout(self)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         """nn.Module's, which every way of moving parameters, or of giving them another dtype, calls."""

@@ -10,7 +10,9 @@ from torch import Tensor
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from adept_fast.integrations.transformers.compatibility import CACHE_NAME
 from adept_fast.integrations.transformers.request import Request
+from adept_fast.integrations.transformers.returned_cache import extend, new_cache
 from adept_fast.integrations.transformers.token_loop import TokenLoop
 
 
@@ -59,8 +61,9 @@ class Ends:
         full = self.max_length is not None and so_far.shape[1] >= self.max_length
         ended = [full or token_id in self._eos for token_id in tokens]
         for criterion in self._others:
-            said = criterion(so_far, scores).tolist()
-            ended = [before or now for before, now in zip(ended, said, strict=True)]
+            # A tensor of a row each, or one answer for all: a bool, or a tensor without dimensions.
+            said = torch.zeros(len(ended), dtype=torch.bool, device=so_far.device) | criterion(so_far, scores)
+            ended = [before or bool(now) for before, now in zip(ended, said.tolist(), strict=True)]
         return ended
 
 
@@ -94,10 +97,12 @@ def decode(
     processors: Any,
     generation_config: Any,
     streamer: Any,
+    dtype: torch.dtype,
 ) -> Any:
     """Continue the prompts until each has ended: what transformers' own decoding returns.
 
-    Of its fields ``past_key_values`` is None: the runtime has a cache of its own.
+    Args:
+        dtype: of the model, and so of the cache that is returned.
     """
     device = request.input_ids.device
     details = Details(generation_config, processors, device)
@@ -105,7 +110,10 @@ def decode(
     pad = int(generation_config._pad_token_tensor) if ends.pads else 0
     going_on = [True] * len(request.starts)
     rows = list(range(len(going_on)))
-    chosen, logits = loop.begin(request.prompts, request.seeded(), request.seen)
+    cache = request.cache
+    if cache is None and details.asked_for and request.use_cache:
+        cache = new_cache()
+    chosen, logits = loop.begin(request.prompts, request.seeded(), request.seen, request.past())
     while True:
         details.add(columns.so_far, logits)
         tokens = [pad] * len(going_on)
@@ -120,12 +128,16 @@ def decode(
             streamer.put(column)
         if not any(going_on):
             break
-        if ends.pads and not details.of_every_row:
+        # The cache of a text that has ended goes on with padding, as transformers' own does.
+        if ends.pads and not details.of_every_row and cache is None:
             rows = [row for row, goes_on in enumerate(going_on) if goes_on]
         chosen, logits = loop.advance(rows, [tokens[row] for row in rows])
     if streamer is not None:
         streamer.end()
     sequences: Any = columns.so_far.contiguous()
+    if cache is not None:
+        extend(cache, loop, request.starts, sequences.shape[1] - 1, dtype)  # the last token was not read
     if not details.asked_for:
         return sequences
-    return GenerateDecoderOnlyOutput(sequences=sequences, scores=details.scores, logits=details.logits)
+    fields = {"scores": details.scores, "logits": details.logits, CACHE_NAME: cache}
+    return GenerateDecoderOnlyOutput(sequences=sequences, **fields)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from transformers.generation import logits_process
 
+from adept_fast.integrations.transformers.compatibility import CACHE_NAME
 from adept_fast.integrations.transformers.not_served import NotServedError
+from adept_fast.integrations.transformers.returned_cache import continues_from, is_given, read_cache
 from adept_fast.sampling import MOST_DRAFTS, ParameterError, SamplingParams
 
 # What a decoding method or its model is given that is read here, or that only its own way of decoding needs.
@@ -21,10 +23,10 @@ _KNOWN_KEYWORDS = {
     "logits_to_keep",
     "output_attentions",
     "output_hidden_states",
-    "past_key_values",
     "position_ids",
     "tokenizer",
     "use_cache",
+    CACHE_NAME,
 }
 _KNOWN_CACHES = (None, "dynamic", "dynamic_full", "static")  # which the runtime's own stands in for
 
@@ -40,11 +42,19 @@ class Request:
     starts: list[int]
     params: SamplingParams  # of every row, but for the seed
     seen: list[Tensor]  # of each row, the ids that a repetition penalty counts: int64 [tokens]
+    use_cache: bool = True  # whether a cache is returned, where a caller asks for more than ids
+    cache: Any = None  # a DynamicCache that the runtime returned before, to continue from
 
     @property
     def prompts(self) -> list[list[int]]:
         rows = self.input_ids.tolist()
         return [row[start:] for row, start in zip(rows, self.starts, strict=True)]
+
+    def past(self) -> list[Tensor]:
+        """Of each row, the keys and values to continue from; empty without a cache. See ``read_cache``."""
+        if self.cache is None:
+            return []
+        return read_cache(self.cache, self.starts, self.input_ids.shape[1])
 
     def seeded(self) -> list[SamplingParams]:
         """Each row's, with a seed from torch's generator, which ``torch.manual_seed`` determines."""
@@ -67,9 +77,10 @@ def read_request(
     Raises NotServedError where there is something in it that the runtime does not do.
     """
     _check_keywords(generation_config, model_kwargs)
-    mask = model_kwargs.get("attention_mask")
-    starts = _starts(input_ids, mask)
-    _check_positions(model_kwargs.get("position_ids"), mask, starts, input_ids.shape[1])
+    cache = _cache_of(model_kwargs)
+    starts = _starts(input_ids, model_kwargs.get("attention_mask"))
+    past = 0 if cache is None else cache.get_seq_length()
+    _check_positions(model_kwargs.get("position_ids"), starts, input_ids.shape[1], past)
     params, ignored = _read_processors(processors, bool(generation_config.do_sample))
     if params.repetition_penalty == 1:  # with one, a token's choice depends on the one before
         params = replace(params, prompt_lookup=min(prompt_lookup, MOST_DRAFTS))
@@ -78,6 +89,8 @@ def read_request(
         starts,
         params,
         [ids[first:] for ids, first in zip(input_ids, _first_seen(ignored, len(starts)), strict=True)],
+        use_cache=bool(model_kwargs.get("use_cache", True)),
+        cache=cache,
     )
 
 
@@ -89,11 +102,18 @@ def _check_keywords(generation_config: Any, model_kwargs: Mapping[str, Any]) -> 
         for name in ("output_attentions", "output_hidden_states"):
             if getattr(generation_config, name, False):
                 raise NotServedError(name)
-    cache = model_kwargs.get("past_key_values")
-    if cache is not None and (getattr(cache, "_is_user_defined", False) or cache.get_seq_length() > 0):
-        raise NotServedError("past_key_values")
     if generation_config.cache_implementation not in _KNOWN_CACHES:
         raise NotServedError(f"cache_implementation {generation_config.cache_implementation!r}")
+
+
+def _cache_of(model_kwargs: Mapping[str, Any]) -> Any:
+    """The cache to continue from, which the runtime returned before; None where the caller passes none."""
+    cache = model_kwargs.get(CACHE_NAME)
+    if cache is None or not is_given(cache):
+        return None  # transformers made it, for its own decoding
+    if not continues_from(cache):
+        raise NotServedError("a cache that the caller made")
+    return cache
 
 
 def _starts(input_ids: Tensor, mask: Tensor | None) -> list[int]:
@@ -113,13 +133,17 @@ def _starts(input_ids: Tensor, mask: Tensor | None) -> list[int]:
     return first
 
 
-def _check_positions(positions: Tensor | None, mask: Tensor | None, starts: list[int], columns: int) -> None:
-    """Raises NotServedError but where each row's tokens are counted from 0."""
+def _check_positions(positions: Tensor | None, starts: list[int], columns: int, past: int) -> None:
+    """Raises NotServedError but where each row's tokens are counted from 0.
+
+    Releases of transformers differ in whether the positions of the ``past`` columns are among them.
+    """
     if positions is None:
         return
+    given = positions.shape[-1]
     begin = torch.tensor(starts, device=positions.device)[:, None]  # [rows, 1]
-    counted = torch.arange(columns, device=positions.device) - begin  # [rows, columns]
-    if positions.shape[-1] != columns or not bool(((positions == counted) | (counted < 0)).all()):
+    counted = torch.arange(columns - given, columns, device=positions.device) - begin  # [rows, given]
+    if given not in (columns, columns - past) or not bool(((positions == counted) | (counted < 0)).all()):
         raise NotServedError("position_ids")
 
 

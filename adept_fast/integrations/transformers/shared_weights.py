@@ -23,6 +23,21 @@ _KNOWN_MODULES = ("torch.nn.modules.", "transformers.", "adept_fast.")
 Place = tuple[str, int, torch.dtype, torch.device, torch.Size, tuple[int, ...]]
 
 
+class TransposedParameter(nn.Parameter):
+    """A matrix whose memory holds its transpose. It can still be read as one vector, or be written to a file.
+
+    A parameter becomes one by its class, so that whoever holds it, such as an optimizer, goes on doing so.
+    """
+
+    def view(self, *shape: Any) -> Any:
+        """torch's; a copy where the layout has no such view."""
+        return super().contiguous().view(*shape)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As an ordinary parameter, since what is loaded has no runtime."""
+        return nn.Parameter(self.data.contiguous(), self.requires_grad).__reduce_ex__(protocol)
+
+
 class SharedWeights:
     """The weights of a PersimmonForCausalLM, without a copy of its matrices.
 
@@ -97,7 +112,10 @@ def _parameters_of(model: nn.Module, config: PersimmonConfig) -> dict[str, nn.Pa
         parameter = found.get(name)
         if parameter is None:
             raise NotServedError(f"a model without the parameter {name}")
-        if type(parameter) is not nn.Parameter or parameter.dtype not in WEIGHT_DTYPES.values():
+        if (
+            type(parameter) not in (nn.Parameter, TransposedParameter)
+            or parameter.dtype not in WEIGHT_DTYPES.values()
+        ):
             raise NotServedError(f"{name}, a {type(parameter).__name__} of {dtype_name(parameter.dtype)}")
         if tuple(parameter.shape) != shape:
             raise NotServedError(
@@ -127,6 +145,7 @@ def _lay_out(name: str, parameter: nn.Parameter) -> None:
     if name.endswith(_DOWN_PROJECTION):
         if not parameter.t().is_contiguous():
             parameter.data = parameter.data.t().contiguous().t()
+        parameter.__class__ = TransposedParameter
     elif not parameter.is_contiguous():
         parameter.data = parameter.data.contiguous()
 
@@ -136,6 +155,8 @@ def restore_layout(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith(_DOWN_PROJECTION):
             parameter.data = parameter.data.contiguous()
+            if type(parameter) is TransposedParameter:
+                parameter.__class__ = nn.Parameter  # type: ignore[assignment]
 
 
 def _checkpoint_of(config: PersimmonConfig, tensors: dict[str, Tensor]) -> Checkpoint:

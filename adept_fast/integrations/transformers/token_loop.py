@@ -80,12 +80,18 @@ class TokenLoop:
 
     @torch.no_grad()
     def begin(
-        self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams], seen: Sequence[Tensor]
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: Sequence[SamplingParams],
+        seen: Sequence[Tensor],
+        past: Sequence[Tensor] = (),
     ) -> tuple[list[int], Tensor]:
         """Read the prompts, each at least one token; whatever was begun before ends.
 
         Args:
             seen: of each row, the ids that a repetition penalty counts as seen: int64 [tokens].
+            past: of each row, the keys and values of the first tokens of its prompt, which are not read
+                again, at least one fewer than the prompt has: [layer, k/v, head, tokens, head_dim].
 
         Returns the next token of each row, and its logits: float32 [rows, vocab], until the next step. Raises
         GenerationError where logits hold a NaN or an infinity.
@@ -96,7 +102,7 @@ class TokenLoop:
         device = self._model.device
         for row, settings in enumerate(params):
             self._sampler.start(row, settings, seen[row].to(device))
-        logits = self._prefill(prompts)
+        logits = self._continue(prompts, past) if past else self._prefill(prompts)
         rows = range(len(prompts))
         last_positions = torch.tensor(self._lengths, device=device) - 1
         chosen = self._sampler.choose(logits, torch.tensor(rows, device=device), last_positions)  # [rows]
@@ -113,6 +119,10 @@ class TokenLoop:
         for row in rows:
             self._lengths[row] += 1
         return self._checked(chosen, rows), logits
+
+    def keys_and_values(self, row: int, tokens: int) -> Tensor:
+        """Of a row's first tokens: [layer, k/v, head, tokens, head_dim], a view until the next step."""
+        return self._cache.data[:, :, row, :, :tokens]
 
     def _advance_with_guesses(self, token_id: int) -> tuple[list[int], Tensor]:
         """Of the only row: a step over its token and guesses, or what such a step has found already."""
@@ -149,6 +159,16 @@ class TokenLoop:
                 held = self._cache.data[..., : len(prompt), :]  # [layer, k/v, slot, head, tokens, head_dim]
                 held[:, :, row] = held[:, :, like]
                 logits.append(logits[like])
+        return torch.cat(logits)
+
+    def _continue(self, prompts: Sequence[Sequence[int]], past: Sequence[Tensor]) -> Tensor:
+        """The logits after each prompt, float32 [rows, vocab], of which ``past`` was read before."""
+        logits = []
+        for row, (prompt, held) in enumerate(zip(prompts, past, strict=True)):
+            tokens = held.shape[-2]
+            self.keys_and_values(row, tokens).copy_(held)
+            ids = torch.tensor(prompt[tokens:], device=self._model.device)  # [tokens that follow]
+            logits.append(self._model.prefill(ids, self._cache, row, tokens))
         return torch.cat(logits)
 
     def _step(self, places: list[Place]) -> tuple[list[int], Tensor]:
