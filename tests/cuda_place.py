@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from adept_fast import extension
 
@@ -42,6 +43,10 @@ class Place:
 
             return library.call
         return torch.ops.adept_fast
+
+    def pinned(self, tensor: Tensor) -> Tensor:
+        """A copy in memory of the host that the device reaches; emulated, all memory is that."""
+        return tensor.clone() if self.name == "emulated" else tensor.pin_memory()
 
     @property
     def orders(self) -> tuple[str, ...]:
