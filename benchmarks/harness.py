@@ -8,6 +8,8 @@ A result file is JSON, ``benchmarks/results/<device>/<benchmark>.json``, and say
     where, and with what
 ``samples``
     how many were asked for
+``changes``
+    added by hand where there were uncommitted changes: what they were. Without it such a file is no result
 ``measured``
     name → figures. A figure is ``{"median", "p10", "p90"}``; other values are facts, not figures.
 

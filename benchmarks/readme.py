@@ -104,11 +104,14 @@ def places(names: Sequence[str], device: str | None, results: Path) -> list[str]
 
 
 def read_result(path: Path) -> Report:
-    """Raises ValueError where there is none, or one that nobody could repeat."""
+    """Raises ValueError where there is none, or one that nobody could repeat.
+
+    Changes that were not committed must be described in ``changes``.
+    """
     if not path.is_file():
         raise ValueError(f"{path.name} is not there, and a section of the README shows it")
     report: Report = json.loads(path.read_text(encoding="utf-8"))
-    if report["uncommitted_changes"] or not report["commit"]:
+    if not report["commit"] or (report["uncommitted_changes"] and not report.get("changes")):
         raise ValueError(f"{path.name} was measured on a tree with uncommitted changes: no result")
     return report
 
@@ -122,7 +125,9 @@ def origin(reports: Sequence[Report], names: Sequence[str]) -> str:
         for name, why in report.get("absent", {}).items():
             absent.setdefault(why, []).append(name)
     missing = (wrapped(f"Absent: {', '.join(who)} ({why}).") for why, who in absent.items())
-    return "\n".join([f"{said}: {files}.", *missing])
+    changes = dict.fromkeys(report["changes"] for report in reports if report["uncommitted_changes"])
+    uncommitted = (wrapped(f"One change was not committed: {change}.") for change in changes)
+    return "\n".join([f"{said}: {files}.", *uncommitted, *missing])
 
 
 def _origin_of(report: Report) -> str:
@@ -178,6 +183,37 @@ def decode(reports: Sequence[Report]) -> str:
         for name, values in all_measured(reports).items()
     ]
     return markdown(["", "MB a token", "tokens a second (p10 to p90)", "share of the bandwidth"], rows)
+
+
+def throughput(reports: Sequence[Report]) -> str:
+    """Steps on a GPU. The bandwidth beside them is that of a copy, no limit: no share of it is shown."""
+    rows = [
+        [
+            name,
+            megabytes(values),
+            figure(values.get("tokens_per_second"), 1),
+            figure(values.get("milliseconds_per_step"), 2),
+            figure(values.get("bytes_per_second"), 2, 1e-12),
+        ]
+        for name, values in all_measured(reports).items()
+    ]
+    header = ["", "MB a token", "tokens a second (p10 to p90)", "ms a step (p10 to p90)"]
+    return f"{markdown([*header, 'TB a second (p10 to p90)'], rows)}\n\n{copies(reports)}"
+
+
+def copies(reports: Sequence[Report]) -> str:
+    """The bandwidth beside the samples, over all contestants."""
+    medians = [
+        values["read_bandwidth_bytes_per_second"]["median"] / 1e12
+        for values in all_measured(reports).values()
+        if "read_bandwidth_bytes_per_second" in values
+    ]
+    if not medians:
+        return "No copy was timed beside the samples."
+    return wrapped(
+        f"A copy beside the samples moved {min(medians):.2f} to {max(medians):.2f} TB a second (medians), "
+        "counting the bytes that it read and those that it wrote."
+    )
 
 
 def demo(reports: Sequence[Report]) -> str:
@@ -306,7 +342,19 @@ def quality(reports: Sequence[Report]) -> str:
 
 RENDERERS: dict[str, Callable[[Sequence[Report]], str]] = {
     function.__name__: function
-    for function in (decode, demo, memory, prefill, batch, scaling, operators, load, accelerated, quality)
+    for function in (
+        decode,
+        demo,
+        memory,
+        prefill,
+        batch,
+        scaling,
+        operators,
+        load,
+        accelerated,
+        quality,
+        throughput,
+    )
 }
 
 

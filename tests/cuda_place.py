@@ -13,13 +13,15 @@ A module of tests imports ``inputs_arrive`` too, which does nothing but under th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import device_double
 import pytest
 import torch
+from torch import Tensor
 
 from adept_fast import extension
 
@@ -40,8 +42,16 @@ class Place:
         if self.name == "emulated":
             from cuda_on_cpu import library  # compiles what changed
 
-            return library.call
+            return device_double.guarded(library.call)
         return torch.ops.adept_fast
+
+    def memory(self) -> AbstractContextManager[None]:
+        """Emulated, tensors of the device do not mix with the host's while it lasts."""
+        return device_double.double() if self.name == "emulated" else nullcontext()
+
+    def pinned(self, tensor: Tensor) -> Tensor:
+        """A copy in memory of the host that the device reaches; emulated, all memory is that."""
+        return tensor.clone() if self.name == "emulated" else tensor.pin_memory()
 
     @property
     def orders(self) -> tuple[str, ...]:
@@ -61,7 +71,7 @@ class Place:
         return nullcontext()
 
 
-EMULATED = Place("emulated", torch.device("cpu"))
+EMULATED = Place("emulated", device_double.DEVICE)
 GPU = Place("gpu", torch.device("cuda"))
 
 
@@ -87,7 +97,12 @@ def _as_parameter(place: Place) -> Any:
 
 
 PLACES = _places()
-every_place = pytest.mark.parametrize("place", [_as_parameter(place) for place in PLACES])
+
+
+def every_place(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test in each place; emulated, with a memory of the device's own."""
+    places = pytest.mark.parametrize("place", [_as_parameter(place) for place in PLACES])
+    return pytest.mark.usefixtures("device_memory")(places(test))
 
 
 @pytest.fixture(autouse=os.environ.get("ADEPT_CUDA_ON_CPU") == "races")

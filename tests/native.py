@@ -131,26 +131,16 @@ def as_inputs(x: Tensor, fmt: str) -> Tensor:
     return x.bfloat16().float() if fmt in PACKED else x
 
 
+def input_dtype(fmt: str) -> torch.dtype:
+    """To which ``as_inputs`` rounds."""
+    return torch.bfloat16 if fmt in PACKED else torch.float32
+
+
 def fixed_point_error(inputs: Tensor, exact: Tensor) -> Tensor:
     """How far off a product of these inputs, in fixed point, with [out, in] weights may be at most."""
     steps = inputs.double().abs().amax(-1, keepdim=True) * STEP
     rounding = 8 * EPS32 * (inputs.double().abs() @ exact.abs().T)
     return steps / 2 * exact.abs().sum(1) + rounding
-
-
-def assert_close(ours: Tensor, exact: Tensor, theirs: Tensor, what: object = "") -> None:
-    """At most twice torch's error, in the largest and in the mean square, and a few float32 roundings."""
-    assert ours.shape == exact.shape == theirs.shape, what
-    if not exact.numel():
-        return
-    ours_off, theirs_off = ours.double() - exact, theirs.double() - exact
-    largest = exact.abs().max()
-    assert ours_off.abs().max() <= 2 * theirs_off.abs().max() + 4 * EPS32 * largest, what
-    assert rms(ours_off) <= 2 * rms(theirs_off) + EPS32 * largest, what
-
-
-def rms(x: Tensor) -> Tensor:
-    return x.square().mean().sqrt()
 
 
 def assert_within(ours: Tensor, exact: Tensor, bound: Tensor, what: object = "") -> None:

@@ -40,6 +40,8 @@ COLUMNS = {
     "share of the bandwidth": ("share_of_bandwidth", 1),
     "read a second (p10 to p90)": ("tokens_per_second", 1),
     "ms (p10 to p90)": ("milliseconds_per_step", 1),
+    "ms a step (p10 to p90)": ("milliseconds_per_step", 1),
+    "TB a second (p10 to p90)": ("bytes_per_second", 1e12),
     "against PyTorch": ("times_as_fast", 1),
     "peak memory": ("peak_resident_bytes", 1e9),
     "weights, cache and 1 GB": ("limit_bytes", 1e9),
@@ -226,6 +228,7 @@ def test_another_devices_results_take_the_place_where_it_has_them(results: Path)
         ("decode one/decode-y", {}, r"decode-y.json is not there, and a section of the README shows it"),
         ("graph one/decode-x", {}, "a section is of the kind 'graph'; expected one of decode, demo, memory"),
         ("decode one/decode-x", {"uncommitted_changes": True}, "uncommitted changes: no result"),
+        ("decode one/decode-x", {"uncommitted_changes": True, "changes": ""}, "uncommitted changes: no res"),
         ("decode one/decode-x", {"commit": ""}, "no result"),
         ("speed one/decode-x", {"measured": {}}, "no contestant with figures"),
         ("context one/decode-x", {}, "no two points of context"),
@@ -236,6 +239,31 @@ def test_what_cannot_be_shown_is_refused(results: Path, section: str, change: An
     write(path, json.loads(path.read_text(encoding="utf-8")) | change)
     with pytest.raises(ValueError, match=reason):
         readme.rewrite(f"<!-- begin: {section} -->\n<!-- end -->\n", results=results)
+
+
+def test_changes_that_were_not_committed_are_said(results: Path) -> None:
+    path = results / "one" / "decode-x.json"
+    report = json.loads(path.read_text(encoding="utf-8"))
+    write(path, report | {"uncommitted_changes": True, "changes": "a loop goes the other way"})
+    written = readme.rewrite("<!-- begin: decode one/decode-x -->\n<!-- end -->\n", results=results)
+    assert "decode-x.json).\nOne change was not committed: a loop goes the other way.\n" in written
+
+
+def test_throughput_is_bytes_over_time_and_a_copys_bandwidth_no_limit(results: Path) -> None:
+    path = results / "one" / "decode-x.json"
+    report = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("adept-fast:int4", "rival:int4"):
+        speed = {"median": 1.5e12, "p10": 1.25e12, "p90": 1.75e12}
+        report["measured"][name] |= {"bytes_per_second": speed}
+        report["measured"][name]["read_bandwidth_bytes_per_second"]["median"] *= 1e4
+    write(path, report)
+    written = readme.rewrite("<!-- begin: throughput one/decode-x -->\n<!-- end -->\n", results=results)
+    assert (
+        "| adept-fast:int4 | 2.0 | 50.0 (45.0 to 55.0) | 20.00 (18.00 to 22.00) | 1.50 (1.25 to 1.75) |\n"
+        in written
+    )
+    assert "| busy:int4 | – | – | – | – |\n\nA copy beside the samples moved 2.00 to 2.01 TB" in written
+    assert "share" not in written
 
 
 def test_the_limit_of_a_bar_is_the_bandwidth_beside_it_over_its_bytes(results: Path) -> None:

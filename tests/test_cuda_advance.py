@@ -17,11 +17,9 @@ SEEDS = 6 if THIN else 40
 
 
 def moved(state: State, place: Place) -> State:
-    """As the operator takes it: on a GPU, the ring stays in the host's memory, pinned."""
+    """As the operator takes it: the ring stays in the host's memory, pinned."""
     on_device = {name: tensor.to(place.device, copy=True) for name, tensor in state.items()}
-    if place is GPU:
-        on_device["ring"] = state["ring"].clone().pin_memory()
-    return on_device
+    return on_device | {"ring": place.pinned(state["ring"])}
 
 
 def advance(place: Place, state: State) -> State:
@@ -79,8 +77,7 @@ def test_replays_of_a_capture_tell_the_host(place: Place) -> None:
     state["slots"][:] = torch.tensor([3, -1])
     state["limits"][:], state["ends"][:], state["chosen"][:] = 9999, False, 5
     state["counts"][:], state["positions"][:] = 0, 0
-    table = torch.randn(VOCAB, 8).half()
-    table = table.pin_memory() if place is GPU else table
+    table = place.pinned(torch.randn(VOCAB, 8).half())
 
     def step() -> None:
         place.operators.embed(table, state["ids"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from cuda_closeness import assert_close
+from closeness import assert_close, rotary_size
 from cuda_place import THIN, Place, every_place
 from cuda_place import inputs_arrive as inputs_arrive
 from torch import Tensor
@@ -84,8 +84,11 @@ def test_rotary_append(place: Place, normed: bool, share: float, cache_dtype: to
             exact_q = rotated64(parts[token, :, 0], q_norm, position, rotary_dim)
             exact_k = rotated64(parts[token, :, 1], k_norm, position, rotary_dim)
             k, k_of_torch = (each[0, slot, :, position] for each in (cache, by_torch))
-            assert_close(q[token], exact_q, theirs[token], what)
-            assert_close(k.double(), exact_k, k_of_torch, what)
+            q_size, k_size = (
+                rotary_size(parts[token, :, part], norm, EPS) for part, norm in ((0, q_norm), (1, k_norm))
+            )
+            assert_close(q[token], exact_q, theirs[token], q_size, what)
+            assert_close(k, exact_k, k_of_torch, k_size, what)
             assert torch.equal(cache[1, slot, :, position], parts[token, :, 2].to(cache_dtype)), what
             untouched[:, slot, :, position] = False
         assert (cache[untouched] == -7).all()

@@ -79,7 +79,8 @@ def test_every_kind_of_row_with_every_setting(place: Place, vocab: int) -> None:
         logits = torch.stack([logits for (_, logits), _ in batch])
         names = [name for (name, _), _ in batch]
         excused += check(place, Rows.of(logits, [setting for _, setting in batch], start), names)
-    assert excused <= 2, excused
+    # A GPU's expf rounds otherwise than the emulator's, so which of the rows are excused differs too.
+    assert excused <= max(2, len(cases) // 40), excused
 
 
 @pytest.mark.parametrize("sort", ["wide"] if THIN else ["wide", "few values", "narrow"])

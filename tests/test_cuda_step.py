@@ -102,7 +102,7 @@ class Rows:
         self.limits = torch.full((rows,), CAPACITY, device=place.device)
         self.ends = torch.zeros(SLOTS, VOCABULARY, dtype=torch.bool, device=place.device)
         self.counts = torch.zeros(rows, dtype=torch.int64, device=place.device)
-        self.ring = torch.zeros(rows, 4, dtype=torch.int64, pin_memory=place is not EMULATED)
+        self.ring = place.pinned(torch.zeros(rows, 4, dtype=torch.int64))
         self.seen = torch.zeros(SLOTS, VOCABULARY, dtype=torch.bool, device=place.device)
 
     @torch.inference_mode()

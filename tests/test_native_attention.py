@@ -5,6 +5,7 @@ from __future__ import annotations
 import native
 import pytest
 import torch
+from closeness import assert_close, attention_size, rotary_size
 from native import EPS, call
 from native import settled as settled
 from torch import Tensor
@@ -57,15 +58,15 @@ def test_decode_attention(isa: str, heads: int, head_dim: int, cache_dtype: torc
     tokens, scale = len(LENGTHS), head_dim**-0.5
     slots, lengths = torch.randperm(tokens + 1)[:tokens], torch.tensor(LENGTHS)
     cache = torch.randn(2, tokens + 1, heads, max(LENGTHS), head_dim).to(cache_dtype)
-    cache = poison_past(cache, slots, lengths, NAN)
     q = torch.randn(tokens, heads, head_dim) * 2
     with native.using(isa):
-        ours = attend(q, cache, slots, lengths, scale)
-    exact, theirs = (torchs(q, cache, slots, lengths, scale) for torchs in (attention64, attention32))
+        ours = attend(q, poison_past(cache, slots, lengths, NAN), slots, lengths, scale)
+    operands = (q, poison_past(cache, slots, lengths, 0.0), slots, lengths, scale)
+    exact, theirs, size = (of(*operands) for of in (attention64, attention32, attention_size))
     assert not ours[LENGTHS.index(0)].any()
     for token, length in enumerate(LENGTHS):
         one = slice(token, token + 1)
-        native.assert_close(ours[one], exact[one], theirs[one], f"length {length}")
+        assert_close(ours[one], exact[one], theirs[one], size[one], f"length {length}")
 
 
 @every_cache
@@ -76,11 +77,10 @@ def test_long_contexts(isa: str, heads: int, head_dim: int, cache_dtype: torch.d
     slots, lengths = torch.tensor([2, 0, 1, 2]), torch.tensor([CAPACITY, 1, 2047, 700])
     cache = torch.randn(2, 3, heads, CAPACITY, head_dim).to(cache_dtype)
     q = torch.randn(4, heads, head_dim) * 3
+    operands = (q, cache, slots, lengths, 0.3)
     with native.using(isa):
-        ours = attend(q, cache, slots, lengths, 0.3)
-    native.assert_close(
-        ours, attention64(q, cache, slots, lengths, 0.3), attention32(q, cache, slots, lengths, 0.3)
-    )
+        ours = attend(*operands)
+    assert_close(ours, attention64(*operands), attention32(*operands), attention_size(*operands))
 
 
 @every_cache
@@ -139,12 +139,11 @@ def test_queries_in_bfloat16(isa: str) -> None:
     slots, lengths = torch.tensor([1, 0]), torch.tensor([40, 7])
     cache = torch.randn(2, 2, 3, 40, 24).bfloat16()
     q = torch.randn(2, 3, 24).bfloat16()
+    operands = (q, cache, slots, lengths, 0.25)
     with native.using(isa):
-        ours = attend(q, cache, slots, lengths, 0.25)
+        ours = attend(*operands)
     assert ours.dtype == torch.bfloat16
-    native.assert_close(
-        ours, attention64(q, cache, slots, lengths, 0.25), attention32(q, cache, slots, lengths, 0.25)
-    )
+    assert_close(ours, attention64(*operands), attention32(*operands), attention_size(*operands))
 
 
 @every_cache
@@ -166,12 +165,11 @@ def test_large_scores(isa: str, order: str, size: float, cache_dtype: torch.dtyp
     for sign in (1.0, -1.0):
         q = torch.zeros(1, 1, head_dim)
         q[0, 0, 0] = sign
-        slots, lengths = torch.tensor([0]), torch.tensor([length])
+        operands = (q, cache, torch.tensor([0]), torch.tensor([length]), 1.0)
         with native.using(isa):
-            ours = attend(q, cache, slots, lengths, 1.0)
-        native.assert_close(
-            ours, attention64(q, cache, slots, lengths, 1.0), attention32(q, cache, slots, lengths, 1.0)
-        )
+            ours = attend(*operands)
+        size = attention_size(*operands, exact_scores=True)
+        assert_close(ours, attention64(*operands), attention32(*operands), size)
 
 
 @native.every_set
@@ -248,10 +246,12 @@ def test_rotary_append(isa: str, normed: bool, share: float, cache_dtype: torch.
             q_norm, k_norm = (norms[:2], norms[2:]) if normed else (None, None)
             exact_q = rotated64(parts[token, :, 0], q_norm, position, rotary_dim)
             exact_k = rotated64(parts[token, :, 1], k_norm, position, rotary_dim)
-            native.assert_close(q[token], exact_q, theirs[token], what)
-            native.assert_close(
-                cache[0, slot, :, position].double(), exact_k, by_torch[0, slot, :, position], what
+            q_size, k_size = (
+                rotary_size(parts[token, :, part], norm, EPS) for part, norm in ((0, q_norm), (1, k_norm))
             )
+            k, k_of_torch = (each[0, slot, :, position] for each in (cache, by_torch))
+            assert_close(q[token], exact_q, theirs[token], q_size, what)
+            assert_close(k, exact_k, k_of_torch, k_size, what)
             assert torch.equal(cache[1, slot, :, position], parts[token, :, 2].to(cache_dtype)), what
             untouched[:, slot, :, position] = False
         assert (cache[untouched] == -7).all()

@@ -6,6 +6,7 @@ import native
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import assert_close, product_size
 from native import EPS, call
 from native import settled as settled
 from torch import Tensor
@@ -73,7 +74,8 @@ def test_layernorm_qkv(isa: str, fmt: str, dtype: torch.dtype) -> None:
         normed = native.layernorm64(x, gamma, beta)
         exact = normed @ w.exact.T + b.double()
         theirs = (product(native.layernorm32(x, gamma, beta), w, fmt) + b).to(dtype)
-        native.assert_close(ours, exact, theirs, shape)
+        size = product_size(normed, w.exact) + b.abs()
+        assert_close(ours, exact, theirs, size, shape, native.input_dtype(fmt))
         assert_in_fixed_point(ours, exact, normed, w, b, shape)
 
 
@@ -90,8 +92,9 @@ def test_linear_residual(isa: str, fmt: str, dtype: torch.dtype) -> None:
         assert ours.dtype == dtype
         exact = x.double() @ w.exact.T + b.double() + residual.double()
         theirs = (product(x, w, fmt) + b + residual.float()).to(dtype)
-        native.assert_close(ours, exact, theirs, shape)
         terms = b.abs() + residual.float().abs()
+        size = product_size(x, w.exact) + terms
+        assert_close(ours, exact, theirs, size, shape, native.input_dtype(fmt))
         assert_in_fixed_point(ours, exact, x, w, terms, shape)
 
 
@@ -106,7 +109,8 @@ def test_lm_head(isa: str, fmt: str) -> None:
             ours = call.lm_head(x, gamma, beta, EPS, *w.parts, rows)
         normed = native.layernorm64(x, gamma, beta)
         exact = normed @ w.exact.T
-        native.assert_close(ours, exact, product(native.layernorm32(x, gamma, beta), w, fmt), shape)
+        theirs, size = product(native.layernorm32(x, gamma, beta), w, fmt), product_size(normed, w.exact)
+        assert_close(ours, exact, theirs, size, shape, native.input_dtype(fmt))
         assert_in_fixed_point(ours, exact, normed, w, torch.zeros(rows), shape)
 
 
@@ -281,16 +285,24 @@ def test_the_operators_python_calls(fmt: str, tokens: int) -> None:
         rounded = inputs.bfloat16().float() if fmt in (*native.PACKED, "bfloat16") else inputs
         return F.linear(rounded, w.exact.float())
 
+    size, size_of_x = product_size(normed, w.exact), product_size(x, w.exact)
     cases = [
-        (ops.layernorm_qkv(x, gamma, beta, EPS, w.matrix, b), normed @ w.exact.T + b, theirs(normed32) + b),
-        (ops.lm_head(x, gamma, beta, EPS, w.matrix), normed @ w.exact.T, theirs(normed32)),
+        (
+            ops.layernorm_qkv(x, gamma, beta, EPS, w.matrix, b),
+            normed @ w.exact.T + b,
+            theirs(normed32) + b,
+            size + b.abs(),
+        ),
+        (ops.lm_head(x, gamma, beta, EPS, w.matrix), normed @ w.exact.T, theirs(normed32), size),
         (
             ops.linear_residual(x, w.matrix, b, residual),
             x.double() @ w.exact.T + b + residual,
             theirs(x) + b + residual,
+            size_of_x + b.abs() + residual.abs(),
         ),
     ]
-    for ours, exact, by_torch in cases:
+    rounded_to = torch.bfloat16 if fmt == "bfloat16" else native.input_dtype(fmt)
+    for ours, exact, by_torch, size_of_case in cases:
         assert ours.dtype == torch.float32
         rounded = by_torch.to(torch.bfloat16).float() if fmt == "bfloat16" else by_torch
-        native.assert_close(ours, exact, rounded)
+        assert_close(ours, exact, rounded, size_of_case, fmt, rounded_to)

@@ -8,6 +8,7 @@ import native
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import assert_close, product_size
 from native import EPS, call
 from native import settled as settled
 from torch import Tensor
@@ -64,6 +65,14 @@ class Mlp:
     @property
     def exact(self) -> Tensor:
         return self.x.double() + self.units64 @ self.down.exact + self.b_down.double()
+
+    @property
+    def size(self) -> Tensor:
+        """Of what is added up; a unit is off by its rounding, and by 2 roots of it times that of its sum."""
+        normed = native.layernorm64(self.x, self.gamma, self.beta)
+        sums = product_size(normed, self.up.exact) + self.b_up.abs()
+        units = self.units64 + 2 * self.units64.sqrt() * sums
+        return product_size(units, self.down.exact.T) + self.x.double().abs() + self.b_down.abs()
 
     def by_torch(self) -> Tensor:
         """In float32; beside packed weights the inputs of each product are in bfloat16."""
@@ -131,7 +140,7 @@ def operands(
 
 def assert_right(ours: Tensor, mlp: Mlp, what: object) -> None:
     assert ours.dtype == mlp.x.dtype
-    native.assert_close(ours, mlp.exact, mlp.by_torch(), what)
+    assert_close(ours, mlp.exact, mlp.by_torch(), mlp.size, what, native.input_dtype(mlp.fmt))
     if mlp.fmt in native.PACKED:
         native.assert_within(ours, mlp.exact, mlp.bound(), what)
 
@@ -332,7 +341,7 @@ def test_many_tokens_go_to_torch(
     narrow = torch.float32 if fmt in ("float32", "float16") else torch.bfloat16
     units = F.linear(normed.to(narrow), mlp.up.exact.to(narrow)).float() + mlp.b_up
     down = units.relu().square().to(narrow) @ mlp.down.exact.to(narrow)
-    native.assert_close(ours, mlp.exact, mlp.x + down.float() + mlp.b_down)
+    assert_close(ours, mlp.exact, mlp.x + down.float() + mlp.b_down, mlp.size, "", narrow)
 
 
 @native.every_format

@@ -188,14 +188,17 @@ __device__ Wide sift(const Sample& sample, const Settings& settings, const Row& 
   return block_sum(kept);
 }
 
-// Whether all other blocks of the row have done their part; then it can be seen.
+// Whether all other blocks of the row have done their part; then it can be seen. A fence stands on both sides of the
+// atomic operation: before it, what this block has written is published, behind it, what the others have is acquired.
 __device__ bool is_last(unsigned* arrivals) {
   __shared__ unsigned before;
   __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) before = atomicAdd(arrivals, 1u);
+  if (threadIdx.x == 0) {
+    before = atomicAdd(arrivals, 1u);
+    __threadfence();
+  }
   __syncthreads();
-  __threadfence();
   return before == gridDim.x - 1;
 }
 

@@ -116,8 +116,8 @@ class Candidates {
   __device__ Candidates(const Candidate* global, unsigned count, Candidate* shared)
       : global_(global), shared_(shared), count_(count) {
     if (count_ > kHeld) return;
+    // No barrier: in each() a thread visits the candidates that it has written here.
     for (unsigned i = threadIdx.x; i < count_; i += kThreads) shared_[i] = load(i);
-    __syncthreads();
   }
 
   template <class Visit>
@@ -153,12 +153,12 @@ struct End {
 };
 
 // The end by one goal: the largest key from which on the weights reach it. `weigh(candidate)` is 0 for those that do
-// not matter; `before` is the weight of what is larger than any that does.
+// not matter; `before` is the weight of what is larger than any that does. A kernel calls it once for each type of
+// `weigh`, which has shared memory of its own; so nothing of a call before may still be read.
 template <class Weigh>
 __device__ End find_end(const Candidates& candidates, Wide before, Wide goal, Weigh weigh) {
   constexpr int kPivots = 7;
   __shared__ uint32_t lowest, highest;
-  __syncthreads();
   if (threadIdx.x == 0) {
     lowest = 0xffffffffu;
     highest = 0;

@@ -103,7 +103,8 @@ struct Extremes {
     found |= other.found;
   }
 
-  // The same for every thread of the block, of what each has.
+  // The same for every thread of the block, of what each has. A kernel calls it once, so nothing of a call before may
+  // still be read.
   __device__ Extremes of_block() const {
     __shared__ Extremes of_warp[kWarps];
     Extremes all = *this;
@@ -111,7 +112,6 @@ struct Extremes {
     for (int distance = kWarpSize / 2; distance > 0; distance /= 2)
       all.add({__shfl_xor_sync(kWholeWarp, all.best, distance), __shfl_xor_sync(kWholeWarp, all.lowest, distance),
                __shfl_xor_sync(kWholeWarp, all.found, distance)});
-    __syncthreads();
     if (threadIdx.x % kWarpSize == 0) of_warp[threadIdx.x / kWarpSize] = all;
     __syncthreads();
     for (int warp = 0; warp < kWarps; ++warp) all.add(of_warp[warp]);

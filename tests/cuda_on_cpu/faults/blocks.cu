@@ -49,23 +49,26 @@ bool copies() {
   return ran({kBlocks, kThreads}, overlapping_shares<kFault>, x.data(), out.data()) && out.sum() == x.sum();
 }
 
-enum class Fenced { kByOne, kByAll, kNot };
+enum class Fenced { kByOne, kByAll, kNot, kByWritersOnly, kByReaderTooLate };
 
-// The block that comes last adds up what all have written. Without the fence nobody promises that it sees them.
+// The block that comes last adds up what all have written. Without a fence of those who write nobody promises that it
+// sees them, nor without one of the thread that learns that all are there, before others go by its word.
 template <Fenced kFenced>
 __global__ void last_block(const int* x, int* parts, unsigned* arrived, int* sum) {
   __shared__ bool is_last;
   wait_for_inputs();
   const int part = warp_sum(x[blockIdx.x * kThreads + threadIdx.x]);
   if (lane() == 0) parts[blockIdx.x * 2 + warp()] = part;
-  if (kFenced == Fenced::kByAll) __threadfence();
+  if (kFenced != Fenced::kByOne && kFenced != Fenced::kNot) __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
     if (kFenced == Fenced::kByOne) __threadfence();
     is_last = atomicInc(arrived, kBlocks - 1) == kBlocks - 1;
+    if (kFenced != Fenced::kByWritersOnly && kFenced != Fenced::kByReaderTooLate) __threadfence();
   }
   __syncthreads();
-  if (!is_last || threadIdx.x != 0) return;
+  if (!is_last || threadIdx.x != 32) return;
+  if (kFenced == Fenced::kByReaderTooLate) __threadfence();
   int total = 0;
   for (int i = 0; i < kBlocks * 2; ++i) total += parts[i];
   *sum = total;
@@ -155,6 +158,8 @@ const Registered kAll[] = {
     {"overlapping_shares", copies<false>, copies<true>},
     {"missing_fence", sums<Fenced::kByOne>, sums<Fenced::kNot>},
     {"missing_fence_of_all", sums<Fenced::kByAll>, sums<Fenced::kNot>},
+    {"missing_fence_of_reader", sums<Fenced::kByAll>, sums<Fenced::kByWritersOnly>},
+    {"fence_of_another_reader", sums<Fenced::kByOne>, sums<Fenced::kByReaderTooLate>},
     {"missing_wait", doubles_twice<false>, doubles_twice<true>},
     {"missing_wait_for_input", doubles_an_input<false>, doubles_an_input<true>},
     {"wait_of_one_thread", copies_after_one<false>, copies_after_one<true>},

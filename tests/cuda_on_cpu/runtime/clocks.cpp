@@ -28,7 +28,9 @@ struct Release {
 struct Acquire {
   const void* address;
   size_t releases;  // that were there by then
-  Segment when;
+  Segment when;     // of the atomic operation
+  bool fenced;      // by the same thread
+  Segment fence;
 };
 
 std::array<Lane, kMostFibers> lanes;
@@ -90,7 +92,7 @@ bool is_of_earlier_phase(const Segment& earlier) { return earlier.phase < phase;
 
 bool is_published(const Segment& earlier) {
   for (const Acquire& acquire : acquires) {
-    if (!is_ordered_in_block(acquire.when)) continue;
+    if (!acquire.fenced || !is_ordered_in_block(acquire.fence)) continue;
     const std::vector<Release>& there = releases[acquire.address];
     const auto end = there.begin() + static_cast<std::ptrdiff_t>(acquire.releases);
     if (std::any_of(there.begin(), end, [&](const Release& release) { return covers(release, earlier); })) return true;
@@ -106,7 +108,7 @@ bool has_seen_atomic(const void* address) {
 
 void pass_atomic(const void* address) {
   std::vector<Release>& there = releases[address];
-  acquires.push_back({address, there.size(), {block.number, phase, current_lane().step, current->number}});
+  acquires.push_back({address, there.size(), {block.number, phase, current_lane().step, current->number}, false, {}});
   // Fences of other threads count if a barrier lies between them and this.
   Release release{block.number, 0, current->number, {}, {}};
   bool is_fenced = false;
@@ -126,6 +128,11 @@ void pass_atomic(const void* address) {
 void passed_fence() {
   Lane& lane = current_lane();
   lane.fence = moment(phase, lane.step);
+  for (Acquire& acquire : acquires) {
+    if (acquire.fenced || acquire.when.thread != current->number) continue;
+    acquire.fenced = true;
+    acquire.fence = {block.number, phase, lane.step, current->number};
+  }
   end_segment(lane);
 }
 

@@ -47,7 +47,8 @@ bool is_ordered_in_block(const Segment& earlier, unsigned lanes);
 // The same for a phase of several warps.
 bool is_of_earlier_phase(const Segment& earlier);
 
-// Whether `earlier`, of another block, was published by a fence and an atomic operation that this block has seen.
+// Whether `earlier`, of another block, was published by a fence and an atomic operation that a thread of this block has
+// seen, and fenced after that.
 bool is_published(const Segment& earlier);
 
 // Whether the running thread knows of an atomic operation on this address in its block.
