@@ -6,6 +6,8 @@ A result file is JSON, ``benchmarks/results/<device>/<benchmark>.json``, and say
     what was run, and on which code
 ``device``, ``machine``, ``threads``, ``versions``
     where, and with what
+``copy_bandwidth_bytes_per_second``
+    of a GPU: what a copy moves, bytes read and written counted; it is no limit of what only reads
 ``samples``
     how many were asked for
 ``changes``
@@ -35,6 +37,7 @@ import torch
 from machine import describe_machine, device_name
 
 from adept_fast import __version__
+from adept_fast.bandwidth import measure_copy_bandwidth
 
 NEEDED = (
     "benchmark",
@@ -87,7 +90,15 @@ def describe_run(
             "python": platform.python_version(),
         },
         "samples": samples,
+        **_copy_bandwidth(device),
     }
+
+
+def _copy_bandwidth(device: torch.device | None) -> dict[str, float]:
+    """Of a GPU, where it is less than the read bandwidth, which stands beside each figure."""
+    if device is None or device.type != "cuda":
+        return {}
+    return {"copy_bandwidth_bytes_per_second": measure_copy_bandwidth(device)}
 
 
 def without_folders(argument: str) -> str:

@@ -25,8 +25,9 @@ from harness import describe_run, table, write_report
 from machine import last_level_cache_bytes
 from models import PRESETS, make_config
 from operator_calls import FORMATS, OPERATORS, TORCH_DTYPES, Call, Operands
-from sweep import probe_of
 from tqdm import tqdm
+
+from adept_fast.bandwidth import BandwidthProbe
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
@@ -94,7 +95,7 @@ def main(
     measured: dict[str, Any] = {}
     compared: dict[str, Any] = {}
     config = make_config(**PRESETS[model], context=positions)
-    probe = probe_of(place)
+    probe = BandwidthProbe(place)
     for name in tqdm(names, desc="operators", disable=None):
         for count in tokens:
             operands = Operands(config, place, tokens=count, zeros=zeros, positions=positions)

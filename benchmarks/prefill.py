@@ -21,7 +21,9 @@ from arguments import Arguments, benchmark_options, print_figures, print_ratios,
 from contest import Contestant, Sample, Worker, contest, figures, ratios, sample_in_turn, warm_up
 from decode import choose_device, prompt_ids
 from harness import describe_checkpoint, describe_run, write_report
-from sweep import groups, probe_of
+from sweep import groups
+
+from adept_fast.bandwidth import BandwidthProbe
 
 CONTESTANTS = (
     "adept-fast:float16",
@@ -101,7 +103,7 @@ def take_group(
     ) as entered:
         report["versions"]["rivals"] |= entered.versions
         report["absent"] |= entered.absent
-        probe = probe_of(device)
+        probe = BandwidthProbe(device)
         for suffix, prompt in prompts.items():
             measure = functools.partial(measure_prompt, prompt)
             jobs = {f"{worker.contestant}{suffix}": (worker, measure) for worker in entered.workers}

@@ -149,7 +149,7 @@ def sweep(
     far after every setting, since a run may be stopped.
     """
     found = Found()
-    probe = probe_of(plan.device)
+    probe = BandwidthProbe(plan.device)
     for zeros, checkpoint in plan.checkpoints.items():
         is_first = zeros == next(iter(plan.checkpoints))
         vocab = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["vocab_size"]
@@ -200,18 +200,3 @@ def take_setting(
     samples, dropped = sample_in_turn(jobs, arguments.samples, arguments.limits, probe, is_warm=True)
     for row in samples:
         found.add(row, workers[row], setting, samples[row], dropped[row])
-
-
-class CopyProbe:
-    """What a copy of a GPU's memory reaches, those bytes that are read and those that are written counted."""
-
-    def measure(self) -> float:
-        from gpu_check_timing import time_copy  # which only a machine with a GPU needs
-
-        speed: float = time_copy()["copy_bytes_per_second"]
-        torch.cuda.empty_cache()  # the memory is the workers'
-        return speed
-
-
-def probe_of(device: torch.device) -> Probe:
-    return CopyProbe() if device.type == "cuda" else BandwidthProbe(device)

@@ -12,6 +12,9 @@
 #include "arguments.h"
 #include "cpu/kernels.h"
 #include "schemas.h"
+#ifdef ADEPT_FAST_WITH_CUDA
+#include "cuda/torch_stream.h"
+#endif
 
 namespace adept {
 namespace {
@@ -223,11 +226,21 @@ static PyObject* use_instruction_set(PyObject*, PyObject* name) {
   return PyBool_FromLong(used);
 }
 
+// What the CUDA operators need of torch and do not find; empty where there is nothing.
+static PyObject* missing_for_cuda(PyObject*, PyObject*) {
+#ifdef ADEPT_FAST_WITH_CUDA
+  return PyUnicode_FromString(adept::cuda::stream_function().missing);
+#else
+  return PyUnicode_FromString("the extension is built without CUDA");
+#endif
+}
+
 extern "C" PyMODINIT_FUNC PyInit__C(void) {
   static PyMethodDef methods[] = {
       {"instruction_set", instruction_set, METH_NOARGS, nullptr},
       {"runnable_instruction_sets", runnable_instruction_sets, METH_NOARGS, nullptr},
       {"use_instruction_set", use_instruction_set, METH_O, nullptr},
+      {"missing_for_cuda", missing_for_cuda, METH_NOARGS, nullptr},
       {nullptr, nullptr, 0, nullptr},
   };
   static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};

@@ -156,7 +156,7 @@ def test_a_sweep_keeps_what_there_is_and_puts_it_in_order(
 
     monkeypatch.setattr(sweep, "enter", enter)
     monkeypatch.setattr(sweep, "sample_in_turn", sample_in_turn)
-    monkeypatch.setattr(sweep, "probe_of", lambda device: None)
+    monkeypatch.setattr(sweep, "BandwidthProbe", lambda device: None)
     contestants = [Contestant.parse(name) for name in ("eager:float16", "transformers:float16")]
     arguments = Arguments(tiny, contestants, 3, 1, {}, Limits(), None)
     plan = Sweep(CPU, {None: tiny}, (1, 4), (16, 128), 8, 1.0)

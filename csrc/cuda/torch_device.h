@@ -5,9 +5,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/tensor.h>
 
-// Weak, so that a torch without CUDA, which has no such function, loads the extension too.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
-                                                                                   void** ret_stream);
+#include "cuda/torch_stream.h"
 
 namespace adept::cuda {
 
@@ -23,9 +21,10 @@ class OnDeviceOf {
 inline bool is_on_device(const torch::stable::Tensor& tensor) { return tensor.is_cuda(); }
 
 inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "this torch was built without CUDA");
+  const StreamLookup lookup = stream_function();
+  STD_TORCH_CHECK(lookup.function != nullptr, lookup.missing);
   void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(lookup.function(tensor.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
 }
 
