@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from adept_fast.graphs import Captured
 
@@ -58,9 +57,18 @@ class _Recorder(TorchDispatchMode):
         if func.name() in DATA_DEPENDENT or _selects(func.name(), args):
             raise NotCapturableError(f"{func.name()} within a captured step")
         out = func(*args, **(kwargs or {}))
-        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        results = list(_tensors(out))
         self.calls.append(_Call(func, args, kwargs or {}, results))
         return out
+
+
+def _tensors(nested: Any) -> Iterator[Tensor]:
+    """Those in what an operator takes or gives: lists, tuples and dicts of anything."""
+    if isinstance(nested, Tensor):
+        yield nested
+    elif isinstance(nested, (list, tuple, dict)):
+        for part in nested.values() if isinstance(nested, dict) else nested:
+            yield from _tensors(part)
 
 
 def _selects(name: str, args: tuple[Any, ...]) -> bool:
@@ -88,8 +96,8 @@ class FakeCapture:
         # The capture itself ran the step, which CUDA's does not: the first replay is already done.
         made = {id(result) for call in recorder.calls for result in call.results}
         for call in recorder.calls:
-            for leaf in tree_leaves((call.args, call.kwargs)):
-                if isinstance(leaf, Tensor) and id(leaf) not in made:
+            for leaf in _tensors((call.args, call.kwargs)):
+                if id(leaf) not in made:
                     self.inputs[leaf.untyped_storage().data_ptr()] = leaf
         is_first = True
 
@@ -106,9 +114,7 @@ class FakeCapture:
 
 def _call_again(call: _Call) -> None:
     """What comes out goes where it lay at the capture."""
-    again = [
-        leaf for leaf in tree_leaves(call.function(*call.args, **call.kwargs)) if isinstance(leaf, Tensor)
-    ]
+    again = _tensors(call.function(*call.args, **call.kwargs))
     for held, made in zip(call.results, again, strict=True):
         if held.shape != made.shape or held.dtype != made.dtype:
             raise NotCapturableError(f"{call.function.name()} gave {held.shape}, and now {made.shape}")

@@ -16,7 +16,7 @@ from adept_fast.quantize import Matrix, QuantizedMatrix
 _FEW_TOKENS = 16  # up to here weights are worth streaming past the tokens
 _FEW_TOKENS_PACKED = 48  # and up to here, rows of a packed down-projection without turning them into floats
 
-_HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported()
+_HAS_BFLOAT16 = bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
 def is_better(x: Tensor, w: Matrix) -> bool:

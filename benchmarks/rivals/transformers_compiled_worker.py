@@ -49,7 +49,7 @@ class TransformersCompiledWorker(TransformersWorker):
         return self.compiled(ids, self.cache)
 
     def _logits(self, ids: Tensor, cache: Any) -> Tensor:
-        output = self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        output = self.model(ids, **{self.cache_argument: cache}, use_cache=True, logits_to_keep=1)
         logits: Tensor = output.logits[:, -1]
         return logits
 

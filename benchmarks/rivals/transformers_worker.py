@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from models import is_recipe, open_model  # noqa: E402
 class TransformersWorker(TorchRival):
     model: Any = None
     cache: Any = None
+    cache_argument = ""  # of the model's forward
 
     def hello(self) -> dict[str, Any]:
         import transformers
@@ -36,7 +38,7 @@ class TransformersWorker(TorchRival):
 
         if not is_recipe(checkpoint):
             model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=self.dtype)
-            self.model = model.eval().to(self.device)
+            self._use(model)
             return
         config = AutoConfig.from_pretrained(checkpoint)
         with torch.device("meta"):
@@ -46,7 +48,7 @@ class TransformersWorker(TorchRival):
         model.load_state_dict(tensors, assign=True)
         # Its buffers are of no checkpoint, so they have to be computed.
         model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
-        self.model = model.eval().to(self.device)
+        self._use(model)
 
     def notes(self) -> str:
         attention = self.model.config._attn_implementation
@@ -67,9 +69,15 @@ class TransformersWorker(TorchRival):
     def forget_model(self) -> None:
         self.model = None
 
+    def _use(self, model: Any) -> None:
+        # transformers renamed it, so its own signature says what it is.
+        accepted = inspect.signature(model.forward).parameters
+        self.cache_argument = "cache" if "cache" in accepted else "past_key_values"
+        self.model = model.eval().to(self.device)
+
     def _next(self, ids: Tensor) -> Tensor:
-        output = self.model(ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        self.cache = output.past_key_values
+        output = self.model(ids, **{self.cache_argument: self.cache}, use_cache=True, logits_to_keep=1)
+        self.cache = output[self.cache_argument]
         logits: Tensor = output.logits[:, -1]
         return logits
 

@@ -1,0 +1,123 @@
+"""What the rows of test_dependencies.py try where no signature tells: each is given the object of its row,
+and an empty directory, and gives what it found."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import pickletools
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers_for_tests import train
+
+from adept_fast.checkpoint.adept_pickle import _LEFT_UNREAD
+
+
+def offset_of_storage(load: Any, directory: Path) -> bool:
+    torch.save(torch.arange(3.0) + 0.5, directory / "saved.pt")
+    storage = load(directory / "saved.pt", map_location="meta", weights_only=True).untyped_storage()
+    start = storage._checkpoint_offset
+    contents = (directory / "saved.pt").read_bytes()
+    return contents[start : start + 12] == (torch.arange(3.0) + 0.5).numpy().tobytes()
+
+
+def refusal(load: Any, directory: Path) -> list[str]:
+    torch.save({"a": offset_of_storage}, directory / "saved.pt")
+    with pytest.raises(pickle.UnpicklingError) as raised:
+        load(directory / "saved.pt", weights_only=True)
+    happened = str(raised.value.__context__ or raised.value).partition("\n")[0]
+    return re.findall(r"GLOBAL ([\w.]+)", happened)
+
+
+def dispatched(mode: Any, directory: Path) -> tuple[str, str, list[str]]:
+    calls = []
+
+    class Recorder(mode):  # type: ignore[misc]  # found by name
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            calls.append((func.name(), func.namespace, [given.name for given in func._schema.arguments]))
+            return func(*args, **(kwargs or {}))
+
+    with Recorder():
+        torch.zeros(2).add(torch.ones(2))
+    return calls[-1]
+
+
+def globals_of_numpy(numpy: Any, directory: Path) -> set[str]:
+    pickled = pickle.dumps(numpy.random.get_state(), protocol=2)
+    named = {str(given) for code, given, _ in pickletools.genops(pickled) if code.name == "GLOBAL"}
+    return {name.replace(" ", ".") for name in named} - set(_LEFT_UNREAD) - {"_codecs.encode"}
+
+
+def safetensors_slice(module: Any, directory: Path) -> tuple[Any, ...]:
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(2, 3, dtype=torch.float16)}, directory / "a.safetensors", {"b": "c"})
+    with module.safe_open(directory / "a.safetensors", framework="pt") as opened:
+        view = opened.get_slice("a")
+        return list(opened.keys()), list(view.get_shape()), view.get_dtype(), opened.metadata()
+
+
+def sentencepiece_methods(module: Any, directory: Path) -> tuple[Any, ...]:
+    processor = module.SentencePieceProcessor(model_proto=train())
+    ids = processor.encode(b"the quick fox")  # bytes: str may hold what is no UTF-8
+    piece = processor.id_to_piece(ids[0])
+    kinds = [processor.is_control(0), processor.is_unknown(0), processor.is_byte(0)]
+    same = processor.piece_to_id(piece) == ids[0] and processor.decode(ids) == "the quick fox"
+    ends = processor.bos_id(), processor.eos_id()
+    return same, ids == processor.encode("the quick fox"), kinds, type(processor.get_score(ids[0])), ends
+
+
+def stream_of_click(testing: Any, directory: Path) -> tuple[str, str]:
+    import click
+
+    @click.command()
+    def both() -> None:
+        click.echo("out")
+        click.echo("err", err=True)
+
+    result = testing.CliRunner().invoke(both)
+    return result.stdout, result.stderr
+
+
+def option_of_click(option: Any, directory: Path) -> list[Any]:
+    import click
+    from click.testing import CliRunner
+
+    told: list[Any] = []
+
+    def remember(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+        ctx.meta["here"] = value
+        told.append((parameter.name, ctx.meta["here"]))
+
+    command = click.Command("x", callback=lambda: None)
+    command.params.append(option(["--flag"], is_flag=True, envvar="X", expose_value=False, callback=remember))
+    CliRunner().invoke(command, ["--flag"], catch_exceptions=False)
+    return told
+
+
+def static_length(static_cache: Any, directory: Path) -> bool:
+    from transformers import PersimmonConfig, PersimmonForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    model = PersimmonForCausalLM(PersimmonConfig(vocab_size=9, **sizes))
+    cache = static_cache(config=model.config, max_cache_len=4)
+    accepted = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    model(torch.tensor([[1, 2]]), **{accepted: cache}, use_cache=True)
+    return int(cache.layers[0].cumulative_length) == 2 and bool(model.config._attn_implementation)
+
+
+def header_declares(torch_module: Any, directory: Path) -> str:
+    from torch.utils.cpp_extension import include_paths
+
+    found = [
+        match[0]
+        for folder in include_paths()
+        for header in Path(folder).glob("torch/csrc/inductor/aoti_torch/c/shim.h")
+        for match in [re.search(r"aoti_torch_get_current_cuda_stream\(.*?\)", header.read_text(), re.S)]
+        if match
+    ]
+    return " ".join(found[0].split()) if found else "nothing"
