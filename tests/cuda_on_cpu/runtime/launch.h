@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <memory>
 #include <tuple>
 #include <utility>
 
@@ -10,22 +11,23 @@
 
 namespace cuda_on_cpu {
 
-// Checks as the driver would, then runs every block; the error is that of the launch.
-cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel, void (*body)(void*), void* context);
+// Checks as the driver would, then runs every block, or keeps that for a graph; the error is that of the launch.
+cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel, void (*body)(void*),
+                     std::shared_ptr<void> context);
 
 // cudaLaunchKernelEx. Each thread gets its own copy of the arguments, as on a GPU.
 template <class... Parameters, class... Arguments>
 inline cudaError_t launch_kernel(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                  Arguments&&... arguments) {
-  std::pair<void (*)(Parameters...), std::tuple<Parameters...>> call(
-      kernel, std::tuple<Parameters...>(std::forward<Arguments>(arguments)...));
+  using Call = std::pair<void (*)(Parameters...), std::tuple<Parameters...>>;
+  auto call = std::make_shared<Call>(kernel, std::tuple<Parameters...>(std::forward<Arguments>(arguments)...));
   return run_grid(
       *config, reinterpret_cast<const void*>(kernel),
       [](void* context) {
-        auto& [function, parameters] = *static_cast<decltype(call)*>(context);
+        auto& [function, parameters] = *static_cast<Call*>(context);
         std::apply(function, parameters);
       },
-      &call);
+      std::move(call));
 }
 
 }  // namespace cuda_on_cpu
