@@ -101,6 +101,21 @@ Tensor copy(const Tensor& source) {
   return copied;
 }
 
+// The sum of all 32-bit words, as on a CPU.
+Tensor read(const Tensor& source) {
+  ADEPT_REQUIRE(source.is_contiguous(), "read: source is not contiguous");
+  const OnDeviceOf device(source);
+  const size_t bytes = static_cast<size_t>(source.numel()) * source.element_size();
+  const void* const from = source.const_data_ptr();
+  ADEPT_REQUIRE(bytes % 16 == 0, "source has ", bytes, " bytes; expected a multiple of 16 on a GPU");
+  ADEPT_REQUIRE(reinterpret_cast<uintptr_t>(from) % 16 == 0, "source is not aligned to 16 bytes");
+  const Tensor sum = torch::stable::new_empty(source, {1}, ScalarType::Int);
+  auto* const sink = static_cast<uint32_t*>(sum.mutable_data_ptr());
+  check(cudaMemsetAsync(sink, 0, sizeof(*sink), current_stream(source)), "read");
+  check(cuda::read(from, bytes, sink, current_stream(source)), "read");
+  return sum;
+}
+
 void run(const Linear& operands, const Tensor& like, const char* operation) {
   const Workspace workspace(like, cuda::linear_workspace_bytes(operands));
   check(cuda::linear(operands, workspace.data(), current_stream(like)), operation);
@@ -279,6 +294,7 @@ void advance(const Tensor& chosen, Tensor ids, Tensor slots, Tensor positions, c
 
 void implement_operators(torch::stable::detail::StableLibrary& library) {
   library.impl("copy", TORCH_BOX(&copy));
+  library.impl("read", TORCH_BOX(&read));
   library.impl("embed", TORCH_BOX(&embed));
   library.impl("layernorm_qkv", TORCH_BOX(&layernorm_qkv));
   library.impl("linear_residual", TORCH_BOX(&linear_residual));

@@ -45,6 +45,7 @@ F16, FP8, INT4 = r"\(Format\)[12]", r"\(Format\)5", r"\(Format\)6"  # either of 
 KERNELS = {
     r"copy_vectors": Meant(threads=256, blocks=6, loads=4),
     r"copy_bytes": Meant(threads=256, blocks=8),
+    r"read_vectors": Meant(threads=512, blocks=2, loads=8),
     # One block of 9 tokens and more has two teams, and shared memory for no second one.
     rf"multiply_rows<{F16}, 1, \w+>": Meant(threads=256, blocks=3, loads=8, tensor_cores=True),
     rf"multiply_rows<{F16}, 2, true>": Meant(threads=512, blocks=1, loads=8, tensor_cores=True),
@@ -133,6 +134,28 @@ def test_the_code_is_what_was_meant(kernels: list[Kernel], architecture: str) ->
         else:
             wrong.append(f"{kernel.name}: {len(entries)} entries of KERNELS have its name; expected one")
     assert not wrong, "\n".join(["", *wrong])
+
+
+def loads_before_a_use(loop: list[Instruction]) -> int:
+    """Loads of 16 bytes that are started before an instruction takes what one of them brought."""
+    brought: set[str] = set()
+    started = 0
+    for instruction in loop:
+        used = set(re.findall(r"\bR\d+", instruction.text.partition(",")[2]))
+        if used & brought:
+            break
+        if instruction.is_wide_load:
+            first = int(re.search(r"\bR(\d+)", instruction.text)[1])  # type: ignore[index]
+            brought |= {f"R{first + word}" for word in range(4)}
+            started += 1
+    return started
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_only_reads_has_all_its_loads_in_flight(kernels: list[Kernel], architecture: str) -> None:
+    (reads,) = (one for one in kernels if (one.name, one.architecture) == ("read_vectors", architecture))
+    (loop,) = reads.streaming_loops
+    assert loads_before_a_use(loop) == 8
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

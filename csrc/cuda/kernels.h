@@ -21,6 +21,11 @@ constexpr int64_t kColsMultiple = 8;  // of every matrix
 // Copies `bytes` bytes; the two ranges may not overlap.
 cudaError_t copy(const void* from, void* to, size_t bytes, cudaStream_t stream);
 
+// Reads `bytes` bytes and keeps of them only the sum of their 32-bit words, which is added to *sink: what memory can
+// deliver to a kernel. `bytes` is a multiple of 16 and `from` aligned to 16; what is not is refused as
+// cudaErrorInvalidValue and cudaErrorMisalignedAddress. `sink`: one word of device memory.
+cudaError_t read(const void* from, size_t bytes, uint32_t* sink, cudaStream_t stream);
+
 // In both products, inputs are a multiple of 8 and weights and activations aligned to 16 bytes; what is not is refused
 // as cudaErrorInvalidValue and cudaErrorMisalignedAddress.
 int64_t linear_workspace_bytes(const Linear& linear);
