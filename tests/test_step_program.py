@@ -1,4 +1,4 @@
-"""benchmarks/step, compiled for the emulator: it runs the real step, counts its bytes, and sees what is wrong."""
+"""benchmarks/step, compiled for the emulator: it runs the real step, counts bytes, and sees what is wrong."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tools")]
 
 import gpu_build  # noqa: E402
-from gpu_check_cases import OF_MLP, Case, Shapes, moved_bytes, needed_units  # noqa: E402
+from gpu_check_cases import Case, Shapes, moved_bytes, needed_units  # noqa: E402
 from step_program import Step  # noqa: E402
 
 FORMATS = ("float16", "fp8", "int4")
 OPERATORS = (
-    "step layernorm_qkv rotary_append decode_attention linear_residual mlp lm_head sample embed advance"
-).split()
+    *("step", "layernorm_qkv", "rotary_append", "decode_attention", "linear_residual"),
+    *("mlp", "lm_head", "sample", "embed", "advance"),
+)
 TINY = Shapes(layers=2, hidden=128, heads=2, intermediate=384, vocab=520)  # --tiny
 KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 

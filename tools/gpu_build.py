@@ -3,9 +3,9 @@
     python tools/gpu_build.py --architecture 90            # both, or: make gpu-build ARCH=90
     python tools/gpu_build.py --architecture 90 --step     # the program alone: make step ARCH=90
 
-The extension goes to ``adept_fast``, where it is found while its sources are what they were, and the program of
-``benchmarks/step`` to ``build/step``. Both hold the CUDA runtime, so that they can be carried to a machine
-without a toolkit. The kernels are compiled once for both, in about a minute; nvcc is found as for every build.
+The extension goes to ``adept_fast``, where it is found while its sources are what they were, and the program
+of ``benchmarks/step`` to ``build/step``. Both hold the CUDA runtime, so that they can be carried to a machine
+without a toolkit. The kernels are compiled once for both; nvcc is found as for every build.
 """
 
 from __future__ import annotations

@@ -1,29 +1,38 @@
 """What ``gpu_check`` times: the operators at the 8B's shapes, and how many bytes each call has to move.
 
-``benchmarks/step`` counts the same bytes in C++; the tests hold one against the other.
+``benchmarks/step`` counts the same bytes in C++; its tests hold one against the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 GROUP = 128  # weights in 4 bits that share a scale
+FORMATS = ("float16", "fp8", "int4")
+TOKENS = (1, 8, 2, 4, 16)  # the most telling first
+POSITIONS = (1024, 4096, 16384)
+ZEROS = (0.0, 0.9, 0.5, 0.95, 0.99)
+FILTERS = ("greedy", "top-p", "top-k")
+TABLES = ("on the GPU", "on the host")  # where the embedding lies
+TABLE_ROWS = 16384  # of it, which no cache holds
+RING_DEPTH = 16
 LAYER = ("layernorm_qkv", "rotary_append", "decode_attention", "linear_residual", "mlp")
-OF_MLP = ("mlp", "step")  # whose time depends on the share of zeros
+LAYER_POSITIONS = 1024
 
 
 @dataclass(frozen=True)
 class Shapes:
     """Of a model, Persimmon-8B unless told otherwise."""
 
-    layers: int = 36
     hidden: int = 4096
     heads: int = 64
+    rotary: int = 32
     intermediate: int = 16384
     vocab: int = 262144
-    rotary: int = 32
+    context: int = 16384
+    layers: int = 36
 
     @property
     def head_dim(self) -> int:
@@ -32,14 +41,14 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Case:
-    """One operator, or ``step`` for all of a decode step, in one setting."""
+    """One operator, or all of a ``layer`` or a ``step`` in turn, in one setting."""
 
     operator: str
     tokens: int
     format: str = "float16"  # of the weights, or of the cache
     zeros: float = 0.0  # the share of the MLP's units that are 0
     positions: int = 0
-    filter: str = ""  # of sample
+    filter: str = ""  # of sample; of embed, where the table lies
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Case:
@@ -56,13 +65,40 @@ class Case:
     @property
     def setting(self) -> str:
         """Everything but the tokens."""
-        zeros = f"{self.zeros:.0%} zeros" if self.operator in OF_MLP else ""
+        zeros = f"{self.zeros:.0%} zeros" if self.operator in ("mlp", "layer", "step") else ""
         positions = f"{self.positions} positions" if self.positions else ""
         return ", ".join(filter(None, (self.operator, self.format, zeros, positions, self.filter)))
 
     @property
+    def streams(self) -> bool:
+        """Whether what it reads lies in memory: the others' inputs were just written, and are in a cache."""
+        return self.operator not in ("rotary_append", "sample", "embed", "advance")
+
+    @property
     def name(self) -> str:
         return f"{self.setting}, {self.tokens} token{'s' if self.tokens > 1 else ''}"
+
+
+def all_cases() -> Iterator[Case]:
+    """Those that say most first, since a run may be stopped."""
+    for tokens in TOKENS:
+        for fmt in FORMATS:
+            yield from (Case("layer", tokens, fmt, zeros, LAYER_POSITIONS) for zeros in ZEROS[:2])
+            yield from (Case(name, tokens, fmt) for name in ("layernorm_qkv", "linear_residual", "lm_head"))
+            zeros_here = ZEROS if tokens in TOKENS[:2] else ZEROS[:2]
+            yield from (Case("mlp", tokens, fmt, zeros) for zeros in zeros_here)
+        yield from (Case("decode_attention", tokens, positions=positions) for positions in POSITIONS)
+        yield from (Case("sample", tokens, "float32", filter=filter_) for filter_ in FILTERS)
+        yield Case("rotary_append", tokens)
+        yield from (Case("embed", tokens, filter=table) for table in TABLES)
+        yield Case("advance", tokens, "int64")
+
+
+def few_cases() -> Iterator[Case]:
+    """Enough to see what the overlap of launches is worth."""
+    for case in all_cases():
+        if case.tokens in TOKENS[:2] and case.format != "fp8" and case.zeros in ZEROS[:2]:
+            yield case
 
 
 def matrix_bytes(fmt: str, rows: int, cols: int, scale_count: int) -> int:
@@ -83,11 +119,14 @@ def moved_bytes(case: Case, shapes: Shapes) -> int:
     """What a call has to move: each input read once, each output written once, and no row of zeros read."""
     hidden, tokens = shapes.hidden, case.tokens
     x = 4 * tokens * hidden
+    if case.operator == "layer":
+        parts = (Case(name, tokens, case.format, case.zeros, case.positions) for name in LAYER)
+        return sum(moved_bytes(part, shapes) for part in parts)
     if case.operator == "step":
-        layer = sum(moved_bytes(replace(case, operator=name), shapes) for name in LAYER)
-        head = moved_bytes(replace(case, operator="lm_head", format=head_format(case.format)), shapes)
-        rest = (moved_bytes(replace(case, operator=name), shapes) for name in ("embed", "sample", "advance"))
-        return shapes.layers * layer + head + sum(rest)
+        layer = moved_bytes(replace(case, operator="layer"), shapes)
+        head = replace(case, operator="lm_head", format=head_format(case.format))
+        rest = (replace(case, operator=name) for name in ("embed", "sample", "advance"))
+        return shapes.layers * layer + sum(moved_bytes(part, shapes) for part in (head, *rest))
     if case.operator == "layernorm_qkv":
         return matrix_bytes(case.format, 3 * hidden, hidden, 3 * hidden) + 4 * 5 * hidden + 4 * x
     if case.operator == "linear_residual":
@@ -115,3 +154,9 @@ def moved_bytes(case: Case, shapes: Shapes) -> int:
 
 def needed_units(case: Case, shapes: Shapes) -> int:
     return round((1 - case.zeros) * shapes.intermediate)
+
+
+def copies_beyond(cache_bytes: int, call_bytes: int, most_bytes: int) -> int:
+    """How many sets of operands have to take turns so that a cache of that size holds none of the next."""
+    wanted = -(-4 * cache_bytes // call_bytes)
+    return max(1, min(wanted, most_bytes // call_bytes))
