@@ -88,13 +88,19 @@ void run_blocks(dim3 grid, dim3 size, size_t shared_bytes, bool overlaps, void (
 
 }  // namespace
 
-cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel, void (*body)(void*),
-                     std::shared_ptr<void> context) {
+cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel, const Call& call) {
   if (const cudaError_t error = check(config, kernel)) return remember(error);
-  // The attributes are the caller's, who may be gone when a graph is replayed.
-  return queue(config.stream, [grid = config.gridDim, size = config.blockDim, bytes = config.dynamicSmemBytes,
-                               overlaps = overlaps(config), body, context = std::move(context)] {
-    run_blocks(grid, size, bytes, overlaps, body, context.get());
+  const dim3 grid = config.gridDim, size = config.blockDim;
+  const size_t bytes = config.dynamicSmemBytes;
+  const bool is_overlapping = overlaps(config);
+  if (!is_capturing(config.stream)) {
+    run_blocks(grid, size, bytes, is_overlapping, call.body, call.context);
+    return cudaSuccess;
+  }
+  // Arguments and attributes are the caller's, who may be gone when a graph is replayed.
+  const std::shared_ptr<void> kept(call.copy(call.context), call.destroy);
+  return queue(config.stream, [=, body = call.body] {
+    run_blocks(grid, size, bytes, is_overlapping, body, kept.get());
     return cudaSuccess;
   });
 }
