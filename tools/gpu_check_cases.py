@@ -1,9 +1,13 @@
-"""What ``gpu_check`` times: the operators at the 8B's shapes, and how many bytes each call has to move."""
+"""What ``gpu_check`` times: the operators at the 8B's shapes, and how many bytes each call has to move.
+
+``benchmarks/step`` counts the same bytes in C++; its tests hold one against the other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 GROUP = 128  # weights in 4 bits that share a scale
 FORMATS = ("float16", "fp8", "int4")
@@ -28,6 +32,7 @@ class Shapes:
     intermediate: int = 16384
     vocab: int = 262144
     context: int = 16384
+    layers: int = 36
 
     @property
     def head_dim(self) -> int:
@@ -36,7 +41,7 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Case:
-    """One operator, or ``layer`` for all of a layer's in turn, in one setting."""
+    """One operator, or all of a ``layer`` or a ``step`` in turn, in one setting."""
 
     operator: str
     tokens: int
@@ -45,10 +50,22 @@ class Case:
     positions: int = 0
     filter: str = ""  # of sample; of embed, where the table lies
 
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Case:
+        """Of an entry in the results of ``benchmarks/step``."""
+        return cls(
+            entry["operator"],
+            entry["tokens"],
+            entry["format"],
+            entry["sparsity_percent"] / 100,
+            entry["positions"],
+            entry["sampling"] if entry["operator"] == "sample" else "",
+        )
+
     @property
     def setting(self) -> str:
         """Everything but the tokens."""
-        zeros = f"{self.zeros:.0%} zeros" if self.operator in ("mlp", "layer") else ""
+        zeros = f"{self.zeros:.0%} zeros" if self.operator in ("mlp", "layer", "step") else ""
         positions = f"{self.positions} positions" if self.positions else ""
         return ", ".join(filter(None, (self.operator, self.format, zeros, positions, self.filter)))
 
@@ -93,6 +110,11 @@ def matrix_bytes(fmt: str, rows: int, cols: int, scale_count: int) -> int:
     return rows * groups * (GROUP // 2 + 2)
 
 
+def head_format(fmt: str) -> str:
+    """Of the lm_head's weights: four bits would cost the logits too much."""
+    return "fp8" if fmt == "int4" else fmt
+
+
 def moved_bytes(case: Case, shapes: Shapes) -> int:
     """What a call has to move: each input read once, each output written once, and no row of zeros read."""
     hidden, tokens = shapes.hidden, case.tokens
@@ -100,6 +122,11 @@ def moved_bytes(case: Case, shapes: Shapes) -> int:
     if case.operator == "layer":
         parts = (Case(name, tokens, case.format, case.zeros, case.positions) for name in LAYER)
         return sum(moved_bytes(part, shapes) for part in parts)
+    if case.operator == "step":
+        layer = moved_bytes(replace(case, operator="layer"), shapes)
+        head = replace(case, operator="lm_head", format=head_format(case.format))
+        rest = (replace(case, operator=name) for name in ("embed", "sample", "advance"))
+        return shapes.layers * layer + sum(moved_bytes(part, shapes) for part in (head, *rest))
     if case.operator == "layernorm_qkv":
         return matrix_bytes(case.format, 3 * hidden, hidden, 3 * hidden) + 4 * 5 * hidden + 4 * x
     if case.operator == "linear_residual":

@@ -83,8 +83,10 @@ def check_prerequisites(csrc: Path) -> tuple[str, ...]:
     return find_compiler()
 
 
-def cuda_objects(csrc: Path, objects: Path) -> list[Path]:
+def cuda_objects(csrc: Path, objects: Path, others: Sequence[Path] = ()) -> list[Path]:
     """The objects of the CUDA kernels as a build makes them, compiled where they are not in ``objects`` yet.
+
+    ``others``: sources of a program that calls the kernels, compiled in the same way.
 
     Raises BuildError, also where there is no nvcc.
     """
@@ -92,7 +94,7 @@ def cuda_objects(csrc: Path, objects: Path) -> list[Path]:
     if options.cuda_home is None:
         raise BuildError(options.cuda_reason)
     objects.mkdir(parents=True, exist_ok=True)
-    return _compile(_cuda_jobs(csrc, compiler, options), csrc, objects)
+    return _compile(_cuda_jobs(csrc, compiler, options, others), csrc, objects)
 
 
 @dataclass(frozen=True)
@@ -117,12 +119,14 @@ def _cpu_jobs(
     return jobs
 
 
-def _cuda_jobs(csrc: Path, compiler: tuple[str, ...], options: Options) -> list[_Job]:
+def _cuda_jobs(
+    csrc: Path, compiler: tuple[str, ...], options: Options, others: Sequence[Path] = ()
+) -> list[_Job]:
     host = [f"-Xcompiler={flag}" for flag in options.sanitizer_flags]
     if len(compiler) == 1:  # with arguments, such as of ccache, it is no host compiler that nvcc could call
         host += ["-ccbin", compiler[0]]
     command = (f"{options.cuda_home}/bin/nvcc", *NVCC_FLAGS, *options.architectures, *host, f"-I{csrc}", "-c")
-    return [_Job(source, "cuda", command) for source in sorted((csrc / "cuda").glob("*.cu"))]
+    return [_Job(source, "cuda", command) for source in (*sorted((csrc / "cuda").glob("*.cu")), *others)]
 
 
 def _compile(jobs: list[_Job], csrc: Path, directory: Path) -> list[Path]:

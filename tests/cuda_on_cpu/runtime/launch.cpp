@@ -3,11 +3,13 @@
 #include <cstdlib>
 #include <memory>
 #include <stdexcept>
+#include <utility>
 
 #include "device.h"
 #include "memory.h"
 #include "order.h"
 #include "races.h"
+#include "streams.h"
 
 namespace cuda_on_cpu {
 namespace {
@@ -68,18 +70,13 @@ class Running {
   static inline bool is_running = false;
 };
 
-}  // namespace
-
-cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel, void (*body)(void*), void* context) {
-  if (const cudaError_t error = check(config, kernel)) return remember(error);
+void run_blocks(dim3 grid, dim3 size, size_t shared_bytes, bool overlaps, void (*body)(void*), void* context) {
   const Running running;
-  const DynamicShared dynamic_shared(config.dynamicSmemBytes);
-  const dim3& grid = config.gridDim;
-  block.size = config.blockDim;
+  const DynamicShared dynamic_shared(shared_bytes);
+  block.size = size;
   block.grid = grid;
-  block.overlaps = overlaps(config);
-  const unsigned threads = block.size.x * block.size.y * block.size.z;
-  set_order(grid.x * grid.y * grid.z, (threads + kWarp - 1) / kWarp);
+  block.overlaps = overlaps;
+  set_order(grid.x * grid.y * grid.z, (size.x * size.y * size.z + kWarp - 1) / kWarp);
   races::began_launch();
   for (const unsigned number : block_order()) {
     block.number = number;
@@ -87,7 +84,25 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel, void 
     poison_shared();
     run_block(body, context);
   }
-  return cudaSuccess;
+}
+
+}  // namespace
+
+cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel, const Call& call) {
+  if (const cudaError_t error = check(config, kernel)) return remember(error);
+  const dim3 grid = config.gridDim, size = config.blockDim;
+  const size_t bytes = config.dynamicSmemBytes;
+  const bool is_overlapping = overlaps(config);
+  if (!is_capturing(config.stream)) {
+    run_blocks(grid, size, bytes, is_overlapping, call.body, call.context);
+    return cudaSuccess;
+  }
+  // Arguments and attributes are the caller's, who may be gone when a graph is replayed.
+  const std::shared_ptr<void> kept(call.copy(call.context), call.destroy);
+  return queue(config.stream, [=, body = call.body] {
+    run_blocks(grid, size, bytes, is_overlapping, body, kept.get());
+    return cudaSuccess;
+  });
 }
 
 }  // namespace cuda_on_cpu
