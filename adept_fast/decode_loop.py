@@ -14,7 +14,8 @@ from adept_fast.decode_state import ENDLESS, DecodeState, Place, Rows
 from adept_fast.graphs import CaptureReport, DecodeGraphs, Launching
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.model import Persimmon
-from adept_fast.sampling import MOST_DRAFTS, Sampler
+from adept_fast.ops.cuda import MOST_TOKENS
+from adept_fast.sampling import MOST_DRAFTS, Sampler, SamplingParams
 from adept_fast.scoring import TokenLogprobs
 from adept_fast.sequence import GenerationError, Sequence
 from adept_fast.speculation import kept_tokens
@@ -41,6 +42,11 @@ class _Launched:
     turns: list[_Turn]
     numbers: list[int]  # of the step, for each row
     logprobs: TokenLogprobs | None
+
+
+# By whether the device is a GPU: there, more tokens than the kernels take, so that GEMMs load too.
+_WARMUP_TOKENS = {False: 2, True: 2 * MOST_TOKENS}
+_WARMUP_PARAMS = (SamplingParams(), SamplingParams(temperature=1.0, top_k=2, top_p=0.5, min_p=0.1, seed=0))
 
 
 class DecodeLoop:
@@ -77,11 +83,27 @@ class DecodeLoop:
         self._turns = []
         return self._runs
 
+    @torch.inference_mode()
     def warm_up(self) -> None:
-        """Capture what steps over all slots may need, where steps are captured."""
+        """Read a prompt and take a step, which are thrown away, so that the first one waits for no library.
+
+        Ends a run that may be half done. Where steps are captured, captures those that all slots may need.
+        """
+        self.end_runs()
+        device, slot = self._model.device, 0
+        tokens = min(_WARMUP_TOKENS[device.type == "cuda"], self._cache.max_seq_len)
+        ids = torch.zeros(tokens, dtype=torch.int64, device=device)
+        slots, last = torch.tensor([slot], device=device), torch.tensor([tokens - 1], device=device)
+        counts = self._model.unit_counts.clone()  # of steps that somebody asked for
+        for params in _WARMUP_PARAMS:
+            self._sampler.start(slot, params, ids)
+            self._sampler.choose(self._model.prefill(ids, self._cache, slot), slots, last).tolist()
+            logits = self._model.decode_step(ids[-1:], slots, last, self._cache, tokens)
+            self._sampler.choose(logits, slots, last).tolist()
+        self._sampler.stop(slot)
+        self._model.unit_counts.copy_(counts)
         if isinstance(self.steps, DecodeGraphs):
-            with torch.inference_mode():
-                self.steps.capture_up_to(self._cache.max_batch_size)
+            self.steps.capture_up_to(self._cache.max_batch_size)
 
     def captures(self) -> CaptureReport | None:
         """What capturing has taken; None where steps are not captured."""

@@ -95,7 +95,8 @@ class Runtime:
             check_weights: refuse weights with a NaN or an infinity, which takes reading them all once.
             cuda_graphs: on a GPU, ``auto`` captures decode steps when they are first needed, and where that
                 fails launches them operator by operator; ``required`` raises CaptureError there; ``off``.
-            warmup: capture now what decoding up to ``max_batch_size`` sequences will need.
+            warmup: load now the libraries that the first prompt would wait for, and capture what decoding up
+                to ``max_batch_size`` sequences will need.
             progress: show a progress bar on stderr.
 
         Raises CheckpointError for a bad checkpoint, ParameterError for an argument out of its range, and
@@ -136,7 +137,10 @@ class Runtime:
         return Stats(*self._model.unit_counts.tolist())
 
     def warm_up(self) -> None:
-        """Capture what decoding up to ``max_batch_size`` sequences needs; on a CPU there is nothing to do."""
+        """Load what the first prompt and step would wait for, and on a GPU capture steps.
+
+        Ends a stream that may be half done. What is generated afterwards is what it would have been.
+        """
         with explaining_out_of_memory(self._plan, during="capturing decode steps"):
             self._loop.warm_up()
 

@@ -121,3 +121,20 @@ def header_declares(torch_module: Any, directory: Path) -> str:
         if match
     ]
     return " ".join(found[0].split()) if found else "nothing"
+
+
+def what_a_decoding_method_is_given(transformers: Any, _: Any) -> tuple[bool, bool, bool, int]:
+    """Whether ids, use_cache and one cache come there, and the padding id."""
+    given: dict[str, Any] = {}
+
+    class Model(transformers.PersimmonForCausalLM):  # type: ignore[misc]
+        def _sample(self, input_ids: Any, **arguments: Any) -> Any:
+            given.update(arguments, input_ids=input_ids)
+            return input_ids
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    model = Model(transformers.PersimmonConfig(vocab_size=9, **sizes))
+    model.generate(torch.tensor([[3, 4]]), max_new_tokens=1, pad_token_id=0, do_sample=False)
+    caches = [name for name in ("cache", "past_key_values") if name in given]
+    pad = int(given["generation_config"]._pad_token_tensor)
+    return given["input_ids"].shape == (1, 2), given["use_cache"] is True, len(caches) == 1, pad

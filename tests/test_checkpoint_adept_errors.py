@@ -276,9 +276,12 @@ class TestNames:
     def test_odd_keys(self, tmp_path: Path, key: object) -> None:
         assert_refused(self.open_with(tmp_path, {key: torch.ones(1)}), "key", repr(key))
 
-    @pytest.mark.parametrize("tensor", [torch.ones(0, 3), torch.ones(2, 2).to_sparse()])
-    def test_odd_tensors(self, tmp_path: Path, tensor: torch.Tensor) -> None:
-        assert_refused(self.open_with(tmp_path, {"odd": tensor}), "tensor odd")
+    def test_an_empty_tensor(self, tmp_path: Path) -> None:
+        assert_refused(self.open_with(tmp_path, {"odd": torch.ones(0, 3)}), "tensor odd")
+
+    def test_a_sparse_tensor(self, tmp_path: Path) -> None:
+        """Some versions of torch build it without its values, and others refuse to."""
+        assert_refused(self.open_with(tmp_path, {"odd": torch.ones(2, 2).to_sparse()}), "model_optim_rng.pt")
 
     def test_wrong_dtype(self, tmp_path: Path) -> None:
         path = write_adept(tmp_path, CONFIG, TENSORS | {UP: TENSORS[UP].double()}, TOKENIZER)

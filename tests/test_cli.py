@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from adept_fast import Runtime
 from adept_fast.cli import main
 from adept_fast.commands import chat as chat_command
 from adept_fast.commands import streaming
+from adept_fast.commands.info import _describe_kernels
+from adept_fast.ops import cuda
 
 QUESTION = "What is the capital of France?"
 ANSWER = "The capital of France is Paris."
@@ -172,6 +175,34 @@ def test_score_prints_what_the_runtime_computes(demo: Runtime) -> None:
     assert line["logprob"] == pytest.approx(expected[0], abs=1e-3)
     assert line["tokens"][0] == "|ENDOFTEXT|"
     assert line["logprobs"][0] is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"), [(None, "run"), ("no nvcc", "do not run: no nvcc")], ids=["none", "one"]
+)
+def test_info_says_whether_kernels_run(fault: str | None, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "fault", lambda device: fault)
+    assert "CUDA kernels" not in run("info").stdout  # without a GPU nothing is said of it
+    placement = SimpleNamespace(device=torch.device("cuda"), imagined_bytes=None)
+    assert _describe_kernels(placement) == {"CUDA kernels": says}
+    assert _describe_kernels(SimpleNamespace(device=torch.device("cuda"), imagined_bytes=1)) == {}
+
+
+def test_stats_count_the_warm_up_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    warm_up, stream = Runtime.warm_up, Runtime.stream
+    monkeypatch.setattr(Runtime, "warm_up", lambda self: calls.append("warm up") or warm_up(self))
+    monkeypatch.setattr(
+        Runtime, "stream", lambda self, *args, **more: calls.append("stream") or stream(self, *args, **more)
+    )
+    plain = run("generate", "--prompt", "Once", "--max-new-tokens", "3")
+    assert calls == ["stream"]
+    calls.clear()
+    result = run("generate", "--prompt", "Once", "--max-new-tokens", "3", "--stats")
+    assert calls == ["warm up", "stream"]
+    assert result.stdout == plain.stdout
+    lines = [line.split()[0] for line in result.stderr.splitlines()]
+    assert lines == ["load", "warmup", "prefill", "decode"]
 
 
 def test_info_describes_and_plans_without_loading() -> None:

@@ -168,7 +168,7 @@ def test_scores_and_logits(small_pair: tuple[Any, Any], settings: dict[str, Any]
         **settings,
     )
     assert_same(found, expected)
-    assert type(found) is type(expected)
+    assert isinstance(found, type(expected))
     # Without scores, rows that have ended are left out, which must not show.
     expected, found = both(small_pair, **inputs, max_new_tokens=20, **settings)
     assert torch.equal(found, expected)
@@ -300,6 +300,21 @@ def test_stopping_criteria(small_pair: tuple[Any, Any], eos: list[int] | None, o
     for (found, scores), (expected, their_scores) in zip(criteria[1].shown, criteria[0].shown, strict=True):
         assert torch.equal(found, expected)
         assert scores == their_scores
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [bool, lambda ends: torch.tensor(ends), lambda ends: torch.tensor([ends])],
+    ids=["a bool", "no dimension", "one row for all"],
+)
+def test_criteria_that_answer_for_all_rows(small_pair: tuple[Any, Any], answer: Any) -> None:
+    def ends(input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        return answer(input_ids.shape[1] >= 11)
+
+    settings = {"max_new_tokens": 20, "stopping_criteria": [ends], "eos_token_id": None}
+    expected, found = both(small_pair, **left_padded([5, 2, 7]), **settings)
+    assert torch.equal(found, expected)
+    assert found.shape == (3, 11)
 
 
 def test_texts_that_outgrow_the_cache() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,8 +161,39 @@ class TestDispatch:
     ) -> None:
         monkeypatch.setattr(cuda.extension, "load", lambda: built)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(cuda.extension, "missing_for_cuda", lambda: "")
         found = cuda.unavailable.__wrapped__(torch.device("cuda"))
         assert found is None if says is None else says in str(found)
+
+    def test_what_the_extension_misses_of_torch_is_why(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        missing = "libtorch_cuda.so has no function that gives the stream"
+        monkeypatch.setattr(cuda.extension, "load", lambda: Extension(True, "built", cuda=True))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+        monkeypatch.setattr(cuda.extension, "missing_for_cuda", lambda: missing)
+        assert cuda.unavailable.__wrapped__(torch.device("cuda")) == missing
+
+
+class TestFault:
+    """On a CPU that stands for a GPU; what reads a tensor there gives the same sum."""
+
+    def test_none_where_a_kernel_runs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cuda, "unavailable", lambda device: None)
+        monkeypatch.setattr(cuda, "operators", EMULATED.operators)
+        assert cuda.fault(CPU) is None
+
+    def test_why_there_are_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cuda, "unavailable", lambda device: "no nvcc")
+        assert cuda.fault(CPU) == "no nvcc"
+
+    def test_an_error_is_one_line(self, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(words: Tensor) -> Tensor:
+            raise RuntimeError("read: no kernel image is available\nfor this device")
+
+        monkeypatch.setattr(cuda, "operators", SimpleNamespace(read=fail))
+        assert cuda.fault(CPU) == "one that reads ended with: read: no kernel image is available"
+
+    def test_a_kernel_that_does_nothing_is_noticed(self, recorder: Recorder) -> None:
+        assert cuda.fault(CPU) == "one that reads gave 0; expected 8390656"
 
 
 class TestManyTokens:

@@ -10,6 +10,8 @@ import torch
 
 from adept_fast import GenerationError, ParameterError, Runtime, SamplingParams
 from adept_fast.chat import STOP, chat_prompt
+from adept_fast.model import Persimmon
+from adept_fast.stats import Stats
 
 FRANCE = chat_prompt("What is the capital of France?")
 PROMPTS = [
@@ -21,6 +23,40 @@ PROMPTS = [
     "human: Tell me a story about a fox, and please let it be one that I have never heard before.\n\nadept:",
     "a",
 ]
+
+
+@pytest.mark.parametrize("max_seq_len", [1, 2, 64])
+def test_a_warm_up_changes_nothing_but_the_wait(max_seq_len: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate(warmup: bool) -> tuple[list[list[int]], Stats]:
+        runtime = Runtime.load(
+            "demo", device="cpu", max_seq_len=max_seq_len, max_batch_size=2, warmup=warmup, progress=False
+        )
+        read.clear()
+        prompts = [[5], [9]] if max_seq_len < 9 else [[5, 6, 7], [9]]
+        sampled = runtime.generate(prompts, temperature=0.9, top_p=0.9, seed=4, max_new_tokens=8)
+        return [generation.token_ids for generation in sampled], runtime.stats()
+
+    read: list[int] = []
+    prefill = Persimmon.prefill
+    monkeypatch.setattr(
+        Persimmon, "prefill", lambda self, ids, *rest: read.append(len(ids)) or prefill(self, ids, *rest)
+    )
+    expected = generate(warmup=False)
+    assert generate(warmup=True) == expected
+    runtime = Runtime.load("demo", device="cpu", max_seq_len=max_seq_len, progress=False)
+    read.clear()
+    runtime.warm_up()
+    assert read
+    assert runtime.stats() == Stats(0, 0)
+
+
+def test_a_warm_up_ends_a_stream() -> None:
+    runtime = Runtime.load("demo", device="cpu", max_seq_len=64, progress=False)
+    stream = iter(runtime.stream("Once upon a time", ignore_eos=True, max_new_tokens=40))
+    next(stream)
+    runtime.warm_up()
+    with pytest.raises(GenerationError, match="another generation began"):
+        list(stream)
 
 
 def test_the_demo_knows_the_capital_of_france(demo: Runtime) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def generate(**options: Any) -> None:
         options, stop=(chat.STOP,) if options["as_chat"] else (), logprobs=options["logprobs"]
     )
     runtime = load_runtime(options, max_batch_size=min(len(texts), options["batch_size"]))
+    warmup_seconds = _warm_up(runtime) if options["stats"] else 0.0
     if len(texts) == 1 and not options["as_json"]:
         generations = [_stream(runtime, texts[0], params, options)]
     else:
@@ -72,7 +74,14 @@ def generate(**options: Any) -> None:
                 _as_json(prompt, generation, options) if options["as_json"] else _text(generation, options)
             )
     if options["stats"]:
-        _print_stats(runtime, generations)
+        _print_stats(runtime, generations, warmup_seconds)
+
+
+def _warm_up(runtime: Runtime) -> float:
+    """Seconds of what would else count as reading the first prompt, such as loading libraries."""
+    started = time.perf_counter()
+    runtime.warm_up()
+    return time.perf_counter() - started
 
 
 def _stream(runtime: Runtime, text: str, params: SamplingParams, options: dict[str, Any]) -> Generation:
@@ -117,10 +126,11 @@ def _as_json(prompt: str, generation: Generation, options: dict[str, Any]) -> st
     return json.dumps(line, ensure_ascii=False)
 
 
-def _print_stats(runtime: Runtime, generations: list[Generation]) -> None:
+def _print_stats(runtime: Runtime, generations: list[Generation], warmup_seconds: float) -> None:
     """Speed of the whole call, and the bytes that decoding read against what memory can deliver."""
     bandwidth = measure_read_bandwidth(runtime.placement.device)
     click.echo(f"load     {runtime.load_seconds:.2f} s", err=True)
+    click.echo(f"warmup   {warmup_seconds:.2f} s", err=True)
     captures = runtime.captures()
     if captures is not None:
         held = format_bytes(captures.bytes_held)

@@ -18,6 +18,7 @@ from adept_fast.commands.options import checkpoint_option, placement_options
 from adept_fast.graphs import launched_in_words
 from adept_fast.loading import plan_loading
 from adept_fast.memory import InsufficientMemoryError, MemoryPlan, format_bytes
+from adept_fast.ops import cuda
 from adept_fast.ops.optional import choices
 from adept_fast.placement import Placement, choose_placement, imagine_placement
 
@@ -46,6 +47,7 @@ def info(**options: Any) -> None:
             "pages": placement.pages_in_words,
             "cache": dtype_name(placement.cache_dtype),
             "decode steps": launched_in_words(placement.device, options["cuda_graphs"]),
+            **_describe_kernels(placement),
         },
         "memory": {
             "embedding": placement.embedding_place,
@@ -108,6 +110,14 @@ def _describe_software(checkpoint: Checkpoint, placement: Placement) -> dict[str
         "operators": {entry.operator: f"{entry.kind} ({entry.reason})" for entry in entries},
         "optional packages": {name: str(choice) for name, choice in optional.items()},
     }
+
+
+def _describe_kernels(placement: Placement) -> dict[str, str]:
+    """Whether the CUDA kernels run on the GPU that is here, by running one; nothing where none is chosen."""
+    if placement.device.type != "cuda" or placement.imagined_bytes is not None:
+        return {}
+    fault = cuda.fault(placement.device)
+    return {"CUDA kernels": "run" if fault is None else f"do not run: {fault}"}
 
 
 def _vocabulary(checkpoint: Checkpoint, placement: Placement) -> str:

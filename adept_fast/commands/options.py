@@ -89,7 +89,7 @@ def placement_options(command: Command) -> Command:
                 "--warmup/--no-warmup",
                 default=False,
                 show_default=True,
-                help="Capture all steps while loading, not when they are first needed.",
+                help="Load libraries and capture steps while loading, not when they are first needed.",
             ),
         )
     ):

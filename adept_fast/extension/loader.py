@@ -64,6 +64,13 @@ def load() -> Extension:
     return Extension(True, how, path, record.cuda, record.cuda_reason, record.instruction_sets)
 
 
+def missing_for_cuda() -> str:
+    """What the loaded extension needs of torch to run CUDA kernels and does not find; empty for nothing."""
+    module = sys.modules[f"adept_fast.{recipe.MODULE}"]
+    missing: str = module.missing_for_cuda()
+    return missing
+
+
 def find_sources() -> Path | None:
     """The directory of the sources: shipped inside an installed package, beside it in a checkout."""
     for csrc in (PACKAGE / "csrc", PACKAGE.parent / "csrc"):

@@ -20,6 +20,7 @@ from adept_fast.quantize_wide import WideMatrix
 
 MOST_TOKENS = 16  # that the kernels take in one call
 _MOST_HEAD_DIM = 256
+_TRIAL_WORDS = 4096  # that are read to see whether kernels run
 VECTOR = 8  # the kernels take rows in multiples of this many elements
 
 operators: Any = torch.ops.adept_fast
@@ -36,7 +37,20 @@ def unavailable(device: torch.device) -> str | None:
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         return f"its compute capability is {major}.{minor}, and the kernels need 8.0"
-    return None
+    return extension.missing_for_cuda() or None
+
+
+def fault(device: torch.device) -> str | None:
+    """Why the kernels do not run on a device, found by running a small one; None where they do."""
+    if (reason := unavailable(device)) is not None:
+        return reason
+    words = torch.arange(1, _TRIAL_WORDS + 1, dtype=torch.int32, device=device)
+    expected = _TRIAL_WORDS * (_TRIAL_WORDS + 1) // 2
+    try:
+        found = int(operators.read(words))
+    except RuntimeError as error:
+        return f"one that reads ended with: {str(error).strip().splitlines()[0]}"
+    return None if found == expected else f"one that reads gave {found}; expected {expected}"
 
 
 def embed(table: Tensor, ids: Tensor) -> Tensor:
