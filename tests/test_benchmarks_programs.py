@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -161,6 +162,8 @@ def test_load_takes_turns_and_names_who_is_absent(
         return load.Start(dict.fromkeys(load.PARTS, float(len(order))), 1.0, {"torch": "2"})
 
     monkeypatch.setattr(load, "start", start)
+    # These starts take no time, of which any that others took meanwhile would be an endless share.
+    monkeypatch.setattr(load, "cpu_time", lambda: SimpleNamespace(others_share_since=lambda before: 0.0))
     names = ("adept-fast:int8", "openvino:int8", "eager:float32")
     chosen = [part for name in names for part in ("--contestant", name)]
     output = tmp_path / "load.json"
