@@ -5,12 +5,13 @@
 # make bench-full  measure all of it, which takes an hour or more
 # make step        build/step, which times a decode step and its operators on a GPU (build/step --help)
 # make gpu-build   that and the extension, for one architecture, on a machine that needs no GPU
-# make gpu-check   build, test and time the CUDA kernels on this machine's GPU, without a network
+# make gpu-check   test and time the CUDA kernels on this machine's GPU, with what gpu-build made for it
+# make gpu-baselines  time what other runtimes make of the same step on this machine's GPU
 #
 # PYTHON     the interpreter to start from; a torch that it has is used as it is
 # TORCH      what to install where it has none; without an NVIDIA driver the CPU's release
 # ARCH       what step and gpu-build are built for, such as 90; by default the GPU that is here
-# ARGS       options of gpu-check, such as --minutes 5, or of bench, such as --python llama.cpp=PATH
+# ARGS       options of gpu-check, such as --sanitize --minutes 9, or of bench, such as --python llama.cpp=PATH
 PYTHON ?= python3
 TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 VENV ?= .venv
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 PIP = $(shell test -x $(BIN)/pip && echo $(BIN)/python -m pip || echo $(PYTHON) -m pip --python $(BIN)/python)
 INSTALL = $(PIP) install --quiet --progress-bar off --disable-pip-version-check
 
-.PHONY: demo test test-transformers lint bench bench-full step gpu-build gpu-check clean
+.PHONY: demo test test-transformers lint bench bench-full step gpu-build gpu-check gpu-baselines clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -54,6 +55,9 @@ bench-full: $(VENV)/installed-test
 # With what the caller has, where no environment was made yet: a machine with a GPU may have no network.
 gpu-check:
 	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) tools/gpu_check.py $(ARGS)
+
+gpu-baselines:
+	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) tools/gpu_check.py --baselines $(ARGS)
 
 step:
 	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) tools/gpu_build.py --step --architecture '$(ARCH)'

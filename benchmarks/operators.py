@@ -6,7 +6,7 @@ Ours in every format of weights, torch in float16 and bfloat16; those of one ope
 are the same tensors, in huge pages on a CPU; as many sets of them take turns as the last cache cannot hold.
 ``bytes_per_step`` is what ours has to read, rows of zeros left out, and what torch has to, all of them.
 ``times_as_fast`` is against torch in the same dtype, where ours is packed against bfloat16. ``sample`` is not
-among them: on a CPU it is torch itself, and on a GPU tools/gpu_check.py times it.
+among them: on a CPU it is torch itself, and on a GPU benchmarks/step times it.
 """
 
 from __future__ import annotations

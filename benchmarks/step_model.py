@@ -31,7 +31,7 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-from gpu_check_cases import FILTERS, TABLES, Case, Shapes, moved_bytes  # noqa: E402
+from gpu_check_cases import Case, Shapes, moved_bytes  # noqa: E402
 from harness import table  # noqa: E402
 
 from adept_fast.config import PersimmonConfig  # noqa: E402
@@ -185,7 +185,7 @@ class StepModel:
         return self.bytes_read(dense) + embedding < self.device.memory_bytes
 
     def case(self, operator: str, step: Step) -> Case:
-        """As ``gpu_check`` times the operator."""
+        """As ``benchmarks/step`` times the operator."""
         if operator == "decode_attention":
             return Case(operator, step.batch, positions=step.context)
         if operator in OF_NO_WEIGHTS:
@@ -195,7 +195,7 @@ class StepModel:
         return Case(operator, step.batch, fmt, step.zeros_of_all if operator == "mlp" else 0.0)
 
     def _operator(self, operator: str, step: Step) -> dict[str, int]:
-        """An operator's bytes, by kind; what ``gpu_check`` counts beside weights and cache is activations."""
+        """An operator's bytes, by kind; what is counted beside weights and cache is activations."""
         case, weights = self.case(operator, step), weights_bytes(self.config, operator, step.format)
         moved = moved_bytes(case, self.shapes)
         dense = moved_bytes(Case(operator, step.batch, case.format, 0.0, case.positions), self.shapes)
@@ -265,8 +265,8 @@ def weights_bytes(config: PersimmonConfig, operator: str, fmt: str) -> int:
 # Whose cases say nothing of weights: a case's format, zeros, positions and filter.
 OF_NO_WEIGHTS: dict[str, tuple[Any, ...]] = {
     "rotary_append": ("float16",),
-    "embed": ("float16", 0.0, 0, TABLES[0]),
-    "sample": ("float32", 0.0, 0, FILTERS[0]),
+    "embed": ("float16",),
+    "sample": ("float32", 0.0, 0, "greedy"),
     "advance": ("int64",),
 }
 _LAYER = r"model\.layers\.0\."

@@ -58,7 +58,7 @@ def test_the_models_bytes_are_those_of_the_runtime(tmp_path: Path, context: int)
 @pytest.mark.parametrize("fmt", ["float16", "fp8", "int4"])
 @pytest.mark.parametrize("zeros", [0.0, 0.5, 0.95])
 @pytest.mark.parametrize("batch", [1, 4])
-def test_the_kernels_of_an_operator_move_what_gpu_check_counts(fmt: str, zeros: float, batch: int) -> None:
+def test_the_kernels_of_an_operator_move_what_its_case_counts(fmt: str, zeros: float, batch: int) -> None:
     model = StepModel(make_config(**SIZES), DEVICES["h100"])
     step = Step(fmt, batch, 700, zeros)
     moved: dict[str, int] = {}
@@ -123,6 +123,6 @@ def test_what_was_measured_stands_beside(
     assert step_model.measured_on("h200") == {}
 
 
-def test_the_8bs_shapes_are_those_that_gpu_check_times() -> None:
+def test_the_8bs_shapes_are_those_that_are_timed() -> None:
     config = make_config(**PRESETS["8b"], context=16384)
     assert StepModel(config, DEVICES["h100"]).shapes == Shapes()

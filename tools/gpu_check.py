@@ -1,11 +1,16 @@
-"""Builds, tests and times the CUDA operators on this machine's GPU, without a network, in a few minutes.
+"""Tests and times the CUDA operators on this machine's GPU in less than four minutes, without a network.
 
-    make gpu-check
-    python tools/gpu_check.py --minutes 9 --output gpu-check.json
+    make gpu-build ARCH=90        # on a machine with nvcc, which needs no GPU
+    make gpu-check                # on the machine with the GPU; gpu-baselines measures the others
 
-What matters most comes first, and the result file is written anew after every stage: a run that is stopped
-keeps what it has. Operators run at the 8B's shapes and are judged by their floor: the bytes that they have to
-move, over what a copy of the device's memory reaches in the same run, its reads and writes counted.
+Between the two, the checkout is carried along with what the first made, which git ignores:
+``adept_fast/_C.abi3.so``, ``adept_fast/_C.build.json`` and ``build/step``. The check uses that extension
+where its sources are those of the checkout and its kernels run on the GPU. Where there is none, it builds
+first, which needs nvcc and takes minutes more.
+
+Every stage has a limit of time, and the result file is written anew after each: a run that is stopped keeps
+what it has. Figures are judged by their lower bound: the bytes that have to be moved, at the read bandwidth
+that was measured in the same run.
 
 Exits with 0 where everything passed, 1 where something did not, 2 where there is no GPU.
 """
@@ -25,49 +30,60 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from gpu_check_stages import Stage, build  # noqa: E402
-
-BUILD = Stage("build", 240, 5, build)
+from gpu_check_extension import find_extension  # noqa: E402
 
 
 @click.command()
-@click.option("--minutes", default=9.0, show_default=True, help="How long it may take in all.")
+@click.option("--minutes", default=4.0, show_default=True, help="How long all stages may take; not a build.")
+@click.option("--baselines", is_flag=True, help="Measure the other runtimes' decode steps, and nothing else.")
+@click.option("--sanitize", is_flag=True, help="compute-sanitizer too, in the time that is left at the end.")
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Where the JSON goes.  [default: benchmarks/results/DEVICE/gpu-check.json]",
+    help="Where the JSON goes.  [default: benchmarks/results/DEVICE/gpu-check.json, or gpu-baselines.json]",
 )
 @click.option("--commit", help="What is checked, where this is no checkout of git.")
-def main(minutes: float, output: Path | None, commit: str | None) -> None:
+@click.pass_context
+def main(
+    context: click.Context,
+    minutes: float,
+    baselines: bool,
+    sanitize: bool,
+    output: Path | None,
+    commit: str | None,
+) -> None:
     """Check the CUDA operators on this machine's GPU."""
-    deadline = time.monotonic() + 60 * minutes
+    if baselines and sanitize:
+        raise click.UsageError("--sanitize belongs to the check, and --baselines measures others")
     if reason := without_gpu():
         click.echo(reason, err=True)
         sys.exit(2)
     signal.signal(signal.SIGTERM, stop)
-    # For this device alone, which takes a quarter of the time; the same in every process that follows.
-    capability = "{}.{}".format(*torch.cuda.get_device_capability())
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", capability)
-    os.environ["ADEPT_FAST_CUDA"] = "1"
+    # The same in every process that follows; none of them builds.
+    os.environ |= {"ADEPT_FAST_CUDA": "1", "ADEPT_FAST_BUILD": "0"}
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    began = time.monotonic()
-    built = build(BUILD.seconds(deadline - began))
-    os.environ["ADEPT_FAST_BUILD"] = "0"  # what could not be built is not tried again
+    found = find_extension("{}.{}".format(*torch.cuda.get_device_capability()))
     from gpu_check_report import folder_of, print_of
-    from gpu_check_run import Check, new_report, say
+    from gpu_check_run import BASELINES_MINUTES, Check, baseline_stages, check_stages, new_report, say
 
-    report = new_report(commit)
-    say(*(f"{name}: {value}" for name, value in {**report["gpu"], **report["versions"]}.items()))
-    output = output or ROOT / "benchmarks" / "results" / folder_of(report["device"]) / "gpu-check.json"
+    name = "gpu-baselines" if baselines else "gpu-check"
+    if baselines and context.get_parameter_source("minutes") is click.core.ParameterSource.DEFAULT:
+        minutes = BASELINES_MINUTES
+    deadline = time.monotonic() + 60 * minutes - found.seconds
+    report = new_report(name, commit, found)
+    say(*(f"{key}: {value}" for key, value in {**report["gpu"], **report["versions"]}.items()))
+    output = output or ROOT / "benchmarks" / "results" / folder_of(report["device"]) / f"{name}.json"
+    stages = baseline_stages(report) if baselines else check_stages(report, sanitize=sanitize)
     check = Check(report, output)
     try:
-        check.keep(BUILD.name, built, time.monotonic() - began)
-        if built.passed:
-            check.run(deadline)
+        for stage, outcome, seconds in found.stages:
+            check.keep(stage, outcome, seconds)
+        if found.is_usable:
+            check.run(stages, deadline)
     except KeyboardInterrupt:
         say("interrupted; what there is:")
     check.write()
-    say("", print_of(report["measured"]), "", f"written to {output}")
+    say("", print_of(report), "", f"written to {output}")
     sys.exit(0 if check.passed else 1)
 
 

@@ -1,25 +1,16 @@
-"""What ``gpu_check`` times: the operators at the 8B's shapes, and how many bytes each call has to move.
+"""The operators' cases that are timed, and how many bytes a call of each has to move.
 
-``benchmarks/step`` counts the same bytes in C++; its tests hold one against the other.
+``benchmarks/step``, which times them, counts the same bytes in C++; its tests hold one against the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 GROUP = 128  # weights in 4 bits that share a scale
-FORMATS = ("float16", "fp8", "int4")
-TOKENS = (1, 8, 2, 4, 16)  # the most telling first
-POSITIONS = (1024, 4096, 16384)
-ZEROS = (0.0, 0.9, 0.5, 0.95, 0.99)
-FILTERS = ("greedy", "top-p", "top-k")
-TABLES = ("on the GPU", "on the host")  # where the embedding lies
-TABLE_ROWS = 16384  # of it, which no cache holds
-RING_DEPTH = 16
 LAYER = ("layernorm_qkv", "rotary_append", "decode_attention", "linear_residual", "mlp")
-LAYER_POSITIONS = 1024
 
 
 @dataclass(frozen=True)
@@ -48,7 +39,7 @@ class Case:
     format: str = "float16"  # of the weights, or of the cache
     zeros: float = 0.0  # the share of the MLP's units that are 0
     positions: int = 0
-    filter: str = ""  # of sample; of embed, where the table lies
+    filter: str = ""  # of sample
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Case:
@@ -70,35 +61,8 @@ class Case:
         return ", ".join(filter(None, (self.operator, self.format, zeros, positions, self.filter)))
 
     @property
-    def streams(self) -> bool:
-        """Whether what it reads lies in memory: the others' inputs were just written, and are in a cache."""
-        return self.operator not in ("rotary_append", "sample", "embed", "advance")
-
-    @property
     def name(self) -> str:
         return f"{self.setting}, {self.tokens} token{'s' if self.tokens > 1 else ''}"
-
-
-def all_cases() -> Iterator[Case]:
-    """Those that say most first, since a run may be stopped."""
-    for tokens in TOKENS:
-        for fmt in FORMATS:
-            yield from (Case("layer", tokens, fmt, zeros, LAYER_POSITIONS) for zeros in ZEROS[:2])
-            yield from (Case(name, tokens, fmt) for name in ("layernorm_qkv", "linear_residual", "lm_head"))
-            zeros_here = ZEROS if tokens in TOKENS[:2] else ZEROS[:2]
-            yield from (Case("mlp", tokens, fmt, zeros) for zeros in zeros_here)
-        yield from (Case("decode_attention", tokens, positions=positions) for positions in POSITIONS)
-        yield from (Case("sample", tokens, "float32", filter=filter_) for filter_ in FILTERS)
-        yield Case("rotary_append", tokens)
-        yield from (Case("embed", tokens, filter=table) for table in TABLES)
-        yield Case("advance", tokens, "int64")
-
-
-def few_cases() -> Iterator[Case]:
-    """Enough to see what the overlap of launches is worth."""
-    for case in all_cases():
-        if case.tokens in TOKENS[:2] and case.format != "fp8" and case.zeros in ZEROS[:2]:
-            yield case
 
 
 def matrix_bytes(fmt: str, rows: int, cols: int, scale_count: int) -> int:

@@ -1,4 +1,4 @@
-"""What ``gpu_check`` says: a figure of each case, its share of the floor, and one table of them all."""
+"""What ``gpu_check`` prints last: tables of figures, each beside the share of it that the lower bound is."""
 
 from __future__ import annotations
 
@@ -6,65 +6,50 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from gpu_check_cases import TOKENS, Case
+from gpu_check_cases import Case
 from harness import table
 
-# A share of what is expected; rounding the inputs to float16 takes a twentieth of it.
-MOST_DIFFERENCE = 1e-2
-ALONE = ", no overlap"  # of launches: behind the name of a case
 
-
-def figure(case: Case, line: Mapping[str, Any], copy_bytes_per_second: float) -> dict[str, Any]:
-    """What the result file says of a case, from the line that its timing printed."""
-    facts = {"operator": case.operator, "setting": case.setting, "tokens": case.tokens}
-    if "failed" in line:
-        return {**facts, "failed": line["failed"]}
-    floor = line["bytes"] / copy_bytes_per_second
-    times = line["seconds"]
-    return {
-        **facts,
-        "bytes": line["bytes"],
-        "copies": line["copies"],
-        "calls_per_replay": line["calls_per_replay"],
-        "difference": line["difference"],
-        "seconds": times,
-        "floor_seconds": floor,
-        # The longest time is the smallest share.
-        "share_of_floor": {
-            "median": floor / times["median"],
-            "p10": floor / times["p90"],
-            "p90": floor / times["p10"],
-        },
+def print_of(report: Mapping[str, Any]) -> str:
+    """The tables of a report, as many as it has."""
+    rows = {
+        name: row for taken in report.get("decode", {}).values() for name, row in taken["measured"].items()
     }
+    return "\n\n".join(filter(None, [operator_table(report["measured"]), decode_table(rows)])) or "no figures"
 
 
-def is_wrong(entry: Mapping[str, Any]) -> bool:
-    """Whether an operator failed, or gave something else than plain PyTorch; NaN is something else."""
-    off = entry.get("difference")
-    return "failed" in entry or (off is not None and not off <= MOST_DIFFERENCE)
+def operator_table(measured: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row for each operator and setting, a column for each number of tokens."""
+    cases = {Case.of(entry): entry for entry in measured.values()}
+    tokens = sorted({case.tokens for case in cases})
+    rows: dict[str, dict[int, str]] = {}
+    for case, entry in cases.items():
+        rows.setdefault(case.setting, {})[case.tokens] = _cell(entry)
+    header = ["µs, share of the bound", *(f"{count} token{'s' if count > 1 else ''}" for count in tokens)]
+    lines = [[setting, *(cells.get(count, "") for count in tokens)] for setting, cells in rows.items()]
+    return table(header, lines) if lines else ""
 
 
-def print_of(measured: Mapping[str, Mapping[str, Any]]) -> str:
-    """A row for each operator and setting, a column for each count of tokens."""
-    tokens = sorted(TOKENS)
-    alone = sorted({entry["tokens"] for name, entry in measured.items() if name.endswith(ALONE)})
-    header = ["µs, share of the floor"]
-    header += [f"{count} token{'s' if count > 1 else ''}" for count in tokens]
-    header += [f"{count}{ALONE}" for count in alone]
-    rows: dict[str, dict[str, str]] = {}
-    for name, entry in measured.items():
-        column = f"{entry['tokens']}{ALONE if name.endswith(ALONE) else ''}"
-        rows.setdefault(entry["setting"], {})[column] = _cell(entry)
-    columns = [str(count) for count in tokens] + [f"{count}{ALONE}" for count in alone]
-    lines = [[setting, *(cells.get(at, "") for at in columns)] for setting, cells in rows.items()]
-    return table(header, lines)
+def decode_table(measured: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row for each contestant and setting."""
+    header = ["decode step", "tokens/s", "ms", "share of the bound"]
+    lines = []
+    for name, row in measured.items():
+        figures = {
+            "tokens_per_second": ".1f",
+            "milliseconds_per_step": ".2f",
+            "share_of_bandwidth": ".2f",
+        }
+        cells = [format(row[key]["median"], form) if key in row else "-" for key, form in figures.items()]
+        lines.append([name, *cells])
+    return table(header, lines) if lines else ""
 
 
 def _cell(entry: Mapping[str, Any]) -> str:
-    if "failed" in entry:
-        return "failed"
-    cell = f"{1e6 * entry['seconds']['median']:.1f} {entry['share_of_floor']['median']:.2f}"
-    return f"{cell} wrong" if is_wrong(entry) else cell
+    for word in ("failed", "skipped"):
+        if word in entry:
+            return word
+    return f"{1e6 * entry['seconds']['median']:.1f} {entry['share']:.2f}"
 
 
 def folder_of(device: str) -> str:

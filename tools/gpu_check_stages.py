@@ -10,14 +10,17 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Mapping
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT_LINES = 40  # of what a process says last
 SANITIZER = "========= "  # begins its lines
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,14 @@ def run_process(
     command: list[str],
     seconds: float,
     variables: Mapping[str, str] | None = None,
-    on_line: Callable[[str], None] = lambda line: None,
+    started: Callable[[Callable[[], None]], None] = lambda stop: None,
 ) -> Ended:
-    """Run a command from the repository's root, and end it and all that it started when its time is up."""
+    """Run a command from the repository's root, and end it and all that it started when its time is up.
+
+    ``started`` gets what ends it before.
+    """
     lines: deque[str] = deque(maxlen=KEPT_LINES)
-    ran_out = threading.Event()
+    ran_out, over = threading.Event(), threading.Event()
     process = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -79,18 +85,20 @@ def run_process(
     )
 
     def stop() -> None:
-        ran_out.set()
-        _end_group(process)
+        if not over.is_set():  # its number may be another's by then
+            ran_out.set()
+            _end_group(process)
 
     timer = threading.Timer(seconds, stop)
     timer.start()
+    started(stop)
     try:
         assert process.stdout is not None
         for line in process.stdout:
             lines.append(line.rstrip())
-            on_line(line.rstrip())
         process.wait()
     finally:
+        over.set()
         timer.cancel()
         _end_group(process)
         process.wait()
@@ -102,39 +110,59 @@ def _end_group(process: subprocess.Popen[str]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-BUILD = """
-import sys
-from adept_fast import extension
-built = extension.load()
-print(f"{built.reason}; CUDA: {built.cuda_reason}" if built.loaded else built.reason)
-sys.exit(not built.cuda)
-"""
+def run_side_by_side(
+    commands: Sequence[list[str]], seconds: float, variables: Mapping[str, str], at_once: int
+) -> list[Ended]:
+    """Each as ``run_process``, so many at the same time, and all together in that time."""
+    deadline = time.monotonic() + seconds
+    stops: list[Callable[[], None]] = []
 
+    def run(command: list[str]) -> Ended:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return Ended(-signal.SIGKILL, True, [])
+        return run_process(command, left, variables, started=stops.append)
 
-def build(seconds: float) -> Outcome:
-    """The extension with its CUDA kernels, once for all that follows."""
-    ended = run_process([sys.executable, "-c", BUILD], seconds)
-    return ended.outcome(ended.lines[-1] if ended.lines else "")
+    with ThreadPoolExecutor(at_once) as pool:
+        futures = [pool.submit(run, command) for command in commands]
+        try:
+            return [future.result() for future in futures]
+        except KeyboardInterrupt:  # comes to this thread alone
+            pool.shutdown(wait=False, cancel_futures=True)
+            for stop in stops:
+                stop()
+            raise
 
 
 def files_with_a_place() -> list[str]:
     """The tests of operators that run on a GPU too."""
     files = sorted((ROOT / "tests").glob("test_cuda_*.py"))
-    return [str(file.relative_to(ROOT)) for file in files if "cuda_place" in file.read_text(encoding="utf-8")]
+    imports = re.compile("^from cuda_place import", re.MULTILINE)
+    return [str(file.relative_to(ROOT)) for file in files if imports.search(file.read_text(encoding="utf-8"))]
+
+
+OPERATORS = {"ADEPT_FAST_PLACE": "gpu", "ADEPT_FAST_TESTS": "thin"}
 
 
 def operator_tests(seconds: float) -> Outcome:
-    return _run_tests([], files_with_a_place(), seconds, {"ADEPT_FAST_PLACE": "gpu"})
+    """A process for each file, as many at the same time as there are cores."""
+    files = files_with_a_place()
+    cores = os.cpu_count() or 1
+    at_once = max(1, min(cores, len(files)))
+    variables = {**OPERATORS, "OMP_NUM_THREADS": str(max(1, cores // at_once))}
+    ended = run_side_by_side([[*PYTEST, file] for file in files], seconds, variables, at_once)
+    return outcome_of_tests(files, ended)
 
 
 def model_tests(seconds: float) -> Outcome:
-    """Those that load a checkpoint where the device is left open, and so onto the GPU."""
-    files = ["tests/test_cuda_model.py", "tests/test_runtime.py", "tests/test_graphs_cuda.py"]
-    return _run_tests([], files, seconds, {})
+    """Those that load a checkpoint onto the GPU."""
+    files = ["tests/test_graphs_cuda.py", "tests/test_cuda_model.py"]
+    ended = run_side_by_side([[*PYTEST, file] for file in files], seconds, {}, min(2, os.cpu_count() or 1))
+    return outcome_of_tests(files, ended)
 
 
-def sanitize(tool: str) -> Callable[[float], Outcome]:
-    """A stage: the operators' tests, on few shapes, under a tool of compute-sanitizer."""
+def sanitize_tests(tool: str) -> Callable[[float], Outcome]:
+    """A stage: the operators' tests under a tool of compute-sanitizer."""
 
     def run(seconds: float) -> Outcome:
         home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
@@ -143,27 +171,40 @@ def sanitize(tool: str) -> Callable[[float], Outcome]:
             return Outcome(None, "compute-sanitizer is not installed")
         before = [sanitizer, "--tool", tool, "--target-processes", "all", "--error-exitcode", "9"]
         before += ["--kernel-regex", "kns=_ZN5adept"]  # torch's own kernels are not looked at
-        variables = {
-            "ADEPT_FAST_PLACE": "gpu",
-            "ADEPT_FAST_TESTS": "thin",
-            # What torch keeps for later hides where an allocation ends.
-            "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
-        }
-        return _run_tests(before, files_with_a_place(), seconds, variables)
+        # What torch keeps for later hides where an allocation ends.
+        variables = {**OPERATORS, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        files = files_with_a_place()
+        return outcome_of_tests(files, [run_process([*before, *PYTEST, *files], seconds, variables)])
 
     return run
 
 
-def _run_tests(before: list[str], files: list[str], seconds: float, variables: Mapping[str, str]) -> Outcome:
-    if not files:
+def outcome_of_tests(files: list[str], ended: list[Ended]) -> Outcome:
+    """Of all processes of pytest together: most tests have to have run, and none to have failed.
+
+    There is a process for each file, or one for all.
+    """
+    if not ended:
         return Outcome(None, "there are no tests to run")
-    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
-    ended = run_process([*before, *pytest], seconds, variables)
-    said = summary_of(ended.lines)
-    counts = {kind: int(count) for count, kind in re.findall(r"(\d+) (passed|skipped)", said)}
-    if ended.code == 0 and counts.get("passed", 0) <= counts.get("skipped", 0):
-        return Outcome(False, f"hardly a test ran: {said}", ended.lines)
-    return ended.outcome(said)
+    summaries = [summary_of(each.lines) for each in ended]
+    counts: Counter[str] = Counter()
+    for summary in summaries:
+        counts.update({kind: int(count) for count, kind in re.findall(r"(\d+) ([a-z]+)", summary)})
+    kinds = ("failed", "error", "errors", "passed", "skipped")
+    said = ", ".join(f"{counts[kind]} {kind}" for kind in kinds if counts[kind]) or summaries[0]
+    names = files if len(ended) == len(files) else ["all files"]
+    wrong = {
+        name: ("stopped by its limit; " if each.ran_out else "") + summary
+        for name, each, summary in zip(names, ended, summaries, strict=True)
+        if each.ran_out or each.code
+    }
+    if wrong:
+        parts = [f"{name}: {summary}" for name, summary in wrong.items()]
+        last = [line for each in ended if each.ran_out or each.code for line in each.lines]
+        return Outcome(False, "; ".join([said, *parts]), last)
+    if counts["passed"] <= counts["skipped"]:
+        return Outcome(False, f"hardly a test ran: {said}", [line for each in ended for line in each.lines])
+    return Outcome(True, said)
 
 
 def summary_of(lines: list[str]) -> str:
