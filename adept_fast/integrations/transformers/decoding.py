@@ -113,7 +113,8 @@ def decode(
     cache = request.cache
     if cache is None and details.asked_for and request.use_cache:
         cache = new_cache()
-    chosen, logits = loop.begin(request.prompts, request.seeded(), request.seen, request.past())
+    past = request.past()  # before a random number is drawn, as it may hand the call over
+    chosen, logits = loop.begin(request.prompts, request.seeded(), request.seen, past)
     while True:
         details.add(columns.so_far, logits)
         tokens = [pad] * len(going_on)
