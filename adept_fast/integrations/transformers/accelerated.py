@@ -132,6 +132,8 @@ class PersimmonForCausalLM(_Theirs):  # type: ignore[misc]
             # Should nothing end it there, the cache grows.
             length = min(ends.max_length or 0, self.config.max_position_embeddings)
             length = max(length, input_ids.shape[1] + 1)
+            # Older releases keep a static cache and ask for its size later: one never written has none.
+            self.__dict__.pop("_cache", None)
             with acceleration.loop(self, len(input_ids), length) as loop:
                 streamer = arguments.get("streamer")
                 return decode(request, loop, ends, processors, config, streamer, self.dtype)
