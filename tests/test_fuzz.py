@@ -16,7 +16,7 @@ import ctypes, os, signal, sys
 from pathlib import Path
 from fuzz_process import attempt
 
-planted = eval("lambda: " + sys.argv[1])
+planted = eval(f"lambda: ({sys.argv[1]})")
 end = attempt(Path("x"), lambda path: (planted(), ("refused", "said so"))[1], seconds=1)
 print(end.kind, end.message)
 """
