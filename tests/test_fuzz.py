@@ -17,7 +17,8 @@ from pathlib import Path
 from fuzz_process import attempt
 
 planted = eval(f"lambda: ({sys.argv[1]})")
-end = attempt(Path("x"), lambda path: (planted(), ("refused", "said so"))[1], seconds=1 if "pause" in sys.argv[1] else 20)
+seconds = 1 if "pause" in sys.argv[1] else 20
+end = attempt(Path("x"), lambda path: (planted(), ("refused", "said so"))[1], seconds)
 print(end.kind, end.message)
 """
 
