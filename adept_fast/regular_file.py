@@ -73,7 +73,8 @@ class RegularFile:
             except OSError as error:
                 raise FileError(f"{self.path}: cannot be read ({error.strerror or error})") from error
             if not count:
-                raise FileError(f"{self.path}: ends at byte {offset + done}; it had {self.size} bytes before")
+                ends = os.fstat(self.descriptor).st_size
+                raise FileError(f"{self.path}: ends at byte {ends}; it had {self.size} bytes before")
             done += count
 
 

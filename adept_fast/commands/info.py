@@ -36,7 +36,7 @@ from adept_fast.placement import Placement, choose_placement, imagine_placement
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(**options: Any) -> None:
     """Describe a checkpoint and plan its memory, without reading its weights."""
-    checkpoint = open_checkpoint(options["checkpoint"])
+    checkpoint = open_checkpoint(options["checkpoint"], mmap=options["mmap"])
     placement, plan = _plan(checkpoint, options)
     report = {
         "checkpoint": _describe_checkpoint(checkpoint),
@@ -71,6 +71,7 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "format": checkpoint.format,
         "stored dtype": dtype_name(checkpoint.dtype),
         **({"packed weights": checkpoint.weights} if checkpoint.weights else {}),
+        "weight files": "memory-mapped" if checkpoint.mmap else "copied",
         "parameters": config.num_parameters,
         "pieces in the tokenizer": tokenizer.vocab_size,
         "unused vocabulary rows": config.vocab_size - tokenizer.vocab_size,
