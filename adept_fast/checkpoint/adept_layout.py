@@ -48,6 +48,9 @@ class _Folder(Protocol):
 
     def folders(self) -> dict[str, _Folder]: ...
 
+    def has(self, name: str) -> bool:
+        """Whether there is anything of that name; it is not opened."""
+
     def file(self, name: str) -> FileRange | None:
         """The file of that name, None where there is none; CheckpointError for one that is not regular."""
 
@@ -68,6 +71,9 @@ class _Directory:
             return {child.name: _Directory(child) for child in sorted(self._path.iterdir()) if child.is_dir()}
         except OSError as error:
             raise CheckpointError(f"{self._path}: cannot be listed ({error.strerror or error})") from error
+
+    def has(self, name: str) -> bool:
+        return is_there(self._path / name)
 
     def file(self, name: str) -> FileRange | None:
         path = self._path / name
@@ -97,6 +103,9 @@ class _TarFolder:
             and (len(path.parts) > depth + 1 or (len(path.parts) == depth + 1 and entries[-1].isdir()))
         }
         return {name: _TarFolder(self._archive, self._members, self._path / name) for name in sorted(names)}
+
+    def has(self, name: str) -> bool:
+        return self._path / name in self._members
 
     def file(self, name: str) -> FileRange | None:
         path = self._path / name
@@ -147,7 +156,7 @@ def find_release(path: Path, archive: FileRange | None = None) -> Release:
 
 def _has_model(folder: _Folder) -> bool:
     names = folder.folders()
-    return folder.file(TRACKER_FILE) is not None or any(
+    return folder.has(TRACKER_FILE) or any(
         _RANK_FOLDER.fullmatch(name) or _ITERATION_FOLDER.fullmatch(name) for name in names
     )
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from adept_fast.checkpoint.base import CheckpointError, StoredTensor, dtype_name
 from adept_fast.checkpoint.file_range import FileRange
+from adept_fast.stand_in import LOOKED_AT, why_unreadable
 
 _LARGEST_PICKLE = 64 * 2**20  # the structure of the 8B is some hundred kilobytes
 _ENCRYPTED = 0x1
@@ -116,7 +117,11 @@ def _zip_records(file: FileRange) -> list[_Record]:
         try:
             if not zipfile.is_zipfile(opened):
                 raise CheckpointError(
-                    f"{file.label}: not a zip; expected a file of torch.save from version 1.6 on, whole"
+                    why_unreadable(
+                        file.label,
+                        file.read_at(0, min(file.size, LOOKED_AT)),
+                        "not a zip; expected a file of torch.save from version 1.6 on, whole",
+                    )
                 )
             with zipfile.ZipFile(opened) as archive:
                 return list(_checked_records(file, archive))

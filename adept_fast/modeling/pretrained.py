@@ -20,7 +20,7 @@ from adept_fast.checkpoint import (
     dtype_name,
     open_checkpoint,
 )
-from adept_fast.checkpoint.atomic import require_space
+from adept_fast.checkpoint.atomic import flush, partial_directory, require_space
 from adept_fast.checkpoint.huggingface import (
     CONFIG_FILE,
     INDEX_FILE,
@@ -146,7 +146,7 @@ class PersimmonPreTrainedModel(nn.Module):
     def save_pretrained(self, path: str | Path) -> None:
         """Write config.json and model.safetensors, which transformers' class of this name loads too.
 
-        Files of these names are replaced, others stay: a tokenizer's are not written.
+        Files of these names are replaced once both are on disk, others stay: a tokenizer's are not written.
 
         Raises CheckpointError where the directory holds a checkpoint in shards, or the disk is too full.
         """
@@ -159,18 +159,18 @@ class PersimmonPreTrainedModel(nn.Module):
             for name, tensor in self.state_dict().items()
             if not (name == "lm_head.weight" and self.config.tie_word_embeddings)
         ]
-        require_space(path, sum(size_of(tensor, None) for tensor in tensors) + ROOM_FOR_SMALL_FILES)
+        beside = path / "weights"  # a name that no file has; partial files are in a directory of that
+        require_space(beside, sum(size_of(tensor, None) for tensor in tensors) + ROOM_FOR_SMALL_FILES)
         stored = dtype_name(self.dtype)
         values = self.config.to_dict() | {"architectures": [type(self).__name__], "dtype": stored}
-        partly = {name: path / f".{name}.partial-{os.getpid()}" for name in (SINGLE_FILE, "config.json")}
-        try:
-            write_safetensors(partly[SINGLE_FILE], tensors, None, lambda size: None)
-            write_json(partly["config.json"], values)
-            for name, written in partly.items():
-                os.replace(written, path / name)
-        finally:
-            for written in partly.values():
-                written.unlink(missing_ok=True)
+        with partial_directory(beside) as directory:
+            write_safetensors(directory / SINGLE_FILE, tensors, None, lambda size: None)
+            write_json(directory / CONFIG_FILE, values)
+            for name in (SINGLE_FILE, CONFIG_FILE):
+                flush(directory / name)
+            for name in (SINGLE_FILE, CONFIG_FILE):
+                os.replace(directory / name, path / name)
+            flush(path)
 
 
 def _initialise(module: nn.Module, deviation: float) -> None:
