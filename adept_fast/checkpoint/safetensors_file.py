@@ -23,6 +23,7 @@ from adept_fast.stand_in import LOOKED_AT, why_unreadable
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 32 * 2**20  # 65 000 tensors take 9 MB
 _METADATA = "__metadata__"
+_MOST_DIMENSIONS = 64  # of a tensor of torch
 
 # safetensors' names for dtypes; those that no weight may have are refused later, by name.
 _DTYPES = {
@@ -61,10 +62,9 @@ def open_safetensors(path: Path, *, mmap: bool = True) -> SafetensorsFile:
         header = parse_json(file.read_at(_LENGTH_BYTES, start - _LENGTH_BYTES), f"{path}: its header")
     except FileError as error:
         raise CheckpointError(str(error)) from error
-    metadata = header.pop(_METADATA, None) or {}
-    return SafetensorsFile(
-        {name: _stored_tensor(file, start, name, entry) for name, entry in header.items()}, metadata
-    )
+    metadata = header.pop(_METADATA, {})
+    tensors = {name: _stored_tensor(file, start, name, entry) for name, entry in header.items()}
+    return SafetensorsFile(tensors, metadata if isinstance(metadata, dict) else {})
 
 
 def _header_bytes(file: FileRange) -> int:
@@ -99,6 +99,8 @@ def _stored_tensor(file: FileRange, start: int, name: str, entry: Mapping[str, A
         shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
         if not isinstance(entry["dtype"], str) or not all(type(size) is int for size in (*shape, begin, end)):
             raise TypeError
+        if len(shape) > _MOST_DIMENSIONS:
+            raise ValueError
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{file.label}: not a valid safetensors file (its header says {short_repr(entry)} of {name})"
