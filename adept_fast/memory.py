@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
+from adept_fast.byte_counts import format_bytes, format_together
+from adept_fast.cgroup_memory import cgroup_room
 from adept_fast.memory_plan import (
-    UNLIMITED_BYTES,
     MemoryPlan,
     MemoryRequest,
     lay_out,
@@ -28,6 +29,7 @@ __all__ = [
     "available_bytes",
     "explaining_out_of_memory",
     "format_bytes",
+    "format_together",
     "is_out_of_memory",
     "out_of_memory",
     "plan_memory",
@@ -53,8 +55,9 @@ def plan_memory(request: MemoryRequest) -> MemoryPlan:
         chosen = longest if is_whole else longest // _CONTEXT_STEP * _CONTEXT_STEP
     plan = replace(lay_out(request, chosen or _least(request), embedding), longest_context=longest)
     if not 1 <= chosen <= longest:
+        free, needed = format_together(plan.available_bytes, plan.peak_bytes)
         raise InsufficientMemoryError(
-            f"{plan.device} has {format_bytes(plan.available_bytes)} free; {_demand(plan)}: {_advice(plan)}"
+            f"{plan.device} has {free} free, and {needed} are needed; {_demand(plan)}: {_advice(plan)}"
         )
     return plan
 
@@ -73,8 +76,9 @@ def out_of_memory(
     if room >= plan.peak_bytes:  # the plan was too low, so what is advised leaves a twentieth
         room = plan.peak_bytes - plan.peak_bytes // 20
     short = replace(plan.request, available_bytes=room, max_seq_len=plan.max_seq_len)
+    free_now, planned = format_together(free, plan.peak_bytes)
     return InsufficientMemoryError(
-        f"{plan.device} ran out of memory while {during}, with {format_bytes(free)} free now; "
+        f"{plan.device} ran out of memory while {during}, with {free_now} free now, and {planned} planned; "
         f"{_demand(plan)}: {_advice(replace(plan, request=short))}"
     )
 
@@ -105,44 +109,31 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 def available_bytes(device: torch.device) -> int:
     """How much a device can still hold: free GPU memory and what torch keeps of it unused, or what the system
-    can give without swapping."""
+    and the memory limits of control groups can give without swapping."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    room = cgroup_room()
+    free = _free_on_host()
+    return free if room is None else min(free, room)
+
+
+def _free_on_host() -> int:
+    """What the system can give without swapping, whatever limits there are."""
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return min(int(line.split()[1]) * 1024, _cgroup_room())
+                return int(line.split()[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def format_bytes(count: int) -> str:
-    """``16.6 GB``: decimal units, three digits."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(size) < 999.5:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.4g} TB"
-
-
-def _cgroup_room() -> int:
-    """What a container's limit leaves, or no limit."""
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    try:
-        text = limit.read_text().strip()
-        return UNLIMITED_BYTES if text == "max" else int(text) - int(used.read_text())
-    except (OSError, ValueError):
-        return UNLIMITED_BYTES
 
 
 def _demand(plan: MemoryPlan) -> str:
     """``the weights take …, and a cache of …``."""
     weights, moving = f"the weights take {format_bytes(plan.weights_bytes)}", ""
     if plan.pinned_bytes:
-        host = format_bytes(plan.host_available_bytes)
-        weights += f" and {format_bytes(plan.pinned_bytes)} pinned on the host, which has {host} free"
+        pinned, free = format_together(plan.pinned_bytes, plan.host_available_bytes)
+        weights += f" and {pinned} pinned on the host, which has {free} free"
     if plan.peak_bytes > plan.total_bytes:
         moving = f" (while loading, {format_bytes(plan.peak_bytes - plan.weights_bytes)} more)"
     return (
@@ -165,8 +156,8 @@ def _advice(plan: MemoryPlan) -> str:
     longest = smallest.longest_context(embedding)
     if longest:
         return f"only {setting} fits, with max_seq_len up to {longest}"
-    needed = format_bytes(lay_out(smallest, 1, embedding).peak_bytes)
-    return f"no context fits; the least, {setting}, takes {needed}"
+    needed, free = format_together(lay_out(smallest, 1, embedding).peak_bytes, smallest.available_bytes)
+    return f"no context fits; the least, {setting}, takes {needed} of {free}"
 
 
 def _least(request: MemoryRequest) -> int:

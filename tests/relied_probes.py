@@ -52,13 +52,22 @@ def globals_of_numpy(numpy: Any, directory: Path) -> set[str]:
     return {name.replace(" ", ".") for name in named} - set(_LEFT_UNREAD) - {"_codecs.encode"}
 
 
-def safetensors_slice(module: Any, directory: Path) -> tuple[Any, ...]:
+def safetensors_by_descriptor(module: Any, directory: Path) -> tuple[Any, ...]:
     from safetensors.torch import save_file
 
-    save_file({"a": torch.zeros(2, 3, dtype=torch.float16)}, directory / "a.safetensors", {"b": "c"})
-    with module.safe_open(directory / "a.safetensors", framework="pt") as opened:
-        view = opened.get_slice("a")
-        return list(opened.keys()), list(view.get_shape()), view.get_dtype(), opened.metadata()
+    path = directory / "a.safetensors"
+    save_file({"a": torch.zeros(2, 3, dtype=torch.float16)}, path, {"b": "c"})
+    with path.open("rb") as file:
+        path.unlink()
+        named = f"/dev/fd/{file.fileno()}"
+        with module.safe_open(named, framework="pt") as opened:
+            found = opened.keys(), opened.metadata()
+    path.write_bytes(b"damaged")
+    try:
+        module.safe_open(path, framework="pt")
+    except module.SafetensorError as error:
+        return *map(list, found), "deserializing header" in str(error)
+    return ()
 
 
 def sentencepiece_methods(module: Any, directory: Path) -> tuple[Any, ...]:

@@ -26,6 +26,7 @@ from checkpoints import (
 )
 
 from adept_fast.checkpoint import open_checkpoint
+from adept_fast.checkpoint import safetensors_file as safetensors_module
 
 CONFIG = small_config(vocab_size=4096, hidden_size=32, intermediate_size=48, num_hidden_layers=1)
 TENSORS = random_tensors(CONFIG, dtype=torch.float16)
@@ -183,6 +184,43 @@ class TestSafetensors:
     def test_header(self, path: Path, contents: bytes) -> None:
         (path / "model.safetensors").write_bytes(contents)
         assert_refused(path, str(path / "model.safetensors"), "not a valid safetensors file")
+
+    def test_a_name_twice(self, path: Path) -> None:
+        twice = json.dumps({"a": entry(0, 4), "b": entry(4, 8)}).replace('"b"', '"a"').encode()
+        (path / "model.safetensors").write_bytes(safetensors_file(twice, b"12345678"))
+        assert_refused(path, str(path / "model.safetensors"))
+
+    def test_a_header_larger_than_any(self, path: Path) -> None:
+        with (path / "model.safetensors").open("wb") as file:
+            file.write(struct.pack("<Q", 2**30))
+            file.truncate(2**36)
+        assert_refused(path, "its header has 1073741824 bytes; expected at most 33554432")
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"shape": [2**40], "data_offsets": [0, 2**41]},
+            {"shape": [-2], "data_offsets": [4, 0]},
+            {"data_offsets": [-4, 0]},
+            {"data_offsets": [0, 4.5]},
+            {"data_offsets": [0]},
+            {"data_offsets": None},
+            {"data_offsets": [4, 8]},
+            {"shape": "22"},
+            {"shape": [True, 2]},
+            {"shape": [10**300] * 100_000},
+            {"dtype": ["F16"]},
+            {"dtype": "F17"},
+        ],
+        ids=lambda changed: str(changed)[:40],
+    )
+    def test_a_header_that_changes_after_the_library_checked_it(
+        self, path: Path, changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(safetensors_module, "_require_valid", lambda file: None)
+        for header in ({"a": entry(0, 4) | changed}, {"a": 3}, {"a": {}}):
+            (path / "model.safetensors").write_bytes(safetensors_file(header, b"1234"))
+            assert_refused(path, str(path / "model.safetensors"))
 
     def test_the_helper_writes_what_is_valid(self, path: Path) -> None:
         (path / "model.safetensors").write_bytes(safetensors_file({"a": entry(0, 4)}, b"1234"))

@@ -227,7 +227,7 @@ def test_info_describes_and_plans_without_loading() -> None:
     assert report["placement"]["decode steps"] == "as they are (a CPU has no graphs)"
     assert set(report["optional packages"]) == {"flash-attn", "apex"}
     unfit = json.loads(run("info", "--json", "--batch-size", "1000000000").stdout)
-    assert "free; the weights take" in unfit["memory"]["does not fit"]
+    assert " are needed; the weights take" in unfit["memory"]["does not fit"]
 
 
 def test_version_and_help() -> None:

@@ -164,9 +164,9 @@ BEHAVIOURS = [
     ),
     Behaviour(
         "safetensors",
-        "slices have no reference",
-        probes.safetensors_slice,
-        (["a"], [2, 3], "F16", {"b": "c"}),
+        "it checks a header, of a file without a name too, and says what is wrong in one type of error",
+        probes.safetensors_by_descriptor,
+        (["a"], ["b"], True),
     ),
     Behaviour(
         "sentencepiece",

@@ -122,7 +122,7 @@ def test_what_would_make_the_8b_fit(persimmon_8b: Path, memory: str, named: str)
     options = ["--checkpoint", str(persimmon_8b), "--gpu-memory", memory, "--max-seq-len", "16384"]
     said = info(*options)["memory"]["does not fit"]
     assert said.partition(": ")[2].startswith(named)
-    assert said.startswith(f"cuda has {memory.removesuffix('GB')} GB free; the weights take ")
+    assert said.startswith(f"cuda has {memory.removesuffix('GB')} GB free, and ")
     context = said.rpartition("max_seq_len up to ")[2].removesuffix(" fits")
     options[-1] = context
     if "weights" in named:

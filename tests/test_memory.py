@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,15 @@ from checkpoints import small_config
 from saving import checkpoint_of
 
 from adept_fast import InsufficientMemoryError, PersimmonConfig, Runtime, loading, memory
+from adept_fast.checkpoint import CheckpointError
+from adept_fast.checkpoint.atomic import require_space
 from adept_fast.kv_cache import StaticKVCache, bytes_per_token
 from adept_fast.memory import (
     MemoryPlan,
     MemoryRequest,
     explaining_out_of_memory,
     format_bytes,
+    format_together,
     out_of_memory,
     plan_memory,
 )
@@ -71,7 +75,10 @@ def test_a_refusal_says_what_was_asked_and_what_is_free() -> None:
     asked = request(24_000_000_000, max_seq_len=8192, max_batch_size=2)
     said = refusal(asked)
     cache = format_bytes(8192 * 2 * 589_824)
-    assert said.startswith("cuda has 24 GB free; the weights take 18 GB, working memory ")
+    needed = format_bytes(lay_out(asked, 8192, "device").peak_bytes)
+    assert said.startswith(
+        f"cuda has 24 GB free, and {needed} are needed; the weights take 18 GB, working memory "
+    )
     assert f"a cache of max_batch_size 2 × max_seq_len 8192 takes {cache}: max_seq_len up to " in said
 
 
@@ -237,7 +244,8 @@ class TestOutOfMemory:
         assert isinstance(error, InsufficientMemoryError)
         said = str(error)
         assert said.startswith(
-            f"cuda ran out of memory while capturing a decode graph, with {format_bytes(free)} free now; "
+            f"cuda ran out of memory while capturing a decode graph, with {format_bytes(free)} free now, "
+            f"and {format_bytes(plan.peak_bytes)} planned; "
             f"the weights take {format_bytes(plan.weights_bytes)}"
         )
         _, longest = follow(plan.request, said.rpartition(": ")[2])
@@ -348,3 +356,44 @@ def test_the_most_that_fits(highest: int, limit: int) -> None:
 )
 def test_bytes_are_written_in_decimal_units(count: int, text: str) -> None:
     assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("counts", "texts"),
+    [
+        ((24_000_000_000, 16_000_000_000), ("24 GB", "16 GB")),
+        ((24_010_000_000, 23_990_000_000), ("24.01 GB", "23.99 GB")),
+        ((24_000_000_001, 24_000_000_000), ("24.000000001 GB", "24 GB")),
+        ((24_000_000_000, 24_000_000_000), ("24 GB", "24 GB")),
+        ((999_600_000, 1_000_000_000), ("999.6 MB", "1 GB")),
+        ((1_000, 1_001, 2_000_000), ("1 kB", "1.001 kB", "2 MB")),
+        ((2**62, 2**62 + 1), (f"{2**62} B", f"{2**62 + 1} B")),
+        ((0, 1), ("0 B", "1 B")),
+    ],
+)
+def test_sizes_side_by_side_have_the_digits_that_tell_them_apart(
+    counts: tuple[int, ...], texts: tuple[str, ...]
+) -> None:
+    assert format_together(*counts) == texts
+
+
+@pytest.mark.parametrize("missing", [1, 1000, 10**6])
+def test_no_message_compares_a_size_with_itself(missing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in: needs 24.0 GB; 24.0 GB are free."""
+    whole = lay_out(request(0), 4096, "device").peak_bytes
+    said = refusal(request(whole - missing, max_seq_len=4096))
+    free, needed = re.findall(r"([\d.]+ GB) (?:free|are needed)", said)[:2]
+    assert float(free.split()[0]) < float(needed.split()[0])
+    said = refusal(request(10**11, embedding="host", host_available_bytes=2**31 - missing, max_seq_len=64))
+    pinned, room = re.findall(r"([\d.]+ GB) (?:pinned|free;?)", said)[-2:]
+    assert pinned != room
+    least = lay_out(request(0, max_batch_size=1), 1, "device").peak_bytes
+    said = refusal(request(least - missing, may_pin=False))
+    needed, free = re.findall(r"takes ([\d.]+ GB) of ([\d.]+ GB)", said)[0]
+    assert float(free.split()[0]) < float(needed.split()[0])
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**9))
+    with pytest.raises(CheckpointError) as caught:
+        require_space(Path("/saved"), 10**9 + missing)
+    needed, free = re.findall(r"([\d.]+) GB", str(caught.value))
+    assert float(free) < float(needed)

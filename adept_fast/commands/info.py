@@ -17,7 +17,7 @@ from adept_fast.commands.errors import OneLineErrors
 from adept_fast.commands.options import checkpoint_option, placement_options
 from adept_fast.graphs import launched_in_words
 from adept_fast.loading import plan_loading
-from adept_fast.memory import InsufficientMemoryError, MemoryPlan, format_bytes
+from adept_fast.memory import InsufficientMemoryError, MemoryPlan, format_bytes, format_together
 from adept_fast.ops import cuda
 from adept_fast.ops.optional import choices
 from adept_fast.placement import Placement, choose_placement, imagine_placement
@@ -36,7 +36,7 @@ from adept_fast.placement import Placement, choose_placement, imagine_placement
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(**options: Any) -> None:
     """Describe a checkpoint and plan its memory, without reading its weights."""
-    checkpoint = open_checkpoint(options["checkpoint"])
+    checkpoint = open_checkpoint(options["checkpoint"], mmap=options["mmap"])
     placement, plan = _plan(checkpoint, options)
     report = {
         "checkpoint": _describe_checkpoint(checkpoint),
@@ -71,6 +71,7 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "format": checkpoint.format,
         "stored dtype": dtype_name(checkpoint.dtype),
         **({"packed weights": checkpoint.weights} if checkpoint.weights else {}),
+        "weight files": "memory-mapped" if checkpoint.mmap else "copied",
         "parameters": config.num_parameters,
         "pieces in the tokenizer": tokenizer.vocab_size,
         "unused vocabulary rows": config.vocab_size - tokenizer.vocab_size,
@@ -127,6 +128,7 @@ def _vocabulary(checkpoint: Checkpoint, placement: Placement) -> str:
 
 
 def _describe_plan(plan: MemoryPlan) -> dict[str, Any]:
+    total, free = format_together(plan.total_bytes, plan.available_bytes)
     return {
         "weights": format_bytes(plan.weights_bytes),
         **({"pinned on the host": format_bytes(plan.pinned_bytes)} if plan.pinned_bytes else {}),
@@ -134,8 +136,8 @@ def _describe_plan(plan: MemoryPlan) -> dict[str, Any]:
         **({"decode graphs": f"at most {format_bytes(plan.graphs_bytes)}"} if plan.graphs_bytes else {}),
         "cache a token": format_bytes(plan.cache_bytes_per_token),
         "cache": f"{format_bytes(plan.cache_bytes)} for {plan.max_batch_size} × {plan.max_seq_len} tokens",
-        "total": format_bytes(plan.total_bytes),
-        "free here": format_bytes(plan.available_bytes),
+        "total": total,
+        "free here": free,
         "longest context that fits": plan.longest_context,
     }
 

@@ -30,6 +30,7 @@ _PLACEMENT = (
     "embedding",
     "max_seq_len",
     "check_weights",
+    "mmap",
     "cuda_graphs",
     "warmup",
 )
@@ -43,6 +44,15 @@ def checkpoint_option(command: Command) -> Command:
         show_default=True,
         show_envvar=True,
         help="A Hugging Face directory, Adept's release (directory or .tar), a native checkpoint, or demo.",
+    )(command)
+
+
+def mmap_option(command: Command) -> Command:
+    return click.option(
+        "--mmap/--no-mmap",
+        default=True,
+        show_default=True,
+        help="Map weight files into memory, or copy from them: then one that is truncated is an error.",
     )(command)
 
 
@@ -79,6 +89,7 @@ def placement_options(command: Command) -> Command:
                 show_default=True,
                 help="Refuse weights with a NaN or an infinity.",
             ),
+            mmap_option,
             click.option(
                 "--cuda-graphs",
                 default="auto",
