@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from adept_fast.text_input import TextError, read_json
 
 _LARGEST_SIZE = 2**31 - 1
 _MOST_LAYERS = 4096  # tensor_shapes() lists every layer: a hostile file must not make that list endless
@@ -117,9 +118,9 @@ class PersimmonConfig:
     def from_json(cls, path: Path) -> PersimmonConfig:
         """Read a Hugging Face ``config.json``; ConfigError names the file."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise ConfigError(f"{path}: not valid JSON ({error})") from error
+            values = read_json(path)
+        except TextError as error:
+            raise ConfigError(str(error)) from error
         try:
             return cls.from_dict(values)
         except ConfigError as error:

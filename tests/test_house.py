@@ -42,6 +42,7 @@ ORDER = [
         "huge_pages",
         "mapped_files",
         "speculation",
+        "text_input",
     ],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ import torch
 from adept_fast.bandwidth import BandwidthProbe
 from adept_fast.checkpoint import Checkpoint, open_checkpoint, packed_matrices
 from adept_fast.commands.errors import OneLineErrors
-from adept_fast.commands.options import checkpoint_option, load_runtime, placement_options
+from adept_fast.commands.options import COUNT, checkpoint_option, load_runtime, placement_options
+from adept_fast.commands.output import print_json, print_text
 from adept_fast.memory import format_bytes
 from adept_fast.quantize import WEIGHT_FORMATS
 from adept_fast.quantize_wide import WIDE_FORMATS, wide_matrices
@@ -58,7 +58,7 @@ class Sample:
 @click.option(
     "--context",
     "context_tokens",
-    type=click.IntRange(min=1),
+    type=COUNT,
     default=64,
     show_default=True,
     help="Tokens that stand before the first step.",
@@ -85,7 +85,10 @@ def bench(**options: Any) -> None:
         + _more_at_once(stopwatch, samples, more)
         + _other_threads(stopwatch, samples)
     }
-    click.echo(json.dumps(report) if options["as_json"] else _as_line(report))
+    if options["as_json"]:
+        print_json(report)
+    else:
+        print_text(_as_line(report))
 
 
 class Stopwatch:
