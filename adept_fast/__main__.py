@@ -19,16 +19,11 @@ def main() -> None:
 def _run() -> None:
     import signal
 
-    catches = (
-        signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )  # else the caller wants it ignored
-
-    def end_at_once() -> None:
-        if catches:
-            signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
-
-    # While torch and numpy are imported, they may catch a KeyboardInterrupt, or make another error of it.
-    end_at_once()
+    # A caller that wants Ctrl-C ignored, as nohup and a shell's background jobs do, has set another handler.
+    catches = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if catches:
+        # While torch and numpy are imported, they may catch a KeyboardInterrupt, or make another error of it.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
     _fill_closed_descriptors()
     from adept_fast.commands.errors import OneLineErrors, failing
 
@@ -46,7 +41,8 @@ def _run() -> None:
     try:
         command(prog_name="adept-fast")
     finally:
-        end_at_once()
+        if catches:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # what was to be done is done
 
 
 def _fill_closed_descriptors() -> None:

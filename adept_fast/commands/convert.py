@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import click
 
@@ -73,7 +74,7 @@ def convert(
         progress=not quiet,
     )
     if not quiet:
-        click.echo(_as_text(report), err=True)
+        click.echo(_as_text(report), file=sys.stderr)
 
 
 def _as_text(report: ConversionReport) -> str:

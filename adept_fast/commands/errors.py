@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import click
 
-from adept_fast.commands.output import finish_output, prepare_output
+from adept_fast.commands.output import finish_output, naming_stdout, prepare_output
 
 INTERRUPTED = 130  # the exit status after Ctrl-C: 128 and the number of SIGINT, as in a shell
 MAX_CHARACTERS = 600  # of a message
@@ -70,10 +70,11 @@ class OneLineErrors(click.Command):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         try:
-            return super().make_context(info_name, args, parent, **extra)
+            with naming_stdout():  # where help is printed
+                return super().make_context(info_name, args, parent, **extra)
         except BrokenPipeError:
             raise
-        except OSError as error:  # of printing the help
+        except OSError as error:
             raise CommandFailed(one_line(error)) from error
 
     def invoke(self, ctx: click.Context) -> Any:

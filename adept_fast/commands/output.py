@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -25,13 +26,9 @@ def prepare_output() -> None:
 
 def print_text(text: str, *, newline: bool = True) -> None:
     """Print text at once. Raises OSError, which names stdout where nobody has closed a pipe."""
-    try:
+    with naming_stdout():
         # The stream is named, as click would replace one in ASCII by one in UTF-8.
         click.echo(text, file=sys.stdout, nl=newline)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, "stdout") from error
 
 
 def print_json(value: Any) -> None:
@@ -44,6 +41,17 @@ def print_json(value: Any) -> None:
     except UnicodeEncodeError:
         line = json.dumps(value, allow_nan=False)
     print_text(line)
+
+
+@contextlib.contextmanager
+def naming_stdout() -> Iterator[None]:
+    """Have an OSError say that it is of standard output; that its reader has gone, click handles itself."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "stdout") from error
 
 
 def finish_output() -> None:
