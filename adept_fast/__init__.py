@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING
-
+# As type checkers know it. Nothing is imported: the program cannot catch Ctrl-C before this file has run.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from adept_fast.checkpoint import CheckpointError
     from adept_fast.config import ConfigError, PersimmonConfig
@@ -60,6 +59,8 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of the packa
         """Import what is asked for, and torch with it: the program has to be able to begin before that."""
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import importlib
+
         globals()[name] = found = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
         return found
 
