@@ -109,6 +109,45 @@ def test_a_caller_that_wants_ctrl_c_ignored() -> None:
     assert (exit_code, stdout, stderr) == (0, f"adept-fast, version {adept_fast.__version__}\n", "")
 
 
+def test_a_conversation_in_a_terminal() -> None:
+    """A line is answered when it has been typed; Ctrl-C at the prompt says what leaves, and Ctrl-D leaves."""
+    pty = pytest.importorskip("pty", reason="no terminals here")
+    ours, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "adept_fast", "chat"],
+        env=ENVIRONMENT,
+        stdin=terminal,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+
+    def wait_for(text: bytes) -> None:
+        seen = b""
+        while not seen.endswith(text):
+            byte = process.stderr.read(1)
+            assert byte, seen
+            seen += byte
+
+    try:
+        wait_for(b"human: ")
+        os.write(ours, b"What is 6 times 7?\n")
+        assert process.stdout.readline() == b"6 times 7 is 42.\n"
+        wait_for(b"human: ")
+        os.write(ours, b"What is")
+        process.send_signal(signal.SIGINT)
+        wait_for(b"(Ctrl-D leaves)\nhuman: ")
+        os.write(ours, b"\x15\x04")  # Ctrl-U first: no terminal has sent the signal, and forgotten the line
+        assert process.communicate(timeout=120)[0] == b""
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+        os.close(terminal)
+
+
 @pytest.mark.parametrize("command", [["generate", "--prompt", "a"], ["chat"], ["score", "a"], ["bench"]])
 def test_ctrl_c_while_a_model_is_loaded(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_arguments: Any, **_options: Any) -> Runtime:

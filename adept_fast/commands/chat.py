@@ -56,9 +56,9 @@ def chat(**options: Any) -> None:
 def _ask(lines: LineReader) -> str | None:
     """The next question; None when the conversation is over. A person is prompted, on stderr."""
     while True:
-        if sys.stdin.isatty():
-            click.echo("human: ", nl=False, err=True)
         try:
+            if sys.stdin.isatty():
+                click.echo("human: ", nl=False, err=True)
             question = lines.read()
         except KeyboardInterrupt:
             click.echo("\n(Ctrl-D leaves)", err=True)
