@@ -56,9 +56,19 @@ def test_a_stdout_that_cannot_be_written() -> None:
 
 
 def test_a_closed_stderr_and_characters_that_stdout_lacks() -> None:
-    done = shell("$A score --no-bos 'caf\u00e9 \u2192' 2>&-", PYTHONIOENCODING="ascii")
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.split(b"\t")[2] == rb"caf\xe9 \u2192" + b"\n"
+    too_long = "a " * 600
+    done = shell(f"$A score 'caf\u00e9 \u2192' '{too_long}' 2>&-", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert done.stdout.split(b"\t")[2] == rb"caf\xe9 \u2192" + b"\n", "the error is not on stdout"
+
+
+def test_no_file_gets_the_descriptor_of_a_closed_stream() -> None:
+    program = (
+        "import os, sys; from adept_fast import __main__ as program; program._fill_closed_descriptors(); "
+        "print(sys.stdin, os.open(os.devnull, os.O_RDONLY) > 2, file=open(3, 'w'))"
+    )
+    done = shell(f'exec 3>&1; {sys.executable} -c "{program}" <&- >&- 2>&-')
+    assert (done.returncode, done.stdout) == (0, b"None True\n")
 
 
 @pytest.mark.parametrize("arguments", ["chat", "--help"])

@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import click
 
-from adept_fast.commands.output import finish_output, naming_stdout, prepare_output
+from adept_fast.commands.output import naming_stdout, prepare_output
 
 INTERRUPTED = 130  # the exit status after Ctrl-C: 128 and the number of SIGINT, as in a shell
 MAX_CHARACTERS = 600  # of a message
@@ -150,8 +150,6 @@ def _exit_status(run: Callable[[], Any]) -> int:
     except click.ClickException as error:
         _bounded(error).show(sys.stderr)
         return error.exit_code
-    finally:
-        finish_output()
     return status if isinstance(status, int) else 0  # that of ctx.exit
 
 
