@@ -227,8 +227,9 @@ class TestPrompts:
         assert result.stderr == f"error: {which} has {tokens} tokens; expected at most max_seq_len 512\n"
 
     def test_by_the_context_that_is_asked_for(self, nothing_is_loaded: None) -> None:
-        result = run("generate", "--prompt", "a b c d e f g h", "--max-seq-len", "5")
-        assert "expected at most max_seq_len 5\n" in result.stderr
+        result = run("generate", "--prompt-file", "-", "--max-seq-len", "5", stdin="a b c d e f g h")
+        assert result.stderr.startswith("error: prompt 1 (stdin) has ")
+        assert result.stderr.endswith(" tokens; expected at most max_seq_len 5\n")
 
     def test_by_the_context_that_fits(self, monkeypatch: pytest.MonkeyPatch) -> None:
         load = Runtime.load

@@ -94,16 +94,18 @@ def _read_prompts(options: dict[str, Any]) -> list[Prompt]:
     files = options["prompt_files"]
     if sum(name in _NAMES_OF_STDIN for name in files) > 1:
         raise click.UsageError("--prompt-file is stdin more than once; expected it once, as it has one end")
-    texts = [(text, "--prompt") for text in options["prompts"]] + [(_read(name), name) for name in files]
+    texts = [(text, "--prompt") for text in options["prompts"]] + [_read(name) for name in files]
     if not texts:
         raise click.UsageError("expected at least one --prompt or --prompt-file")
     as_chat = options["as_chat"]
     return [Prompt(text, chat.chat_prompt(text) if as_chat else text, source) for text, source in texts]
 
 
-def _read(name: str) -> str:
-    text = text_input.read_stdin() if name == "-" else text_input.read_text(name)
-    return text.removesuffix("\n")
+def _read(name: str) -> tuple[str, str]:
+    """The text of a file without the end of its last line, and what errors call the file."""
+    if name == "-":
+        return text_input.read_stdin().removesuffix("\n"), text_input.STDIN
+    return text_input.read_text(name).removesuffix("\n"), name
 
 
 def _load_for(prompts: list[Prompt], options: dict[str, Any]) -> Runtime:
