@@ -1,14 +1,19 @@
 """adept-fast: the fastest, most pleasant way to run the Persimmon-8B language model and its family."""
 
-from adept_fast.checkpoint import CheckpointError
-from adept_fast.config import ConfigError, PersimmonConfig
-from adept_fast.memory import InsufficientMemoryError, MemoryPlan
-from adept_fast.runtime import Runtime
-from adept_fast.sampling import ParameterError, SamplingParams
-from adept_fast.scoring import Score
-from adept_fast.sequence import Generation, GenerationError, TokenLogprob
-from adept_fast.text_stream import TextStream
-from adept_fast.tokenizer import Tokenizer, TokenizerError
+from __future__ import annotations
+
+# As type checkers know it. Nothing is imported: the program cannot catch Ctrl-C before this file has run.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from adept_fast.checkpoint import CheckpointError
+    from adept_fast.config import ConfigError, PersimmonConfig
+    from adept_fast.memory import InsufficientMemoryError, MemoryPlan
+    from adept_fast.runtime import Runtime
+    from adept_fast.sampling import ParameterError, SamplingParams
+    from adept_fast.scoring import Score
+    from adept_fast.sequence import Generation, GenerationError, TokenLogprob
+    from adept_fast.text_stream import TextStream
+    from adept_fast.tokenizer import Tokenizer, TokenizerError
 
 __version__ = "0.1.0"
 
@@ -29,3 +34,35 @@ __all__ = [
     "Tokenizer",
     "TokenizerError",
 ]
+
+_MODULES = {
+    "CheckpointError": "checkpoint",
+    "ConfigError": "config",
+    "Generation": "sequence",
+    "GenerationError": "sequence",
+    "InsufficientMemoryError": "memory",
+    "MemoryPlan": "memory",
+    "ParameterError": "sampling",
+    "PersimmonConfig": "config",
+    "Runtime": "runtime",
+    "SamplingParams": "sampling",
+    "Score": "scoring",
+    "TextStream": "text_stream",
+    "TokenLogprob": "sequence",
+    "Tokenizer": "tokenizer",
+    "TokenizerError": "tokenizer",
+}
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of the package's
+
+    def __getattr__(name: str) -> object:
+        """Import what is asked for, and torch with it: the program has to be able to begin before that."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import importlib
+
+        globals()[name] = found = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -12,6 +12,7 @@ from adept_fast.file_limits import max_bytes
 from adept_fast.regular_file import FileError, read_regular
 from adept_fast.short_text import short_repr
 from adept_fast.stand_in import why_unreadable
+from adept_fast.text_input import TextError, decode_text
 
 _MAX_DEPTH = 64
 _MAX_DIGITS = 308  # any integer of so many is below the largest float
@@ -31,8 +32,9 @@ class _NoNumber:
 def read_json(path: str | Path) -> dict[str, Any]:
     """The object in a JSON file. FileError, one sentence that names the file, where there is no such thing.
 
-    Refused are files that are not regular or larger than their kind may be, a key that comes twice in an
-    object, NaN, infinities and numbers beyond a float's range, and nesting of more than 64 levels.
+    The text is read by the rule of ``text_input``. Refused are files that are not regular or larger than
+    their kind may be, a key that comes twice in an object, NaN, infinities and numbers beyond a float's
+    range, and nesting of more than 64 levels.
     """
     return parse_json(read_regular(path, max_bytes(path)), str(path))
 
@@ -41,7 +43,7 @@ def parse_json(contents: bytes, label: str) -> dict[str, Any]:
     """As ``read_json``, from the bytes of the file that ``label`` names."""
     try:
         values = json.loads(
-            contents.decode("utf-8"),
+            decode_text(contents, label),
             parse_int=_integer,
             parse_float=_float,
             parse_constant=_NoNumber,
@@ -50,9 +52,11 @@ def parse_json(contents: bytes, label: str) -> dict[str, Any]:
         _check(values)
     except _FaultError as error:
         raise FileError(f"{label}: {error}") from error
+    except TextError as error:
+        raise FileError(str(error)) from error
     except RecursionError as error:
         raise FileError(f"{label}: {_too_deep()}") from error
-    except ValueError as error:  # of JSON's grammar, or of UTF-8
+    except json.JSONDecodeError as error:
         raise FileError(why_unreadable(label, contents, f"not valid JSON ({error})")) from error
     if not isinstance(values, dict):
         raise FileError(f"{label}: holds a {type(values).__name__}; expected a JSON object")

@@ -35,9 +35,14 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """NaN for a text with nothing to predict."""
+        """NaN for a text with nothing to predict, and infinity above the largest float."""
         scored = sum(value is not None for value in self.logprobs)
-        return math.exp(-self.total / scored) if scored else math.nan
+        if not scored:
+            return math.nan
+        try:
+            return math.exp(-self.total / scored)
+        except OverflowError:
+            return math.inf
 
 
 @torch.inference_mode()

@@ -6,7 +6,14 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from adept_fast.commands.errors import OneLineErrors, OneLineErrorsGroup, one_line
+from adept_fast.commands.errors import (
+    INTERRUPTED,
+    MAX_CHARACTERS,
+    OneLineErrors,
+    OneLineErrorsGroup,
+    failing,
+    one_line,
+)
 
 
 @click.group(cls=OneLineErrorsGroup)
@@ -129,3 +136,73 @@ def test_broken_pipes_are_left_to_click(runner):
 )
 def test_one_line(error, line):
     assert one_line(error) == line
+
+
+@pytest.mark.parametrize("long", ["x" * 5000, "\x1b" * 5000, "a b\n" * 5000, "é" * 601, "\u202e" * 10**6])
+def test_a_long_message_keeps_its_ends(long):
+    line = one_line(ValueError(f"model.bin: name is {long}; expected another"))
+    assert len(line) == MAX_CHARACTERS
+    assert line.startswith("model.bin: name is ")
+    assert line.endswith("; expected another")
+    assert " ... " in line
+    assert line.isprintable()
+
+
+def test_a_message_of_the_longest_length_is_left_as_it_is():
+    assert one_line(ValueError("x" * MAX_CHARACTERS)) == "x" * MAX_CHARACTERS
+
+
+def test_a_long_file_name_keeps_the_reason(runner):
+    result = runner.invoke(group, ["read", "\x1b[31m" + "x" * 5000])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: \\x1b[31mxxx")
+    assert result.stderr.endswith("xxx: File name too long\n")
+    assert len(result.stderr) < MAX_CHARACTERS + 10
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["work", "--count", "\x1b[31m" + "9" * 5000], ["work", "x\n\x1b" * 3000], ["\x1b\n" * 3000], ["--\x1b"]],
+)
+def test_usage_errors_are_bounded_too(runner, arguments):
+    result = runner.invoke(group, arguments)
+    assert result.exit_code == 2
+    usage, hint, blank, line = result.stderr.split("\n")[:-1]
+    assert (usage[:6], hint[:3], blank, line[:7]) == ("Usage:", "Try", "", "Error: ")
+    assert len(line) < MAX_CHARACTERS + 10
+    assert line.isprintable()
+
+
+def test_help_is_not_cut(runner):
+    @click.group(cls=OneLineErrorsGroup)
+    def talkative() -> None:
+        pass
+
+    for number in range(40):
+        talkative.command(f"command{number}", help="Say something.")(lambda: None)
+    for arguments in ([], ["--help"]):
+        assert "command39  Say something." in runner.invoke(talkative, arguments).output
+
+
+def test_ctrl_c_has_an_exit_code_of_its_own(runner):
+    @click.command(cls=OneLineErrors)
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    result = runner.invoke(stopped)
+    assert (result.exit_code, result.output.strip()) == (INTERRUPTED, "")
+
+
+def test_without_its_own_exit_a_command_raises_what_click_raises(runner):
+    assert group.main(["work"], standalone_mode=False) is None
+    with pytest.raises(click.ClickException, match="why"):
+        group.main(["fail", "why"], standalone_mode=False)
+
+
+def test_a_failure_at_import_is_that_of_any_command(runner):
+    command = failing(ValueError("ADEPT is 1; expected 2"))
+    for arguments in ([], ["chat", "--help"], ["generate", "--prompt", "a", "-x"]):
+        result = runner.invoke(command, arguments)
+        assert (result.exit_code, result.output) == (1, "error: ADEPT is 1; expected 2\n")
+    for arguments in (["--debug"], ["chat", "--debug"]):
+        assert isinstance(runner.invoke(command, arguments).exception, ValueError)

@@ -42,6 +42,9 @@ NAMES = [
     Name("setuptools.command.build_py.build_py.editable_mode", "it alone says that nothing is to be copied"),
     Name("setuptools.errors.BaseError", "what a failing build_ext raises is documented nowhere"),
     Name("setuptools.errors.CCompilerError", "the same"),
+    Name(
+        "os._exit", "documented, in spite of its name; nothing else ends a process in the middle of an import"
+    ),
     Name("lm_eval.__main__.cli_evaluate", "lm-eval's command line has no other function"),
     Name("lm_eval.models.MODEL_MAPPING", "it fills the registry when first imported, so that is done early"),
     Name("lm_eval.api.model.TemplateLM.prefix_token_id", OVERRIDDEN),
@@ -70,6 +73,15 @@ SIGNATURES = [
     ),
     Signature("setuptools.command.build_py.build_py.run", BUILD, ("self",), "override"),
     Signature("click.Command.invoke", CLICK, ("self", "ctx"), "override"),
+    Signature(
+        "click.Command.make_context", CLICK, ("self", "info_name", "args", "parent", "extra"), "override"
+    ),
+    Signature(
+        "click.Command.main",
+        "the program and click.testing call ours in its place",
+        ("self", "args", "prog_name", "complete_var", "standalone_mode", "windows_expand_args", "extra"),
+        "override",
+    ),
     Signature("click.ClickException.show", CLICK, ("self", "file"), "override"),
     Signature("click.ParamType.convert", CLICK, ("self", "value", "param", "ctx"), "override"),
     Signature(f"{LM}.tok_encode", OVERRIDDEN, ("self", "string", "add_special_tokens", "kwargs"), "override"),

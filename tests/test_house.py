@@ -44,7 +44,7 @@ ORDER = [
         "speculation",
     ],
     ["json_file"],
-    ["regular_file", "file_limits", "short_text", "stand_in", "byte_counts", "cgroup_memory"],
+    ["text_input", "regular_file", "file_limits", "short_text", "stand_in", "byte_counts", "cgroup_memory"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 from dataclasses import dataclass
@@ -12,9 +11,16 @@ import click
 import torch
 
 from adept_fast.bandwidth import BandwidthProbe
-from adept_fast.checkpoint import Checkpoint, open_checkpoint, packed_matrices
+from adept_fast.checkpoint import Checkpoint, packed_matrices
 from adept_fast.commands.errors import OneLineErrors
-from adept_fast.commands.options import checkpoint_option, load_runtime, placement_options
+from adept_fast.commands.options import (
+    COUNT,
+    checkpoint_option,
+    chosen_checkpoint,
+    load_runtime,
+    placement_options,
+)
+from adept_fast.commands.output import print_json, print_text
 from adept_fast.memory import format_bytes
 from adept_fast.quantize import WEIGHT_FORMATS
 from adept_fast.quantize_wide import WIDE_FORMATS, wide_matrices
@@ -58,7 +64,7 @@ class Sample:
 @click.option(
     "--context",
     "context_tokens",
-    type=click.IntRange(min=1),
+    type=COUNT,
     default=64,
     show_default=True,
     help="Tokens that stand before the first step.",
@@ -66,8 +72,7 @@ class Sample:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def bench(**options: Any) -> None:
     """Say how fast decoding is, what memory would allow, and what to change."""
-    checkpoint = open_checkpoint(options["checkpoint"])
-    options["checkpoint"] = checkpoint
+    checkpoint = chosen_checkpoint(options)
     batch_size, context = options["batch_size"], options["context_tokens"]
     if options["max_seq_len"] is None:
         options["max_seq_len"] = min(context + _MOST_STEPS + 1, checkpoint.config.max_position_embeddings)
@@ -77,7 +82,7 @@ def bench(**options: Any) -> None:
             f"so that {_FEWEST_STEPS} steps fit behind it"
         )
     more = min(_MOST_AT_ONCE, 4 * batch_size)
-    runtime = load_runtime(options, max_batch_size=more)
+    runtime = load_runtime(checkpoint, options, max_batch_size=more)
     stopwatch = Stopwatch(runtime, checkpoint, context)
     samples = [stopwatch.sample(batch_size) for _ in range(_SAMPLES)]
     report = _report(runtime, samples) | {
@@ -85,7 +90,10 @@ def bench(**options: Any) -> None:
         + _more_at_once(stopwatch, samples, more)
         + _other_threads(stopwatch, samples)
     }
-    click.echo(json.dumps(report) if options["as_json"] else _as_line(report))
+    if options["as_json"]:
+        print_json(report)
+    else:
+        print_text(_as_line(report))
 
 
 class Stopwatch:

@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from adept_fast.chat import STOP, Turn, chat_prompt
-from adept_fast.commands.errors import OneLineErrors
+from adept_fast.commands.errors import OneLineErrors, show_error
 from adept_fast.commands.options import (
     bos_option,
     checkpoint_option,
+    chosen_checkpoint,
     load_runtime,
     placement_options,
     sampling_options,
@@ -19,7 +20,9 @@ from adept_fast.commands.options import (
 )
 from adept_fast.commands.streaming import print_stream
 from adept_fast.runtime import Runtime
-from adept_fast.sampling import SamplingParams
+from adept_fast.sampling import ParameterError, SamplingParams
+from adept_fast.text_input import LineReader, TextError
+from adept_fast.text_stream import TextStream
 
 
 @click.command(cls=OneLineErrors)
@@ -28,44 +31,55 @@ from adept_fast.sampling import SamplingParams
 @sampling_options
 @bos_option
 def chat(**options: Any) -> None:
-    """Talk with the model. Ctrl-C stops an answer, Ctrl-D leaves."""
-    runtime = load_runtime(options)
+    """Talk with the model. Ctrl-C stops an answer, Ctrl-D leaves.
+
+    A question that cannot be asked, as it is too long or not UTF-8, is an error on stderr, and the next one
+    is read.
+    """
     params = sampling_params(options, stop=(STOP,))
+    lines = LineReader.of_stdin()
+    runtime = load_runtime(chosen_checkpoint(options), options)
     history: list[Turn] = []
-    while (question := _ask()) is not None:
-        if not question.strip():
+    while True:
+        try:
+            question = _ask(lines)
+            if question is None:
+                return
+            if not question.strip():
+                continue
+            kept, stream = _begin_answer(runtime, question, history, params, options["add_bos"])
+        except (TextError, ParameterError) as error:
+            show_error(error)
             continue
-        history, prompt = _fit(runtime, question, history, params, options["add_bos"])
-        stream = runtime.stream(prompt, params, add_bos=options["add_bos"])
-        history.append(Turn(question, print_stream(stream, as_chat=True)))
+        history = [*kept, Turn(question, print_stream(stream, as_chat=True))]
 
 
-def _ask() -> str | None:
+def _ask(lines: LineReader) -> str | None:
     """The next question; None when the conversation is over. A person is prompted, on stderr."""
     while True:
-        if sys.stdin.isatty():
-            click.echo("human: ", nl=False, err=True)
         try:
-            line = sys.stdin.readline()
+            if sys.stdin.isatty():
+                click.echo("human: ", nl=False, err=True)
+            question = lines.read()
         except KeyboardInterrupt:
             click.echo("\n(Ctrl-D leaves)", err=True)
             continue
-        if not line:
+        if question is None:
             click.echo(err=True)
-            return None
-        return line.rstrip("\n")
+        return question
 
 
-def _fit(
+def _begin_answer(
     runtime: Runtime, question: str, history: list[Turn], params: SamplingParams, add_bos: bool | None
-) -> tuple[list[Turn], str]:
-    """The turns that the context still holds, and the prompt they make; the oldest are forgotten first."""
+) -> tuple[list[Turn], TextStream]:
+    """The turns that the context still holds, and the answer; the oldest turns are forgotten first."""
     room = runtime.max_seq_len - min(params.max_new_tokens or 0, runtime.max_seq_len // 2)
     kept = list(history)
     while kept and len(runtime.tokenizer.encode(chat_prompt(question, kept), add_bos=add_bos)) > room:
         kept.pop(0)
+    stream = runtime.stream(chat_prompt(question, kept), params, add_bos=add_bos)
     if len(kept) < len(history):
         click.echo(
             f"(the context is full: the first {len(history) - len(kept)} turns are forgotten)", err=True
         )
-    return kept, chat_prompt(question, kept)
+    return kept, stream

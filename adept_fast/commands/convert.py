@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import click
 
 from adept_fast.checkpoint import WEIGHT_DTYPES
 from adept_fast.checkpoint.convert import FORMATS, ConversionReport, Format
 from adept_fast.checkpoint.convert import convert as convert_checkpoint
-from adept_fast.commands.errors import OneLineErrors
+from adept_fast.commands.errors import OneLineErrors, printable
 from adept_fast.commands.options import mmap_option
 from adept_fast.commands.termination import ended_by_exceptions
 from adept_fast.quantize import WEIGHT_FORMATS
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMG]I?B)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([KMG]I?B)?", re.IGNORECASE)
 
 
 def _parse_size(_context: click.Context, _parameter: click.Parameter, text: str) -> int:
@@ -80,7 +81,7 @@ def convert(
             progress=not quiet,
         )
     if not quiet:
-        click.echo(_as_text(report), err=True)
+        click.echo(_as_text(report), file=sys.stderr)
 
 
 def _as_text(report: ConversionReport) -> str:
@@ -91,4 +92,4 @@ def _as_text(report: ConversionReport) -> str:
         f"{saved.tensors} tensors, {saved.total_bytes:,} bytes; tokenizer: {saved.tokenizer_check}",
         *(f"note: {note}" for note in saved.notes),
     ]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 import click
 
+from adept_fast.commands.output import naming_stdout, prepare_output
+
+INTERRUPTED = 130  # the exit status after Ctrl-C: 128 and the number of SIGINT, as in a shell
+MAX_CHARACTERS = 600  # of a message
+
 _DEBUG = "adept_fast.debug"
+_HEAD = MAX_CHARACTERS * 2 // 3
+_CUT = " ... "
 
 
 class CommandFailed(click.ClickException):
@@ -15,14 +24,15 @@ class CommandFailed(click.ClickException):
     exit_code = 1
 
     def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"error: {self.format_message()}", file=file, err=file is None)
+        click.echo(f"error: {self.format_message()}", file=file or sys.stderr)
 
 
 class OneLineErrors(click.Command):
     """A command whose ValueErrors and OSErrors end it with one line and exit status 1.
 
     It has a ``--debug`` option (environment: ``ADEPT_FAST_DEBUG=1``), with which they propagate instead.
-    Usage errors keep click's form and its exit status 2.
+    Usage errors keep click's form and its exit status 2, their message shortened as others are. Ctrl-C ends
+    it with exit status 130.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -37,6 +47,35 @@ class OneLineErrors(click.Command):
                 help="Show the traceback of an error.",
             )
         )
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        def run() -> Any:
+            return super(OneLineErrors, self).main(
+                args, prog_name, complete_var, False, windows_expand_args=windows_expand_args, **extra
+            )
+
+        if not standalone_mode:
+            return run()
+        sys.exit(_exit_status(run))
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        try:
+            with naming_stdout():  # where help is printed
+                return super().make_context(info_name, args, parent, **extra)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise CommandFailed(one_line(error)) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -56,16 +95,73 @@ class OneLineErrorsGroup(OneLineErrors, click.Group):
     group_class = type
 
 
-def one_line(error: BaseException) -> str:
-    """What an error says, as one line that is safe to print on a terminal."""
+def failing(error: Exception) -> OneLineErrors:
+    """A command that takes any arguments and fails with ``error``, for a program that cannot be imported."""
+
+    def fail() -> None:
+        raise error
+
+    return OneLineErrors(
+        None,
+        callback=fail,
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+
+
+def show_error(error: Exception) -> None:
+    """Print an error as its line on standard error, where the command goes on."""
+    CommandFailed(one_line(error)).show()
+
+
+def one_line(error: BaseException | str) -> str:
+    """What an error says, as one line of at most MAX_CHARACTERS that is safe to print on a terminal."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         message = f"{error.filename}: {error.strerror}"
     else:
         message = str(error) or type(error).__name__
+    if len(message) > 2 * MAX_CHARACTERS:  # what is cut out below need not be gone through
+        message = message[:MAX_CHARACTERS] + _CUT + message[-MAX_CHARACTERS:]
+    line = printable(" ".join(message.split()))
+    if len(line) <= MAX_CHARACTERS:
+        return line
+    # The beginning names the thing, and the end says what is expected; what is long is a value between.
+    return line[:_HEAD] + _CUT + line[len(line) - (MAX_CHARACTERS - _HEAD - len(_CUT)) :]
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what is not printable, newlines too."""
     # File and tensor names come from files that may be hostile: no escape sequence may reach the terminal.
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in " ".join(message.split())
+        for character in text
+    )
+
+
+def _exit_status(run: Callable[[], Any]) -> int:
+    """That of a command in click's mode without its own handling of errors, which are printed here."""
+    try:
+        if sys.stdout is None:  # all that a command works out would be lost
+            raise CommandFailed("stdout is closed; expected it open (>/dev/null drops what is printed)")
+        prepare_output()
+        status = run()
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except click.ClickException as error:
+        _bounded(error).show(sys.stderr)
+        return error.exit_code
+    return status if isinstance(status, int) else 0  # that of ctx.exit
+
+
+def _bounded(error: click.ClickException) -> click.ClickException:
+    """The same error with its message in one line, but for a command's help, which click may raise too."""
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+        return error
+    message = one_line(error.format_message())
+    return (
+        click.UsageError(message, error.ctx)
+        if isinstance(error, click.UsageError)
+        else CommandFailed(message)
     )
 
 

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from adept_fast import chat
+from adept_fast import chat, text_input
 from adept_fast.bandwidth import measure_read_bandwidth
 from adept_fast.commands.errors import OneLineErrors
 from adept_fast.commands.options import (
+    COUNT,
     bos_option,
     checkpoint_option,
+    chosen_checkpoint,
     load_runtime,
     placement_options,
     sampling_options,
     sampling_params,
 )
+from adept_fast.commands.output import print_json, print_text
 from adept_fast.commands.streaming import print_stream
 from adept_fast.memory import format_bytes
 from adept_fast.runtime import Runtime
-from adept_fast.sampling import SamplingParams
+from adept_fast.sampling import ParameterError, SamplingParams
 from adept_fast.sequence import Generation
+from adept_fast.tokenizer import Tokenizer, TokenizerError
+
+_NAMES_OF_STDIN = {"-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to continue, what the model is given of it, and where it came from."""
+
+    text: str
+    given: str
+    source: str
 
 
 @click.command(cls=OneLineErrors)
@@ -35,7 +48,7 @@ from adept_fast.sequence import Generation
     "prompt_files",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
-    help="A file whose text is to be continued, - for stdin; one newline at its end is left out.",
+    help="A file whose text is to be continued, - for stdin (once); the newline at its end is left out.",
 )
 @click.option("--chat", "as_chat", is_flag=True, help="Treat each prompt as a question in the chat format.")
 @checkpoint_option
@@ -44,7 +57,7 @@ from adept_fast.sequence import Generation
 @bos_option
 @click.option(
     "--batch-size",
-    type=click.IntRange(min=1),
+    type=COUNT,
     default=4,
     show_default=True,
     help="How many of several prompts are generated side by side.",
@@ -56,25 +69,69 @@ from adept_fast.sequence import Generation
 @click.option("--stats", is_flag=True, help="Print speed, and its share of the memory bandwidth, to stderr.")
 def generate(**options: Any) -> None:
     """Continue each prompt with text from the model."""
-    prompts = [*options["prompts"], *(_read_prompt(name) for name in options["prompt_files"])]
-    if not prompts:
-        raise click.UsageError("expected at least one --prompt or --prompt-file")
-    texts = [chat.chat_prompt(prompt) if options["as_chat"] else prompt for prompt in prompts]
     params = sampling_params(
         options, stop=(chat.STOP,) if options["as_chat"] else (), logprobs=options["logprobs"]
     )
-    runtime = load_runtime(options, max_batch_size=min(len(texts), options["batch_size"]))
+    prompts = _read_prompts(options)
+    runtime = _load_for(prompts, options)
     warmup_seconds = _warm_up(runtime) if options["stats"] else 0.0
-    if len(texts) == 1 and not options["as_json"]:
-        generations = [_stream(runtime, texts[0], params, options)]
+    if len(prompts) == 1 and not options["as_json"]:
+        generations = [_stream(runtime, prompts[0].given, params, options)]
     else:
-        generations = runtime.generate(texts, params, add_bos=options["add_bos"])
+        given = [prompt.given for prompt in prompts]
+        generations = runtime.generate(given, params, add_bos=options["add_bos"])
         for prompt, generation in zip(prompts, generations, strict=True):
-            click.echo(
-                _as_json(prompt, generation, options) if options["as_json"] else _text(generation, options)
-            )
+            if options["as_json"]:
+                print_json(_as_object(prompt.text, generation, options))
+            else:
+                print_text(_text(generation, options))
     if options["stats"]:
         _print_stats(runtime, generations, warmup_seconds)
+
+
+def _read_prompts(options: dict[str, Any]) -> list[Prompt]:
+    """Those of ``--prompt``, as they are, then those of files."""
+    files = options["prompt_files"]
+    if sum(name in _NAMES_OF_STDIN for name in files) > 1:
+        raise click.UsageError("--prompt-file is stdin more than once; expected it once, as it has one end")
+    texts = [(text, "--prompt") for text in options["prompts"]] + [_read(name) for name in files]
+    if not texts:
+        raise click.UsageError("expected at least one --prompt or --prompt-file")
+    as_chat = options["as_chat"]
+    return [Prompt(text, chat.chat_prompt(text) if as_chat else text, source) for text, source in texts]
+
+
+def _read(name: str) -> tuple[str, str]:
+    """The text of a file without the end of its last line, and what errors call the file."""
+    if name == "-":
+        return text_input.read_stdin().removesuffix("\n"), text_input.STDIN
+    return text_input.read_text(name).removesuffix("\n"), name
+
+
+def _load_for(prompts: list[Prompt], options: dict[str, Any]) -> Runtime:
+    """A Runtime with room for each prompt; one that is too long is refused before weights are read."""
+    checkpoint = chosen_checkpoint(options)
+    longest = checkpoint.config.max_position_embeddings
+    longest = min(options["max_seq_len"] or longest, longest)
+    _check_lengths(prompts, checkpoint.tokenizer, options["add_bos"], longest)
+    runtime = load_runtime(checkpoint, options, max_batch_size=min(len(prompts), options["batch_size"]))
+    if runtime.max_seq_len < longest:  # memory has no room for the whole context
+        _check_lengths(prompts, runtime.tokenizer, options["add_bos"], runtime.max_seq_len)
+    return runtime
+
+
+def _check_lengths(
+    prompts: list[Prompt], tokenizer: Tokenizer, add_bos: bool | None, max_tokens: int
+) -> None:
+    """Raises ParameterError or TokenizerError, which say which prompt it is that cannot be continued."""
+    for number, prompt in enumerate(prompts, 1):
+        which = f"prompt {number} ({prompt.source})"
+        try:
+            tokens = len(tokenizer.encode(prompt.given, add_bos=add_bos))
+        except TokenizerError as error:
+            raise TokenizerError(f"{which}: {error}") from error
+        if tokens > max_tokens:
+            raise ParameterError(f"{which} has {tokens} tokens; expected at most max_seq_len {max_tokens}")
 
 
 def _warm_up(runtime: Runtime) -> float:
@@ -90,21 +147,13 @@ def _stream(runtime: Runtime, text: str, params: SamplingParams, options: dict[s
     return stream.result
 
 
-def _read_prompt(name: str) -> str:
-    data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-    try:
-        return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: not UTF-8 text (byte {error.start})") from error
-
-
 def _text(generation: Generation, options: dict[str, Any]) -> str:
     return "".join(chat.strip_answer([generation.text])) if options["as_chat"] else generation.text
 
 
-def _as_json(prompt: str, generation: Generation, options: dict[str, Any]) -> str:
+def _as_object(prompt: str, generation: Generation, options: dict[str, Any]) -> dict[str, Any]:
     timings = generation.timings
-    line: dict[str, Any] = {
+    entries: dict[str, Any] = {
         "prompt": prompt,
         "text": _text(generation, options),
         "token_ids": generation.token_ids,
@@ -119,11 +168,11 @@ def _as_json(prompt: str, generation: Generation, options: dict[str, Any]) -> st
         "accepted_tokens": timings.accepted_tokens,
     }
     if generation.logprobs is not None:
-        line["logprobs"] = [
+        entries["logprobs"] = [
             {"token_id": entry.token_id, "logprob": entry.logprob, "top": [list(pair) for pair in entry.top]}
             for entry in generation.logprobs
         ]
-    return json.dumps(line, ensure_ascii=False)
+    return entries
 
 
 def _print_stats(runtime: Runtime, generations: list[Generation], warmup_seconds: float) -> None:

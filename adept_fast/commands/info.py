@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 from typing import Any
 
@@ -11,10 +10,11 @@ import click
 import torch
 
 from adept_fast import __version__, ops
-from adept_fast.checkpoint import Checkpoint, dtype_name, open_checkpoint
+from adept_fast.checkpoint import Checkpoint, dtype_name
 from adept_fast.commands.byte_size import byte_size
-from adept_fast.commands.errors import OneLineErrors
-from adept_fast.commands.options import checkpoint_option, placement_options
+from adept_fast.commands.errors import OneLineErrors, printable
+from adept_fast.commands.options import COUNT, checkpoint_option, chosen_checkpoint, placement_options
+from adept_fast.commands.output import print_json, print_text
 from adept_fast.graphs import launched_in_words
 from adept_fast.loading import plan_loading
 from adept_fast.memory import InsufficientMemoryError, MemoryPlan, format_bytes, format_together
@@ -26,7 +26,7 @@ from adept_fast.placement import Placement, choose_placement, imagine_placement
 @click.command(cls=OneLineErrors)
 @checkpoint_option
 @placement_options
-@click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--batch-size", type=COUNT, default=1, show_default=True)
 @click.option(
     "--gpu-memory",
     metavar="SIZE",
@@ -36,7 +36,7 @@ from adept_fast.placement import Placement, choose_placement, imagine_placement
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(**options: Any) -> None:
     """Describe a checkpoint and plan its memory, without reading its weights."""
-    checkpoint = open_checkpoint(options["checkpoint"], mmap=options["mmap"])
+    checkpoint = chosen_checkpoint(options)
     placement, plan = _plan(checkpoint, options)
     report = {
         "checkpoint": _describe_checkpoint(checkpoint),
@@ -61,7 +61,10 @@ def info(**options: Any) -> None:
             "python": platform.python_version(),
         },
     }
-    click.echo(json.dumps(report, ensure_ascii=False) if options["as_json"] else _as_text(report))
+    if options["as_json"]:
+        print_json(report)
+    else:
+        print_text(_as_text(report))
 
 
 def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -163,4 +166,6 @@ def _as_text(report: dict[str, dict[str, Any]]) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:,}".replace(",", " ") if isinstance(value, int) and value >= 10_000 else str(value)
+    if isinstance(value, int) and value >= 10_000:
+        return f"{value:,}".replace(",", " ")
+    return printable(str(value))

@@ -7,8 +7,12 @@ from typing import Any, TypeVar
 
 import click
 
+from adept_fast.checkpoint import Checkpoint, open_checkpoint
+from adept_fast.commands.escapes import unescape
 from adept_fast.runtime import Runtime
-from adept_fast.sampling import MOST_DRAFTS, SamplingParams
+from adept_fast.sampling import MOST_DRAFTS, ParameterError, SamplingParams
+
+COUNT = click.IntRange(1, 2**31 - 1)  # of tokens, or of sequences
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -80,7 +84,7 @@ def placement_options(command: Command) -> Command:
             ),
             click.option(
                 "--max-seq-len",
-                type=click.IntRange(min=1),
+                type=COUNT,
                 help="Tokens of prompt and text together.  [default: the model's context, or what fits]",
             ),
             click.option(
@@ -143,11 +147,26 @@ def sampling_options(command: Command) -> Command:
                 show_default=True,
                 help="Guess this many tokens ahead from what was said before: the same text in fewer steps.",
             ),
-            click.option("--stop", multiple=True, help="A string that ends the text; repeatable."),
+            click.option(
+                "--stop",
+                multiple=True,
+                callback=_unescape_all,
+                help="A string that ends the text; repeatable. "
+                r"It may have the escapes \n, \t, \r, \\, \xHH and \uHHHH.",
+            ),
         )
     ):
         command = option(command)
     return command
+
+
+def _unescape_all(
+    _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[str, ...]:
+    try:
+        return tuple(unescape(value) for value in values)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def bos_option(command: Command) -> Command:
@@ -159,15 +178,28 @@ def bos_option(command: Command) -> Command:
     )(command)
 
 
-def load_runtime(options: dict[str, Any], *, max_batch_size: int = 1, progress: bool = True) -> Runtime:
-    """A Runtime from the values of ``checkpoint_option`` and ``placement_options``."""
+def chosen_checkpoint(options: dict[str, Any]) -> Checkpoint:
+    """The checkpoint that the values of ``checkpoint_option`` and ``mmap_option`` name, open."""
+    return open_checkpoint(options["checkpoint"], mmap=options["mmap"])
+
+
+def load_runtime(
+    checkpoint: Checkpoint, options: dict[str, Any], *, max_batch_size: int = 1, progress: bool = True
+) -> Runtime:
+    """A Runtime from the values of ``placement_options``."""
     placement = {name: options[name] for name in _PLACEMENT}
-    return Runtime.load(options["checkpoint"], max_batch_size=max_batch_size, progress=progress, **placement)
+    return Runtime.load(checkpoint, max_batch_size=max_batch_size, progress=progress, **placement)
 
 
 def sampling_params(
     options: dict[str, Any], *, stop: tuple[str, ...] = (), logprobs: int | None = None
 ) -> SamplingParams:
-    """SamplingParams from the values of ``sampling_options``, and the stop strings in ``stop`` too."""
+    """SamplingParams from the values of ``sampling_options``, and the stop strings in ``stop`` too.
+
+    Raises click.UsageError for a value out of its range, which is why it is called before a model is loaded.
+    """
     chosen = {name: options[name] for name in _SAMPLING}
-    return SamplingParams(stop=(*options["stop"], *stop), logprobs=logprobs, **chosen)
+    try:
+        return SamplingParams(stop=(*options["stop"], *stop), logprobs=logprobs, **chosen)
+    except ParameterError as error:
+        raise click.UsageError(str(error)) from error

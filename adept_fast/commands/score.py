@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import sys
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import click
 
-from adept_fast.commands.errors import OneLineErrors
-from adept_fast.commands.options import bos_option, checkpoint_option, load_runtime, placement_options
+from adept_fast.commands.errors import OneLineErrors, show_error
+from adept_fast.commands.options import (
+    bos_option,
+    checkpoint_option,
+    chosen_checkpoint,
+    load_runtime,
+    placement_options,
+)
+from adept_fast.commands.output import print_json, print_text
+from adept_fast.runtime import Runtime
+from adept_fast.sampling import ParameterError
+from adept_fast.scoring import Score
+from adept_fast.text_input import LineReader, TextError
+from adept_fast.tokenizer import TokenizerError
+
+NamedText = tuple[str, str | TextError]  # what errors call it, and the text or why there is none
 
 
 @click.command(cls=OneLineErrors)
@@ -19,21 +33,60 @@ from adept_fast.commands.options import bos_option, checkpoint_option, load_runt
 @bos_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, with every token.")
 def score(**options: Any) -> None:
-    """Print the log-probability and the perplexity of each text, or of each line of stdin."""
-    texts = list(options["texts"]) or sys.stdin.read().splitlines()
-    if not texts:
+    """Print the log-probability and the perplexity of each text, or of each line of stdin.
+
+    A text with nothing to predict, such as an empty line, has log-probability 0 and perplexity nan. One that
+    cannot be scored, as it is too long or not UTF-8, is an error on stderr with its number; the others are
+    scored, and the exit code is 1.
+    """
+    texts = _of_arguments(options["texts"]) if options["texts"] else _of_lines(LineReader.of_stdin())
+    first = next(texts, None)
+    if first is None:
         raise click.UsageError("expected at least one text, as an argument or on stdin")
-    runtime = load_runtime(options)
-    for text in texts:
-        (scored,) = runtime.score([text], add_bos=options["add_bos"])
-        if options["as_json"]:
-            line = {
-                "text": text,
-                "logprob": scored.total,
-                "token_ids": scored.token_ids,
-                "tokens": [runtime.tokenizer.piece(token_id) for token_id in scored.token_ids],
-                "logprobs": scored.logprobs,
-            }
-            click.echo(json.dumps(line, ensure_ascii=False))
-        else:
-            click.echo(f"{scored.total:.4f}\t{scored.perplexity:.4g}\t{text}")
+    runtime = load_runtime(chosen_checkpoint(options), options)
+    failed = False
+    for name, text in chain([first], texts):
+        if isinstance(text, TextError):
+            show_error(text)
+            failed = True
+            continue
+        try:
+            (scored,) = runtime.score([text], add_bos=options["add_bos"])
+        except (ParameterError, TokenizerError) as error:
+            show_error(type(error)(f"{name}: {error}"))
+            failed = True
+            continue
+        _print_score(runtime, text, scored, as_json=options["as_json"])
+    if failed:
+        click.get_current_context().exit(1)
+
+
+def _of_arguments(texts: tuple[str, ...]) -> Iterator[NamedText]:
+    for number, text in enumerate(texts, 1):
+        yield f"text {number}", text
+
+
+def _of_lines(lines: LineReader) -> Iterator[NamedText]:
+    while True:
+        try:
+            text: str | TextError | None = lines.read()
+        except TextError as error:
+            text = error
+        if text is None:
+            return
+        yield f"stdin, line {lines.number}", text
+
+
+def _print_score(runtime: Runtime, text: str, scored: Score, *, as_json: bool) -> None:
+    if not as_json:
+        print_text(f"{scored.total:.4f}\t{scored.perplexity:.4g}\t{text}")
+        return
+    print_json(
+        {
+            "text": text,
+            "logprob": scored.total,
+            "token_ids": scored.token_ids,
+            "tokens": [runtime.tokenizer.piece(token_id) for token_id in scored.token_ids],
+            "logprobs": scored.logprobs,
+        }
+    )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import click
-
 from adept_fast.chat import strip_answer
+from adept_fast.commands.output import print_text
 from adept_fast.text_stream import TextStream
 
 
@@ -16,9 +15,9 @@ def print_stream(stream: TextStream, *, as_chat: bool) -> str:
     printed = ""
     try:
         for piece in strip_answer(stream) if as_chat else stream:
-            click.echo(piece, nl=False)
+            print_text(piece, newline=False)
             printed += piece
     except KeyboardInterrupt:
         stream.stop()
-    click.echo()
+    print_text("")
     return printed

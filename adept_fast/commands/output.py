@@ -1,0 +1,61 @@
+"""What commands print to standard output."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+# For a character that the encoding lacks, or a lone surrogate: an error would lose what stands before it.
+_ERRORS = "backslashreplace"
+
+
+def prepare_output() -> None:
+    """Have characters that the encodings of stdout and stderr lack written as backslash escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_ERRORS)
+
+
+def print_text(text: str, *, newline: bool = True) -> None:
+    """Print text at once. Raises OSError, which names stdout where nobody has closed a pipe."""
+    with naming_stdout():
+        # The stream is named, as click would replace one in ASCII by one in UTF-8.
+        click.echo(text, file=sys.stdout, nl=newline)
+
+
+def print_json(value: Any) -> None:
+    """Print one object on a line, as JSON: a number that is not finite is null, and characters that stdout's
+    encoding lacks are ``\\uXXXX``."""
+    value = _finite(value)
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        line = json.dumps(value, allow_nan=False)
+    print_text(line)
+
+
+@contextlib.contextmanager
+def naming_stdout() -> Iterator[None]:
+    """Have an OSError say that it is of standard output; that its reader has gone, click handles itself."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "stdout") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, (list, tuple)) else value
