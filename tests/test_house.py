@@ -44,6 +44,7 @@ ORDER = [
         "speculation",
         "text_input",
     ],
+    ["regular_file"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 
