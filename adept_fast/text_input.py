@@ -15,6 +15,8 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, cast
 
+from adept_fast.regular_file import FileError, read_regular
+
 MAX_BYTES = 64 * 2**20  # of a file or of a line: a file may have no end, such as /dev/zero
 STDIN = "stdin"  # what errors call it
 
@@ -41,12 +43,21 @@ def read_stdin() -> str:
 
 
 def read_json(path: str | Path) -> Any:
-    """The value in a JSON file. Raises TextError where the file is not text or not JSON, and OSError."""
-    text = read_text(path)
+    """The value in a JSON file. Raises TextError where the file is not regular, not text or not JSON."""
+    try:
+        data = read_regular(path, MAX_BYTES)
+    except FileError as error:
+        raise TextError(str(error)) from error
+    return parse_json(data, str(path))
+
+
+def parse_json(data: bytes, source: str) -> Any:
+    """The value that ``data`` spells. Raises TextError where it is not text or not JSON."""
+    text = decode_text(data, source)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # a ValueError for a number of too many digits too
-        raise TextError(f"{path}: not valid JSON ({error})") from error
+        raise TextError(f"{source}: not valid JSON ({error})") from error
 
 
 def decode_text(data: bytes, source: str, *, first_line: int = 1, first_byte: int = 0) -> str:
