@@ -14,7 +14,7 @@ from adept_fast.commands.info import info
 from adept_fast.commands.score import score
 
 
-@click.group(cls=OneLineErrorsGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=OneLineErrorsGroup)
 @click.version_option(__version__, prog_name="adept-fast")
 def main() -> None:
     """Run Persimmon language models."""

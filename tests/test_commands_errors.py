@@ -173,6 +173,12 @@ def test_usage_errors_are_bounded_too(runner, arguments):
     assert line.isprintable()
 
 
+def test_short_help_whoever_calls_a_command_first(runner):
+    for command, arguments in ((alone, ["-h"]), (fail, ["-h"]), (group, ["fail", "-h"]), (group, ["-h"])):
+        result = runner.invoke(command, arguments)
+        assert (result.exit_code, result.stdout[:6]) == (0, "Usage:")
+
+
 def test_help_is_not_cut(runner):
     @click.group(cls=OneLineErrorsGroup)
     def talkative() -> None:

@@ -37,6 +37,8 @@ class OneLineErrors(click.Command):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # Each command's own, not the group's: click keeps the help option of a command's first call.
+        self.context_settings.setdefault("help_option_names", ["-h", "--help"])
         self.params.append(
             click.Option(
                 ["--debug"],
