@@ -1,4 +1,5 @@
 # make demo   text from the shipped checkpoint      make test   the whole suite
+# make fuzz   call the compiled operators with CALLS random arguments and print what failed
 # make lint   ruff and mypy                         make clean  forget what was built
 # make test-transformers VERSION=…  what runs on transformers, with that release of it, oldest or newest
 # make bench       measure in under five minutes, on two cores, and rewrite the README's figures and plots
@@ -21,7 +22,7 @@ BIN := $(VENV)/bin
 PIP = $(shell test -x $(BIN)/pip && echo $(BIN)/python -m pip || echo $(PYTHON) -m pip --python $(BIN)/python)
 INSTALL = $(PIP) install --quiet --progress-bar off --disable-pip-version-check
 
-.PHONY: demo test test-transformers lint bench bench-full step gpu-build gpu-check gpu-baselines clean
+.PHONY: demo test fuzz test-transformers lint bench bench-full step gpu-build gpu-check gpu-baselines clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -37,6 +38,11 @@ TESTS_WITH_TRANSFORMERS := $(wildcard tests/test_integration_transformers*.py te
 REQUIREMENT = $(if $(filter oldest,$(VERSION)),transformers==$(OLDEST_TRANSFORMERS).*,$(if $(filter \
 	newest,$(VERSION)),--upgrade transformers,transformers==$(VERSION)))
 OLDEST_TRANSFORMERS := $(shell sed -n 's/^transformers = \["transformers>=\([0-9.]*\)"\]/\1/p' pyproject.toml)
+
+CALLS ?= 100000
+fuzz: $(VENV)/installed-test
+	$(BIN)/python tests/fuzz_operators.py --calls $(CALLS)
+	$(BIN)/python tests/fuzz_operators.py --calls $(CALLS) --emulated
 
 test-transformers: $(OTHER)/installed
 	$(OTHER)/bin/python -m pytest -p no:cacheprovider $(TESTS_WITH_TRANSFORMERS)

@@ -26,8 +26,8 @@ inline Advance advance_operands(const Tensor& chosen, const Tensor& ids, const T
   operands.positions = mutable_indices("positions", positions, rows);
   operands.limits = unchecked_indices("limits", limits, rows);
   operands.counts = mutable_indices("counts", counts, rows);
-  ADEPT_REQUIRE(ends.dim() == 2 && ends.is_contiguous(), "ends has shape ", shape_of(ends),
-                "; expected contiguous [slots, vocab]");
+  ADEPT_REQUIRE(ends.dim() == 2 && ends.numel() > 0 && ends.is_contiguous(), "ends has shape ", shape_of(ends),
+                "; expected contiguous [slots, vocab], each 1 or more");
   check_dtype("ends", ends, ScalarType::Bool);
   operands.ends = data<bool>("ends", ends);
   operands.slot_count = ends.size(0);

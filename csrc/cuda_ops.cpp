@@ -29,15 +29,24 @@ class OnOneDevice {
 
  private:
   static const Tensor& on_a_gpu(const Operand& first) {
+    check_given(first);
     ADEPT_REQUIRE(cuda::is_beside(*first.tensor, *first.tensor), first.name,
                   " is not on a GPU, where another argument is; expected all on one device");
     return *first.tensor;
   }
 
   static void check(const Operand& first, Operands others) {
-    for (const Operand& other : others)
-      ADEPT_REQUIRE(other.tensor == nullptr || cuda::is_beside(*first.tensor, *other.tensor), other.name,
-                    " is not on the device of ", first.name, "; expected all on one");
+    for (const Operand& other : others) {
+      if (other.tensor == nullptr) continue;
+      check_given(other);
+      ADEPT_REQUIRE(cuda::is_beside(*first.tensor, *other.tensor), other.name, " is not on the device of ", first.name,
+                    "; expected all on one");
+    }
+  }
+
+  // Python's None comes as a tensor that has no device.
+  static void check_given(const Operand& operand) {
+    ADEPT_REQUIRE(operand.tensor->defined(), operand.name, " is None; expected a tensor");
   }
 
   OnDeviceOf device_;

@@ -162,6 +162,8 @@ Tensor decode_step(const Tensor& ids, const Tensor& slots, const Tensor& positio
                     cache.size(0) == int64_t(layers.size() / kLayerTensors),
                 "layers has ", layers.size(), " tensors and the cache shape ", shape_of(cache), "; expected ",
                 kLayerTensors, " for each of its layers");
+  // Layers that share memory would each be contiguous.
+  ADEPT_REQUIRE(cache.is_contiguous(), "cache is not contiguous");
   const Written written({{"cache", cache}, {"counts", counts}});
   written.check_apart({{"ids", ids}, {"slots", slots}, {"positions", positions}, {"embedding", embedding},
                        {"cos", cos}, {"sin", sin}, {"final_gamma", final_gamma}, {"final_beta", final_beta}, {"w", w},

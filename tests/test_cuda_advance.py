@@ -223,7 +223,7 @@ def wrong(name: str) -> list[tuple[Tensor, str]]:
     good = random_state(3, depth=2, seed=0)[name]
     cases = [(good.int(), f"{name} has dtype")]
     if name == "ends":
-        return [*cases, (good[0], "ends has shape [7]; expected contiguous [slots, vocab]")]
+        return [*cases, (good[0], "ends has shape [7]; expected contiguous [slots, vocab], each 1 or more")]
     if name == "ring":
         said = "ring has shape [3, 0]; expected contiguous [3, 1 or more]"
         return [*cases, (good[:2], "ring has shape [2, 2]"), (good[:, :0], said)]

@@ -67,6 +67,12 @@ def test_an_argument_on_another_device_is_named(operator: str, name: str) -> Non
         getattr(EMULATED.operators, operator)(**arguments)
 
 
+@pytest.mark.parametrize("name", ["ids", "table"])
+def test_none_is_no_tensor(name: str) -> None:
+    with pytest.raises(RuntimeError, match=f"^{name} (is None; expected a tensor|has shape)"):
+        EMULATED.operators.embed(**{**arguments_of("embed"), name: None})
+
+
 def test_counts_go_on_past_64_bits() -> None:
     """As torch's sums of int64 do; what is on the device cannot be refused."""
     arguments = arguments_of("mlp")

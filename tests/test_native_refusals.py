@@ -186,7 +186,13 @@ WRONG = [
     ),
     Wrong("advance", "ring", lambda x: x[:, :0], "ring has shape [2, 0]; expected contiguous [2, 1 or more]"),
     Wrong("advance", "ends", Tensor.byte, "ends has dtype"),
-    Wrong("advance", "ends", lambda x: x[0], "ends has shape [35]; expected contiguous [slots, vocab]"),
+    Wrong(
+        "advance",
+        "ends",
+        lambda x: x[0],
+        "ends has shape [35]; expected contiguous [slots, vocab], each 1 or more",
+    ),
+    Wrong("advance", "ends", lambda x: x[:, :0], "ends has shape [4, 0]; expected contiguous [slots, vocab]"),
     Wrong("advance", "ends", strided, "ends has shape"),
     *(
         Wrong(operator, name, with_last(value), f"{name} holds {value}; expected {least} to {most}")
@@ -214,6 +220,7 @@ WRONG = [
     Wrong(
         "decode_step", "cache", widened, "gamma has shape"
     ),  # of q and k, which a head has to be as large as
+    Wrong("decode_step", "cache", lambda x: x[:1].expand_as(x), "cache is not contiguous"),
     Wrong("decode_step", "layers", lambda x: x[:-1], "layers has 39 tensors"),
     Wrong("decode_step", "layers", part(2, widened), "w_qkv has shape"),
     Wrong("decode_step", "layers", part(4, Tensor.double), "b_qkv has dtype"),

@@ -107,7 +107,7 @@ void mlp(const Threads& threads, const Mlp& mlp) {
   Buffer<float> units(mlp.tokens * intermediate);
   linear(threads, Linear{mlp.x, mlp.tokens, mlp.norm, mlp.up, mlp.up_bias, nullptr, true, units});
   const ActiveUnits active(threads, units, mlp.tokens, intermediate);
-  if (mlp.counts) {
+  if (mlp.counts && mlp.tokens > 0) {
     add_to_count(mlp.counts[0], active.count());
     add_to_count(mlp.counts[1], intermediate);
   }
