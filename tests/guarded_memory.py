@@ -60,6 +60,11 @@ class Guarded:
         return inside.copy_(tensor)
 
 
+def bytes_of(tensor: Tensor) -> Tensor:
+    """A copy of its elements: uint8 [nbytes]."""
+    return tensor.flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8)
+
+
 def _copy(value: Any) -> Any:
     if isinstance(value, list):
         return [_copy(part) for part in value]
@@ -71,7 +76,7 @@ def _same(value: Any, other: Any) -> bool:
         return all(map(_same, value, other))
     if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided or not value.numel():
         return True
-    both = [tensor.contiguous().flatten().view(torch.uint8) for tensor in (value, other)]
+    both = [bytes_of(tensor) for tensor in (value, other)]
     if value.dtype == torch.bool:  # a copy need not keep which bits of it are set
         both = [tensor != 0 for tensor in both]
     return torch.equal(*both)

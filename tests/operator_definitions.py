@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from guarded_memory import bytes_of
 from torch import Tensor
 
 from adept_fast.ops import reference
@@ -86,7 +87,7 @@ def _embed(table: Tensor, ids: Tensor) -> Tensor:
 def _read(source: Tensor) -> Tensor:
     if not source.numel():
         return torch.zeros(1, dtype=torch.int32)
-    words = source.contiguous().flatten().view(torch.uint8)
+    words = bytes_of(source)
     words = words[: len(words) // 4 * 4].view(torch.int32)
     return words.sum(dtype=torch.int64).to(torch.int32)[None]
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from guarded_memory import bytes_of
 from sharing_memory import WRITTEN, pairs, placed
 from torch import Tensor
 
@@ -154,7 +155,7 @@ class Mutator:
         if x.layout != torch.strided or x.is_meta or not x.numel():
             return x
         memory = bytearray(x.nbytes + 1)
-        memory[1:] = x.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        memory[1:] = bytes_of(x).numpy().tobytes()
         return torch.frombuffer(memory, dtype=x.dtype, offset=1, count=x.numel()).view(x.shape)
 
     def _extreme_numbers(self, x: Tensor) -> Tensor:

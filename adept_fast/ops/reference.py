@@ -247,7 +247,7 @@ def compute_dtype(matrix: Matrix) -> torch.dtype:
 
 
 def count_needed(units: Tensor, counts: Tensor) -> None:
-    """Add to ``counts``, int64 [2], the units that are not 0 for some token, and all; nothing without tokens."""
+    """Add to ``counts``, int64 [2], the units that are not 0 for some token, and all; none without tokens."""
     if not len(units):
         return
     needed = (units != 0).any(0).sum()
