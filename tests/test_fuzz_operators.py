@@ -36,7 +36,6 @@ def test_random_arguments() -> None:
     assert "0 failed" in fuzz("--calls", "600")
 
 
-@pytest.mark.skipif(bool(os.environ.get("ADEPT_FAST_SANITIZE")), reason="test_cuda_sanitized.py has that")
 def test_random_arguments_of_the_cuda_operators() -> None:
     pytest.importorskip("cuda_on_cpu.library")  # skips where it cannot be built
     assert "0 failed" in fuzz("--calls", "300", "--emulated")
