@@ -76,7 +76,7 @@ inline void check_sizes(const char* name, int64_t rows, int64_t cols) {
                 " columns; expected at most ", kMaxSize, " of each");
 }
 
-// What a processor reads a vector of elements from may have to be a whole multiple of an element's size.
+// Compiled code may assume that elements lie at multiples of their size.
 inline const void* aligned(const char* name, const void* address, size_t element_size) {
   ADEPT_REQUIRE(reinterpret_cast<uintptr_t>(address) % element_size == 0, name,
                 " is not aligned to its elements of ", element_size, " bytes");
@@ -187,7 +187,7 @@ class Activations {
       : dtype(given.scalar_type()), tensor_(given) {
     ADEPT_REQUIRE(given.dim() == 2 && given.size(1) == columns, name, " has shape ", shape_of(given),
                     "; expected [tokens, ", columns, "]");
-    // Memory bounds the tokens only if they have some: a tensor of no elements may be of any size.
+    // A tensor without elements may have any size; with columns, memory bounds the number of tokens.
     ADEPT_REQUIRE(columns > 0, name, " has shape ", shape_of(given), "; expected [tokens, 1 or more]");
     ADEPT_REQUIRE(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, name, " has dtype ",
                     torch::headeronly::toString(dtype), "; expected float32 or bfloat16");
@@ -260,7 +260,7 @@ inline const int64_t* indices(const char* name, const Tensor& tensor, const int6
 // [k/v, slots, heads, capacity, head_dim]
 inline CacheLayer cache_layer(const Tensor& cache) {
   const std::optional<Format> format = float_format(cache);
-  // Without elements sizes could be anything, and products of them overflow.
+  // The sizes of a tensor without elements may be anything, and their products overflow.
   ADEPT_REQUIRE(cache.dim() == 5 && cache.size(0) == 2 && cache.numel() > 0 && format.has_value() &&
                     cache.is_contiguous(),
                 "cache_layer has shape ", shape_of(cache), " and dtype ",

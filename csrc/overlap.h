@@ -1,5 +1,5 @@
-// What an operator writes lies apart from all else that it is given: a kernel checks indices once and reads them again
-// later, and the rows of one task are read while another task writes.
+// Refuses arguments that share memory with one that the operator writes: an index is checked once and read again later,
+// and one task reads rows while another writes.
 #pragma once
 
 #include <cstdint>

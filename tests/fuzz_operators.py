@@ -87,6 +87,7 @@ def ended_by(code: int) -> str:
 def work(options: argparse.Namespace) -> int:
     """Makes the calls, each announced before and judged behind it, a line of output for each."""
     sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+    import native
     import torch
 
     torch.set_num_threads(1)
@@ -94,7 +95,8 @@ def work(options: argparse.Namespace) -> int:
         call = make_call(options.seed, number, options.emulated)
         say(CALLING, f"{number}: {call}")
         signal.alarm(SECONDS)
-        kind, said = judged(call)
+        with native.using(call.instruction_set):
+            kind, said = judged(call)
         signal.alarm(0)
         say(kind, f"{number}: {call}: {said}")
     return 0
@@ -115,15 +117,18 @@ class Call:
     changes: str
     has_odd_numbers: bool
     emulated: bool
+    instruction_set: str
 
     def __str__(self) -> str:
-        return f"{self.operator}, where {self.changes or 'nothing was changed'}"
+        device = "emulated" if self.emulated else self.instruction_set
+        return f"{self.operator} ({device}), where {self.changes or 'nothing was changed'}"
 
 
 def make_call(seed: int, number: int, emulated: bool) -> Call:
     """The call of that number."""
     import random
 
+    import native
     import torch
     from native_operands import OF_A_GPU, OPERATORS
     from operator_mutations import Mutator
@@ -144,7 +149,15 @@ def make_call(seed: int, number: int, emulated: bool) -> Call:
     mutator = Mutator(draw.getrandbits(32))
     arguments = mutator.mutate(name, OPERATORS[name](draw.choice(formats)))
     changes = ", ".join(mutator.changes)
-    return Call(name, getattr(operators, name), arguments, changes, mutator.has_odd_numbers, emulated)
+    return Call(
+        name,
+        getattr(operators, name),
+        arguments,
+        changes,
+        mutator.has_odd_numbers,
+        emulated,
+        draw.choice(native.INSTRUCTION_SETS),
+    )
 
 
 def judged(call: Call) -> tuple[str, str]:

@@ -49,7 +49,7 @@ def test_a_call_is_made_from_its_number() -> None:
 
 
 def made(name: str, function: object) -> Call:
-    return Call(name, function, OPERATORS[name]("float32"), "", False, False)
+    return Call(name, function, OPERATORS[name]("float32"), "", False, False, native.INSTRUCTION_SETS[0])
 
 
 def test_what_counts_as_a_failure() -> None:

@@ -24,6 +24,7 @@ SELECTED = (
     "test_native_mlp.py",
     "test_native_attention.py",
     "test_native_advance.py",
+    "test_native_contract.py::test_read_adds_up_all_there_is",
     "test_native_refusals.py",
     "test_native_aliasing.py",
     "test_fuzz_operators.py::test_random_arguments",

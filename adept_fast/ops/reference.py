@@ -8,8 +8,8 @@ softmax, residual sums and relu² units are float32 everywhere.
 A token whose slot is -1 is *absent*: a decode step may have more rows than there are sequences. Nothing is
 written for it, and its position does not matter. No operator of a step looks at values on the host, so that
 it can be captured into a CUDA graph; so a token whose slot or position does not exist is absent too, here and
-in CUDA. C++ on a CPU, which can look, refuses it. What an operator writes shares no memory with its other
-arguments.
+in CUDA. C++ on a CPU, which can look, refuses it. An argument that an operator writes shares no memory with
+the others.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def advance(
             id that is no token's (``sample``'s INVALID) becomes 0.
         limits: int64 [rows], the position at which a row's text ends.
         ends: bool [slots, vocab], the ids at which the text in a slot ends.
-        counts: int64 [rows], at least 0, how many steps there were; written in place.
+        counts: int64 [rows], 0 to 2⁶³ − 2, how many steps there were; written in place.
         ring: int64 [rows, depth], written in place. It may lie in the host's memory where the rest is on a
             GPU; here that takes a copy that waits.
     """
