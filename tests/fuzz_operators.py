@@ -87,6 +87,10 @@ def ended_by(code: int) -> str:
 def work(options: argparse.Namespace) -> int:
     """Makes the calls, each announced before and judged behind it, a line of output for each."""
     sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+    from adept_fast import extension
+
+    if not extension.load().loaded:
+        raise SystemExit(f"the extension is not loaded: {extension.load().reason}")
     import native
     import torch
 

@@ -92,6 +92,16 @@ def test_rows_that_there_are_not(rows: int) -> None:
         EMULATED.operators.lm_head(**{**arguments_of("lm_head"), "rows": rows})
 
 
+def test_matrices_that_kernels_do_not_count_in_32_bits() -> None:
+    says = rf"expected at most {2**30} and {2**26} on a GPU"
+    with pytest.raises(RuntimeError, match=f"w has {2**30 + 1} rows and 48 columns; {says}"):
+        EMULATED.operators.lm_head(**{**arguments_of("lm_head"), "rows": 2**30 + 1})
+    x = torch.empty(1, 2**26 + 8)  # whose memory nobody touches
+    b, residual = torch.zeros(35), torch.zeros(1, 35)
+    with pytest.raises(RuntimeError, match=f"w has 35 rows and {2**26 + 8} columns; {says}"):
+        EMULATED.operators.linear_residual(x, torch.zeros(35, 48).half(), None, b, residual)
+
+
 @pytest.mark.parametrize("top_p", [-1.0, float("-inf"), float("nan"), 0.0])
 def test_a_share_that_is_none_keeps_a_token(top_p: float) -> None:
     """A negative share of a mass is no mass: it must not become one by conversion."""
