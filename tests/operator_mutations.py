@@ -112,7 +112,7 @@ class Mutator:
         return [*values[:index], changed, *values[index + 1 :]]
 
     def _another_dtype(self, x: Tensor) -> Tensor:
-        return x.to(self._random.choice(DTYPES))
+        return x if x.is_complex() else x.to(self._random.choice(DTYPES))
 
     def _another_shape(self, x: Tensor) -> Tensor:
         """One dimension more, fewer, or one of them longer or shorter."""

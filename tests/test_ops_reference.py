@@ -120,6 +120,12 @@ def test_lm_head_gives_float32_logits_of_the_rows_it_gets(computed: str, dtype: 
     assert_as_exact_as_torch(ops.lm_head(x, gamma, beta, EPS, w[:777]), exact, theirs, size, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_rows_give_no_logits(computed: str, dtype: torch.dtype) -> None:
+    logits = reference.lm_head(torch.randn(3, 128), *norm_parameters(128), EPS, matrix(0, 128, dtype))
+    assert (logits.shape, logits.dtype) == ((3, 0), torch.float32)
+
+
 @pytest.mark.parametrize("qk_layernorm", [True, False])
 @pytest.mark.parametrize(
     ("heads", "head_dim", "rotary_dim"), [(1, 64, 16), (3, 80, 40), (2, 96, 96), (4, 128, 2)]

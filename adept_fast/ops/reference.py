@@ -293,7 +293,8 @@ def project(x: Tensor, w: Matrix) -> Tensor:
     dtype = compute_dtype(w)
     if isinstance(w, Tensor) and w.dtype == dtype:
         return F.linear(x.to(dtype), w).float()
-    return torch.cat([F.linear(x, block) for block in _widened(w)], dim=-1)
+    blocks = [F.linear(x, block) for block in _widened(w)]
+    return torch.cat(blocks, dim=-1) if blocks else x.new_empty(len(x), 0, dtype=torch.float32)
 
 
 def project_transposed(x: Tensor, w_t: Matrix) -> Tensor:
