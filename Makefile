@@ -1,7 +1,7 @@
 # make demo   text from the shipped checkpoint      make test   the whole suite
 # make lint   ruff and mypy                         make clean  forget what was built
 # make test-transformers VERSION=…  what runs on transformers, with that release of it, oldest or newest
-# make fuzz   open 5,000 mutated checkpoints, each in a process of its own, with limits
+# make fuzz   open COUNT mutated checkpoints, and call the compiled operators CALLS times with random arguments
 # make bench       measure in under five minutes, on two cores, and rewrite the README's figures and plots
 # make bench-full  measure all of it, which takes an hour or more
 # make step        build/step, which times a decode step and its operators on a GPU (build/step --help)
@@ -42,8 +42,12 @@ OLDEST_TRANSFORMERS := $(shell sed -n 's/^transformers = \["transformers>=\([0-9
 test-transformers: $(OTHER)/installed
 	$(OTHER)/bin/python -m pytest -p no:cacheprovider $(TESTS_WITH_TRANSFORMERS)
 
+COUNT ?= 5000
+CALLS ?= 100000
 fuzz: $(VENV)/installed-test
-	$(BIN)/python tests/fuzz_checkpoints.py --count 5000 $(ARGS)
+	$(BIN)/python tests/fuzz_checkpoints.py --count $(COUNT) $(ARGS)
+	$(BIN)/python tests/fuzz_operators.py --calls $(CALLS) $(ARGS)
+	$(BIN)/python tests/fuzz_operators.py --calls $(CALLS) --emulated $(ARGS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "arguments.h"
+#include "overlap.h"
 
 namespace adept {
 
@@ -16,6 +16,8 @@ inline int64_t* mutable_indices(const char* name, const Tensor& tensor, int64_t 
 inline Advance advance_operands(const Tensor& chosen, const Tensor& ids, const Tensor& slots, const Tensor& positions,
                                 const Tensor& limits, const Tensor& ends, const Tensor& counts, const Tensor& ring) {
   const int64_t rows = chosen.numel();
+  const Written written({{"ids", ids}, {"slots", slots}, {"positions", positions}, {"counts", counts}, {"ring", ring}});
+  written.check_apart({{"chosen", chosen}, {"limits", limits}, {"ends", ends}});
   Advance operands = {};
   operands.chosen = unchecked_indices("chosen", chosen, rows);
   operands.rows = rows;
@@ -24,21 +26,22 @@ inline Advance advance_operands(const Tensor& chosen, const Tensor& ids, const T
   operands.positions = mutable_indices("positions", positions, rows);
   operands.limits = unchecked_indices("limits", limits, rows);
   operands.counts = mutable_indices("counts", counts, rows);
-  ADEPT_REQUIRE(ends.dim() == 2 && ends.is_contiguous(), "ends has shape ", shape_of(ends),
-                "; expected contiguous [slots, vocab]");
+  ADEPT_REQUIRE(ends.dim() == 2 && ends.numel() > 0 && ends.is_contiguous(), "ends has shape ", shape_of(ends),
+                "; expected contiguous [slots, vocab], each 1 or more");
   check_dtype("ends", ends, ScalarType::Bool);
-  operands.ends = data<bool>(ends);
+  operands.ends = data<bool>("ends", ends);
   operands.slot_count = ends.size(0);
   operands.vocab = ends.size(1);
   ADEPT_REQUIRE(ring.dim() == 2 && ring.size(0) == rows && ring.size(1) > 0 && ring.is_contiguous(),
                 "ring has shape ", shape_of(ring), "; expected contiguous [", rows, ", 1 or more]");
   check_dtype("ring", ring, ScalarType::Long);
+  data<int64_t>("ring", ring);
   operands.ring = static_cast<int64_t*>(ring.mutable_data_ptr());
   operands.depth = ring.size(1);
   return operands;
 }
 
-// Slots are in range, counts 0 or more.
+// Slots are in range, counts and the positions of rows that are there from 0 to kMaxCount.
 inline void advance_rows(const Advance& advance) {
   for (int64_t row = 0; row < advance.rows; ++row) {
     const int64_t count = ++advance.counts[row], slot = advance.slots[row];

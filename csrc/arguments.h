@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <limits>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -32,6 +33,11 @@ template <class... Parts>
   do {                                            \
     if (!(condition)) ::adept::fail(__VA_ARGS__); \
   } while (false)
+
+// Rows or columns of a matrix, at most: kernels count them in 32 bits, and no sum or product of two overflows 64.
+constexpr int64_t kMaxSize = std::numeric_limits<int32_t>::max();
+// Counts and positions, at most: one more still fits in 64 bits.
+constexpr int64_t kMaxCount = std::numeric_limits<int64_t>::max() - 1;
 
 inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -65,9 +71,21 @@ inline void check_dtype(const char* name, const Tensor& tensor, ScalarType dtype
                   "; expected ", torch::headeronly::toString(dtype));
 }
 
+inline void check_sizes(const char* name, int64_t rows, int64_t cols) {
+  ADEPT_REQUIRE(rows >= 0 && rows <= kMaxSize && cols >= 0 && cols <= kMaxSize, name, " has ", rows, " rows and ", cols,
+                " columns; expected at most ", kMaxSize, " of each");
+}
+
+// Compiled code may assume that elements lie at multiples of their size.
+inline const void* aligned(const char* name, const void* address, size_t element_size) {
+  ADEPT_REQUIRE(reinterpret_cast<uintptr_t>(address) % element_size == 0, name,
+                " is not aligned to its elements of ", element_size, " bytes");
+  return address;
+}
+
 template <class T>
-const T* data(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
+const T* data(const char* name, const Tensor& tensor) {
+  return static_cast<const T*>(aligned(name, tensor.const_data_ptr(), sizeof(T)));
 }
 
 inline float* output(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
@@ -79,7 +97,7 @@ inline const float* vector(const char* name, const Tensor& tensor, int64_t size,
   ADEPT_REQUIRE(tensor.scalar_type() == ScalarType::Float, prefix, name, " has dtype ",
                 torch::headeronly::toString(tensor.scalar_type()), "; expected ",
                 torch::headeronly::toString(ScalarType::Float));
-  return data<float>(tensor);
+  return data<float>(name, tensor);
 }
 
 inline Norm norm(const char* prefix, const Tensor& gamma, const Tensor& beta, double eps, int64_t size) {
@@ -102,13 +120,17 @@ inline std::optional<Format> float_format(const Tensor& tensor) {
   }
 }
 
+// Of an element.
+inline size_t bytes_of(Format format) { return format == Format::kFloat32 ? 4 : is_quantized(format) ? 1 : 2; }
+
 // A float matrix [rows, cols].
 inline Matrix float_matrix(const char* name, const Tensor& values, int64_t rows, int64_t cols) {
   const std::optional<Format> format = float_format(values);
   ADEPT_REQUIRE(format.has_value(), name, " has dtype ", torch::headeronly::toString(values.scalar_type()),
                   " and no scales; expected float32, float16 or bfloat16");
   check_shape(name, values, {rows, cols});
-  return {*format, values.const_data_ptr(), nullptr, rows, cols};
+  check_sizes(name, rows, cols);
+  return {*format, aligned(name, values.const_data_ptr(), bytes_of(*format)), nullptr, rows, cols};
 }
 
 inline Format quantized_format(const char* name, const Tensor& values, const Tensor& scales) {
@@ -123,6 +145,7 @@ inline Format quantized_format(const char* name, const Tensor& values, const Ten
 inline Matrix rows_matrix(const char* name, const Tensor& values, const OptionalTensor& scales, int64_t rows,
                           int64_t cols) {
   if (!scales) return float_matrix(name, values, rows, cols);
+  check_sizes(name, rows, cols);
   const Format format = quantized_format(name, values, *scales);
   ADEPT_REQUIRE(cols <= kMaxQuantizedInputs, name, " has ", cols, " inputs; expected at most ", kMaxQuantizedInputs);
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows, padded = round_up(cols, kRowsPadding);
@@ -132,13 +155,14 @@ inline Matrix rows_matrix(const char* name, const Tensor& values, const Optional
     check_shape(name, *scales, {tiles * kTileRows});
   else
     check_shape(name, *scales, {tiles, padded / kGroup, 1, kTileRows});
-  return {format, values.const_data_ptr(), scales->const_data_ptr(), rows, cols};
+  return {format, values.const_data_ptr(), aligned(name, scales->const_data_ptr(), int8 ? 4 : 2), rows, cols};
 }
 
 // A transposed matrix [rows, cols], of floats or in the "units" layout.
 inline Matrix units_matrix(const char* name, const Tensor& values, const OptionalTensor& scales, int64_t rows,
                            int64_t cols) {
   if (!scales) return float_matrix(name, values, rows, cols);
+  check_sizes(name, rows, cols);
   const Format format = quantized_format(name, values, *scales);
   ADEPT_REQUIRE(rows <= kMaxQuantizedInputs, name, " has ", rows, " inputs; expected at most ", kMaxQuantizedInputs);
   const int64_t padded = round_up(cols, kUnitsPadding);
@@ -148,7 +172,12 @@ inline Matrix units_matrix(const char* name, const Tensor& values, const Optiona
     check_shape(name, *scales, {padded});
   else
     check_shape(name, *scales, {rows, 1, padded / kGroup});
-  return {format, values.const_data_ptr(), scales->const_data_ptr(), rows, cols};
+  return {format, values.const_data_ptr(), aligned(name, scales->const_data_ptr(), int8 ? 4 : 2), rows, cols};
+}
+
+// How many rows of its matrix lm_head computes.
+inline void check_rows(int64_t rows) {
+  ADEPT_REQUIRE(rows >= 0 && rows <= kMaxSize, "rows is ", rows, "; expected 0 to ", kMaxSize);
 }
 
 // [tokens, columns] in float32 or bfloat16, which is widened; at() hands the kernels floats.
@@ -158,13 +187,16 @@ class Activations {
       : dtype(given.scalar_type()), tensor_(given) {
     ADEPT_REQUIRE(given.dim() == 2 && given.size(1) == columns, name, " has shape ", shape_of(given),
                     "; expected [tokens, ", columns, "]");
+    // A tensor without elements may have any size; with columns, memory bounds the number of tokens.
+    ADEPT_REQUIRE(columns > 0, name, " has shape ", shape_of(given), "; expected [tokens, 1 or more]");
     ADEPT_REQUIRE(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, name, " has dtype ",
                     torch::headeronly::toString(dtype), "; expected float32 or bfloat16");
     if (dtype == ScalarType::BFloat16) tensor_ = torch::stable::to(given, ScalarType::Float);
     if (!tensor_.is_contiguous()) tensor_ = torch::stable::contiguous(tensor_);
+    at_ = data<float>(name, tensor_);
   }
 
-  const float* at() const { return data<float>(tensor_); }
+  const float* at() const { return at_; }
   int64_t tokens() const { return tensor_.size(0); }
 
   Tensor empty(Shape shape) const { return torch::stable::new_empty(tensor_, shape); }
@@ -178,20 +210,21 @@ class Activations {
 
  private:
   Tensor tensor_;
+  const float* at_;
 };
 
 // cos and sin: [positions, half] in float32.
 struct RotaryTables {
   RotaryTables(const Tensor& cosines, const Tensor& sines, int64_t head_dim) {
-    ADEPT_REQUIRE(cosines.dim() == 2 && cosines.is_contiguous() && 2 * cosines.size(1) <= head_dim, "cos has shape ",
+    ADEPT_REQUIRE(cosines.dim() == 2 && cosines.is_contiguous() && cosines.size(1) <= head_dim / 2, "cos has shape ",
             shape_of(cosines), "; expected contiguous [positions, at most ", head_dim / 2, "]");
     positions = cosines.size(0);
     half = cosines.size(1);
     check_shape("sin", sines, {positions, half});
     check_dtype("cos", cosines, ScalarType::Float);
     check_dtype("sin", sines, ScalarType::Float);
-    cos = data<float>(cosines);
-    sin = data<float>(sines);
+    cos = data<float>("cos", cosines);
+    sin = data<float>("sin", sines);
   }
 
   const float *cos, *sin;
@@ -202,7 +235,7 @@ struct RotaryTables {
 inline const int64_t* unchecked_indices(const char* name, const Tensor& tensor, int64_t tokens) {
   check_shape(name, tensor, {tokens});
   check_dtype(name, tensor, ScalarType::Long);
-  return data<int64_t>(tensor);
+  return data<int64_t>(name, tensor);
 }
 
 // int64 [tokens], the slot of each token; -1 leaves a token out.
@@ -227,11 +260,19 @@ inline const int64_t* indices(const char* name, const Tensor& tensor, const int6
 // [k/v, slots, heads, capacity, head_dim]
 inline CacheLayer cache_layer(const Tensor& cache) {
   const std::optional<Format> format = float_format(cache);
-  ADEPT_REQUIRE(cache.dim() == 5 && cache.size(0) == 2 && format.has_value() && cache.is_contiguous(),
-                  "cache_layer has shape ", shape_of(cache), " and dtype ",
-                  torch::headeronly::toString(cache.scalar_type()),
-                  "; expected contiguous floats [2, slots, heads, max_seq_len, head_dim]");
+  // The sizes of a tensor without elements may be anything, and their products overflow.
+  ADEPT_REQUIRE(cache.dim() == 5 && cache.size(0) == 2 && cache.numel() > 0 && format.has_value() &&
+                    cache.is_contiguous(),
+                "cache_layer has shape ", shape_of(cache), " and dtype ",
+                torch::headeronly::toString(cache.scalar_type()),
+                "; expected contiguous floats [2, slots, heads, max_seq_len, head_dim], each 1 or more");
+  aligned("cache_layer", cache.const_data_ptr(), bytes_of(*format));
   return {*format, cache.mutable_data_ptr(), cache.size(1), cache.size(2), cache.size(3), cache.size(4)};
+}
+
+// At least the largest of the lengths, and no more positions than a slot has.
+inline void check_longest(int64_t longest, const CacheLayer& cache) {
+  ADEPT_REQUIRE(longest >= 0 && longest <= cache.capacity, "longest is ", longest, "; expected 0 to ", cache.capacity);
 }
 
 // Two sums, int64 [2], or none.
@@ -239,6 +280,7 @@ inline int64_t* counts_of(const OptionalTensor& counts) {
   if (!counts) return nullptr;
   check_shape("counts", *counts, {2});
   check_dtype("counts", *counts, ScalarType::Long);
+  data<int64_t>("counts", *counts);
   return static_cast<int64_t*>(counts->mutable_data_ptr());
 }
 

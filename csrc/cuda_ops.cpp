@@ -8,6 +8,7 @@
 #include "arguments.h"
 #include "cuda/kernels.h"
 #include "cuda/torch_device.h"
+#include "overlap.h"
 
 namespace adept::cuda_ops {
 namespace {
@@ -17,6 +18,39 @@ using cuda::current_stream, cuda::OnDeviceOf;
 void check(cudaError_t error, const char* operation) {
   ADEPT_REQUIRE(error == cudaSuccess, operation, ": ", cudaGetErrorString(error));
 }
+
+// While it lives, the current device is that of the first operand; no other operand may lie elsewhere.
+class OnOneDevice {
+ public:
+  OnOneDevice(const Operand& first, Operands others, Operands written = {}) : device_(on_a_gpu(first)) {
+    check(first, others);
+    check(first, written);
+  }
+
+ private:
+  static const Tensor& on_a_gpu(const Operand& first) {
+    check_given(first);
+    ADEPT_REQUIRE(cuda::is_beside(*first.tensor, *first.tensor), first.name,
+                  " is not on a GPU, where another argument is; expected all on one device");
+    return *first.tensor;
+  }
+
+  static void check(const Operand& first, Operands others) {
+    for (const Operand& other : others) {
+      if (other.tensor == nullptr) continue;
+      check_given(other);
+      ADEPT_REQUIRE(cuda::is_beside(*first.tensor, *other.tensor), other.name, " is not on the device of ", first.name,
+                    "; expected all on one");
+    }
+  }
+
+  // Python's None comes as a tensor that has no device.
+  static void check_given(const Operand& operand) {
+    ADEPT_REQUIRE(operand.tensor->defined(), operand.name, " is None; expected a tensor");
+  }
+
+  OnDeviceOf device_;
+};
 
 // Memory that a kernel needs while it runs; torch hands it out again in the order of the stream.
 class Workspace {
@@ -43,10 +77,14 @@ class RelaxedCapture {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-// Where the device finds a tensor that may also be in pinned memory of the host.
-void* device_address(const char* name, const Tensor& tensor) {
+// Where the device of `like` finds a tensor that may also be in pinned memory of the host.
+void* device_address(const char* name, const Tensor& tensor, const Tensor& like) {
   void* const address = const_cast<void*>(tensor.const_data_ptr());
-  if (cuda::is_on_device(tensor) || tensor.numel() == 0) return address;
+  if (tensor.numel() == 0) return address;
+  if (cuda::is_on_device(tensor)) {
+    ADEPT_REQUIRE(cuda::is_beside(like, tensor), name, " is on another GPU; expected the one of the other arguments");
+    return address;
+  }
   const RelaxedCapture relaxed;
   cudaPointerAttributes found = {};
   check(cudaPointerGetAttributes(&found, address), name);
@@ -64,6 +102,8 @@ Matrix matrix(const char* name, const Tensor& values, const OptionalTensor& scal
               int64_t scale_count) {
   ADEPT_REQUIRE(cols > 0 && cols % cuda::kColsMultiple == 0, name, " has ", cols, " columns; expected a multiple of ",
                 cuda::kColsMultiple, " on a GPU");
+  ADEPT_REQUIRE(rows <= cuda::kMostRows && cols <= cuda::kMostCols, name, " has ", rows, " rows and ", cols,
+                " columns; expected at most ", cuda::kMostRows, " and ", cuda::kMostCols, " on a GPU");
   if (!scales) {
     const Matrix floats = float_matrix(name, values, rows, cols);
     ADEPT_REQUIRE(floats.format != Format::kFloat32, name, " has dtype float32; expected float16 or bfloat16 on a GPU");
@@ -73,13 +113,14 @@ Matrix matrix(const char* name, const Tensor& values, const OptionalTensor& scal
     check_shape(name, values, {rows, cols});
     check_shape(name, *scales, {scale_count});
     check_dtype(name, *scales, ScalarType::Float);
-    return {Format::kFloat8, values.const_data_ptr(), scales->const_data_ptr(), rows, cols};
+    return {Format::kFloat8, values.const_data_ptr(), data<float>(name, *scales), rows, cols};
   }
   const int64_t padded = round_up(cols, kWideGroup);
   check_dtype(name, values, ScalarType::Byte);
   check_shape(name, values, {rows, padded / 2});
   check_shape(name, *scales, {rows, padded / kWideGroup});
   check_dtype(name, *scales, ScalarType::Half);
+  ADEPT_REQUIRE(scales->numel() <= kMaxSize, name, " has ", scales->numel(), " scales; expected at most ", kMaxSize);
   return {Format::kInt4Wide, values.const_data_ptr(), scales->const_data_ptr(), rows, cols};
 }
 
@@ -122,11 +163,11 @@ void run(const Linear& operands, const Tensor& like, const char* operation) {
 }
 
 Tensor embed(const Tensor& table, const Tensor& ids) {
-  const OnDeviceOf device(ids);
+  const OnOneDevice device({"ids", ids}, {});  // the table may be in the host's memory
   ADEPT_REQUIRE(table.dim() == 2, "table has shape ", shape_of(table), "; expected [vocab, hidden]");
   const int64_t tokens = ids.numel(), hidden = table.size(1);
   Matrix rows = float_matrix("table", table, table.size(0), hidden);
-  rows.values = device_address("table", table);
+  rows.values = device_address("table", table, ids);
   const Tensor out = torch::stable::new_empty(ids, {tokens, hidden}, ScalarType::Float);
   check(cuda::embed({rows, unchecked_indices("ids", ids, tokens), tokens, output(out)}, current_stream(ids)), "embed");
   return out;
@@ -134,7 +175,7 @@ Tensor embed(const Tensor& table, const Tensor& ids) {
 
 Tensor layernorm_qkv(const Tensor& x, const Tensor& gamma, const Tensor& beta, double eps, const Tensor& w,
                      const OptionalTensor& scales, const Tensor& b) {
-  const OnDeviceOf device(x);
+  const OnOneDevice device({"x", x}, {{"gamma", gamma}, {"beta", beta}, {"w", w}, {"scales", scales}, {"b", b}});
   const int64_t hidden = gamma.numel(), rows = b.numel();
   const Activations in("x", x, hidden);
   check_tokens(in);
@@ -147,7 +188,7 @@ Tensor layernorm_qkv(const Tensor& x, const Tensor& gamma, const Tensor& beta, d
 
 Tensor linear_residual(const Tensor& x, const Tensor& w, const OptionalTensor& scales, const Tensor& b,
                        const Tensor& residual) {
-  const OnDeviceOf device(x);
+  const OnOneDevice device({"x", x}, {{"w", w}, {"scales", scales}, {"b", b}, {"residual", residual}});
   const int64_t rows = b.numel();
   ADEPT_REQUIRE(x.dim() == 2, "x has shape ", shape_of(x), "; expected [tokens, inputs]");
   const Activations in("x", x, x.size(1)), added("residual", residual, rows);
@@ -164,7 +205,10 @@ Tensor linear_residual(const Tensor& x, const Tensor& w, const OptionalTensor& s
 Tensor mlp(const Tensor& x, const Tensor& gamma, const Tensor& beta, double eps, const Tensor& w_up,
            const OptionalTensor& up_scales, const Tensor& b_up, const Tensor& w_down_t,
            const OptionalTensor& down_scales, const Tensor& b_down, const OptionalTensor& counts) {
-  const OnDeviceOf device(x);
+  const Operands read = {{"x", x}, {"gamma", gamma}, {"beta", beta}, {"w_up", w_up}, {"up_scales", up_scales},
+                         {"b_up", b_up}, {"w_down_t", w_down_t}, {"down_scales", down_scales}, {"b_down", b_down}};
+  const OnOneDevice device({"x", x}, read, {{"counts", counts}});
+  Written({{"counts", counts}}).check_apart(read);
   const int64_t hidden = gamma.numel(), intermediate = b_up.numel();
   const Activations in("x", x, hidden);
   check_tokens(in);
@@ -185,22 +229,25 @@ Tensor mlp(const Tensor& x, const Tensor& gamma, const Tensor& beta, double eps,
 
 Tensor lm_head(const Tensor& x, const Tensor& gamma, const Tensor& beta, double eps, const Tensor& w,
                const OptionalTensor& scales, int64_t rows) {
-  const OnDeviceOf device(x);
+  const OnOneDevice device({"x", x}, {{"gamma", gamma}, {"beta", beta}, {"w", w}, {"scales", scales}});
   const int64_t hidden = gamma.numel();
   const Activations in("x", x, hidden);
   check_tokens(in);
-  ADEPT_REQUIRE(rows >= 0, "rows is ", rows, "; expected 0 or more");
+  check_rows(rows);
+  const Matrix head = rows_matrix("w", w, scales, rows, hidden);
   const Tensor out = in.empty({in.tokens(), rows});  // logits stay float32
-  run({in.at(), in.tokens(), norm("", gamma, beta, eps, hidden), rows_matrix("w", w, scales, rows, hidden), nullptr,
-       nullptr, false, output(out)},
-      out, "lm_head");
+  run({in.at(), in.tokens(), norm("", gamma, beta, eps, hidden), head, nullptr, nullptr, false, output(out)}, out,
+      "lm_head");
   return out;
 }
 
 Tensor rotary_append(const Tensor& qkv, const OptionalTensor& q_gamma, const OptionalTensor& q_beta,
                      const OptionalTensor& k_gamma, const OptionalTensor& k_beta, double eps, const Tensor& cos,
                      const Tensor& sin, const Tensor& slots, const Tensor& positions, Tensor cache) {
-  const OnDeviceOf device(qkv);
+  const Operands read = {{"qkv", qkv}, {"q_gamma", q_gamma}, {"q_beta", q_beta}, {"k_gamma", k_gamma},
+                         {"k_beta", k_beta}, {"cos", cos}, {"sin", sin}, {"slots", slots}, {"positions", positions}};
+  const OnOneDevice device({"qkv", qkv}, read, {{"cache_layer", cache}});
+  Written({{"cache_layer", cache}}).check_apart(read);
   const CacheLayer layer = cache_layer(cache);
   const Activations in("qkv", qkv, 3 * layer.heads * layer.head_dim);
   const RotaryTables tables(cos, sin, layer.head_dim);
@@ -224,11 +271,11 @@ Tensor rotary_append(const Tensor& qkv, const OptionalTensor& q_gamma, const Opt
 
 Tensor decode_attention(const Tensor& q, const Tensor& cache, const Tensor& slots, const Tensor& lengths,
                         int64_t longest, double scale) {
-  const OnDeviceOf device(q);
+  const OnOneDevice device({"q", q}, {{"cache_layer", cache}, {"slots", slots}, {"lengths", lengths}});
   const CacheLayer layer = cache_layer(cache);
   ADEPT_REQUIRE(q.dim() == 3 && q.size(1) == layer.heads && q.size(2) == layer.head_dim, "q has shape ", shape_of(q),
                 "; expected [tokens, ", layer.heads, ", ", layer.head_dim, "]");
-  ADEPT_REQUIRE(longest >= 0 && longest <= layer.capacity, "longest is ", longest, "; expected 0 to ", layer.capacity);
+  check_longest(longest, layer);
   const Activations in("q", torch::stable::flatten(q, 1), layer.heads * layer.head_dim);
   const Tensor out = in.empty({in.tokens(), layer.heads * layer.head_dim});
   const DecodeAttention operands{in.at(),
@@ -249,13 +296,17 @@ template <class T>
 const T* setting(const char* name, const Tensor& tensor, int64_t slot_count, ScalarType dtype) {
   check_shape(name, tensor, {slot_count});
   check_dtype(name, tensor, dtype);
-  return data<T>(tensor);
+  return data<T>(name, tensor);
 }
 
 Tensor sample(const Tensor& logits, const Tensor& slots, const Tensor& positions, const Tensor& temperature,
               const Tensor& top_k, const Tensor& top_p, const Tensor& min_p, const Tensor& repetition_penalty,
               const Tensor& seed, Tensor seen) {
-  const OnDeviceOf device(logits);
+  const Operands read = {{"logits", logits}, {"slots", slots}, {"positions", positions}, {"temperature", temperature},
+                         {"top_k", top_k}, {"top_p", top_p}, {"min_p", min_p},
+                         {"repetition_penalty", repetition_penalty}, {"seed", seed}};
+  const OnOneDevice device({"logits", logits}, read, {{"seen", seen}});
+  Written({{"seen", seen}}).check_apart(read);
   ADEPT_REQUIRE(logits.dim() == 2 && logits.is_contiguous(), "logits has shape ", shape_of(logits),
                 "; expected contiguous [tokens, vocab]");
   check_dtype("logits", logits, ScalarType::Float);
@@ -263,7 +314,7 @@ Tensor sample(const Tensor& logits, const Tensor& slots, const Tensor& positions
   check_shape("seen", seen, {count, vocab});
   check_dtype("seen", seen, ScalarType::Bool);
   const Tensor ids = torch::stable::new_empty(logits, {tokens}, ScalarType::Long);
-  const cuda::Sample operands{data<float>(logits),
+  const cuda::Sample operands{data<float>("logits", logits),
                         tokens,
                         vocab,
                         unchecked_indices("slots", slots, tokens),
@@ -284,9 +335,11 @@ Tensor sample(const Tensor& logits, const Tensor& slots, const Tensor& positions
 
 void advance(const Tensor& chosen, Tensor ids, Tensor slots, Tensor positions, const Tensor& limits, const Tensor& ends,
              Tensor counts, Tensor ring) {
-  const OnDeviceOf device(ids);
+  // The ring may be in the host's memory.
+  const OnOneDevice device({"ids", ids}, {{"chosen", chosen}, {"slots", slots}, {"positions", positions},
+                                          {"limits", limits}, {"ends", ends}, {"counts", counts}});
   Advance operands = advance_operands(chosen, ids, slots, positions, limits, ends, counts, ring);
-  operands.ring = static_cast<int64_t*>(device_address("ring", ring));
+  operands.ring = static_cast<int64_t*>(device_address("ring", ring, ids));
   check(cuda::advance(operands, current_stream(ids)), "advance");
 }
 

@@ -63,7 +63,7 @@ struct Mlp {
   const float* up_bias;
   Matrix down;  // [intermediate, hidden], "units" layout
   const float* down_bias;
-  int64_t* counts;  // null, or two sums that grow: rows of `down` that were read, and rows there are
+  int64_t* counts;  // null, or two sums that grow if there are tokens: rows of `down` that were read, and all rows
   float* out;       // [tokens, hidden]
 };
 

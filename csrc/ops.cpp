@@ -11,6 +11,7 @@
 #include "advance.h"
 #include "arguments.h"
 #include "cpu/kernels.h"
+#include "overlap.h"
 #include "schemas.h"
 #ifdef ADEPT_FAST_WITH_CUDA
 #include "cuda/torch_stream.h"
@@ -61,6 +62,9 @@ Tensor mlp(const Tensor& x, const Tensor& gamma, const Tensor& beta, double eps,
            const OptionalTensor& up_scales, const Tensor& b_up, const Tensor& w_down_t,
            const OptionalTensor& down_scales, const Tensor& b_down, const OptionalTensor& counts) {
   const int64_t hidden = gamma.numel(), intermediate = b_up.numel();
+  Written({{"counts", counts}})
+      .check_apart({{"x", x}, {"gamma", gamma}, {"beta", beta}, {"w_up", w_up}, {"up_scales", up_scales},
+                    {"b_up", b_up}, {"w_down_t", w_down_t}, {"down_scales", down_scales}, {"b_down", b_down}});
   const Activations in("x", x, hidden);
   const Tensor out = in.empty({in.tokens(), hidden});
   kernels().mlp(threads(), {in.at(), in.tokens(), norm("", gamma, beta, eps, hidden),
@@ -75,16 +79,20 @@ Tensor lm_head(const Tensor& x, const Tensor& gamma, const Tensor& beta, double 
                const OptionalTensor& scales, int64_t rows) {
   const int64_t hidden = gamma.numel();
   const Activations in("x", x, hidden);
-  ADEPT_REQUIRE(rows >= 0, "rows is ", rows, "; expected 0 or more");
+  check_rows(rows);
+  const Matrix head = rows_matrix("w", w, scales, rows, hidden);
   const Tensor out = in.empty({in.tokens(), rows});  // logits stay float32
-  kernels().linear(threads(), {in.at(), in.tokens(), norm("", gamma, beta, eps, hidden),
-                               rows_matrix("w", w, scales, rows, hidden), nullptr, nullptr, false, output(out)});
+  kernels().linear(threads(), {in.at(), in.tokens(), norm("", gamma, beta, eps, hidden), head, nullptr, nullptr, false,
+                               output(out)});
   return out;
 }
 
 Tensor rotary_append(const Tensor& qkv, const OptionalTensor& q_gamma, const OptionalTensor& q_beta,
                      const OptionalTensor& k_gamma, const OptionalTensor& k_beta, double eps, const Tensor& cos,
                      const Tensor& sin, const Tensor& slots, const Tensor& positions, Tensor cache) {
+  Written({{"cache_layer", cache}})
+      .check_apart({{"qkv", qkv}, {"q_gamma", q_gamma}, {"q_beta", q_beta}, {"k_gamma", k_gamma}, {"k_beta", k_beta},
+                    {"cos", cos}, {"sin", sin}, {"slots", slots}, {"positions", positions}});
   const CacheLayer layer = cache_layer(cache);
   const Activations in("qkv", qkv, 3 * layer.heads * layer.head_dim);
   const RotaryTables tables(cos, sin, layer.head_dim);
@@ -105,15 +113,17 @@ Tensor decode_attention(const Tensor& q, const Tensor& cache, const Tensor& slot
   ADEPT_REQUIRE(q.dim() == 3 && q.size(1) == layer.heads && q.size(2) == layer.head_dim, "q has shape ",
                   shape_of(q), "; expected [tokens, ", layer.heads, ", ", layer.head_dim, "]");
   const Activations in("q", torch::stable::flatten(q, 1), layer.heads * layer.head_dim);
+  check_longest(longest, layer);
   const int64_t* const slot_of = slot_indices(slots, in.tokens(), layer.slots);
   const Tensor out = in.empty({in.tokens(), layer.heads * layer.head_dim});
   kernels().decode_attention(threads(), {in.at(), in.tokens(), layer, slot_of,
-                                         indices("lengths", lengths, slot_of, in.tokens(), layer.capacity + 1),
+                                         indices("lengths", lengths, slot_of, in.tokens(), longest + 1),
                                          longest, float(scale), output(out)});
   return in.narrowed(out);
 }
 
 void dequantize_units(const Tensor& values, const Tensor& scales, Tensor out) {
+  Written({{"out", out}}).check_apart({{"values", values}, {"scales", scales}});
   const std::optional<Format> format = float_format(out);
   ADEPT_REQUIRE(out.dim() == 2 && out.is_contiguous() && format.has_value() && *format != Format::kFloat16,
                   "out has shape ", shape_of(out), "; expected a contiguous matrix in float32 or bfloat16");
@@ -148,9 +158,17 @@ Tensor decode_step(const Tensor& ids, const Tensor& slots, const Tensor& positio
                    std::vector<Tensor> layers, const Tensor& cos, const Tensor& sin, Tensor cache,
                    const Tensor& final_gamma, const Tensor& final_beta, const Tensor& w, const OptionalTensor& scales,
                    int64_t rows, double eps, double scale, const OptionalTensor& counts) {
-  ADEPT_REQUIRE(cache.dim() == 6 && cache.size(0) > 0 && cache.size(0) * int64_t(kLayerTensors) == int64_t(layers.size()),
-                  "layers has ", layers.size(), " tensors and the cache shape ", shape_of(cache), "; expected ",
-                  kLayerTensors, " for each of its layers");
+  ADEPT_REQUIRE(cache.dim() == 6 && cache.size(0) > 0 && layers.size() % kLayerTensors == 0 &&
+                    cache.size(0) == int64_t(layers.size() / kLayerTensors),
+                "layers has ", layers.size(), " tensors and the cache shape ", shape_of(cache), "; expected ",
+                kLayerTensors, " for each of its layers");
+  // Layers that share memory would each be contiguous.
+  ADEPT_REQUIRE(cache.is_contiguous(), "cache is not contiguous");
+  const Written written({{"cache", cache}, {"counts", counts}});
+  written.check_apart({{"ids", ids}, {"slots", slots}, {"positions", positions}, {"embedding", embedding},
+                       {"cos", cos}, {"sin", sin}, {"final_gamma", final_gamma}, {"final_beta", final_beta}, {"w", w},
+                       {"scales", scales}});
+  for (const Tensor& tensor : layers) written.check_apart("layers", tensor);
   const int64_t tokens = ids.numel(), hidden = final_gamma.numel();
   ADEPT_REQUIRE(embedding.dim() == 2, "embedding has shape ", shape_of(embedding), "; expected [vocab, hidden]");
   std::vector<DecoderLayer> decoder;
@@ -162,7 +180,8 @@ Tensor decode_step(const Tensor& ids, const Tensor& slots, const Tensor& positio
   }
   const CacheLayer& shape = decoder.front().cache;
   const RotaryTables tables(cos, sin, shape.head_dim);
-  ADEPT_REQUIRE(rows >= 0, "rows is ", rows, "; expected 0 or more");
+  check_rows(rows);
+  const Matrix head = rows_matrix("w", w, scales, rows, hidden);
   const int64_t* const slot_of = slot_indices(slots, tokens, shape.slots);
   const Tensor logits = torch::stable::new_empty(final_gamma, {tokens, rows});
   kernels().decode_step(
@@ -170,17 +189,18 @@ Tensor decode_step(const Tensor& ids, const Tensor& slots, const Tensor& positio
                   indices("positions", positions, slot_of, tokens, std::min(tables.positions, shape.capacity)), tokens,
                   float_matrix("embedding", embedding, embedding.size(0), hidden), decoder.data(),
                   int64_t(decoder.size()), tables.cos, tables.sin, tables.half, float(scale),
-                  norm("final_", final_gamma, final_beta, eps, hidden), rows_matrix("w", w, scales, rows, hidden),
-                  counts_of(counts), output(logits)});
+                  norm("final_", final_gamma, final_beta, eps, hidden), head, counts_of(counts), output(logits)});
   return logits;
 }
 
 void advance(const Tensor& chosen, Tensor ids, Tensor slots, Tensor positions, const Tensor& limits, const Tensor& ends,
              Tensor counts, Tensor ring) {
   const Advance operands = advance_operands(chosen, ids, slots, positions, limits, ends, counts, ring);
-  slot_indices(slots, operands.rows, operands.slot_count);
+  indices("positions", positions, slot_indices(slots, operands.rows, operands.slot_count), operands.rows,
+          kMaxCount + 1);
   for (int64_t row = 0; row < operands.rows; ++row)
-    ADEPT_REQUIRE(operands.counts[row] >= 0, "counts holds ", operands.counts[row], "; expected 0 or more");
+    ADEPT_REQUIRE(operands.counts[row] >= 0 && operands.counts[row] <= kMaxCount, "counts holds ",
+                  operands.counts[row], "; expected 0 to ", kMaxCount);
   advance_rows(operands);
 }
 

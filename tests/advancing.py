@@ -31,23 +31,38 @@ def random_state(rows: int, *, depth: int, seed: int) -> State:
     }
 
 
+def extreme_state(rows: int, *, depth: int, seed: int) -> State:
+    """Every integer may be anything, and is often the first or last of its kind."""
+    state = random_state(rows, depth=depth, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.tensor([-(2**63), -(2**63) + 1, -(2**32), -1, 0, 1, 2**31, 2**32, 2**63 - 2, 2**63 - 1])
+    for name in ("chosen", "ids", "slots", "positions", "limits", "counts"):
+        drawn = values[torch.randint(0, len(values), (rows,), generator=generator)]
+        state[name] = torch.where(torch.rand(rows, generator=generator) < 0.7, drawn, state[name])
+    return state
+
+
+def wrapped(value: int) -> int:
+    """As 64 bits hold it."""
+    return (value + 2**63) % 2**64 - 2**63
+
+
 def advanced(state: State) -> State:
     """Row by row, in Python's integers."""
     after = {name: tensor.tolist() for name, tensor in state.items()}
     for row in range(len(after["ids"])):
-        after["counts"][row] += 1
+        after["counts"][row] = wrapped(after["counts"][row] + 1)
         slot, told = after["slots"][row], -2
-        if slot >= 0:
+        if 0 <= slot < SLOTS:
             told = after["chosen"][row]
             after["ids"][row] = max(told, 0)
-            after["positions"][row] += 1
+            after["positions"][row] = wrapped(after["positions"][row] + 1)
             is_last = after["positions"][row] >= after["limits"][row]
             if is_last or not 0 <= told < VOCAB or after["ends"][slot][told]:
                 after["slots"][row] = -1
         count = after["counts"][row]
-        word = (count % 2**32) * 2**32 + told % 2**32
         ring = after["ring"][row]
-        ring[count % len(ring)] = word - 2**64 if word >= 2**63 else word
+        ring[count % len(ring)] = wrapped((count % 2**32) * 2**32 + told % 2**32)
     return {name: torch.tensor(values).view(state[name].shape) for name, values in after.items()}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from advancing import ROWS, SLOTS, VOCAB, State, advanced, random_state, read
+from advancing import ROWS, SLOTS, VOCAB, State, advanced, extreme_state, random_state, read
 from cuda_place import EMULATED, GPU, THIN, Place, every_place
 from cuda_place import inputs_arrive as inputs_arrive
 from torch import Tensor
@@ -48,6 +48,23 @@ def test_advance(place: Place, rows: int) -> None:
 def test_more_rows_than_a_warp_has_lanes(place: Place) -> None:
     state = random_state(77, depth=3, seed=0)
     assert_same(advance(place, state), advanced(state))
+
+
+@every_place
+def test_any_integers(place: Place) -> None:
+    """No value of the device's memory can be refused: each writes its own row, and nothing past it."""
+    for seed in range(SEEDS):
+        state = extreme_state(33, depth=1 + seed % 5, seed=seed)
+        assert_same(advance(place, state), advanced(state), seed)
+
+
+@pytest.mark.parametrize("count", [2**63 - 1, 2**63 - 2, -(2**63), -1])
+@every_place
+def test_the_last_counts_have_a_slot_of_the_ring(place: Place, count: int) -> None:
+    for depth in (1, 3, 7, 8):
+        state = random_state(3, depth=depth, seed=0)
+        state["counts"][:] = count
+        assert_same(advance(place, state), advanced(state), depth)
 
 
 @pytest.mark.parametrize("count", [0, 2**31 - 2, 2**32 - 2, 2**40])
@@ -206,7 +223,7 @@ def wrong(name: str) -> list[tuple[Tensor, str]]:
     good = random_state(3, depth=2, seed=0)[name]
     cases = [(good.int(), f"{name} has dtype")]
     if name == "ends":
-        return [*cases, (good[0], "ends has shape [7]; expected contiguous [slots, vocab]")]
+        return [*cases, (good[0], "ends has shape [7]; expected contiguous [slots, vocab], each 1 or more")]
     if name == "ring":
         said = "ring has shape [3, 0]; expected contiguous [3, 1 or more]"
         return [*cases, (good[:2], "ring has shape [2, 2]"), (good[:, :0], said)]

@@ -23,6 +23,7 @@ SELECTED = sorted(
     )
     and file.name != Path(__file__).name
 )
+RANDOM = "test_fuzz_operators.py::test_random_arguments_of_the_cuda_operators"
 
 
 @pytest.mark.skipif("ADEPT_CUDA_ON_CPU" in os.environ, reason="this is such a run")
@@ -30,7 +31,7 @@ SELECTED = sorted(
 def test_the_operators_under_sanitizers(kind: Kind) -> None:
     assert SELECTED
     try:
-        result = sanitized.run(kind, SELECTED)
+        result = sanitized.run(kind, [*SELECTED, RANDOM])
     except build.UnavailableError as error:
         pytest.skip(str(error))
     assert result.passed, result.said

@@ -181,6 +181,43 @@ def test_a_sanitizer_is_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
         recipe.read_options()
 
 
+def test_each_sanitizer_is_a_flag_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nvcc cuts what it hands to the host's compiler at commas."""
+    monkeypatch.setenv("ADEPT_FAST_CUDA", "0")
+    monkeypatch.setenv("ADEPT_FAST_SANITIZE", "address,undefined")
+    flags = recipe.read_options().sanitizer_flags
+    assert flags[:2] == ("-fsanitize=address", "-fsanitize=undefined")
+    assert not any("," in flag for flag in flags)
+
+
+def test_sanitizers_reach_what_nvcc_compiles(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if recipe.find_cuda()[0] is None:
+        pytest.skip(recipe.find_cuda()[1])
+    kernel = checkout / "csrc" / "cuda" / "kernel.cu"
+    kernel.parent.mkdir()
+    kernel.write_text("__global__ void kernel() {}\nint add(const int* a, int b) { return a[b] + b; }\n")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    monkeypatch.setenv("ADEPT_FAST_SANITIZE", "address,undefined")
+    (compiled,) = recipe.cuda_objects(checkout / "csrc", tmp_path / "objects")
+    assert all(symbol in compiled.read_bytes() for symbol in (b"__asan_", b"__ubsan_"))
+
+
+def test_a_build_with_sanitizers_leaves_no_cuda_out(checkout: Path, tmp_path: Path) -> None:
+    """Else what was not compiled would count as clean."""
+    try:
+        recipe.check_prerequisites(checkout / "csrc")
+    except BuildError as error:
+        pytest.skip(str(error))
+    home = toolkit(tmp_path / "cuda")
+    (home / "bin" / "nvcc").write_text("#!/bin/sh\necho 'fatal error: no such card' >&2\nexit 1\n")
+    (checkout / "csrc" / "cuda").mkdir()
+    (checkout / "csrc" / "cuda" / "kernel.cu").write_text("")
+    printed, said = run(checkout, ADEPT_FAST_SANITIZE="undefined", ADEPT_FAST_CUDA="", CUDA_HOME=str(home))
+    assert printed.startswith("False|compiling kernel.cu (cuda) failed: fatal error: no such card"), said
+
+
 @pytest.mark.parametrize(
     ("environment", "reason"),
     [

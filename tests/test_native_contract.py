@@ -82,6 +82,20 @@ def moved_to_meta(value: Any) -> Any:
     return value.to("meta") if isinstance(value, Tensor) else value
 
 
+@pytest.mark.parametrize("name", OPERATORS)
+def test_tensors_without_values_do_not_mix_with_others(name: str) -> None:
+    """The result would be memory that nobody has written to."""
+    arguments = OPERATORS[name]("float32")
+    tensors = [key for key, value in arguments.items() if isinstance(value, Tensor)]
+    if len(tensors) == 1:
+        return
+    arguments[tensors[-1]] = arguments[tensors[-1]].to("meta")
+    with pytest.raises(
+        RuntimeError, match=f"the arguments of {name} are on cpu and meta; expected all on one"
+    ):
+        getattr(call, name)(**arguments)
+
+
 def test_a_result_does_not_inherit_the_strides_of_its_input() -> None:
     arguments = mlp("float32") | {"x": torch.randn(HIDDEN, 2).t()}
     real = call.mlp(**arguments)
@@ -99,7 +113,7 @@ def test_no_tokens(name: str, fmt: str) -> None:
             arguments[inputs] = arguments[inputs][:0]
     result = getattr(call, name)(**arguments)
     assert result.shape[0] == 0
-    assert not arguments.get("counts", torch.zeros(1))[0]
+    assert not arguments.get("counts", torch.zeros(2)).any()
 
 
 NO_SIZES = """

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from adept_fast.quantize import Packing, quantize
 
+LEAST, LARGEST = -(2**63), 2**63 - 1  # int64
+
 
 @dataclass(frozen=True)
 class Wrong:
@@ -36,6 +38,17 @@ def widened(x: Tensor) -> Tensor:
 def strided(x: Tensor) -> Tensor:
     """The same numbers, not contiguous."""
     return torch.stack((x, x), -1)[..., 0]
+
+
+def misaligned(x: Tensor) -> Tensor:
+    """The same numbers, a byte past where they could begin."""
+    memory = bytearray(x.nbytes + 1)
+    memory[1:] = x.contiguous().view(torch.uint8).numpy().tobytes()
+    return torch.frombuffer(memory, dtype=x.dtype, offset=1, count=x.numel()).view(x.shape)
+
+
+def always(value: int) -> Callable[[Any], int]:
+    return lambda _: value
 
 
 def with_last(value: int) -> Callable[[Tensor], Tensor]:
@@ -112,7 +125,6 @@ WRONG = [
     Wrong("linear_residual", "residual", lambda x: x[:1], "residual has shape"),
     Wrong("lm_head", "rows", lambda rows: rows + 1, "w has shape"),
     Wrong("lm_head", "rows", lambda rows: rows + 16, "w has shape", "int8"),
-    Wrong("lm_head", "rows", lambda rows: -1, ""),
     Wrong("mlp", "counts", lambda x: x[:1], "counts has shape"),
     Wrong("mlp", "counts", Tensor.int, "counts has dtype"),
     Wrong("rotary_append", "q_beta", lambda _: None, "only one of q_gamma and q_beta"),
@@ -120,6 +132,20 @@ WRONG = [
     Wrong("rotary_append", "cos", lambda x: x[1:], "sin has shape"),
     Wrong("rotary_append", "cos", strided, "cos has shape"),
     Wrong("rotary_append", "cos", Tensor.double, "cos has dtype"),
+    *(
+        Wrong(operator, name, misaligned, f"{name} is not aligned to its elements of")
+        for operator, names in (
+            ("layernorm_qkv", ("x", "w")),
+            ("linear_residual", ("residual",)),
+            ("mlp", ("counts",)),
+            ("rotary_append", ("cos", "sin", "slots", "positions", "cache_layer")),
+            ("decode_attention", ("q", "lengths", "cache_layer")),
+            ("advance", ("chosen", "ids", "limits", "counts", "ring")),
+        )
+        for name in names
+    ),
+    Wrong("mlp", "gamma", misaligned, "gamma is not aligned to its elements of 4 bytes"),
+    Wrong("mlp", "down_scales", misaligned, "w_down_t is not aligned to its elements of 2 bytes", "int4"),
     Wrong("rotary_append", "sin", Tensor.half, "sin has dtype"),
     *(
         Wrong(operator, name, change, f"{name} ")
@@ -135,10 +161,38 @@ WRONG = [
     Wrong("advance", "chosen", Tensor.int, "chosen has dtype"),
     Wrong("advance", "chosen", strided, "chosen is not contiguous"),
     Wrong("advance", "chosen", lambda x: x[:1], "ids has shape [2]; expected [1]"),
-    Wrong("advance", "counts", with_last(-1), "counts holds -1; expected 0 or more"),
+    *(
+        Wrong("advance", name, with_last(value), f"{name} holds {value}; expected 0 to {2**63 - 2}")
+        for name in ("counts", "positions")
+        for value in (-1, LEAST, LARGEST)
+    ),
+    *(
+        Wrong(
+            "decode_attention",
+            "longest",
+            lambda _, value=value: value,
+            f"longest is {value}; expected 0 to 12",
+        )
+        for value in (-1, CAPACITY + 1, LEAST, LARGEST)
+    ),
+    Wrong("decode_attention", "longest", lambda _: 5, "lengths holds 12; expected 0 to 5"),
+    *(
+        Wrong(
+            operator, "rows", lambda _, value=value: value, f"rows is {value}; expected 0 to {2**31 - 1}", fmt
+        )
+        for operator in ("lm_head", "decode_step")
+        for fmt in native.FORMATS
+        for value in (-1, 2**31, LEAST, LARGEST)
+    ),
     Wrong("advance", "ring", lambda x: x[:, :0], "ring has shape [2, 0]; expected contiguous [2, 1 or more]"),
     Wrong("advance", "ends", Tensor.byte, "ends has dtype"),
-    Wrong("advance", "ends", lambda x: x[0], "ends has shape [35]; expected contiguous [slots, vocab]"),
+    Wrong(
+        "advance",
+        "ends",
+        lambda x: x[0],
+        "ends has shape [35]; expected contiguous [slots, vocab], each 1 or more",
+    ),
+    Wrong("advance", "ends", lambda x: x[:, :0], "ends has shape [4, 0]; expected contiguous [slots, vocab]"),
     Wrong("advance", "ends", strided, "ends has shape"),
     *(
         Wrong(operator, name, with_last(value), f"{name} holds {value}; expected {least} to {most}")
@@ -152,7 +206,7 @@ WRONG = [
             ("decode_step", "positions", 0, CAPACITY - 1),
             ("advance", "slots", -1, SLOTS - 1),
         )
-        for value in (least - 1, most + 1, 2**62)
+        for value in (least - 1, most + 1, 2**62, LEAST, LARGEST)
     ),
     *(
         Wrong(operator, "cache_layer", change, "cache_layer has shape")
@@ -166,6 +220,7 @@ WRONG = [
     Wrong(
         "decode_step", "cache", widened, "gamma has shape"
     ),  # of q and k, which a head has to be as large as
+    Wrong("decode_step", "cache", lambda x: x[:1].expand_as(x), "cache is not contiguous"),
     Wrong("decode_step", "layers", lambda x: x[:-1], "layers has 39 tensors"),
     Wrong("decode_step", "layers", part(2, widened), "w_qkv has shape"),
     Wrong("decode_step", "layers", part(4, Tensor.double), "b_qkv has dtype"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from advancing import ROWS, VOCAB, advanced, random_state, read
+from advancing import ROWS, VOCAB, advanced, extreme_state, random_state, read
 from closeness import assert_close, product_size
 from torch import Tensor
 
@@ -120,6 +120,12 @@ def test_lm_head_gives_float32_logits_of_the_rows_it_gets(computed: str, dtype: 
     assert_as_exact_as_torch(ops.lm_head(x, gamma, beta, EPS, w[:777]), exact, theirs, size, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_rows_give_no_logits(computed: str, dtype: torch.dtype) -> None:
+    logits = reference.lm_head(torch.randn(3, 128), *norm_parameters(128), EPS, matrix(0, 128, dtype))
+    assert (logits.shape, logits.dtype) == ((3, 0), torch.float32)
+
+
 @pytest.mark.parametrize("qk_layernorm", [True, False])
 @pytest.mark.parametrize(
     ("heads", "head_dim", "rotary_dim"), [(1, 64, 16), (3, 80, 40), (2, 96, 96), (4, 128, 2)]
@@ -231,6 +237,57 @@ def test_advance_is_the_plain_loop() -> None:
         reference.advance(**state)
         for name, tensor in state.items():
             assert torch.equal(tensor, expected[name]), (name, seed)
+
+
+def test_advance_takes_any_integers() -> None:
+    for seed in range(50):
+        state = extreme_state(33, depth=1 + seed % 5, seed=seed)
+        expected = advanced(state)
+        reference.advance(**state)
+        for name, tensor in state.items():
+            assert torch.equal(tensor, expected[name]), (name, seed)
+
+
+@pytest.mark.parametrize("present", [[], [2], [0, 3]], ids=lambda present: f"with {present}")
+def test_what_does_not_exist_is_absent(present: list[int]) -> None:
+    """A slot or a position: nothing is written for it, not in what Python would count from the end."""
+    slots = torch.tensor([3, 1, -2, 2, 2**63 - 1, 0, -(2**63), 1])
+    positions = torch.tensor([0, -1, 0, 6, 1, -(2**63), 2, 2**63 - 1])
+    slots[present] = torch.tensor([0, 1, 2, 0])[present]
+    positions[present] = torch.tensor([5, 0, 3, 4])[present]
+    qkv, norms = torch.randn(8, 3 * 2 * 16), (*norm_parameters(16), *norm_parameters(16))
+    tables = ops.rotary_table(8, 25000.0, 7, torch.device("cpu"))
+    cache = torch.randn(2, 3, 2, 6, 16)
+    expected = cache.clone()
+    for token in present:
+        one = slice(token, token + 1)
+        reference.rotary_append(qkv[one], *norms, EPS, *tables, slots[one], positions[one], expected)
+    q = reference.rotary_append(qkv, *norms, EPS, *tables, slots, positions, cache)
+    assert torch.equal(cache, expected)
+    assert [token for token in range(8) if q[token].any()] == present
+
+
+def test_attention_to_what_does_not_exist_is_0() -> None:
+    slots = torch.tensor([3, 1, 2**63 - 1, -(2**63), 1, 2])
+    lengths = torch.tensor([4, -3, 4, 4, 2**63 - 1, 6])
+    cache, q = torch.randn(2, 3, 2, 8, 16), torch.randn(6, 2, 16)
+    found = reference.decode_attention(q, cache, slots, lengths, 6, 0.25)
+    assert not found[:4].any()
+    exact = reference.decode_attention(q[4:], cache, slots[4:], torch.tensor([6, 6]), 6, 0.25)
+    assert torch.equal(found[4:], exact)
+
+
+@pytest.mark.parametrize("longest", [-1, 9, 2**63 - 1, -(2**63)])
+def test_more_positions_than_a_slot_has(longest: int) -> None:
+    at = torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(ValueError, match=f"longest is {longest}; expected 0 to 8"):
+        reference.decode_attention(torch.randn(1, 2, 16), torch.randn(2, 3, 2, 8, 16), at, at, longest, 0.25)
+
+
+@pytest.mark.parametrize("start", [-1, 6, 2**63 - 1, -(2**63)])
+def test_a_prompt_that_its_slot_does_not_hold(start: int) -> None:
+    with pytest.raises(ValueError, match=f"start is {start} of 3 tokens; expected 0 to 5"):
+        ops.prefill_attention(torch.randn(3, 2, 16), torch.randn(2, 2, 8, 16), start, 0.25)
 
 
 def test_a_text_is_read_from_the_ring_behind_the_steps() -> None:

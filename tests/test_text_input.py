@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import io
-import os
 import re
 from pathlib import Path
 
@@ -126,17 +125,6 @@ def test_json_files_follow_the_same_rule(end: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(f'\ufeff{{"hidden_size":{end}256}}{end}'.encode())
     assert read_json(tmp_path / "config.json") == {"hidden_size": 256}
     assert PersimmonConfig.from_json(tmp_path / "config.json").hidden_size == 256
-
-
-@pytest.mark.parametrize("kind", ["absent", "a directory", "a FIFO"])
-def test_json_is_read_from_regular_files(kind: str, tmp_path: Path) -> None:
-    if kind == "a directory":
-        (tmp_path / "config.json").mkdir()
-    elif kind == "a FIFO":
-        os.mkfifo(tmp_path / "config.json")
-    message = "cannot be read" if kind == "absent" else f"is {kind}; expected a regular file"
-    with pytest.raises(TextError, match=f"config.json: {message}"):
-        read_json(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize(

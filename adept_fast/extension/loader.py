@@ -6,7 +6,8 @@ for these sources and flags, into a directory of the user's cache, and found the
 Read from the environment, besides what the recipe reads: ADEPT_FAST_CACHE, the directory to build in (default
 ``~/.cache/adept-fast``); ADEPT_FAST_BUILD, 0 to build nothing at import.
 
-A build with sanitizers goes the same way and has a place of its own in the cache. AddressSanitizer must be
+A build with sanitizers goes the same way and has a place of its own in the cache. Where there is nvcc it has
+the CUDA sources too, and fails where they do; ADEPT_FAST_CUDA=0 leaves them out. AddressSanitizer must be
 loaded before Python is, and Python itself leaks by design::
 
     ADEPT_FAST_SANITIZE=address,undefined ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \\

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -125,6 +129,28 @@ def _embed(table: Tensor, ids: Tensor) -> Tensor:
     return ids.new_empty(ids.shape[0], table.shape[1], dtype=torch.float32)
 
 
+def _together(shapes: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
+    """Refuses tensors without values beside others: the result could be memory that nobody has written to."""
+
+    @functools.wraps(shapes)
+    def checked(*args: Any, **kwargs: Any) -> Tensor | None:
+        parts = [part for value in (*args, *kwargs.values()) for part in _tensors_of(value)]
+        devices = {part.device.type for part in parts}
+        if "meta" in devices and len(devices) > 1:
+            found = " and ".join(sorted(devices))
+            raise RuntimeError(
+                f"the arguments of {shapes.__name__[1:]} are on {found}; expected all on one device"
+            )
+        return shapes(*args, **kwargs)
+
+    return checked
+
+
+def _tensors_of(value: Any) -> list[Tensor]:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [part for part in values if isinstance(part, Tensor)]
+
+
 for _operator in (
     _copy,
     _read,
@@ -140,4 +166,4 @@ for _operator in (
     _advance,
     _embed,
 ):
-    torch.library.register_fake(f"adept_fast::{_operator.__name__.removeprefix('_')}", _operator)
+    torch.library.register_fake(f"adept_fast::{_operator.__name__.removeprefix('_')}", _together(_operator))

@@ -7,7 +7,9 @@ softmax, residual sums and relu² units are float32 everywhere.
 
 A token whose slot is -1 is *absent*: a decode step may have more rows than there are sequences. Nothing is
 written for it, and its position does not matter. No operator of a step looks at values on the host, so that
-it can be captured into a CUDA graph.
+it can be captured into a CUDA graph; so a token whose slot or position does not exist is absent too, here and
+in CUDA. C++ on a CPU, which can look, refuses it. An argument that an operator writes shares no memory with
+the others.
 """
 
 from __future__ import annotations
@@ -59,15 +61,15 @@ def rotary_append(
         slots, positions: int64 [tokens], where each token's k and v go; no two tokens to one place.
         cache_layer: [2, slots, heads, max_seq_len, head_dim], written in place.
 
-    Returns q, float32 [tokens, heads, head_dim], 0 for a token whose slot is -1.
+    Returns q, float32 [tokens, heads, head_dim], 0 for an absent token.
     """
-    present = slots >= 0  # [tokens]
-    positions = torch.where(present, positions, 0)
-    heads = cache_layer.shape[2]
+    _, slot_count, heads, capacity, _ = cache_layer.shape
+    present = _exist(slots, slot_count) & _exist(positions, min(len(cos), capacity))  # [tokens]
+    slots, positions = torch.where(present, slots, 0), torch.where(present, positions, 0)
     norms = (q_gamma, q_beta, k_gamma, k_beta)
     q, k, v = normalise_and_rotate(qkv, heads, norms, eps, cos[positions], sin[positions])
-    _append(cache_layer[0], slots, positions, k)
-    _append(cache_layer[1], slots, positions, v)
+    _append(cache_layer[0], present, slots, positions, k)
+    _append(cache_layer[1], present, slots, positions, v)
     return q.masked_fill(~present[:, None, None], 0)
 
 
@@ -101,10 +103,12 @@ def prefill_attention(q: Tensor, cache_slot: Tensor, start: int, scale: float) -
         q: float32 [tokens, heads, head_dim], of the tokens at positions ``start``, ``start + 1``, …
         cache_slot: [2, heads, positions, head_dim], in which those tokens' k and v are already written.
 
-    Returns [tokens, hidden].
+    Returns [tokens, hidden]. Raises ValueError where the cache has no such positions.
     """
     tokens, heads, head_dim = q.shape
-    end = start + tokens
+    end, capacity = start + tokens, cache_slot.shape[2]
+    if not 0 <= start <= end <= capacity:
+        raise ValueError(f"start is {start} of {tokens} tokens; expected 0 to {capacity - tokens}")
     k, v = cache_slot[:, None, :, :end].to(_attention_dtype(cache_slot))  # each [1, heads, end, head_dim]
     visible = None
     if start:
@@ -125,13 +129,17 @@ def decode_attention(
         q: float32 [tokens, heads, head_dim], token i belonging to slot ``slots[i]``.
         cache_layer: [2, slots, heads, max_seq_len, head_dim].
         lengths: int64 [tokens], how many positions of the slot count; past them nothing reaches the result,
-            whatever stands there; 0 gives 0, and so does a slot of -1.
-        longest: an upper bound of ``lengths`` that the host knows.
+            whatever stands there; 0 gives 0, and so does an absent token.
+        longest: an upper bound of ``lengths`` that the host knows; a length counts up to it.
 
-    Returns [tokens, hidden].
+    Returns [tokens, hidden]. Raises ValueError where a slot has fewer than ``longest`` positions.
     """
-    lengths = torch.where(slots >= 0, lengths, 0)
-    k, v = cache_layer[:, slots.clamp(min=0), :, :longest].to(
+    _, slot_count, _, capacity, _ = cache_layer.shape
+    if not 0 <= longest <= capacity:
+        raise ValueError(f"longest is {longest}; expected 0 to {capacity}")
+    present = _exist(slots, slot_count)
+    lengths = torch.where(present, lengths.clamp(min=0), 0)
+    k, v = cache_layer[:, torch.where(present, slots, 0), :, :longest].to(
         _attention_dtype(cache_layer)
     )  # each [tokens, heads, longest, d]
     visible = torch.arange(longest, device=q.device) < lengths[:, None]  # [tokens, longest]
@@ -163,7 +171,7 @@ def mlp(
 
     ``w_down_t`` is [intermediate, hidden]. The units stay float32: in float16, relu² overflows where a
     pre-activation passes 256. ``counts``, int64 [2], grows by the units that are not 0 for some token, whose
-    rows of ``w_down_t`` are needed, and by all units.
+    rows of ``w_down_t`` are needed, and by all units; past 2⁶³ − 1 it goes on at −2⁶³.
     """
     units = F.relu(project(layernorm(x, gamma, beta, eps), w_up) + b_up).square()  # [tokens, intermediate]
     if counts is not None:
@@ -199,15 +207,15 @@ def advance(
             id that is no token's (``sample``'s INVALID) becomes 0.
         limits: int64 [rows], the position at which a row's text ends.
         ends: bool [slots, vocab], the ids at which the text in a slot ends.
-        counts: int64 [rows], at least 0, how many steps there were; written in place.
+        counts: int64 [rows], 0 to 2⁶³ − 2, how many steps there were; written in place.
         ring: int64 [rows, depth], written in place. It may lie in the host's memory where the rest is on a
             GPU; here that takes a copy that waits.
     """
-    vocab, depth = ends.shape[1], ring.shape[1]
-    present = slots >= 0  # [rows]
+    (slot_count, vocab), depth = ends.shape, ring.shape[1]
+    present = _exist(slots, slot_count)  # [rows]
     words = torch.where(present, chosen, ABSENT)
     in_vocabulary = (words >= 0) & (words < vocab)
-    is_end = ends[slots.clamp(min=0), words.clamp(0, vocab - 1)] | ~in_vocabulary
+    is_end = ends[torch.where(present, slots, 0), words.clamp(0, vocab - 1)] | ~in_vocabulary
     ids.copy_(torch.where(present, words.clamp(min=0), ids))
     positions.add_(present)
     slots.masked_fill_(present & (is_end | (positions >= limits)), -1)
@@ -239,7 +247,9 @@ def compute_dtype(matrix: Matrix) -> torch.dtype:
 
 
 def count_needed(units: Tensor, counts: Tensor) -> None:
-    """Add to ``counts``, int64 [2], the units that are not 0 for some token, and all there are."""
+    """Add to ``counts``, int64 [2], the units that are not 0 for some token, and all; none without tokens."""
+    if not len(units):
+        return
     needed = (units != 0).any(0).sum()
     counts += torch.stack((needed, torch.full_like(needed, units.shape[1])))
 
@@ -248,18 +258,23 @@ def _attention_dtype(cache: Tensor) -> torch.dtype:
     return cache.dtype if cache.is_cuda else torch.float32
 
 
-def _append(cache: Tensor, slots: Tensor, positions: Tensor, rows: Tensor) -> None:
+def _exist(indices: Tensor, end: int) -> Tensor:
+    """Which of them are from 0 to below ``end``: bool, shaped as they are."""
+    return (indices >= 0) & (indices < end)
+
+
+def _append(cache: Tensor, present: Tensor, slots: Tensor, positions: Tensor, rows: Tensor) -> None:
     """Write rows [tokens, heads, head_dim] into [slots, heads, max_seq_len, head_dim], but for absent tokens.
 
     Every token writes, since which ones are there only the device knows: an absent one what the first that is
-    there writes, to the same place; and where none is there, all write what already stands in one place.
+    there writes, to the same place; and where none is there, all write what already stands in one place. The
+    slots and positions of absent ones are 0.
     """
-    present = slots >= 0
     writer = torch.where(
         present, torch.arange(len(slots), device=slots.device), present.to(torch.uint8).argmax()
     )  # [tokens]
     rows = torch.where(present.any(), rows.to(cache.dtype)[writer], cache[0, :, 0])
-    cache[slots[writer].clamp(min=0), :, positions[writer]] = rows
+    cache[slots[writer], :, positions[writer]] = rows
 
 
 def layernorm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
@@ -278,7 +293,8 @@ def project(x: Tensor, w: Matrix) -> Tensor:
     dtype = compute_dtype(w)
     if isinstance(w, Tensor) and w.dtype == dtype:
         return F.linear(x.to(dtype), w).float()
-    return torch.cat([F.linear(x, block) for block in _widened(w)], dim=-1)
+    blocks = [F.linear(x, block) for block in _widened(w)]
+    return torch.cat(blocks, dim=-1) if blocks else x.new_empty(len(x), 0, dtype=torch.float32)
 
 
 def project_transposed(x: Tensor, w_t: Matrix) -> Tensor:

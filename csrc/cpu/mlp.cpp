@@ -96,6 +96,10 @@ class Down {
   const Matrix& w_;
 };
 
+// Past 2^63 - 1 it goes on at -2^63, as torch's sums of int64 do and as the kernels of a GPU do, which can refuse no
+// value: the program's own counts would take 10^13 steps of the 8B to get there.
+void add_to_count(int64_t& count, int64_t more) { count = int64_t(uint64_t(count) + uint64_t(more)); }
+
 }  // namespace
 
 void mlp(const Threads& threads, const Mlp& mlp) {
@@ -103,9 +107,9 @@ void mlp(const Threads& threads, const Mlp& mlp) {
   Buffer<float> units(mlp.tokens * intermediate);
   linear(threads, Linear{mlp.x, mlp.tokens, mlp.norm, mlp.up, mlp.up_bias, nullptr, true, units});
   const ActiveUnits active(threads, units, mlp.tokens, intermediate);
-  if (mlp.counts) {
-    mlp.counts[0] += active.count();
-    mlp.counts[1] += intermediate;
+  if (mlp.counts && mlp.tokens > 0) {
+    add_to_count(mlp.counts[0], active.count());
+    add_to_count(mlp.counts[1], intermediate);
   }
   const Down down(threads, mlp, active);
   switch (mlp.down.format) {

@@ -228,8 +228,9 @@ inline I32x16 load_int8(const void* from) {
 
 inline void store(int32_t* to, I32x16 value) { std::memcpy(to, value.lane, sizeof value); }
 
+// Wraps around as the instructions of other sets do; signed sums may not.
 inline I32x16 add(I32x16 a, I32x16 b) {
-  for (int i = 0; i < 16; ++i) a.lane[i] += b.lane[i];
+  for (int i = 0; i < 16; ++i) a.lane[i] = int32_t(uint32_t(a.lane[i]) + uint32_t(b.lane[i]));
   return a;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <limits>
 #include <new>
 #include <vector>
 
@@ -59,8 +60,7 @@ class WorkspacePool {
 template <class T>
 class Buffer {
  public:
-  explicit Buffer(int64_t count)
-      : block_(WorkspacePool::of_this_thread().take(size_t(count ? count : 1) * sizeof(T))) {}
+  explicit Buffer(int64_t count) : block_(WorkspacePool::of_this_thread().take(bytes_of(count))) {}
   ~Buffer() { WorkspacePool::of_this_thread().give_back(block_); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
@@ -70,6 +70,12 @@ class Buffer {
   operator T*() { return data(); }
 
  private:
+  // What no memory could hold must not become a few bytes by overflow.
+  static size_t bytes_of(int64_t count) {
+    if (count < 0 || count > std::numeric_limits<int64_t>::max() / int64_t(2 * sizeof(T))) throw std::bad_alloc();
+    return size_t(count ? count : 1) * sizeof(T);
+  }
+
   WorkspacePool::Block block_;
 };
 

@@ -18,18 +18,22 @@ namespace {
 // The host reads the ring while the device runs on. Volatile makes this one store of 8 bytes, so that the count is
 // never there without its id.
 __device__ void tell(const Advance& advance, int64_t row, int64_t count, int64_t id) {
-  const uint64_t place = static_cast<uint64_t>(count) % static_cast<uint64_t>(advance.depth);
+  const int64_t remainder = count % advance.depth, place = remainder < 0 ? remainder + advance.depth : remainder;
   const uint64_t word = static_cast<uint64_t>(count) << 32 | (static_cast<uint64_t>(id) & 0xffffffffu);
-  *reinterpret_cast<volatile uint64_t*>(advance.ring + row * advance.depth + static_cast<int64_t>(place)) = word;
+  *reinterpret_cast<volatile uint64_t*>(advance.ring + row * advance.depth + place) = word;
 }
+
+// The host can refuse no value of the device's memory, so every one has a successor: that of 2^63 - 1 is -2^63, as torch
+// has it too. A negative count has a slot of the ring, and at a negative position nothing is written.
+__device__ int64_t next(int64_t value) { return static_cast<int64_t>(static_cast<uint64_t>(value) + 1); }
 
 __global__ void __launch_bounds__(kWarpSize) advance_rows(const Advance advance) {
   let_next_start();
   wait_for_inputs();
   const int64_t row = int64_t{blockIdx.x} * kWarpSize + threadIdx.x;
   if (row >= advance.rows) return;
-  const int64_t chosen = advance.chosen[row], slot = advance.slots[row], count = advance.counts[row] + 1;
-  const int64_t position = advance.positions[row] + 1, limit = advance.limits[row];
+  const int64_t chosen = advance.chosen[row], slot = advance.slots[row], count = next(advance.counts[row]);
+  const int64_t position = next(advance.positions[row]), limit = advance.limits[row];
   const bool present = in_range(slot, advance.slot_count);
   tell(advance, row, count, present ? chosen : kAbsent);
   advance.counts[row] = count;
@@ -47,6 +51,7 @@ __global__ void __launch_bounds__(kWarpSize) advance_rows(const Advance advance)
 
 cudaError_t advance(const Advance& advance, cudaStream_t stream) {
   if (advance.rows == 0) return cudaSuccess;
+  if (!fits_grid(advance.rows)) return cudaErrorInvalidValue;
   const auto blocks = static_cast<unsigned>((advance.rows + kWarpSize - 1) / kWarpSize);
   return launch(stream, {dim3(blocks), dim3(kWarpSize)}, advance_rows, advance);
 }

@@ -317,6 +317,7 @@ cudaError_t decode_attention(const DecodeAttention& attention, void* workspace, 
   const CacheLayer& cache = attention.cache;
   if (attention.tokens == 0 || cache.heads == 0 || cache.head_dim == 0) return cudaSuccess;
   if (cache.head_dim % 8 != 0 || cache.head_dim > kMostHeadDim) return cudaErrorInvalidValue;
+  if (!fits_grid(splits_of(attention.longest), cache.heads, attention.tokens)) return cudaErrorInvalidValue;
   if (reinterpret_cast<uintptr_t>(cache.data) % sizeof(uint4) != 0) return cudaErrorMisalignedAddress;
   switch (cache.format) {
     case Format::kFloat16: return attend_of<__half>(attention, workspace, stream);

@@ -38,8 +38,10 @@ __global__ void __launch_bounds__(kAddThreads) add_partials(const Down down, con
   for (int word = lane_index(); word * 32 < down.w.rows; word += kWarpSize) needed += __popc(down.active[word]);
   needed = warp_sum(needed);
   if (lane_index() != 0) return;
-  down.counts[0] += needed;
-  down.counts[1] += down.w.rows;
+  // In unsigned arithmetic, so that the sum of what the host cannot refuse goes on past 2^63 - 1 as torch's does.
+  auto* const counts = reinterpret_cast<uint64_t*>(down.counts);
+  counts[0] += static_cast<uint64_t>(needed);
+  counts[1] += static_cast<uint64_t>(down.w.rows);
 }
 
 struct Grid {

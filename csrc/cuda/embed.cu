@@ -59,6 +59,7 @@ cudaError_t embed_of(const Embed& embed, cudaStream_t stream) {
   const int64_t hidden = embed.table.cols;
   const bool whole = hidden % kVector<Element> == 0 && aligned(embed.table.values) && aligned(embed.out);
   const int64_t items = whole ? hidden / kVector<Element> : hidden;
+  if (!fits_grid(embed.tokens, (items + kThreads - 1) / kThreads)) return cudaErrorInvalidValue;
   const Shape shape{dim3(static_cast<unsigned>(embed.tokens), static_cast<unsigned>((items + kThreads - 1) / kThreads)),
                     dim3(kThreads)};
   return launch(stream, shape, whole ? embed_vectors<Element> : embed_elements<Element>, embed);

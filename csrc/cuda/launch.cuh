@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <cstdint>
 
 namespace adept::cuda {
 
@@ -12,6 +13,12 @@ struct Shape {
   dim3 block;
   size_t shared_bytes = 0;  // of dynamic shared memory
 };
+
+// Whether a grid may have as many blocks along x, y and z; asked before they are narrowed to 32 bits.
+inline bool fits_grid(int64_t x, int64_t y = 1, int64_t z = 1) {
+  constexpr int64_t kMostX = 0x7fffffff, kMostOthers = 0xffff;
+  return x <= kMostX && y <= kMostOthers && z <= kMostOthers;
+}
 
 // Whether kernels overlap with the start of the next one (programmatic dependent launch): on devices of capability
 // 9.0 and newer, unless ADEPT_FAST_OVERLAP is 0.

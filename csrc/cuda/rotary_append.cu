@@ -186,7 +186,7 @@ cudaError_t append_of(const RotaryAppend& append, cudaStream_t stream) {
 cudaError_t rotary_append(const RotaryAppend& append, cudaStream_t stream) {
   const CacheLayer& cache = append.cache;
   if (append.tokens == 0 || cache.heads == 0 || cache.head_dim == 0) return cudaSuccess;
-  if (cache.head_dim > kMostHeadDim) return cudaErrorInvalidValue;
+  if (cache.head_dim > kMostHeadDim || !fits_grid(cache.heads, append.tokens)) return cudaErrorInvalidValue;
   switch (cache.format) {
     case Format::kFloat16: return append_of<__half>(append, stream);
     case Format::kBFloat16: return append_of<__nv_bfloat16>(append, stream);

@@ -324,6 +324,7 @@ cudaError_t sample(const Sample& sample, void* memory, cudaStream_t stream) {
   if (sample.tokens == 0) return cudaSuccess;
   if (sample.vocab < 1 || sample.vocab > kMostVocab) return cudaErrorInvalidValue;
   const int64_t tiles = tiles_of(sample);
+  if (!fits_grid(tiles, sample.tokens)) return cudaErrorInvalidValue;
   const Workspace workspace(sample, tiles, memory);
   const Shape shape{dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(sample.tokens)), dim3(kThreads)};
   for (const auto kernel : {find_extremes, fill_bins, draw})

@@ -10,7 +10,8 @@ namespace adept::cuda::sampling {
 
 // The mass that top-p wants of a whole.
 __device__ __forceinline__ Wide mass_goal(float top_p, Wide whole) {
-  const Wide goal = static_cast<Wide>(ceil(static_cast<double>(top_p) * static_cast<double>(whole)));
+  // A share that is not above 0 must not be converted: what a negative number becomes is not defined.
+  const Wide goal = top_p > 0 ? static_cast<Wide>(ceil(static_cast<double>(top_p) * static_cast<double>(whole))) : 0;
   return goal > 0 ? goal : 1;
 }
 

@@ -20,6 +20,10 @@ class OnDeviceOf {
 
 inline bool is_on_device(const torch::stable::Tensor& tensor) { return tensor.is_cuda(); }
 
+inline bool is_beside(const torch::stable::Tensor& one, const torch::stable::Tensor& other) {
+  return other.is_cuda() && other.get_device_index() == one.get_device_index();
+}
+
 inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
   const StreamLookup lookup = stream_function();
   STD_TORCH_CHECK(lookup.function != nullptr, lookup.missing);

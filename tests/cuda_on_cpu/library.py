@@ -66,6 +66,13 @@ def unpinned() -> Iterator[None]:
 
 
 @contextmanager
+def elsewhere(tensor: Tensor) -> Iterator[None]:
+    """A tensor is not in the memory of the device."""
+    with _environment("ADEPT_CUDA_ON_CPU_ELSEWHERE", str(tensor.data_ptr())):
+        yield
+
+
+@contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
     before = os.environ.get(name)
     os.environ[name] = value

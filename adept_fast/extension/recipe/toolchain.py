@@ -49,7 +49,9 @@ class Options:
         """For compiling and for linking; they come after the others, so that -O1 holds."""
         if not self.sanitize:
             return ()
-        return (f"-fsanitize={self.sanitize}", "-fno-omit-frame-pointer", "-g", "-O1")
+        # One flag for each: nvcc cuts what it hands to the host's compiler at commas.
+        names = [name for name in self.sanitize.split(",") if name]
+        return (*(f"-fsanitize={name}" for name in names), "-fno-omit-frame-pointer", "-g", "-O1")
 
 
 def read_options() -> Options:

@@ -4,6 +4,9 @@
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstdint>
+#include <cstdlib>
+
 #include "runtime/overlap.h"
 
 namespace adept::cuda {
@@ -15,6 +18,13 @@ class OnDeviceOf {
 
 // Every tensor is asked about, as one of the host's would be on a GPU.
 inline bool is_on_device(const torch::stable::Tensor&) { return false; }
+
+// All are, but the one that begins at ADEPT_CUDA_ON_CPU_ELSEWHERE.
+inline bool is_beside(const torch::stable::Tensor&, const torch::stable::Tensor& other) {
+  const char* elsewhere = std::getenv("ADEPT_CUDA_ON_CPU_ELSEWHERE");
+  return elsewhere == nullptr ||
+         std::strtoull(elsewhere, nullptr, 0) != reinterpret_cast<uintptr_t>(other.const_data_ptr());
+}
 
 inline cudaStream_t current_stream(const torch::stable::Tensor&) { return nullptr; }
 

@@ -1,0 +1,81 @@
+// Refuses arguments that share memory with one that the operator writes: an index is checked once and read again later,
+// and one task reads rows while another writes.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+
+#include "arguments.h"
+
+namespace adept {
+
+// One argument of an operator.
+struct Operand {
+  Operand(const char* name, const Tensor& tensor) : name(name), tensor(&tensor) {}
+  Operand(const char* name, const OptionalTensor& tensor) : name(name), tensor(tensor ? &*tensor : nullptr) {}
+
+  const char* name;
+  const Tensor* tensor;  // null where it is not given
+};
+
+using Operands = std::initializer_list<Operand>;
+
+// The memory from a tensor's first element to its last one; [0, 0) where it has none.
+struct MemoryRange {
+  uintptr_t begin = 0, end = 0;
+
+  bool overlaps(const MemoryRange& other) const { return begin < other.end && other.begin < end; }
+};
+
+inline MemoryRange memory_of(const Tensor& tensor) {
+  int64_t elements = tensor.numel();
+  if (elements == 0) return {};
+  if (!tensor.is_contiguous()) {
+    elements = 1;
+    for (int64_t i = 0; i < tensor.dim(); ++i) elements += (tensor.size(i) - 1) * tensor.stride(i);
+  }
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  return {begin, begin + uintptr_t(elements) * tensor.element_size()};
+}
+
+// The operands that an operator writes, which are contiguous.
+class Written {
+ public:
+  // Refuses those that overlap with each other.
+  explicit Written(Operands operands) {
+    for (const Operand& operand : operands) {
+      if (operand.tensor == nullptr) continue;
+      const MemoryRange memory = memory_of(*operand.tensor);
+      check_apart(operand.name, memory);
+      ranges_[count_++] = {operand.name, memory};
+    }
+  }
+
+  // Refuses one that is only read.
+  void check_apart(const char* name, const Tensor& read) const {
+    if (count_ > 0) check_apart(name, memory_of(read));
+  }
+
+  void check_apart(Operands read) const {
+    for (const Operand& operand : read)
+      if (operand.tensor != nullptr) check_apart(operand.name, *operand.tensor);
+  }
+
+ private:
+  struct Range {
+    const char* name;
+    MemoryRange memory;
+  };
+
+  void check_apart(const char* name, const MemoryRange& memory) const {
+    for (int i = 0; i < count_; ++i)
+      ADEPT_REQUIRE(!ranges_[i].memory.overlaps(memory), ranges_[i].name, " shares memory with ", name,
+                    "; expected memory of its own, since it is written");
+  }
+
+  static constexpr int kMax = 5;  // those of advance
+  Range ranges_[kMax];
+  int count_ = 0;
+};
+
+}  // namespace adept
