@@ -8,6 +8,7 @@ from adept_fast.checkpoint.adept import is_adept, open_adept
 from adept_fast.checkpoint.adept_layout import TRACKER_FILE
 from adept_fast.checkpoint.base import WEIGHT_DTYPES, Checkpoint, CheckpointError, StoredTensor, dtype_name
 from adept_fast.checkpoint.huggingface import is_huggingface, open_huggingface
+from adept_fast.checkpoint.location import Location, demo_path, locate
 from adept_fast.checkpoint.native import is_native, open_native
 from adept_fast.checkpoint.packed import PackedMatrix, packed_matrices
 
@@ -15,32 +16,31 @@ __all__ = [
     "WEIGHT_DTYPES",
     "Checkpoint",
     "CheckpointError",
+    "Location",
     "PackedMatrix",
     "StoredTensor",
     "demo_path",
     "dtype_name",
+    "locate",
     "open_checkpoint",
     "packed_matrices",
 ]
 
 
-def demo_path() -> Path:
-    """The directory of the small checkpoint that ships with the package."""
-    return Path(__file__).resolve().parent.parent / "demo"
-
-
-def open_checkpoint(path_or_name: str | Path) -> Checkpoint:
+def open_checkpoint(
+    path_or_name: str | Path, revision: str | None = None, *, progress: bool = True
+) -> Checkpoint:
     """Open a checkpoint; its weights stay on disk until they are asked for.
 
     Args:
-        path_or_name: ``"demo"``, or the path of a Hugging Face directory, of Adept's release or of a native
-            checkpoint.
+        path_or_name: ``"demo"``, the path of a Hugging Face directory, of Adept's release or of a native
+            checkpoint, or a hub id ``owner/name``, whose missing files are downloaded.
+        revision: of a hub id: a branch, a tag or a commit; None for ``main``.
+        progress: show progress bars of downloads on stderr.
 
     Raises CheckpointError when there is nothing at the path, or nothing that is known.
     """
-    path = demo_path() if str(path_or_name) == "demo" else Path(path_or_name).expanduser()
-    if not path.exists():
-        raise CheckpointError(f"{path}: there is no such file or directory; expected a checkpoint, or 'demo'")
+    path = locate(path_or_name, revision, progress=progress).path
     if is_native(path):
         return open_native(path)
     if is_huggingface(path):

@@ -66,8 +66,8 @@ class Sample:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def bench(**options: Any) -> None:
     """Say how fast decoding is, what memory would allow, and what to change."""
-    checkpoint = open_checkpoint(options["checkpoint"])
-    options["checkpoint"] = checkpoint
+    checkpoint = open_checkpoint(options["checkpoint"], options["revision"])
+    options |= {"checkpoint": checkpoint, "revision": None}
     batch_size, context = options["batch_size"], options["context_tokens"]
     if options["max_seq_len"] is None:
         options["max_seq_len"] = min(context + _MOST_STEPS + 1, checkpoint.config.max_position_embeddings)

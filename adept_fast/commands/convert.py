@@ -10,6 +10,7 @@ from adept_fast.checkpoint import WEIGHT_DTYPES
 from adept_fast.checkpoint.convert import FORMATS, ConversionReport, Format
 from adept_fast.checkpoint.convert import convert as convert_checkpoint
 from adept_fast.commands.errors import OneLineErrors
+from adept_fast.commands.options import revision_option
 from adept_fast.quantize import WEIGHT_FORMATS
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -28,6 +29,7 @@ def _parse_size(_context: click.Context, _parameter: click.Parameter, text: str)
 @click.command(cls=OneLineErrors)
 @click.argument("source")
 @click.argument("destination", type=click.Path())
+@revision_option
 @click.option(
     "--to",
     type=click.Choice(FORMATS),
@@ -53,19 +55,21 @@ def _parse_size(_context: click.Context, _parameter: click.Parameter, text: str)
 def convert(
     source: str,
     destination: str,
+    revision: str | None,
     to: Format | None,
     weights: str | None,
     dtype: str | None,
     shard_size: int,
     quiet: bool,
 ) -> None:
-    """Write the checkpoint SOURCE ("demo", a Hugging Face directory, Adept's release) to DESTINATION.
+    """Write the checkpoint SOURCE ("demo", a path, or owner/name on the Hugging Face hub) to DESTINATION.
 
     DESTINATION appears when it is complete; it must not exist yet, or be an empty directory.
     """
     report = convert_checkpoint(
         source,
         destination,
+        revision=revision,
         to=to,
         dtype=WEIGHT_DTYPES[dtype] if dtype else None,
         weights=weights,

@@ -11,7 +11,8 @@ import click
 import torch
 
 from adept_fast import __version__, ops
-from adept_fast.checkpoint import Checkpoint, dtype_name, open_checkpoint
+from adept_fast.checkpoint import Checkpoint, Location, dtype_name, locate, open_checkpoint
+from adept_fast.checkpoint.published import release_checksum
 from adept_fast.commands.byte_size import byte_size
 from adept_fast.commands.errors import OneLineErrors
 from adept_fast.commands.options import checkpoint_option, placement_options
@@ -33,13 +34,43 @@ from adept_fast.placement import Placement, choose_placement, imagine_placement
     callback=byte_size,
     help="Plan for a GPU with so much free memory, such as 24GB, which need not be here.",
 )
+@click.option(
+    "--verify", is_flag=True, help="Read a .tar and compare its MD5 with those of the releases of Adept."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(**options: Any) -> None:
-    """Describe a checkpoint and plan its memory, without reading its weights."""
-    checkpoint = open_checkpoint(options["checkpoint"])
+    """Describe a checkpoint and plan its memory, without reading its weights.
+
+    Of owner/name on the Hugging Face hub, what is not in the cache is downloaded first.
+    """
+    location = locate(options["checkpoint"], options["revision"])
+    verified = {"release": _verify(location)} if options["verify"] else {}
+    if verified and not options["as_json"]:
+        click.echo(_as_text(verified))  # now: what follows fails where the tar is damaged
+    try:
+        report = _report(location, options)
+    except (ValueError, OSError):
+        if verified and options["as_json"]:
+            click.echo(json.dumps(verified, ensure_ascii=False))
+        raise
+    if options["as_json"]:
+        click.echo(json.dumps(verified | report, ensure_ascii=False))
+    else:
+        click.echo(_as_text(report))
+
+
+def _verify(location: Location) -> dict[str, Any]:
+    found = release_checksum(location.path)
+    release = found.release
+    known = f"{release.file_name} ({release.license})" if release else "not one of the published releases"
+    return {"MD5": found.md5, "published": release is not None, "release": known}
+
+
+def _report(location: Location, options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    checkpoint = open_checkpoint(location.path)
     placement, plan = _plan(checkpoint, options)
-    report = {
-        "checkpoint": _describe_checkpoint(checkpoint),
+    return {
+        "checkpoint": _describe_checkpoint(checkpoint, location),
         "config": dataclasses.asdict(checkpoint.config),
         "placement": {
             "device": _device_name(placement),
@@ -61,12 +92,12 @@ def info(**options: Any) -> None:
             "python": platform.python_version(),
         },
     }
-    click.echo(json.dumps(report, ensure_ascii=False) if options["as_json"] else _as_text(report))
 
 
-def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    tokenizer, config = checkpoint.tokenizer, checkpoint.config
+def _describe_checkpoint(checkpoint: Checkpoint, location: Location) -> dict[str, Any]:
+    tokenizer, config, hub = checkpoint.tokenizer, checkpoint.config, location.hub
     return {
+        **({"hub": hub.hub_id, "revision": hub.revision, "commit": hub.commit} if hub else {}),
         "path": str(checkpoint.path),
         "format": checkpoint.format,
         "stored dtype": dtype_name(checkpoint.dtype),

@@ -36,14 +36,22 @@ _PLACEMENT = (
 
 
 def checkpoint_option(command: Command) -> Command:
+    command = revision_option(command)
     return click.option(
         "--checkpoint",
         envvar="ADEPT_FAST_CHECKPOINT",
         default="demo",
         show_default=True,
         show_envvar=True,
-        help="A Hugging Face directory, Adept's release (directory or .tar), a native checkpoint, or demo.",
+        help="A Hugging Face directory, Adept's release (directory or .tar), a native checkpoint, demo, or "
+        "owner/name on the Hugging Face hub.",
     )(command)
+
+
+def revision_option(command: Command) -> Command:
+    return click.option("--revision", help="With owner/name: a branch, a tag or a commit.  [default: main]")(
+        command
+    )
 
 
 def placement_options(command: Command) -> Command:
@@ -151,7 +159,13 @@ def bos_option(command: Command) -> Command:
 def load_runtime(options: dict[str, Any], *, max_batch_size: int = 1, progress: bool = True) -> Runtime:
     """A Runtime from the values of ``checkpoint_option`` and ``placement_options``."""
     placement = {name: options[name] for name in _PLACEMENT}
-    return Runtime.load(options["checkpoint"], max_batch_size=max_batch_size, progress=progress, **placement)
+    return Runtime.load(
+        options["checkpoint"],
+        revision=options["revision"],
+        max_batch_size=max_batch_size,
+        progress=progress,
+        **placement,
+    )
 
 
 def sampling_params(
