@@ -175,8 +175,8 @@ class _Download:
             path = Path(hf_hub_download(self.hub_id, name, revision=revision, library_name="adept-fast"))
         if path.parent.name != self.commit:
             raise CheckpointError(
-                f"{self.hub_id}: {name} is of commit {path.parent.name} now, and the others of {self.commit}; "
-                f"expected one commit, so try again"
+                f"{self.hub_id}: {name} is of commit {path.parent.name}, and the others of "
+                f"{self.commit}; expected one commit, so try again"
             )
         return path
 

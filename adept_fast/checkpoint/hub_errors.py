@@ -91,7 +91,7 @@ def download_errors(hub_id: str, revision: str, file_name: str) -> Iterator[None
 
 def _refused(error: Exception, hub_id: str, revision: str) -> str:
     """What the hub's answer, a HfHubHTTPError, means."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, get_token
     from huggingface_hub.errors import (
         DisabledRepoError,
         GatedRepoError,
@@ -106,7 +106,8 @@ def _refused(error: Exception, hub_id: str, revision: str) -> str:
             f"{hub_id}: is gated; expected a token (HF_TOKEN, or hf auth login) of an account that has been "
             f"granted access at {hub}/{hub_id}"
         )
-    if isinstance(error, RepositoryNotFoundError):
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+    if isinstance(error, RepositoryNotFoundError) or (status == 401 and get_token() is None):
         return (
             f"{hub_id}: is neither a path here nor a public model on {hub}; "
             f"a private one needs a token (HF_TOKEN, or hf auth login)"
@@ -115,7 +116,6 @@ def _refused(error: Exception, hub_id: str, revision: str) -> str:
         return f"{hub_id}: has no revision {revision!r} on {hub}; expected a branch, a tag or a commit"
     if isinstance(error, DisabledRepoError):
         return f"{hub_id}: is disabled on {hub}"
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
     if status == 401:
         return f"{hub_id}: {hub} refuses the token (HF_TOKEN, or that of hf auth login) with status 401"
     return f"{hub_id}: {hub} answered with status {status} ({_reason(error)})"

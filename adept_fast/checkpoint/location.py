@@ -42,7 +42,7 @@ def locate(
     Raises CheckpointError where there is nothing, and as ``fetch_snapshot`` does.
     """
     name = str(path_or_name)
-    path = demo_path() if name == "demo" else Path(path_or_name).expanduser()
+    path = demo_path() if name == "demo" else _expanded(Path(path_or_name))
     if _exists(path):
         if revision is not None:
             raise CheckpointError(
@@ -65,6 +65,13 @@ def locate(
         )
     snapshot = fetch_snapshot(name, revision, tokenizer=tokenizer, progress=progress)
     return Location(snapshot.path, snapshot)
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # ~somebody, who has no home here
+        return path
 
 
 def _exists(path: Path) -> bool:

@@ -44,8 +44,8 @@ def release_checksum(path: Path, *, progress: bool = True) -> ReleaseChecksum:
     Args:
         progress: show a progress bar on stderr.
 
-    Raises CheckpointError where ``path`` is neither a tar nor named like one, and FileError where it cannot be
-    read.
+    Raises CheckpointError where ``path`` is neither a tar nor named like one, and FileError where it cannot
+    be read.
     """
     if path.is_dir():
         raise CheckpointError(
