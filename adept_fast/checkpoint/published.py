@@ -13,6 +13,7 @@ from adept_fast.checkpoint.base import CheckpointError
 from adept_fast.regular_file import RegularFile
 
 _BLOCK_BYTES = 2**22
+_EXPECTED = "expected the tar of Adept's release, whose MD5 is known"
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,11 @@ def release_checksum(path: Path, *, progress: bool = True) -> ReleaseChecksum:
     Raises CheckpointError where ``path`` is neither a tar nor named like one, and FileError where it cannot
     be read.
     """
-    if path.is_dir():
-        raise CheckpointError(
-            f"{path}: is a directory; expected the tar of Adept's release, whose MD5 is known"
-        )
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is no file here; {_EXPECTED}")
     file = RegularFile(path)
     if not (path.suffix == ".tar" or _begins_like_a_tar(file)):
-        raise CheckpointError(f"{path}: is not a tar; expected that of Adept's release, whose MD5 is known")
+        raise CheckpointError(f"{path}: is not a tar; {_EXPECTED}")
     md5 = _md5(file, progress)
     return ReleaseChecksum(md5, PUBLISHED_RELEASES.get(md5))
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import click
@@ -43,12 +45,12 @@ def info(**options: Any) -> None:
 
     Of owner/name on the Hugging Face hub, what is not in the cache is downloaded first.
     """
-    location = locate(options["checkpoint"], options["revision"])
-    verified = {"release": _verify(location)} if options["verify"] else {}
+    # First: what follows fails where the tar is damaged, and downloads a hub id, which is no tar.
+    verified = {"release": _verify(options["checkpoint"])} if options["verify"] else {}
     if verified and not options["as_json"]:
-        click.echo(_as_text(verified))  # now: what follows fails where the tar is damaged
+        click.echo(_as_text(verified))
     try:
-        report = _report(location, options)
+        report = _report(locate(options["checkpoint"], options["revision"]), options)
     except (ValueError, OSError):
         if verified and options["as_json"]:
             click.echo(json.dumps(verified, ensure_ascii=False))
@@ -59,8 +61,8 @@ def info(**options: Any) -> None:
         click.echo(_as_text(report))
 
 
-def _verify(location: Location) -> dict[str, Any]:
-    found = release_checksum(location.path)
+def _verify(path: str) -> dict[str, Any]:
+    found = release_checksum(Path(os.path.expanduser(path)))
     release = found.release
     known = f"{release.file_name} ({release.license})" if release else "not one of the published releases"
     return {"MD5": found.md5, "published": release is not None, "release": known}
