@@ -1,4 +1,4 @@
-"""Whether a tar is one that Adept published: its MD5, in blocks of one open file, before anything that fails."""
+"""Whether a tar is one that Adept published: its MD5, in blocks of one open file, before what may fail."""
 
 from __future__ import annotations
 
