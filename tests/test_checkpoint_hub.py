@@ -160,7 +160,11 @@ class TestDownload:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         refused("revision main is not in the cache", "HF_HUB_OFFLINE")
         commit = repository.refs["main"]
-        refused("is incomplete", f"{INDEX} names '{SHARDS[1]}', which is missing", revision=commit)
+        refused(
+            "is incomplete, and HF_HUB_OFFLINE forbids to complete it: ",
+            f"{INDEX} names '{SHARDS[1]}', which is missing",
+            revision=commit,
+        )
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         server.statuses.clear()
         assert_holds(open_checkpoint(ID), random_tensors(small_config()))
@@ -183,6 +187,7 @@ class TestDownload:
                 RuntimeError("Data processing error: CAS service\nmore"),
                 "(Data processing error: CAS service)",
             ),
+            (PermissionError("the token has expired"), "while it was downloaded (the token has expired)"),
             (ValueError("Invalid pointer path"), "(Invalid pointer path)"),
         ],
     )
@@ -205,6 +210,13 @@ class TestDownload:
         server.repositories[ID] = repository = Repository()
         repository.commit(self.files, "main")
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+
+    def test_a_token_that_cannot_be_read(
+        self, server: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        (tmp_path / "home").write_bytes(b"no directory")
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "home" / "token"))
+        assert refused("home/token cannot be read (Not a directory)").count("reached") == 0
 
     def test_too_little_space(
         self, server: HubServer, repository: Repository, monkeypatch: pytest.MonkeyPatch
@@ -285,6 +297,15 @@ class TestRefusals:
         refused(needle)
         assert not set(SHARDS) & set(server.downloaded())
 
+    @pytest.mark.parametrize("shard", ["../escaped.json", "original/config.json", "/etc/passwd", 7, None])
+    def test_an_index_names_files_of_the_top_folder(
+        self, server: HubServer, repository: Repository, files: dict[str, bytes], shard: object
+    ) -> None:
+        index = json.dumps({"weight_map": {"x": SHARDS[0], "y": shard}}).encode()
+        repository.commit(files | {INDEX: index}, "main")
+        refused(f"{INDEX} names {shard!r}, which is missing")
+        assert server.downloaded()[-1] == INDEX
+
     def test_another_architecture_costs_no_download(
         self, server: HubServer, repository: Repository, files: dict[str, bytes]
     ) -> None:
@@ -332,8 +353,8 @@ class TestRefusals:
             locate(ID)
         assert str(caught.value) == f"HF_ENDPOINT is {endpoint!r}; expected the URL of a hub"
 
-    @pytest.mark.parametrize("revision", ["", "../main", "a//b", "/x", "a\nb", "x" * 251, "."])
-    def test_a_malformed_revision(self, server: HubServer, revision: str) -> None:
+    @pytest.mark.parametrize("revision", [3, "", "../main", "a//b", "/x", "a\nb", "x" * 251, "."])
+    def test_a_malformed_revision(self, server: HubServer, revision: Any) -> None:
         refused("expected a branch, a tag or a commit", revision=revision)
         assert not server.requests
 
@@ -373,6 +394,8 @@ class TestCache:
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
         with pytest.warns(UserWarning, match=f"cannot be reached .*; commit {path.name} in the cache"):
             assert locate(ID).path == path
+        (path / SHARDS[2]).unlink()
+        refused("is incomplete, and http://127.0.0.1:1 does not list its files: ", SHARDS[2])
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(path / "empty"))
         refused("is not in the cache, and http://", "cannot be reached (", "refused")
 

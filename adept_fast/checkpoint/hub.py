@@ -65,7 +65,7 @@ def fetch_snapshot(
     try:
         listing = _list_files(hub_id, revision)
     except HubUnavailableError as error:
-        path = cached_snapshot(hub_id, revision, tokenizer=tokenizer)
+        path = cached_snapshot(hub_id, revision, error.why, tokenizer=tokenizer)
         if path is None:
             raise
         if not error.offline:
@@ -100,8 +100,13 @@ def _check_endpoint() -> None:
 
 def _check_revision(hub_id: str, revision: str) -> None:
     """A branch's name becomes a path in the cache."""
-    unlike_a_path = all(part not in ("", ".", "..") for part in revision.split("/"))
-    if not (unlike_a_path and revision.isprintable() and len(revision) <= _MAX_REVISION_CHARACTERS):
+    valid = (
+        isinstance(revision, str)
+        and revision.isprintable()
+        and len(revision) <= _MAX_REVISION_CHARACTERS
+        and all(part not in ("", ".", "..") for part in revision.split("/"))
+    )
+    if not valid:
         raise CheckpointError(
             f"{hub_id}: revision is {revision!r:.100}; expected a branch, a tag or a commit"
         )

@@ -21,16 +21,16 @@ def cached_file(hub_id: str, revision: str, name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def cached_snapshot(hub_id: str, revision: str, *, tokenizer: bool) -> Path | None:
+def cached_snapshot(hub_id: str, revision: str, why: str, *, tokenizer: bool) -> Path | None:
     """The directory of a revision, whose name is the commit; None if the cache has none.
 
-    Raises CheckpointError naming a file that is missing in it.
+    Raises CheckpointError naming a file that is missing in it, and ``why`` it is not downloaded.
     """
     config = cached_file(hub_id, revision, CONFIG_FILE)
     if config is None:
         return None
     snapshot = config.parent
-    where = f"{hub_id}: the snapshot {snapshot} is incomplete"
+    where = f"{hub_id}: the snapshot {snapshot} is incomplete, and {why}"
     names = {path.name for path in snapshot.iterdir() if path.is_file()}
     weights = choose_weights(names, where, tokenizer=tokenizer)
     if is_index(weights):

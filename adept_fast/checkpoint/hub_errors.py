@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 from collections.abc import Iterator
 
 from adept_fast.checkpoint.base import CheckpointError
@@ -12,16 +11,19 @@ from adept_fast.checkpoint.base import CheckpointError
 _KEPT = "files that have arrived are kept, so try again"
 _MAX_REASON_CHARACTERS = 200
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 class HubUnavailableError(CheckpointError):
     """The hub did not list a repository's files; what the cache has of it may do.
 
-    ``offline`` says that it was not asked, as ``HF_HUB_OFFLINE`` is set.
+    ``offline`` says that it was not asked, as ``HF_HUB_OFFLINE`` is set; ``why`` tells in a clause that files
+    that are missing in the cache cannot be downloaded.
     """
 
-    def __init__(self, message: str, *, offline: bool = False) -> None:
+    def __init__(self, message: str, why: str, *, offline: bool = False) -> None:
         super().__init__(message)
+        self.why = why
         self.offline = offline
 
 
@@ -36,25 +38,31 @@ def listing_errors(hub_id: str, revision: str) -> Iterator[None]:
 
     # The package of the HTTP client changed between versions; its base class is also HfHubHTTPError's.
     client_error = HfHubHTTPError.__bases__[0]
+    no_listing = f"{constants.ENDPOINT} does not list its files"
     try:
         yield
     except RevisionNotFoundError as error:
         raise CheckpointError(_refused(error, hub_id, revision)) from error
     except HfHubHTTPError as error:
-        raise HubUnavailableError(_refused(error, hub_id, revision)) from error
+        raise HubUnavailableError(_refused(error, hub_id, revision), no_listing) from error
     except OfflineModeIsEnabled as error:
         raise HubUnavailableError(
             f"{hub_id}: revision {revision} is not in the cache {constants.HF_HUB_CACHE}, "
             f"and HF_HUB_OFFLINE forbids to download it",
+            "HF_HUB_OFFLINE forbids to complete it",
             offline=True,
         ) from error
     except (OSError, client_error) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise CheckpointError(f"{hub_id}: {error.filename} cannot be read ({error.strerror})") from error
         raise HubUnavailableError(
-            f"{hub_id}: is not in the cache, and {constants.ENDPOINT} cannot be reached ({_reason(error)})"
+            f"{hub_id}: is not in the cache, and {constants.ENDPOINT} cannot be reached ({_reason(error)})",
+            no_listing,
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise HubUnavailableError(
-            f"{hub_id}: {constants.ENDPOINT} does not answer as a hub does ({_reason(error)})"
+            f"{hub_id}: {constants.ENDPOINT} does not answer as a hub does ({_reason(error)})",
+            no_listing,
         ) from error
 
 
@@ -128,9 +136,9 @@ def _local(error: OSError, hub_id: str, file_name: str) -> str:
     cache = constants.HF_HUB_CACHE
     if error.errno in _FULL:
         return f"{hub_id}: no space is left for {file_name} in the cache {cache}; HF_HOME moves it"
-    if isinstance(error, PermissionError) or error.errno in (errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+    if error.errno in _NOT_WRITABLE:  # a PermissionError without a number is hf_xet's, about its token
         named = error.filename or cache
-        return f"{hub_id}: {named} in the cache {cache} cannot be written ({os.strerror(error.errno or 0)})"
+        return f"{hub_id}: {named} in the cache {cache} cannot be written ({error.strerror})"
     return f"{hub_id}: {file_name} was interrupted while it was downloaded ({_reason(error)}); {_KEPT}"
 
 
