@@ -67,6 +67,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServe
         elsewhere.mkdir()
         monkeypatch.chdir(elsewhere)
         yield server
+        huggingface_hub.close_session()  # another hub may get this one's port
 
 
 @pytest.fixture
