@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from adept_fast.json_file import read_json
+from adept_fast.regular_file import FileError
+from adept_fast.short_text import short_repr
 
 _LARGEST_SIZE = 2**31 - 1
 _MOST_LAYERS = 4096  # tensor_shapes() lists every layer: a hostile file must not make that list endless
@@ -58,7 +62,7 @@ class PersimmonConfig:
             _require_positive(name, getattr(self, name))
         for name in ("qk_layernorm", "tie_word_embeddings"):
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected true or false")
+                raise ConfigError(f"{name} is {short_repr(getattr(self, name))}; expected true or false")
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"hidden_size {self.hidden_size} is not a multiple of "
@@ -117,9 +121,14 @@ class PersimmonConfig:
     def from_json(cls, path: Path) -> PersimmonConfig:
         """Read a Hugging Face ``config.json``; ConfigError names the file."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise ConfigError(f"{path}: not valid JSON ({error})") from error
+            values = read_json(path)
+        except FileError as error:
+            raise ConfigError(str(error)) from error
+        return cls.from_contents(values, path)
+
+    @classmethod
+    def from_contents(cls, values: dict[str, Any], path: Path) -> PersimmonConfig:
+        """Build from the contents of the ``config.json`` at ``path``, which ConfigError names."""
         try:
             return cls.from_dict(values)
         except ConfigError as error:
@@ -131,9 +140,9 @@ class PersimmonConfig:
         if not isinstance(values, dict):
             raise ConfigError(f"the configuration is a {type(values).__name__}; expected a JSON object")
         if values.get("model_type", "persimmon") != "persimmon":
-            raise ConfigError(f"model_type is {values['model_type']!r}; expected 'persimmon'")
+            raise ConfigError(f"model_type is {short_repr(values['model_type'])}; expected 'persimmon'")
         if values.get("hidden_act", "relu2") != "relu2":
-            raise ConfigError(f"hidden_act is {values['hidden_act']!r}; expected 'relu2'")
+            raise ConfigError(f"hidden_act is {short_repr(values['hidden_act'])}; expected 'relu2'")
         known = {field.name for field in fields(cls)}
         chosen = {name: value for name, value in values.items() if name in known}
         # A list of end tokens names alternatives; the first is the one that the model was trained with.
@@ -166,10 +175,10 @@ def _rotary_settings(values: dict[str, Any]) -> dict[str, Any]:
     """rope_theta and partial_rotary_factor; where both spellings stand, ``rope_parameters`` wins."""
     nested = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(nested, dict):
-        raise ConfigError(f"rope_parameters is {nested!r}; expected a JSON object")
+        raise ConfigError(f"rope_parameters is {short_repr(nested)}; expected a JSON object")
     rope_type = nested.get("rope_type", nested.get("type", "default"))
     if rope_type != "default":
-        raise ConfigError(f"rope_parameters has rope_type {rope_type!r}; expected 'default'")
+        raise ConfigError(f"rope_parameters has rope_type {short_repr(rope_type)}; expected 'default'")
     return {
         name: source[name]
         for name in ("rope_theta", "partial_rotary_factor")
@@ -180,10 +189,10 @@ def _rotary_settings(values: dict[str, Any]) -> dict[str, Any]:
 
 def _require_int(name: str, value: Any, lowest: int, highest: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
-        raise ConfigError(f"{name} is {value!r}; expected an integer from {lowest} to {highest}")
+        raise ConfigError(f"{name} is {short_repr(value)}; expected an integer from {lowest} to {highest}")
 
 
 def _require_positive(name: str, value: Any) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value <= 0:
-        raise ConfigError(f"{name} is {value!r}; expected a positive finite number")
+    if not number or not 0 < value <= sys.float_info.max:
+        raise ConfigError(f"{name} is {short_repr(value)}; expected a positive finite number")

@@ -15,7 +15,7 @@ _KINDS = (
     (stat.S_ISBLK, "a block device"),
     (stat.S_ISSOCK, "a socket"),
 )
-_MOST_AT_ONCE = 2**20
+_MOST_AT_ONCE = 2**24
 
 
 class FileError(ValueError):
@@ -37,8 +37,7 @@ class RegularFile:
             self.descriptor = os.open(self.path, _FLAGS)
             status = os.fstat(self.descriptor)
         except (OSError, ValueError) as error:  # a ValueError for a path with a NUL
-            reason = (error.strerror if isinstance(error, OSError) else None) or error
-            raise FileError(f"{self.path}: cannot be read ({reason})") from error
+            raise FileError(_why_not_opened(self.path, error)) from error
         if not stat.S_ISREG(status.st_mode):
             kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), "something else")
             raise FileError(f"{self.path}: is {kind}; expected a regular file")
@@ -70,15 +69,33 @@ class RegularFile:
         done = 0
         while done < len(buffer):
             try:
-                piece = os.pread(self.descriptor, min(len(buffer) - done, _MOST_AT_ONCE), offset + done)
+                count = os.preadv(self.descriptor, [buffer[done : done + _MOST_AT_ONCE]], offset + done)
             except OSError as error:
                 raise FileError(f"{self.path}: cannot be read ({error.strerror or error})") from error
-            if not piece:
-                raise FileError(f"{self.path}: ends at byte {offset + done}; it had {self.size} bytes before")
-            buffer[done : done + len(piece)] = piece
-            done += len(piece)
+            if not count:
+                ends = os.fstat(self.descriptor).st_size
+                raise FileError(f"{self.path}: ends at byte {ends}; it had {self.size} bytes before")
+            done += count
+
+
+def is_there(path: str | Path) -> bool:
+    """Whether anything has that name, be it a link to nothing: opening it then says what is wrong with it."""
+    return os.path.lexists(path)
+
+
+def missing_target(path: str | Path) -> str | None:
+    """What to say, after its name, of a link whose target is missing; None for anything else."""
+    if not os.path.islink(path) or os.path.exists(path):
+        return None
+    return f"is a link, and its target {os.path.realpath(path)} is missing, so the download is incomplete"
 
 
 def read_regular(path: str | Path, limit: int) -> bytes:
     """The bytes of a regular file. Raises FileError where it is none, or has more than ``limit``."""
     return RegularFile(path).read(limit)
+
+
+def _why_not_opened(path: Path, error: OSError | ValueError) -> str:
+    if isinstance(error, FileNotFoundError) and (missing := missing_target(path)):
+        return f"{path}: {missing}"
+    return f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"

@@ -74,6 +74,7 @@ class Runtime:
         check_weights: bool = True,
         cuda_graphs: str = "auto",
         warmup: bool = False,
+        mmap: bool = True,
         progress: bool = True,
     ) -> Runtime:
         """Load a checkpoint.
@@ -99,6 +100,8 @@ class Runtime:
                 fails launches them operator by operator; ``required`` raises CaptureError there; ``off``.
             warmup: load now the libraries that the first prompt would wait for, and capture what decoding up
                 to ``max_batch_size`` sequences will need.
+            mmap: read weights from files that are mapped into memory, where some may stay; a file that is
+                truncated then ends the process. False copies them, and raises CheckpointError there.
             progress: show a progress bar on stderr.
 
         Raises CheckpointError for a bad checkpoint, ParameterError for an argument out of its range, and
@@ -106,12 +109,14 @@ class Runtime:
         """
         started = time.perf_counter()
         _check_count("max_batch_size", max_batch_size)
-        if not isinstance(path_or_name, Checkpoint):
-            checkpoint = open_checkpoint(path_or_name, revision, progress=progress)
-        elif revision is None:
+        if isinstance(path_or_name, Checkpoint):
             checkpoint = path_or_name
+            if revision is not None:
+                raise ParameterError(f"revision is {revision!r}; expected None with an open checkpoint")
+            if checkpoint.mmap and not mmap:
+                raise ParameterError("mmap is False, and the checkpoint is open with True; expected the same")
         else:
-            raise ParameterError(f"revision is {revision!r}; expected None with an open checkpoint")
+            checkpoint = open_checkpoint(path_or_name, revision, mmap=mmap, progress=progress)
         if max_seq_len is not None:
             _check_count("max_seq_len", max_seq_len, checkpoint.config.max_position_embeddings)
         if cuda_graphs not in CUDA_GRAPHS:

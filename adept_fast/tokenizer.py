@@ -10,6 +10,9 @@ from typing import Literal, overload
 import sentencepiece
 
 from adept_fast.chat import chat_text
+from adept_fast.file_limits import max_bytes
+from adept_fast.regular_file import FileError, read_regular
+from adept_fast.stand_in import why_unreadable
 
 END_OF_TEXT = "|ENDOFTEXT|"
 _SPACE = "▁"
@@ -56,7 +59,11 @@ class Tokenizer:
     @classmethod
     def from_file(cls, path: str | Path, *, add_bos: bool = False, bos_token: str | None = None) -> Tokenizer:
         """Read a ``tokenizer.model`` (or Adept's ``adept_vocab.model``)."""
-        return cls(Path(path).read_bytes(), add_bos=add_bos, bos_token=bos_token, source=path)
+        try:
+            model = read_regular(path, max_bytes("tokenizer.model"))
+        except FileError as error:
+            raise TokenizerError(str(error)) from error
+        return cls(model, add_bos=add_bos, bos_token=bos_token, source=path)
 
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """Token ids of ``text``, BOS first if ``add_bos`` (default: as the checkpoint says).
@@ -245,5 +252,6 @@ def _read_processor(model: bytes, source: str) -> sentencepiece.SentencePiecePro
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     except (RuntimeError, OSError, ValueError, TypeError) as error:
-        raise TokenizerError(f"{source}: not a sentencepiece model ({error})") from error
+        reason = f"not a sentencepiece model ({error})"
+        raise TokenizerError(why_unreadable(source, model, reason)) from error
     return processor

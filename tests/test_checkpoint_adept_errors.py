@@ -373,7 +373,7 @@ class TestFiles:
         empty = tmp_path / "empty"
         empty.mkdir()
         (tmp_path / "notes.txt").write_text("no checkpoint")
+        assert not is_adept(empty)
         for path in (empty, tmp_path / "notes.txt"):
-            assert not is_adept(path)
             assert_refused(path, str(path), "config.json", "latest_checkpointed_iteration.txt", "tar")
         assert_refused(tmp_path / "nothing", "no such file")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from checkpoints import assert_refused, small_config
 from click.testing import CliRunner
+from mapped import file_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from saving import checkpoint_of
@@ -108,13 +109,11 @@ class TestRoundTrip:
             ("model.layers.1.mlp.dense_4h_to_h.weight", loaded.layers[1].w_down_t),
             ("lm_head.weight", loaded.lm_head),
         ):
-            again = checkpoint.packed[name]()
+            assert name in checkpoint.packed
             assert isinstance(matrix, QuantizedMatrix)
-            assert matrix.values.data_ptr() == again.values.data_ptr()
-            assert matrix.scales.data_ptr() == again.scales.data_ptr()
+            assert file_of(matrix.values) == file_of(matrix.scales) == str(native / "model.safetensors")
             assert matrix.values.data_ptr() % 64 == 0
-        stored = checkpoint.tensors["model.embed_tokens.weight"].read()
-        assert loaded.embedding.data_ptr() == stored.data_ptr()
+        assert file_of(loaded.embedding) == str(native / "model.safetensors")
 
     def test_the_header_says_what_is_there(self, native: Path) -> None:
         with safe_open(native / "model.safetensors", framework="pt") as opened:
@@ -213,7 +212,7 @@ class TestWriting:
     def test_a_full_disk_is_foreseen(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         checkpoint_of(tmp_path / "source")
         monkeypatch.setattr("shutil.disk_usage", lambda _path: type("Usage", (), {"free": 1000})())
-        with pytest.raises(CheckpointError, match="GB of disk space; 0.00 GB are free"):
+        with pytest.raises(CheckpointError, match=r"needs [\d.]+ [kM]B of disk space; [\d.]+ k?B are free"):
             convert(tmp_path / "source", tmp_path / "native", weights="int4", progress=False)
         assert [path.name for path in tmp_path.iterdir()] == ["source"]
 

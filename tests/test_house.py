@@ -43,7 +43,8 @@ ORDER = [
         "mapped_files",
         "speculation",
     ],
-    ["regular_file"],
+    ["json_file"],
+    ["regular_file", "file_limits", "short_text", "stand_in", "byte_counts"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 

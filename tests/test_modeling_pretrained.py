@@ -313,7 +313,7 @@ class TestConfig:
         [
             ({"hidden_dropout": 1.5}, "hidden_dropout is 1.5; expected a probability from 0 to 1"),
             ({"attention_dropout": "0"}, "attention_dropout is '0'"),
-            ({"num_labels": 0}, "num_labels is 0; expected an integer of at least 1"),
+            ({"num_labels": 0}, "num_labels is 0; expected an integer from 1 to 1000000"),
             ({"num_labels": 3, "id2label": {0: "a"}}, "num_labels is 3, but id2label has 1"),
             ({"problem_type": "ranking"}, "problem_type is 'ranking'; expected None or one of regression,"),
             (

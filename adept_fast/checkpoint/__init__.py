@@ -7,10 +7,12 @@ from pathlib import Path
 from adept_fast.checkpoint.adept import is_adept, open_adept
 from adept_fast.checkpoint.adept_layout import TRACKER_FILE
 from adept_fast.checkpoint.base import WEIGHT_DTYPES, Checkpoint, CheckpointError, StoredTensor, dtype_name
-from adept_fast.checkpoint.huggingface import is_huggingface, open_huggingface
+from adept_fast.checkpoint.file_range import FileRange
+from adept_fast.checkpoint.huggingface import open_huggingface, read_config
 from adept_fast.checkpoint.location import Location, demo_path, locate
 from adept_fast.checkpoint.native import is_native, open_native
 from adept_fast.checkpoint.packed import PackedMatrix, packed_matrices
+from adept_fast.stand_in import LOOKED_AT, why_unreadable
 
 __all__ = [
     "WEIGHT_DTYPES",
@@ -27,8 +29,14 @@ __all__ = [
 ]
 
 
+_NOT_A_CHECKPOINT = (
+    f"not a checkpoint; expected a directory with config.json, or of Adept's release a directory "
+    f"that holds {TRACKER_FILE}, iter_* or mp_rank_*, or its uncompressed tar"
+)
+
+
 def open_checkpoint(
-    path_or_name: str | Path, revision: str | None = None, *, progress: bool = True
+    path_or_name: str | Path, revision: str | None = None, *, mmap: bool = True, progress: bool = True
 ) -> Checkpoint:
     """Open a checkpoint; its weights stay on disk until they are asked for.
 
@@ -36,18 +44,29 @@ def open_checkpoint(
         path_or_name: ``"demo"``, the path of a Hugging Face directory, of Adept's release or of a native
             checkpoint, or a hub id ``owner/name``, whose missing files are downloaded.
         revision: of a hub id: a branch, a tag or a commit; None for ``main``.
+        mmap: map weights into memory, or copy them: a file that is truncated ends a process that reads it
+            mapped, and is a CheckpointError where it is copied.
         progress: show progress bars of downloads on stderr.
 
     Raises CheckpointError when there is nothing at the path, or nothing that is known.
     """
     path = locate(path_or_name, revision, progress=progress).path
-    if is_native(path):
-        return open_native(path)
-    if is_huggingface(path):
-        return open_huggingface(path)
+    if not path.is_dir():
+        return _open_file(path, mmap)
+    values = read_config(path)
+    if values is not None:
+        open_directory = open_native if is_native(values) else open_huggingface
+        return open_directory(path, values, mmap=mmap)
     if is_adept(path):
-        return open_adept(path)
+        return open_adept(path, mmap=mmap)
+    raise CheckpointError(f"{path}: {_NOT_A_CHECKPOINT}")
+
+
+def _open_file(path: Path, mmap: bool) -> Checkpoint:
+    """A checkpoint that is one file: a tar."""
+    file = FileRange.whole(path)
+    if is_adept(path, file):
+        return open_adept(path, file, mmap=mmap)
     raise CheckpointError(
-        f"{path}: not a checkpoint; expected a directory with config.json, or of Adept's release a directory "
-        f"that holds {TRACKER_FILE}, iter_* or mp_rank_*, or its uncompressed tar"
+        why_unreadable(str(path), file.read_at(0, min(file.size, LOOKED_AT)), _NOT_A_CHECKPOINT)
     )

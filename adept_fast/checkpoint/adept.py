@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adept_fast.checkpoint.adept_args import PER_RANK, config_from_args
-from adept_fast.checkpoint.adept_layout import find_release, is_release
+from adept_fast.checkpoint.adept_layout import TOKENIZER_FILE, find_release, is_release
 from adept_fast.checkpoint.adept_pickle import RankFile, read_rank
 from adept_fast.checkpoint.base import (
     Checkpoint,
@@ -20,10 +20,11 @@ from adept_fast.checkpoint.base import (
     check_vocabulary,
     dtype_name,
 )
+from adept_fast.checkpoint.file_range import FileRange
 from adept_fast.config import PersimmonConfig
+from adept_fast.file_limits import max_bytes
 from adept_fast.tokenizer import Tokenizer
 
-_LARGEST_TOKENIZER = 64 * 2**20
 _EMBEDDING = "language_model.embedding.word_embeddings.weight"
 _HEAD = "word_embeddings_for_head.weight"
 _ENCODER = "language_model.encoder."
@@ -40,12 +41,12 @@ _SPLIT_SUFFIXES = {
 }
 
 
-def is_adept(path: Path) -> bool:
-    """Whether the path looks like Adept's release: one of its directories, or a tar."""
-    return is_release(path)
+def is_adept(path: Path, archive: FileRange | None = None) -> bool:
+    """Whether it looks like Adept's release: one of its directories, or a tar, open as ``archive``."""
+    return is_release(path, archive)
 
 
-def open_adept(path: Path) -> Checkpoint:
+def open_adept(path: Path, archive: FileRange | None = None, *, mmap: bool = True) -> Checkpoint:
     """Open Adept's release, in a directory or in its tar, and check its structure; no weight is read yet.
 
     Of a directory, the release's root, its ``iter_*`` directory and any ``mp_rank_*`` directory mean the same
@@ -53,18 +54,18 @@ def open_adept(path: Path) -> Checkpoint:
 
     Raises CheckpointError (or ConfigError, TokenizerError) naming the file, the tensor and what was expected.
     """
-    release = find_release(path)
+    release = find_release(path, archive)
     tokenizer = Tokenizer(
-        release.tokenizer.read(_LARGEST_TOKENIZER), add_bos=False, source=release.tokenizer.label
+        release.tokenizer.read(max_bytes(TOKENIZER_FILE)), add_bos=False, source=release.tokenizer.label
     )
-    ranks = [read_rank(file) for file in release.ranks]
+    ranks = [read_rank(replace(file, mmap=mmap)) for file in release.ranks]
     tensors = _merge_ranks(ranks)
     config = _agreed_config(ranks, tensors, tokenizer)
     check_vocabulary(path, config, tokenizer)
     checked = check_tensors(path, config, tensors)
     if len(ranks) > 1 and ranks[0].args.qk_layernorm == PER_RANK:
         _check_one_qk_layernorm(ranks[0], checked)
-    return Checkpoint(path, "adept", config, checked, tokenizer)
+    return Checkpoint(path, "adept", config, checked, tokenizer, mmap=mmap)
 
 
 def _agreed_config(

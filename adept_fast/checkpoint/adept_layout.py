@@ -12,6 +12,9 @@ from typing import Protocol
 
 from adept_fast.checkpoint.base import CheckpointError
 from adept_fast.checkpoint.file_range import FileRange
+from adept_fast.checkpoint.tar_members import compression_of, is_tar, tar_members
+from adept_fast.file_limits import max_bytes
+from adept_fast.regular_file import is_there
 
 TRACKER_FILE = "latest_checkpointed_iteration.txt"
 RANK_FILE = "model_optim_rng.pt"
@@ -19,13 +22,6 @@ TOKENIZER_FILE = "adept_vocab.model"
 
 _RANK_FOLDER = re.compile(r"mp_rank_(\d+)(_\d+)?", re.ASCII)
 _ITERATION_FOLDER = re.compile(r"iter_\d{7,}", re.ASCII)
-_COMPRESSIONS = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\x00": "xz",
-    b"\x28\xb5\x2f\xfd": "zstandard",
-}
-_MOST_MEMBERS = 100_000  # a release has a dozen; a hostile tar could list them for hours
 # A tokenizer lies at most this far above the folder of the mp_rank_* folders: its iter_*, the release's root.
 _LEVELS_ABOVE_RANKS = 2
 
@@ -52,6 +48,9 @@ class _Folder(Protocol):
 
     def folders(self) -> dict[str, _Folder]: ...
 
+    def has(self, name: str) -> bool:
+        """Whether there is anything of that name; it is not opened."""
+
     def file(self, name: str) -> FileRange | None:
         """The file of that name, None where there is none; CheckpointError for one that is not regular."""
 
@@ -73,20 +72,23 @@ class _Directory:
         except OSError as error:
             raise CheckpointError(f"{self._path}: cannot be listed ({error.strerror or error})") from error
 
+    def has(self, name: str) -> bool:
+        return is_there(self._path / name)
+
     def file(self, name: str) -> FileRange | None:
         path = self._path / name
-        return FileRange.whole(path) if os.path.lexists(path) else None
+        return FileRange.whole(path) if is_there(path) else None
 
 
 class _TarFolder:
     def __init__(
-        self, archive: Path, members: dict[PurePosixPath, list[tarfile.TarInfo]], path: PurePosixPath
+        self, archive: FileRange, members: dict[PurePosixPath, list[tarfile.TarInfo]], path: PurePosixPath
     ):
         self._archive = archive
         self._members = members
         self._path = path
         self.name = path.name
-        self.label = f"{archive}:{path}" if path.name else str(archive)
+        self.label = f"{archive.label}:{path}" if path.name else archive.label
 
     @property
     def parent(self) -> _Folder | None:
@@ -102,10 +104,13 @@ class _TarFolder:
         }
         return {name: _TarFolder(self._archive, self._members, self._path / name) for name in sorted(names)}
 
+    def has(self, name: str) -> bool:
+        return self._path / name in self._members
+
     def file(self, name: str) -> FileRange | None:
         path = self._path / name
         entries = self._members.get(path)
-        label = f"{self._archive}:{path}"
+        label = f"{self._archive.label}:{path}"
         if entries is None:
             return None
         if len(entries) > 1:
@@ -113,22 +118,21 @@ class _TarFolder:
         member = entries[0]
         if not member.isreg() or member.issparse():
             raise CheckpointError(f"{label}: is a link, a device or sparse; expected a regular file")
-        archive = FileRange.whole(self._archive)
-        if member.offset_data + member.size > archive.size:
+        if member.offset_data + member.size > self._archive.size:
             raise CheckpointError(f"{label}: has {member.size} bytes by its header, but the tar ends before")
-        return FileRange(archive.file, member.offset_data, member.size, label)
+        return FileRange(self._archive.file, member.offset_data, member.size, label)
 
 
-def is_release(path: Path) -> bool:
-    """Whether ``find_release`` knows what to do with the path (a compressed tar: refuse it by name)."""
-    if path.is_dir():
-        folder = _Directory(path)
-        return _RANK_FOLDER.fullmatch(folder.name) is not None or _has_model(folder)
-    return path.is_file() and (_compression(path) is not None or tarfile.is_tarfile(path))
+def is_release(path: Path, archive: FileRange | None = None) -> bool:
+    """Whether ``find_release`` knows what to do with them (a compressed tar: refuse it by name)."""
+    if archive is not None:
+        return compression_of(archive) is not None or is_tar(archive)
+    folder = _Directory(path)
+    return _RANK_FOLDER.fullmatch(folder.name) is not None or _has_model(folder)
 
 
-def find_release(path: Path) -> Release:
-    """Find the ranks' files and the tokenizer of a release.
+def find_release(path: Path, archive: FileRange | None = None) -> Release:
+    """Find the ranks' files and the tokenizer of a release; ``archive`` is the tar, where ``path`` is one.
 
     ``path`` is a tar, or a directory: the release's root, an ``iter_*`` directory, one that holds
     ``mp_rank_*`` directories, or an ``mp_rank_*`` directory, which stands for its siblings too. The tokenizer
@@ -136,7 +140,7 @@ def find_release(path: Path) -> Release:
 
     Raises CheckpointError naming what is missing, out of sequence, or not a plain file.
     """
-    start = _Directory(path) if path.is_dir() else _tar_root(path)
+    start = _Directory(path) if archive is None else _tar_root(archive)
     home = _folder_of_ranks(start)
     ranks = tuple(_rank_files(home))
     looked_in = [start, *_upwards(home, _LEVELS_ABOVE_RANKS)]
@@ -152,7 +156,7 @@ def find_release(path: Path) -> Release:
 
 def _has_model(folder: _Folder) -> bool:
     names = folder.folders()
-    return folder.file(TRACKER_FILE) is not None or any(
+    return folder.has(TRACKER_FILE) or any(
         _RANK_FOLDER.fullmatch(name) or _ITERATION_FOLDER.fullmatch(name) for name in names
     )
 
@@ -181,7 +185,7 @@ def _folder_of_ranks(start: _Folder) -> _Folder:
 
 
 def _iteration_of(tracker: FileRange) -> str:
-    text = tracker.read(limit=64).decode("ascii", "replace").strip()
+    text = tracker.read(max_bytes(TRACKER_FILE)).decode("ascii", "replace").strip()
     if not (text.isascii() and text.isdigit()):
         raise CheckpointError(f"{tracker.label}: holds {text!r}; expected the number of an iteration")
     return f"iter_{int(text):07d}"
@@ -218,51 +222,21 @@ def _upwards(folder: _Folder, levels: int) -> Iterator[_Folder]:
         at = at.parent
 
 
-def _tar_root(path: Path) -> _Folder:
+def _tar_root(archive: FileRange) -> _Folder:
     """The folder of a tar that holds the model: its root, or the one top-level folder that does."""
-    compression = _compression(path)
+    compression = compression_of(archive)
     if compression is not None:
         raise CheckpointError(
-            f"{path}: is compressed with {compression}; expected the tar itself, which is read in place"
+            f"{archive.label}: is compressed with {compression}; "
+            f"expected the tar itself, which is read in place"
         )
-    root = _TarFolder(path, _tar_members(path), PurePosixPath())
+    root = _TarFolder(archive, tar_members(archive), PurePosixPath())
     if _has_model(root):
         return root
     homes = [folder for folder in root.folders().values() if _has_model(folder)]
     if len(homes) != 1:
         raise CheckpointError(
-            f"{path}: {len(homes)} of its folders hold a model; expected one with iter_* or mp_rank_* in it"
+            f"{archive.label}: {len(homes)} of its folders hold a model; "
+            f"expected one with iter_* or mp_rank_* in it"
         )
     return homes[0]
-
-
-def _tar_members(path: Path) -> dict[PurePosixPath, list[tarfile.TarInfo]]:
-    members: dict[PurePosixPath, list[tarfile.TarInfo]] = {}
-    previous = -1
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for count, member in enumerate(archive, start=1):
-                name = PurePosixPath(member.name)
-                if not member.name or name.is_absolute() or ".." in name.parts:  # "/" is read as ""
-                    raise CheckpointError(
-                        f"{path}: the member {member.name!r} points outside; "
-                        f"expected relative paths without .."
-                    )
-                if member.offset <= previous or count > _MOST_MEMBERS:
-                    raise CheckpointError(
-                        f"{path}: the tar's headers run in a circle or number over {_MOST_MEMBERS}"
-                    )
-                previous = member.offset
-                members.setdefault(name, []).append(member)
-    except (tarfile.TarError, OSError, EOFError, ArithmeticError, LookupError, MemoryError) as error:
-        raise CheckpointError(f"{path}: not a tar that can be read ({error})") from error
-    return members
-
-
-def _compression(path: Path) -> str | None:
-    try:
-        with path.open("rb") as file:
-            beginning = file.read(8)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return next((name for magic, name in _COMPRESSIONS.items() if beginning.startswith(magic)), None)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from adept_fast.checkpoint.base import CheckpointError, StoredTensor, dtype_name
 from adept_fast.checkpoint.file_range import FileRange
+from adept_fast.stand_in import LOOKED_AT, why_unreadable
 
 _LARGEST_PICKLE = 64 * 2**20  # the structure of the 8B is some hundred kilobytes
 _ENCRYPTED = 0x1
@@ -116,7 +117,11 @@ def _zip_records(file: FileRange) -> list[_Record]:
         try:
             if not zipfile.is_zipfile(opened):
                 raise CheckpointError(
-                    f"{file.label}: not a zip; expected a file of torch.save from version 1.6 on, whole"
+                    why_unreadable(
+                        file.label,
+                        file.read_at(0, min(file.size, LOOKED_AT)),
+                        "not a zip; expected a file of torch.save from version 1.6 on, whole",
+                    )
                 )
             with zipfile.ZipFile(opened) as archive:
                 return list(_checked_records(file, archive))
@@ -170,7 +175,7 @@ def _check_small_records(file: FileRange, records: list[_Record]) -> None:
     for record in records:
         if "/data/" in record.name or not record.size:
             continue
-        contents = file.map(record.start, record.size)
+        contents = file.view(record.start, record.size)
         # torch's own reader does not look at checksums, and one digit of the args can make another model.
         if zlib.crc32(contents) != record.crc:
             raise CheckpointError(
@@ -264,7 +269,7 @@ def _stored_tensor(file: FileRange, name: str, value: Any, by_start: dict[int, _
 
 def _read(file: FileRange, name: str, record: _Record, like: Tensor) -> Tensor:
     """The bytes of a record as a tensor laid out ``like`` the one on the meta device."""
-    contents = file.map(record.start, record.size)
+    contents = file.view(record.start, record.size)
     found = zlib.crc32(contents)
     if found != record.crc:
         raise CheckpointError(

@@ -44,7 +44,8 @@ class Checkpoint:
 
     ``tensors`` has exactly the names and shapes of ``config.tensor_shapes()``. Of a native checkpoint,
     ``weights`` is the format in which its matrices are packed, and ``packed`` reads them, memory-mapped, by
-    name; in ``tensors`` the same matrices are unpacked to float32 when they are read.
+    name; in ``tensors`` the same matrices are unpacked to float32 when they are read. ``mmap`` is whether
+    what is read is memory-mapped or copied from the files.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class Checkpoint:
     tokenizer: Tokenizer
     weights: str | None = None
     packed: Mapping[str, Callable[[], QuantizedMatrix]] = field(default_factory=dict)
+    mmap: bool = True
 
     @property
     def dtype(self) -> torch.dtype:
@@ -108,6 +110,15 @@ def check_vocabulary(path: Path, config: PersimmonConfig, tokenizer: Tokenizer) 
             f"{path}: the tokenizer has {tokenizer.vocab_size} pieces, "
             f"but the embedding only {config.vocab_size} rows"
         )
+
+
+def tensor_of(contents: memoryview, dtype: torch.dtype) -> Tensor:
+    """The bytes, which can be written to, as a flat tensor that shares their memory if they are aligned."""
+    if not len(contents):
+        return torch.empty(0, dtype=dtype)
+    flat = torch.frombuffer(contents, dtype=torch.uint8)
+    # Other writers than ours do not align.
+    return (flat.clone() if flat.data_ptr() % dtype.itemsize else flat).view(dtype)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -35,6 +35,7 @@ def convert(
     dtype: torch.dtype | None = None,
     weights: str | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    mmap: bool = True,
     progress: bool = True,
 ) -> ConversionReport:
     """Write the checkpoint ``source`` to ``destination``, in another format or dtype.
@@ -46,6 +47,7 @@ def convert(
         weights: how the native format packs them, ``int8`` or ``int4``.
         dtype, max_shard_bytes, progress: as in ``save_huggingface``; only that format has shards, and in the
             native one the dtype is the embedding's.
+        mmap: as in ``open_checkpoint``.
 
     Raises CheckpointError, ConfigError or TokenizerError where the source cannot be read or the destination
     not be written; the destination then does not exist.
@@ -58,7 +60,7 @@ def convert(
         raise CheckpointError(
             f"weights is {weights!r} and the format {to}; only the native one packs weights"
         )
-    checkpoint = open_checkpoint(source, revision, progress=progress)
+    checkpoint = open_checkpoint(source, revision, mmap=mmap, progress=progress)
     if weights is not None:
         saved = save_native(checkpoint, destination, weights=weights, dtype=dtype, progress=progress)
         return ConversionReport(checkpoint.path, checkpoint.format, "native", saved)

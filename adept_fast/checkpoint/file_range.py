@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-import mmap
 import os
 from dataclasses import dataclass
+from mmap import ACCESS_COPY, ALLOCATIONGRANULARITY
+from mmap import mmap as map_file
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,22 +18,23 @@ from adept_fast.regular_file import FileError, RegularFile
 class FileRange:
     """A regular file, or the stretch of a tar that is one of its members. ``label`` is its name in errors.
 
-    The file stays open as long as the range is there.
+    The file stays open as long as the range is there. ``mmap`` is whether ``view`` maps it or copies.
     """
 
     file: RegularFile
     offset: int
     size: int
     label: str
+    mmap: bool = True
 
     @classmethod
-    def whole(cls, path: Path) -> FileRange:
+    def whole(cls, path: Path, *, mmap: bool = True) -> FileRange:
         """All of a file; CheckpointError where it cannot be opened or is not regular."""
         try:
             file = RegularFile(path)
         except FileError as error:
             raise CheckpointError(str(error)) from error
-        return cls(file, 0, file.size, str(path))
+        return cls(file, 0, file.size, str(path), mmap)
 
     def open(self) -> BinaryIO:
         """A seekable file of these bytes alone."""
@@ -46,21 +48,38 @@ class FileRange:
 
     def read_at(self, start: int, length: int) -> bytes:
         """``length`` bytes from ``start``; CheckpointError where the file has become shorter than it was."""
+        buffer = bytearray(length)
+        self.read_into(memoryview(buffer), start)
+        return bytes(buffer)
+
+    def read_into(self, buffer: memoryview, start: int) -> None:
+        """Fill ``buffer`` from ``start`` on; CheckpointError where the file has become shorter."""
         try:
-            return self.file.read_at(self.offset + start, length)
+            self.file.read_into(buffer, self.offset + start)
         except FileError as error:
-            raise CheckpointError(f"{self.label}: cannot be read ({error})") from error
+            is_whole = self.label == str(self.file.path)
+            raise CheckpointError(
+                str(error) if is_whole else f"{self.label}: cannot be read ({error})"
+            ) from error
 
-    def map(self, start: int, length: int) -> memoryview:
-        """``length`` bytes from ``start``, memory-mapped; what is written there never reaches the file.
+    def view(self, start: int, length: int) -> memoryview:
+        """``length`` bytes from ``start``, to be read; what is written there never reaches the file.
 
-        Raises CheckpointError where the file has become shorter than it was.
+        Memory-mapped, they end the process if the file becomes shorter before they are read; copied, they
+        take memory. Raises CheckpointError where the file has become shorter already.
         """
+        if self.mmap and length:
+            return self._mapped(start, length)
+        buffer = memoryview(bytearray(length))
+        self.read_into(buffer, start)
+        return buffer
+
+    def _mapped(self, start: int, length: int) -> memoryview:
         first = self.offset + start
-        before = first % mmap.ALLOCATIONGRANULARITY
+        before = first % ALLOCATIONGRANULARITY
         try:
-            mapping = mmap.mmap(
-                self.file.descriptor, before + length, access=mmap.ACCESS_COPY, offset=first - before
+            mapping = map_file(
+                self.file.descriptor, before + length, access=ACCESS_COPY, offset=first - before
             )
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.label}: cannot be memory-mapped ({error})") from error

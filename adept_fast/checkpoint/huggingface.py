@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
+from adept_fast import json_file
 from adept_fast.checkpoint.base import (
     Checkpoint,
     CheckpointError,
@@ -18,51 +13,47 @@ from adept_fast.checkpoint.base import (
     check_tensors,
     check_vocabulary,
 )
-from adept_fast.config import PersimmonConfig
+from adept_fast.checkpoint.safetensors_file import open_safetensors
+from adept_fast.config import ConfigError, PersimmonConfig
+from adept_fast.regular_file import FileError, is_there
+from adept_fast.short_text import short_repr
 from adept_fast.tokenizer import Tokenizer
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-# safetensors' names for dtypes; those that no weight may have are refused later, by name.
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+CONFIG_FILE = "config.json"
 
 
-def is_huggingface(path: Path) -> bool:
-    return (path / "config.json").is_file()
+def read_config(path: Path) -> dict[str, Any] | None:
+    """The contents of a directory's ``config.json``, None where it has none; ConfigError names the file."""
+    if not is_there(path / CONFIG_FILE):
+        return None
+    try:
+        return json_file.read_json(path / CONFIG_FILE)
+    except FileError as error:
+        raise ConfigError(str(error)) from error
 
 
-def open_huggingface(path: Path) -> Checkpoint:
-    """Open a Hugging Face directory and check its structure; no weight is read yet.
+def open_huggingface(path: Path, values: dict[str, Any], *, mmap: bool = True) -> Checkpoint:
+    """Open a Hugging Face directory, whose ``config.json`` holds ``values``, and check its structure.
 
-    Raises CheckpointError (or ConfigError, TokenizerError) naming the file, the tensor and what was expected.
+    No weight is read yet. Raises CheckpointError (or ConfigError, TokenizerError) naming the file, the tensor
+    and what was expected.
     """
-    config = PersimmonConfig.from_json(path / "config.json")
+    config = PersimmonConfig.from_contents(values, path / CONFIG_FILE)
     tokenizer = read_tokenizer(path)
     check_vocabulary(path, config, tokenizer)
-    tensors = check_tensors(path, config, _stored_tensors(path))
-    return Checkpoint(path, "huggingface", config, tensors, tokenizer)
+    tensors = check_tensors(path, config, stored_tensors(path, mmap=mmap))
+    return Checkpoint(path, "huggingface", config, tensors, tokenizer, mmap=mmap)
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
     """The directory's ``tokenizer.model``, with BOS put first exactly when its other files say so."""
     model = path / "tokenizer.model"
-    if not model.is_file():
+    if not is_there(model):
         raise CheckpointError(f"{path}: tokenizer.model is missing")
-    settings = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
+    settings = read_json(path / "tokenizer_config.json") if is_there(path / "tokenizer_config.json") else {}
     add_bos = settings.get("add_bos_token")
     if not isinstance(add_bos, bool):
         add_bos = _template_starts_with_special_token(path / "tokenizer.json")
@@ -76,7 +67,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 def _template_starts_with_special_token(path: Path) -> bool:
     """Whether the post-processor of a ``tokenizer.json`` puts a special token before a single text."""
-    if not path.is_file():
+    if not is_there(path):
         return False
     processor = read_json(path).get("post_processor")
     if not isinstance(processor, dict):
@@ -86,15 +77,16 @@ def _template_starts_with_special_token(path: Path) -> bool:
     return any(isinstance(single, list) and single and "SpecialToken" in single[0] for single in templates)
 
 
-def _stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    if (path / INDEX_FILE).is_file():
-        return _tensors_of_index(path)
-    if (path / SINGLE_FILE).is_file():
-        return tensors_of_file(path / SINGLE_FILE)
+def stored_tensors(path: Path, *, mmap: bool = True) -> dict[str, StoredTensor]:
+    """The tensors of a directory's weights by name; CheckpointError where there are none, or not all."""
+    if is_there(path / INDEX_FILE):
+        return _tensors_of_index(path, mmap)
+    if is_there(path / SINGLE_FILE):
+        return open_safetensors(path / SINGLE_FILE, mmap=mmap).tensors
     raise CheckpointError(f"{path}: neither {SINGLE_FILE} nor {INDEX_FILE} is there")
 
 
-def _tensors_of_index(path: Path) -> dict[str, StoredTensor]:
+def _tensors_of_index(path: Path, mmap: bool) -> dict[str, StoredTensor]:
     index = path / INDEX_FILE
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -106,11 +98,14 @@ def _tensors_of_index(path: Path) -> dict[str, StoredTensor]:
             or file_name != Path(file_name).name
             or file_name in ("", ".", "..")
         ):
-            raise CheckpointError(f"{index}: {name} is in {file_name!r}; expected a file of this directory")
+            raise CheckpointError(
+                f"{index}: {short_repr(name)[1:-1]} is in {short_repr(file_name)}; "
+                f"expected a file of this directory"
+            )
         if file_name not in shards:
-            if not (path / file_name).is_file():
+            if not is_there(path / file_name):
                 raise CheckpointError(f"{index}: names {file_name}, which is not there")
-            shards[file_name] = tensors_of_file(path / file_name)
+            shards[file_name] = open_safetensors(path / file_name, mmap=mmap).tensors
         if name not in shards[file_name]:
             raise CheckpointError(
                 f"{path / file_name}: tensor {name}, which the index puts there, is missing"
@@ -122,42 +117,9 @@ def _tensors_of_index(path: Path) -> dict[str, StoredTensor]:
     return {name: shards[file_name][name] for name, file_name in weight_map.items()}
 
 
-def tensors_of_file(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file, by name; CheckpointError where it is not a valid one."""
-    # safetensors checks the header here: its length, every offset, overlaps, and the file's size.
-    try:
-        opened = safe_open(file, framework="pt")
-        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
-        return {
-            name: StoredTensor(
-                name=name,
-                shape=tuple(view.get_shape()),
-                dtype=_DTYPES[view.get_dtype()],
-                source=str(file),
-                read=partial(_read, opened, file, name),
-            )
-            for name, view in slices.items()
-        }
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: not a valid safetensors file ({error})") from error
-    except KeyError as error:
-        raise CheckpointError(f"{file}: holds a tensor of the unknown dtype {error}") from error
-
-
-def _read(opened: Any, file: Path, name: str) -> Tensor:
-    try:
-        tensor: Tensor = opened.get_tensor(name)
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise CheckpointError(f"{file}: tensor {name} cannot be read ({error})") from error
-    return tensor
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; CheckpointError where there is no such thing."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: holds a {type(values).__name__}; expected a JSON object")
-    return values
+        return json_file.read_json(path)
+    except FileError as error:
+        raise CheckpointError(str(error)) from error

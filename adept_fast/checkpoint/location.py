@@ -9,6 +9,7 @@ from pathlib import Path
 from adept_fast.checkpoint.base import CheckpointError
 from adept_fast.checkpoint.hub import HubSnapshot, fetch_snapshot, is_hub_id
 from adept_fast.checkpoint.hub_cache import snapshot_in_cache_folder
+from adept_fast.regular_file import missing_target
 
 _NOTHING = "there is no such file or directory"
 
@@ -43,6 +44,8 @@ def locate(
     """
     name = str(path_or_name)
     path = demo_path() if name == "demo" else _expanded(Path(path_or_name))
+    if missing := missing_target(path):
+        raise CheckpointError(f"{path}: {missing}")
     if _exists(path):
         if revision is not None:
             raise CheckpointError(

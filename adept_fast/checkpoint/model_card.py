@@ -8,19 +8,24 @@ from pathlib import Path
 import torch
 
 from adept_fast.checkpoint.base import Checkpoint, dtype_name
+from adept_fast.checkpoint.file_range import FileRange
+from adept_fast.regular_file import is_there
 
 _CARD_FILE = "README.md"
-_MOST_CHARACTERS = 100_000  # of a source's card that are read
-_LICENSE = re.compile(r"^license:[ \t]*['\"]?([A-Za-z0-9][A-Za-z0-9.+-]{0,99})['\"]?[ \t]*$", re.MULTILINE)
+_MOST_BYTES = 100_000  # of a source's card that are read
+_LICENSE = re.compile(r"^license:[ \t]*['\"]?([A-Za-z0-9][A-Za-z0-9.+-]{0,99})['\"]?[ \t]*\r?$", re.MULTILINE)
 
 
 def known_license(source: Path) -> str | None:
-    """The licence that the header of a checkpoint's own card names, if it has one."""
-    card = source / _CARD_FILE
-    if not card.is_file():
+    """The licence that the header of a checkpoint's own card names, if it has one.
+
+    Raises CheckpointError where the card is not a regular file.
+    """
+    if not is_there(source / _CARD_FILE):
         return None
-    with card.open(encoding="utf-8", errors="replace") as file:
-        header = re.match(r"---\n(.*?)^---$", file.read(_MOST_CHARACTERS), flags=re.MULTILINE | re.DOTALL)
+    card = FileRange.whole(source / _CARD_FILE)
+    text = card.read_at(0, min(card.size, _MOST_BYTES)).decode("utf-8", errors="replace")
+    header = re.match(r"---\r?\n(.*?)^---\r?$", text, flags=re.MULTILINE | re.DOTALL)
     named = _LICENSE.search(header[1]) if header else None
     return named[1] if named else None
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from adept_fast.checkpoint.base import (
@@ -19,10 +18,12 @@ from adept_fast.checkpoint.base import (
     check_vocabulary,
     dtype_name,
 )
-from adept_fast.checkpoint.huggingface import SINGLE_FILE, read_json, read_tokenizer, tensors_of_file
+from adept_fast.checkpoint.huggingface import CONFIG_FILE, SINGLE_FILE, read_tokenizer
 from adept_fast.checkpoint.packed import PackedMatrix, packed_matrices
+from adept_fast.checkpoint.safetensors_file import open_safetensors
 from adept_fast.config import PersimmonConfig
 from adept_fast.quantize import WEIGHT_FORMATS, QuantizedMatrix
+from adept_fast.regular_file import is_there
 
 # How config.json says what lies beside it.
 SECTION = "quantization_config"
@@ -33,30 +34,28 @@ EMBEDDING = "model.embed_tokens.weight"
 _FLOATS = tuple(WEIGHT_DTYPES.values())
 
 
-def is_native(path: Path) -> bool:
-    """Whether the directory's ``config.json`` says that it is a native checkpoint."""
-    try:
-        section = read_json(path / "config.json").get(SECTION)
-    except (CheckpointError, OSError):
-        return False
+def is_native(values: Mapping[str, Any]) -> bool:
+    """Whether the contents of a ``config.json`` say that it is a native checkpoint's."""
+    section = values.get(SECTION)
     return isinstance(section, dict) and section.get("quant_method") == METHOD
 
 
-def open_native(path: Path) -> Checkpoint:
-    """Open a native checkpoint and check its structure; no weight is read yet.
+def open_native(path: Path, values: dict[str, Any], *, mmap: bool = True) -> Checkpoint:
+    """Open a native checkpoint, whose ``config.json`` holds ``values``, and check its structure.
 
-    Raises CheckpointError (or ConfigError, TokenizerError) naming the file, the tensor and what was expected.
+    No weight is read yet. Raises CheckpointError (or ConfigError, TokenizerError) naming the file, the tensor
+    and what was expected.
     """
-    section = read_json(path / "config.json")[SECTION]
-    weights = _weight_format(path / "config.json", section)
-    config = PersimmonConfig.from_json(path / "config.json")
+    weights = _weight_format(path / CONFIG_FILE, values[SECTION])
+    config = PersimmonConfig.from_contents(values, path / CONFIG_FILE)
     tokenizer = read_tokenizer(path)
     check_vocabulary(path, config, tokenizer)
     file = path / SINGLE_FILE
-    if not file.is_file():
+    if not is_there(file):
         raise CheckpointError(f"{path}: {SINGLE_FILE} is missing")
-    stored = tensors_of_file(file)
-    if (found := _weight_format(file, _metadata(file))) != weights:
+    opened = open_safetensors(file, mmap=mmap)
+    stored = opened.tensors
+    if (found := _weight_format(file, opened.metadata)) != weights:
         raise CheckpointError(f"{file}: has {found} weights; config.json says {weights}")
     matrices = packed_matrices(config, weights)
     _check_tensors(file, stored, tensors_of(config, matrices))
@@ -72,7 +71,7 @@ def open_native(path: Path) -> Checkpoint:
         )
         for name, shape in config.tensor_shapes().items()
     }
-    return Checkpoint(path, "native", config, tensors, tokenizer, weights, packed)
+    return Checkpoint(path, "native", config, tensors, tokenizer, weights, packed, mmap)
 
 
 def tensors_of(
@@ -99,14 +98,6 @@ def _weight_format(source: Path, description: Mapping[str, Any]) -> str:
         allowed = " or ".join(map(repr, WEIGHT_FORMATS))
         raise CheckpointError(f"{source}: has weights {weights!r:.40}; expected {allowed}")
     return str(weights)
-
-
-def _metadata(file: Path) -> Mapping[str, str]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return opened.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: not a valid safetensors file ({error})") from error
 
 
 def _check_tensors(

@@ -66,7 +66,7 @@ class Sample:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def bench(**options: Any) -> None:
     """Say how fast decoding is, what memory would allow, and what to change."""
-    checkpoint = open_checkpoint(options["checkpoint"], options["revision"])
+    checkpoint = open_checkpoint(options["checkpoint"], options["revision"], mmap=options["mmap"])
     options |= {"checkpoint": checkpoint, "revision": None}
     batch_size, context = options["batch_size"], options["context_tokens"]
     if options["max_seq_len"] is None:

@@ -10,7 +10,8 @@ from adept_fast.checkpoint import WEIGHT_DTYPES
 from adept_fast.checkpoint.convert import FORMATS, ConversionReport, Format
 from adept_fast.checkpoint.convert import convert as convert_checkpoint
 from adept_fast.commands.errors import OneLineErrors
-from adept_fast.commands.options import revision_option
+from adept_fast.commands.options import mmap_option, revision_option
+from adept_fast.commands.termination import ended_by_exceptions
 from adept_fast.quantize import WEIGHT_FORMATS
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -51,6 +52,7 @@ def _parse_size(_context: click.Context, _parameter: click.Parameter, text: str)
     show_default=True,
     help="The largest size of a Hugging Face weight file.",
 )
+@mmap_option
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def convert(
     source: str,
@@ -60,22 +62,26 @@ def convert(
     weights: str | None,
     dtype: str | None,
     shard_size: int,
+    mmap: bool,
     quiet: bool,
 ) -> None:
     """Write the checkpoint SOURCE ("demo", a path, or owner/name on the Hugging Face hub) to DESTINATION.
 
-    DESTINATION appears when it is complete; it must not exist yet, or be an empty directory.
+    DESTINATION appears when it is complete; it must not exist yet, or be an empty directory. Where this is
+    interrupted or terminated nothing is left, and what a killed one left is removed by the next.
     """
-    report = convert_checkpoint(
-        source,
-        destination,
-        revision=revision,
-        to=to,
-        dtype=WEIGHT_DTYPES[dtype] if dtype else None,
-        weights=weights,
-        max_shard_bytes=shard_size,
-        progress=not quiet,
-    )
+    with ended_by_exceptions():
+        report = convert_checkpoint(
+            source,
+            destination,
+            revision=revision,
+            to=to,
+            dtype=WEIGHT_DTYPES[dtype] if dtype else None,
+            weights=weights,
+            max_shard_bytes=shard_size,
+            mmap=mmap,
+            progress=not quiet,
+        )
     if not quiet:
         click.echo(_as_text(report), err=True)
 

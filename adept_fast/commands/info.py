@@ -69,7 +69,7 @@ def _verify(path: str) -> dict[str, Any]:
 
 
 def _report(location: Location, options: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    checkpoint = open_checkpoint(location.path)
+    checkpoint = open_checkpoint(location.path, mmap=options["mmap"])
     placement, plan = _plan(checkpoint, options)
     return {
         "checkpoint": _describe_checkpoint(checkpoint, location),
@@ -104,6 +104,7 @@ def _describe_checkpoint(checkpoint: Checkpoint, location: Location) -> dict[str
         "format": checkpoint.format,
         "stored dtype": dtype_name(checkpoint.dtype),
         **({"packed weights": checkpoint.weights} if checkpoint.weights else {}),
+        "weight files": "memory-mapped" if checkpoint.mmap else "copied",
         "parameters": config.num_parameters,
         "pieces in the tokenizer": tokenizer.vocab_size,
         "unused vocabulary rows": config.vocab_size - tokenizer.vocab_size,

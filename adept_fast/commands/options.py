@@ -30,6 +30,7 @@ _PLACEMENT = (
     "embedding",
     "max_seq_len",
     "check_weights",
+    "mmap",
     "cuda_graphs",
     "warmup",
 )
@@ -52,6 +53,15 @@ def revision_option(command: Command) -> Command:
     return click.option("--revision", help="With owner/name: a branch, a tag or a commit.  [default: main]")(
         command
     )
+
+
+def mmap_option(command: Command) -> Command:
+    return click.option(
+        "--mmap/--no-mmap",
+        default=True,
+        show_default=True,
+        help="Map weight files into memory, or copy from them: then one that is truncated is an error.",
+    )(command)
 
 
 def placement_options(command: Command) -> Command:
@@ -87,6 +97,7 @@ def placement_options(command: Command) -> Command:
                 show_default=True,
                 help="Refuse weights with a NaN or an infinity.",
             ),
+            mmap_option,
             click.option(
                 "--cuda-graphs",
                 default="auto",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from adept_fast.config import ConfigError
 from adept_fast.config import PersimmonConfig as Architecture
+from adept_fast.short_text import short_repr
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+_MOST_LABELS = 1_000_000  # a head has a row for each, and is allocated where the checkpoint has none
 _ARCHITECTURE = frozenset(field.name for field in fields(Architecture))
 
 
@@ -33,26 +37,29 @@ class _Fields(Architecture):
             _require_probability(name, getattr(self, name), optional=name == "classifier_dropout")
         for name in ("use_cache", "output_hidden_states", "output_attentions", "return_dict"):
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected true or false")
-        if not _is_number(self.initializer_range) or not 0 <= self.initializer_range < float("inf"):
-            raise ConfigError(f"initializer_range is {self.initializer_range!r}; expected a number from 0")
+                raise ConfigError(f"{name} is {short_repr(getattr(self, name))}; expected true or false")
+        deviation = self.initializer_range
+        if not _is_number(deviation) or not 0 <= deviation <= sys.float_info.max:
+            raise ConfigError(f"initializer_range is {short_repr(deviation)}; expected a number from 0")
         pad = self.pad_token_id
         if pad is not None and (not _is_integer(pad) or not 0 <= pad < self.vocab_size):
             raise ConfigError(
-                f"pad_token_id is {pad!r}; expected None or an id from 0 to {self.vocab_size - 1}"
+                f"pad_token_id is {short_repr(pad)}; expected None or an id from 0 to {self.vocab_size - 1}"
             )
-        if not _is_integer(self.num_labels) or self.num_labels < 1:
-            raise ConfigError(f"num_labels is {self.num_labels!r}; expected an integer of at least 1")
+        if not _is_integer(self.num_labels) or not 1 <= self.num_labels <= _MOST_LABELS:
+            raise ConfigError(
+                f"num_labels is {short_repr(self.num_labels)}; expected an integer from 1 to {_MOST_LABELS}"
+            )
         if self.id2label is not None and len(self.id2label) != self.num_labels:
             raise ConfigError(
                 f"num_labels is {self.num_labels}, but id2label has {len(self.id2label)}; expected as many"
             )
-        if self.problem_type not in (None, *PROBLEM_TYPES):
-            raise ConfigError(
-                f"problem_type is {self.problem_type!r}; expected None or one of {', '.join(PROBLEM_TYPES)}"
-            )
-        if self.problem_type == "single_label_classification" and self.num_labels == 1:
-            raise ConfigError(f"problem_type is {self.problem_type!r} and num_labels 1; expected at least 2")
+        kind = self.problem_type
+        if kind not in (None, *PROBLEM_TYPES):
+            allowed = ", ".join(PROBLEM_TYPES)
+            raise ConfigError(f"problem_type is {short_repr(kind)}; expected None or one of {allowed}")
+        if kind == "single_label_classification" and self.num_labels == 1:
+            raise ConfigError(f"problem_type is {kind!r} and num_labels 1; expected at least 2")
 
 
 class PersimmonConfig(_Fields):
@@ -115,9 +122,15 @@ class PersimmonConfig(_Fields):
 
 def _labels(labels: Any) -> dict[int, str]:
     """As JSON has them, in which keys are strings."""
-    if not isinstance(labels, dict) or not all(str(at).isdecimal() for at in labels):
-        raise ConfigError(f"id2label is {labels!r}; expected an object of ids and names")
+    if not isinstance(labels, dict) or not all(_is_label_id(at) for at in labels):
+        raise ConfigError(f"id2label is {short_repr(labels)}; expected an object of ids and names")
     return {int(at): str(label) for at, label in labels.items()}
+
+
+def _is_label_id(key: Any) -> bool:
+    if isinstance(key, str):
+        return re.fullmatch("[0-9]{1,9}", key) is not None
+    return _is_integer(key) and 0 <= key < _MOST_LABELS
 
 
 def _is_integer(value: Any) -> bool:
@@ -132,4 +145,4 @@ def _require_probability(name: str, value: Any, *, optional: bool) -> None:
     if optional and value is None:
         return
     if not _is_number(value) or not 0 <= value <= 1:
-        raise ConfigError(f"{name} is {value!r}; expected a probability from 0 to 1")
+        raise ConfigError(f"{name} is {short_repr(value)}; expected a probability from 0 to 1")

@@ -20,9 +20,15 @@ from adept_fast.checkpoint import (
     locate,
     open_checkpoint,
 )
-from adept_fast.checkpoint.atomic import require_space
-from adept_fast.checkpoint.huggingface import INDEX_FILE, SINGLE_FILE, _stored_tensors, is_huggingface
-from adept_fast.checkpoint.native import is_native
+from adept_fast.checkpoint.atomic import flush, partial_directory, require_space
+from adept_fast.checkpoint.huggingface import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    SINGLE_FILE,
+    read_config,
+    stored_tensors,
+)
+from adept_fast.checkpoint.native import is_native, open_native
 from adept_fast.checkpoint.save import ROOM_FOR_SMALL_FILES, write_json
 from adept_fast.checkpoint.weight_files import read_as, size_of, write_safetensors
 from adept_fast.config import PersimmonConfig as Architecture
@@ -96,6 +102,7 @@ class PersimmonPreTrainedModel(nn.Module):
         dtype: torch.dtype | str = "auto",
         device: torch.device | str = "cpu",
         config: Architecture | None = None,
+        mmap: bool = True,
         **changes: Any,
     ) -> Model:
         """Load from a local directory, ``"demo"``, or anything that ``Runtime.load`` takes; in eval mode.
@@ -108,12 +115,13 @@ class PersimmonPreTrainedModel(nn.Module):
             revision: of a hub id: a branch, a tag or a commit; None for ``main``.
             dtype: ``"auto"`` for the stored one; or float32, float16 or bfloat16, as torch has it or by name.
             config: instead of the checkpoint's.
+            mmap: read the weights memory-mapped, or copied, as ``Runtime.load`` does.
             changes: fields of the config to be others, such as ``num_labels=3``.
 
         Raises CheckpointError or ConfigError naming the file, the tensor and what was expected.
         """
         path = locate(path, revision, tokenizer=False).path
-        found, stored = _open(path)
+        found, stored = _open(path, mmap)
         config = PersimmonConfig.of(config or found)
         if changes:
             config = _changed(config, changes)
@@ -142,7 +150,7 @@ class PersimmonPreTrainedModel(nn.Module):
     def save_pretrained(self, path: str | Path) -> None:
         """Write config.json and model.safetensors, which transformers' class of this name loads too.
 
-        Files of these names are replaced, others stay: a tokenizer's are not written.
+        Files of these names are replaced once both are on disk, others stay: a tokenizer's are not written.
 
         Raises CheckpointError where the directory holds a checkpoint in shards, or the disk is too full.
         """
@@ -155,18 +163,18 @@ class PersimmonPreTrainedModel(nn.Module):
             for name, tensor in self.state_dict().items()
             if not (name == "lm_head.weight" and self.config.tie_word_embeddings)
         ]
-        require_space(path, sum(size_of(tensor, None) for tensor in tensors) + ROOM_FOR_SMALL_FILES)
+        beside = path / "weights"  # a name that no file has; partial files are in a directory of that
+        require_space(beside, sum(size_of(tensor, None) for tensor in tensors) + ROOM_FOR_SMALL_FILES)
         stored = dtype_name(self.dtype)
         values = self.config.to_dict() | {"architectures": [type(self).__name__], "dtype": stored}
-        partly = {name: path / f".{name}.partial-{os.getpid()}" for name in (SINGLE_FILE, "config.json")}
-        try:
-            write_safetensors(partly[SINGLE_FILE], tensors, None, lambda size: None)
-            write_json(partly["config.json"], values)
-            for name, written in partly.items():
-                os.replace(written, path / name)
-        finally:
-            for written in partly.values():
-                written.unlink(missing_ok=True)
+        with partial_directory(beside) as directory:
+            write_safetensors(directory / SINGLE_FILE, tensors, None, lambda size: None)
+            write_json(directory / CONFIG_FILE, values)
+            for name in (SINGLE_FILE, CONFIG_FILE):
+                flush(directory / name)
+            for name in (SINGLE_FILE, CONFIG_FILE):
+                os.replace(directory / name, path / name)
+            flush(path)
 
 
 def _initialise(module: nn.Module, deviation: float) -> None:
@@ -188,13 +196,17 @@ def _initialise_missing(model: PersimmonPreTrainedModel, missing: list[str]) -> 
             nn.init.normal_(parameter, std=model.config.initializer_range)
 
 
-def _open(path: Path) -> tuple[Architecture, Mapping[str, StoredTensor]]:
+def _open(path: Path, mmap: bool) -> tuple[Architecture, Mapping[str, StoredTensor]]:
     """The config of what is at ``path``, and its tensors by their names in a model with a head."""
-    if not is_huggingface(path) or is_native(path):
-        checkpoint = open_checkpoint(path)
+    values = read_config(path) if path.is_dir() else None
+    if values is None:
+        checkpoint = open_checkpoint(path, mmap=mmap)
         return checkpoint.config, checkpoint.tensors
-    config = PersimmonConfig.from_json(path / "config.json")
-    return config, {_full_name(name): tensor for name, tensor in _stored_tensors(path).items()}
+    if is_native(values):
+        checkpoint = open_native(path, values, mmap=mmap)
+        return checkpoint.config, checkpoint.tensors
+    config = PersimmonConfig.from_contents(values, path / CONFIG_FILE)
+    return config, {_full_name(name): tensor for name, tensor in stored_tensors(path, mmap=mmap).items()}
 
 
 def _full_name(name: str) -> str:

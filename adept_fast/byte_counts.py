@@ -1,0 +1,25 @@
+"""Sizes in messages: in decimal units, and with enough digits to compare those that stand side by side."""
+
+from __future__ import annotations
+
+_FEWEST_DIGITS = 3
+_MOST_DIGITS = 16  # of a float
+
+
+def format_bytes(count: int, digits: int = _FEWEST_DIGITS) -> str:
+    """``16.6 GB``: decimal units, three digits where no other number is asked for."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size) < 1000 - 0.5 * 10.0 ** (3 - digits):
+            return f"{size:.{digits}g} {unit}"
+        size /= 1000
+    return f"{size:.{max(digits, 4)}g} TB"
+
+
+def format_together(*counts: int) -> tuple[str, ...]:
+    """As ``format_bytes``, with the fewest digits that tell apart those that differ."""
+    for digits in range(_FEWEST_DIGITS, _MOST_DIGITS):
+        texts = tuple(format_bytes(count, digits) for count in counts)
+        if len(set(texts)) == len(set(counts)):
+            return texts
+    return tuple(f"{count} B" for count in counts)

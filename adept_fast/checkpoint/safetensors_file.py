@@ -1,0 +1,127 @@
+"""A safetensors file: its header is checked by the safetensors library, its tensors are read by range."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from adept_fast.checkpoint.base import CheckpointError, StoredTensor, tensor_of
+from adept_fast.checkpoint.file_range import FileRange
+from adept_fast.json_file import parse_json
+from adept_fast.regular_file import FileError
+from adept_fast.short_text import short_repr
+from adept_fast.stand_in import LOOKED_AT, why_unreadable
+
+_LENGTH_BYTES = 8
+_MAX_HEADER_BYTES = 32 * 2**20  # 65 000 tensors take 9 MB
+_METADATA = "__metadata__"
+
+# safetensors' names for dtypes; those that no weight may have are refused later, by name.
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class SafetensorsFile:
+    """What a file holds: its tensors by name, still on disk, and the text of its header."""
+
+    tensors: dict[str, StoredTensor]
+    metadata: Mapping[str, str]
+
+
+def open_safetensors(path: Path, *, mmap: bool = True) -> SafetensorsFile:
+    """Open a safetensors file and check its header; CheckpointError where it is not a valid one.
+
+    ``mmap``: whether a tensor that is read stays in the file, memory-mapped, or is copied from it.
+    """
+    file = FileRange.whole(path, mmap=mmap)
+    start = _LENGTH_BYTES + _header_bytes(file)
+    _require_valid(file)
+    try:
+        header = parse_json(file.read_at(_LENGTH_BYTES, start - _LENGTH_BYTES), f"{path}: its header")
+    except FileError as error:
+        raise CheckpointError(str(error)) from error
+    metadata = header.pop(_METADATA, None) or {}
+    return SafetensorsFile(
+        {name: _stored_tensor(file, start, name, entry) for name, entry in header.items()}, metadata
+    )
+
+
+def _header_bytes(file: FileRange) -> int:
+    """The length of the header by the file's first bytes; 0 where the file has no such length."""
+    length = int.from_bytes(file.read_at(0, min(_LENGTH_BYTES, file.size)), "little")
+    if length > file.size - _LENGTH_BYTES:
+        return 0  # the library says what is wrong
+    if length > _MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"{file.label}: its header has {length} bytes; expected at most {_MAX_HEADER_BYTES}"
+        )
+    return length
+
+
+def _require_valid(file: FileRange) -> None:
+    """Raises CheckpointError where the library refuses the header: its length, an offset, an overlap, …"""
+    opened_path = file.file.system_path
+    try:
+        with safe_open(opened_path, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        reason = str(error).replace(opened_path, file.label)
+        beginning = file.read_at(0, min(file.size, LOOKED_AT))
+        raise CheckpointError(
+            why_unreadable(file.label, beginning, f"not a valid safetensors file ({reason})")
+        ) from error
+
+
+def _stored_tensor(file: FileRange, start: int, name: str, entry: Mapping[str, Any]) -> StoredTensor:
+    """One entry of the header. What the library has checked is checked again: the file may have changed."""
+    try:
+        shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
+        if not isinstance(entry["dtype"], str) or not all(type(size) is int for size in (*shape, begin, end)):
+            raise TypeError
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{file.label}: not a valid safetensors file (its header says {short_repr(entry)} of {name})"
+        ) from error
+    dtype = _DTYPES.get(entry["dtype"])
+    if dtype is None:
+        raise CheckpointError(
+            f"{file.label}: holds a tensor of the unknown dtype {short_repr(entry['dtype'])}"
+        )
+    size = math.prod(shape) * dtype.itemsize
+    if min((*shape, begin)) < 0 or end - begin != size or start + end > file.size:
+        raise CheckpointError(
+            f"{file.label}: not a valid safetensors file (tensor {name} does not have its {size} bytes)"
+        )
+    return StoredTensor(
+        name, shape, dtype, file.label, partial(_read, file, name, start + begin, size, dtype, shape)
+    )
+
+
+def _read(
+    file: FileRange, name: str, start: int, size: int, dtype: torch.dtype, shape: tuple[int, ...]
+) -> Tensor:
+    try:
+        return tensor_of(file.view(start, size), dtype).view(shape)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}, in tensor {name}") from error

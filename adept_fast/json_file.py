@@ -1,0 +1,108 @@
+"""JSON from files that are not trusted: regular, of bounded size and depth, with nothing ambiguous in it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from adept_fast.file_limits import max_bytes
+from adept_fast.regular_file import FileError, read_regular
+from adept_fast.short_text import short_repr
+from adept_fast.stand_in import why_unreadable
+
+_MAX_DEPTH = 64
+_MAX_DIGITS = 308  # any integer of so many is below the largest float
+
+
+class _FaultError(ValueError):
+    """What is wrong with a document that JSON's grammar allows."""
+
+
+class _NoNumber:
+    """Stands where a number is none, or has too many digits, until it is known what it was to be."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file. FileError, one sentence that names the file, where there is no such thing.
+
+    Refused are files that are not regular or larger than their kind may be, a key that comes twice in an
+    object, NaN, infinities and numbers beyond a float's range, and nesting of more than 64 levels.
+    """
+    return parse_json(read_regular(path, max_bytes(path)), str(path))
+
+
+def parse_json(contents: bytes, label: str) -> dict[str, Any]:
+    """As ``read_json``, from the bytes of the file that ``label`` names."""
+    try:
+        values = json.loads(
+            contents.decode("utf-8"),
+            parse_int=_integer,
+            parse_float=_float,
+            parse_constant=_NoNumber,
+            object_pairs_hook=_object,
+        )
+        _check(values)
+    except _FaultError as error:
+        raise FileError(f"{label}: {error}") from error
+    except RecursionError as error:
+        raise FileError(f"{label}: {_too_deep()}") from error
+    except ValueError as error:  # of JSON's grammar, or of UTF-8
+        raise FileError(why_unreadable(label, contents, f"not valid JSON ({error})")) from error
+    if not isinstance(values, dict):
+        raise FileError(f"{label}: holds a {type(values).__name__}; expected a JSON object")
+    return values
+
+
+def _integer(text: str) -> int | _NoNumber:
+    return int(text) if len(text) <= _MAX_DIGITS else _NoNumber(text)
+
+
+def _float(text: str) -> float | _NoNumber:
+    number = float(text)
+    return number if math.isfinite(number) else _NoNumber(text)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise _FaultError(f"has the key {short_repr(twice)} twice in one object; expected it once")
+    return values
+
+
+def _check(values: Any) -> None:
+    """Raises _FaultError for a number that is none and for nesting that is too deep."""
+    level: list[tuple[str, Any]] = [("the document", values)]
+    for _ in range(_MAX_DEPTH + 1):
+        if not level:
+            return
+        below: list[tuple[str, Any]] = []
+        for name, value in level:
+            children: Iterable[tuple[str, Any]] = ()
+            if isinstance(value, dict):
+                children = value.items()
+            elif isinstance(value, list):
+                children = ((name, child) for child in value)
+            elif isinstance(value, _NoNumber):
+                raise _FaultError(
+                    f"{short_repr(name)[1:-1]} is {_bounded(value.text)}; expected a finite number of at "
+                    f"most {_MAX_DIGITS} digits"
+                )
+            below += [child for child in children if isinstance(child[1], (dict, list, _NoNumber))]
+        level = below
+    raise _FaultError(_too_deep())
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:20]}… ({len(text)} characters)"
+
+
+def _too_deep() -> str:
+    return f"is nested too deeply; expected at most {_MAX_DEPTH} levels"
