@@ -42,6 +42,13 @@ NOT_NEEDED = [
 CARD = b"---\nlicense: cc-by-nc-4.0\n---\n"
 
 
+class OtherPath:
+    """A path that is neither a str nor a Path."""
+
+    def __fspath__(self) -> str:
+        return ID
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """A repository in shards, with much else in it."""
@@ -452,6 +459,7 @@ class TestPathsFirst:
             ("adept/small/", False),
             ("adept/small/model", False),
             (Path("adept/small"), False),
+            (OtherPath(), False),
             ("persimmon-8b-chat", True),
             ("release.tar", True),
             ("adept/a--b", True),
@@ -464,7 +472,7 @@ class TestPathsFirst:
             ("nul\0", True),
         ],
     )
-    def test_what_is_no_hub_id(self, name: str | Path, mentions_hub: bool) -> None:
+    def test_what_is_no_hub_id(self, name: str | os.PathLike[str], mentions_hub: bool) -> None:
         with pytest.raises(CheckpointError, match="there is no such file or directory; expected") as caught:
             locate(name)
         assert ("hub" in str(caught.value)) == mentions_hub

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,11 @@ def demo_path() -> Path:
 
 
 def locate(
-    path_or_name: str | Path, revision: str | None = None, *, tokenizer: bool = True, progress: bool = True
+    path_or_name: str | os.PathLike[str],
+    revision: str | None = None,
+    *,
+    tokenizer: bool = True,
+    progress: bool = True,
 ) -> Location:
     """Find a checkpoint: ``"demo"``, a path, or a hub id ``owner/name``, whose missing files are downloaded.
 
@@ -42,7 +47,7 @@ def locate(
 
     Raises CheckpointError where there is nothing, and as ``fetch_snapshot`` does.
     """
-    name = str(path_or_name)
+    name = os.fspath(path_or_name)
     path = demo_path() if name == "demo" else _expanded(Path(path_or_name))
     if missing := missing_target(path):
         raise CheckpointError(f"{path}: {missing}")
@@ -52,13 +57,14 @@ def locate(
                 f"revision is {revision!r}, and {name} is a path here; expected none, or a hub id"
             )
         return Location(snapshot_in_cache_folder(path) or path)
-    if isinstance(path_or_name, Path) or not is_hub_id(name):
+    is_path = not isinstance(path_or_name, str)
+    if is_path or not is_hub_id(name):
         if revision is not None:
             raise CheckpointError(
                 f"revision is {revision!r}, and {name} is no hub id; expected owner/name with a revision"
             )
-        is_path = isinstance(path_or_name, Path) or _looks_like_a_path(name)
-        allowed = "a checkpoint, or 'demo'" if is_path else "a checkpoint, 'demo', or a hub id (owner/name)"
+        no_hub_id = is_path or _looks_like_a_path(name)
+        allowed = "a checkpoint, or 'demo'" if no_hub_id else "a checkpoint, 'demo', or a hub id (owner/name)"
         raise CheckpointError(f"{path}: {_NOTHING}; expected {allowed}")
     folder = path.parent
     if revision is None and _exists(folder):
