@@ -63,6 +63,7 @@ class Runtime:
         cls,
         path_or_name: str | Path | Checkpoint = "demo",
         *,
+        revision: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
         weights: str | None = None,
@@ -79,8 +80,9 @@ class Runtime:
         """Load a checkpoint.
 
         Args:
-            path_or_name: ``"demo"``, a Hugging Face directory, Adept's release (directory or .tar), or a
-                native checkpoint.
+            path_or_name: ``"demo"``, a Hugging Face directory, Adept's release (directory or .tar), a
+                native checkpoint, or a hub id ``owner/name``, whose missing files are downloaded.
+            revision: of a hub id: a branch, a tag or a commit; None for ``main``.
             device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, …
             dtype: of the matrices: ``float32``, ``float16``, ``bfloat16``, or ``auto``: on a GPU as stored
                 (float16 for float32), on a CPU float32 where it fits in half the memory, else as stored.
@@ -109,10 +111,12 @@ class Runtime:
         _check_count("max_batch_size", max_batch_size)
         if isinstance(path_or_name, Checkpoint):
             checkpoint = path_or_name
+            if revision is not None:
+                raise ParameterError(f"revision is {revision!r}; expected None with an open checkpoint")
             if checkpoint.mmap and not mmap:
                 raise ParameterError("mmap is False, and the checkpoint is open with True; expected the same")
         else:
-            checkpoint = open_checkpoint(path_or_name, mmap=mmap)
+            checkpoint = open_checkpoint(path_or_name, revision, mmap=mmap, progress=progress)
         if max_seq_len is not None:
             _check_count("max_seq_len", max_seq_len, checkpoint.config.max_position_embeddings)
         if cuda_graphs not in CUDA_GRAPHS:

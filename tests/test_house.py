@@ -85,6 +85,7 @@ def test_a_file_is_read_in_one_sitting(file: Path) -> None:
 
 def test_it_runs_without_what_only_tests_need() -> None:
     absent = ("transformers", "tokenizers", "scipy", "pytest", "hypothesis", "pandas", "lm_eval", "datasets")
+    absent += ("huggingface_hub",)
     program = (
         f"import sys; sys.modules.update(dict.fromkeys({absent!r}))\n"
         "from adept_fast import Runtime\n"

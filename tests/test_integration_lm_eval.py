@@ -16,7 +16,7 @@ import torch
 from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
 from transformers import PersimmonForCausalLM
 
-from adept_fast.checkpoint import demo_path
+from adept_fast.checkpoint import CheckpointError, demo_path
 from adept_fast.sampling import ParameterError
 
 lm_eval = pytest.importorskip(
@@ -231,11 +231,12 @@ class TestModel:
         ("arguments", "found"),
         [
             ({"batch_size": "many"}, "batch_size is 'many'; expected a positive integer or auto"),
-            ({"pretrained": "demo"}, "model_args has 'pretrained'; expected checkpoint, device"),
+            ({"pretrained": "demo"}, "model_args has 'pretrained'; expected checkpoint, revision, device"),
+            ({"revision": "v1"}, "revision is 'v1', and demo is a path here"),
         ],
     )
     def test_mistakes(self, arguments: dict[str, Any], found: str) -> None:
-        with pytest.raises(ParameterError, match=found):
+        with pytest.raises((ParameterError, CheckpointError), match=found):
             AdeptFastLM("demo", **arguments)
 
     def test_chat_template(self, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,19 +9,21 @@ from adept_fast.checkpoint.adept_layout import TRACKER_FILE
 from adept_fast.checkpoint.base import WEIGHT_DTYPES, Checkpoint, CheckpointError, StoredTensor, dtype_name
 from adept_fast.checkpoint.file_range import FileRange
 from adept_fast.checkpoint.huggingface import open_huggingface, read_config
+from adept_fast.checkpoint.location import Location, demo_path, locate
 from adept_fast.checkpoint.native import is_native, open_native
 from adept_fast.checkpoint.packed import PackedMatrix, packed_matrices
-from adept_fast.regular_file import missing_target
 from adept_fast.stand_in import LOOKED_AT, why_unreadable
 
 __all__ = [
     "WEIGHT_DTYPES",
     "Checkpoint",
     "CheckpointError",
+    "Location",
     "PackedMatrix",
     "StoredTensor",
     "demo_path",
     "dtype_name",
+    "locate",
     "open_checkpoint",
     "packed_matrices",
 ]
@@ -33,27 +35,22 @@ _NOT_A_CHECKPOINT = (
 )
 
 
-def demo_path() -> Path:
-    """The directory of the small checkpoint that ships with the package."""
-    return Path(__file__).resolve().parent.parent / "demo"
-
-
-def open_checkpoint(path_or_name: str | Path, *, mmap: bool = True) -> Checkpoint:
+def open_checkpoint(
+    path_or_name: str | Path, revision: str | None = None, *, mmap: bool = True, progress: bool = True
+) -> Checkpoint:
     """Open a checkpoint; its weights stay on disk until they are asked for.
 
     Args:
-        path_or_name: ``"demo"``, or the path of a Hugging Face directory, of Adept's release or of a native
-            checkpoint.
+        path_or_name: ``"demo"``, the path of a Hugging Face directory, of Adept's release or of a native
+            checkpoint, or a hub id ``owner/name``, whose missing files are downloaded.
+        revision: of a hub id: a branch, a tag or a commit; None for ``main``.
         mmap: map weights into memory, or copy them: a file that is truncated ends a process that reads it
             mapped, and is a CheckpointError where it is copied.
+        progress: show progress bars of downloads on stderr.
 
     Raises CheckpointError when there is nothing at the path, or nothing that is known.
     """
-    path = demo_path() if str(path_or_name) == "demo" else Path(path_or_name).expanduser()
-    if missing := missing_target(path):
-        raise CheckpointError(f"{path}: {missing}")
-    if not path.exists():
-        raise CheckpointError(f"{path}: there is no such file or directory; expected a checkpoint, or 'demo'")
+    path = locate(path_or_name, revision, progress=progress).path
     if not path.is_dir():
         return _open_file(path, mmap)
     values = read_config(path)

@@ -30,6 +30,7 @@ def convert(
     source: str | Path,
     destination: str | Path,
     *,
+    revision: str | None = None,
     to: Format | None = None,
     dtype: torch.dtype | None = None,
     weights: str | None = None,
@@ -37,9 +38,10 @@ def convert(
     mmap: bool = True,
     progress: bool = True,
 ) -> ConversionReport:
-    """Write the checkpoint at ``source`` (or ``"demo"``) to ``destination``, in another format or dtype.
+    """Write the checkpoint ``source`` to ``destination``, in another format or dtype.
 
     Args:
+        source, revision: as in ``open_checkpoint``.
         to: the format to write (default: native where ``weights`` is given, else of the other two the one
             that the source does not have, and Hugging Face's for a native source).
         weights: how the native format packs them, ``int8`` or ``int4``.
@@ -58,7 +60,7 @@ def convert(
         raise CheckpointError(
             f"weights is {weights!r} and the format {to}; only the native one packs weights"
         )
-    checkpoint = open_checkpoint(source, mmap=mmap)
+    checkpoint = open_checkpoint(source, revision, mmap=mmap, progress=progress)
     if weights is not None:
         saved = save_native(checkpoint, destination, weights=weights, dtype=dtype, progress=progress)
         return ConversionReport(checkpoint.path, checkpoint.format, "native", saved)

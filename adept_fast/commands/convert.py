@@ -11,7 +11,7 @@ from adept_fast.checkpoint import WEIGHT_DTYPES
 from adept_fast.checkpoint.convert import FORMATS, ConversionReport, Format
 from adept_fast.checkpoint.convert import convert as convert_checkpoint
 from adept_fast.commands.errors import OneLineErrors, printable
-from adept_fast.commands.options import mmap_option
+from adept_fast.commands.options import mmap_option, revision_option
 from adept_fast.commands.termination import ended_by_exceptions
 from adept_fast.quantize import WEIGHT_FORMATS
 
@@ -31,6 +31,7 @@ def _parse_size(_context: click.Context, _parameter: click.Parameter, text: str)
 @click.command(cls=OneLineErrors)
 @click.argument("source")
 @click.argument("destination", type=click.Path())
+@revision_option
 @click.option(
     "--to",
     type=click.Choice(FORMATS),
@@ -57,6 +58,7 @@ def _parse_size(_context: click.Context, _parameter: click.Parameter, text: str)
 def convert(
     source: str,
     destination: str,
+    revision: str | None,
     to: Format | None,
     weights: str | None,
     dtype: str | None,
@@ -64,7 +66,7 @@ def convert(
     mmap: bool,
     quiet: bool,
 ) -> None:
-    """Write the checkpoint SOURCE ("demo", a Hugging Face directory, Adept's release) to DESTINATION.
+    """Write the checkpoint SOURCE ("demo", a path, or owner/name on the Hugging Face hub) to DESTINATION.
 
     DESTINATION appears when it is complete; it must not exist yet, or be an empty directory. Where this is
     interrupted or terminated nothing is left, and what a killed one left is removed by the next.
@@ -73,6 +75,7 @@ def convert(
         report = convert_checkpoint(
             source,
             destination,
+            revision=revision,
             to=to,
             dtype=WEIGHT_DTYPES[dtype] if dtype else None,
             weights=weights,

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
 from adept_fast import __version__, ops
-from adept_fast.checkpoint import Checkpoint, dtype_name
+from adept_fast.checkpoint import Checkpoint, Location, dtype_name, locate, open_checkpoint
+from adept_fast.checkpoint.published import release_checksum
 from adept_fast.commands.byte_size import byte_size
 from adept_fast.commands.errors import OneLineErrors, printable
-from adept_fast.commands.options import COUNT, checkpoint_option, chosen_checkpoint, placement_options
+from adept_fast.commands.options import COUNT, checkpoint_option, placement_options
 from adept_fast.commands.output import print_json, print_text
 from adept_fast.graphs import launched_in_words
 from adept_fast.loading import plan_loading
@@ -33,13 +36,43 @@ from adept_fast.placement import Placement, choose_placement, imagine_placement
     callback=byte_size,
     help="Plan for a GPU with so much free memory, such as 24GB, which need not be here.",
 )
+@click.option(
+    "--verify", is_flag=True, help="Read a .tar and compare its MD5 with those of the releases of Adept."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(**options: Any) -> None:
-    """Describe a checkpoint and plan its memory, without reading its weights."""
-    checkpoint = chosen_checkpoint(options)
+    """Describe a checkpoint and plan its memory, without reading its weights.
+
+    Of owner/name on the Hugging Face hub, what is not in the cache is downloaded first.
+    """
+    # First: what follows fails where the tar is damaged, and downloads a hub id, which is no tar.
+    verified = {"release": _verify(options["checkpoint"])} if options["verify"] else {}
+    if verified and not options["as_json"]:
+        print_text(_as_text(verified))
+    try:
+        report = _report(locate(options["checkpoint"], options["revision"]), options)
+    except (ValueError, OSError):
+        if verified and options["as_json"]:
+            print_json(verified)
+        raise
+    if options["as_json"]:
+        print_json(verified | report)
+    else:
+        print_text(_as_text(report))
+
+
+def _verify(path: str) -> dict[str, Any]:
+    found = release_checksum(Path(os.path.expanduser(path)))
+    release = found.release
+    known = f"{release.file_name} ({release.license})" if release else "not one of the published releases"
+    return {"MD5": found.md5, "published": release is not None, "release": known}
+
+
+def _report(location: Location, options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    checkpoint = open_checkpoint(location.path, mmap=options["mmap"])
     placement, plan = _plan(checkpoint, options)
-    report = {
-        "checkpoint": _describe_checkpoint(checkpoint),
+    return {
+        "checkpoint": _describe_checkpoint(checkpoint, location),
         "config": dataclasses.asdict(checkpoint.config),
         "placement": {
             "device": _device_name(placement),
@@ -61,15 +94,12 @@ def info(**options: Any) -> None:
             "python": platform.python_version(),
         },
     }
-    if options["as_json"]:
-        print_json(report)
-    else:
-        print_text(_as_text(report))
 
 
-def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    tokenizer, config = checkpoint.tokenizer, checkpoint.config
+def _describe_checkpoint(checkpoint: Checkpoint, location: Location) -> dict[str, Any]:
+    tokenizer, config, hub = checkpoint.tokenizer, checkpoint.config, location.hub
     return {
+        **({"hub": hub.hub_id, "revision": hub.revision, "commit": hub.commit} if hub else {}),
         "path": str(checkpoint.path),
         "format": checkpoint.format,
         "stored dtype": dtype_name(checkpoint.dtype),

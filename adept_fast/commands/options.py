@@ -41,14 +41,22 @@ _PLACEMENT = (
 
 
 def checkpoint_option(command: Command) -> Command:
+    command = revision_option(command)
     return click.option(
         "--checkpoint",
         envvar="ADEPT_FAST_CHECKPOINT",
         default="demo",
         show_default=True,
         show_envvar=True,
-        help="A Hugging Face directory, Adept's release (directory or .tar), a native checkpoint, or demo.",
+        help="A Hugging Face directory, Adept's release (directory or .tar), a native checkpoint, demo, or "
+        "owner/name on the Hugging Face hub.",
     )(command)
+
+
+def revision_option(command: Command) -> Command:
+    return click.option("--revision", help="With owner/name: a branch, a tag or a commit.  [default: main]")(
+        command
+    )
 
 
 def mmap_option(command: Command) -> Command:
@@ -180,7 +188,7 @@ def bos_option(command: Command) -> Command:
 
 def chosen_checkpoint(options: dict[str, Any]) -> Checkpoint:
     """The checkpoint that the values of ``checkpoint_option`` and ``mmap_option`` name, open."""
-    return open_checkpoint(options["checkpoint"], mmap=options["mmap"])
+    return open_checkpoint(options["checkpoint"], options["revision"], mmap=options["mmap"])
 
 
 def load_runtime(

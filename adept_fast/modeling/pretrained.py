@@ -16,8 +16,8 @@ from adept_fast.checkpoint import (
     WEIGHT_DTYPES,
     CheckpointError,
     StoredTensor,
-    demo_path,
     dtype_name,
+    locate,
     open_checkpoint,
 )
 from adept_fast.checkpoint.atomic import flush, partial_directory, require_space
@@ -98,6 +98,7 @@ class PersimmonPreTrainedModel(nn.Module):
         cls: type[Model],
         path: str | Path,
         *,
+        revision: str | None = None,
         dtype: torch.dtype | str = "auto",
         device: torch.device | str = "cpu",
         config: Architecture | None = None,
@@ -106,9 +107,12 @@ class PersimmonPreTrainedModel(nn.Module):
     ) -> Model:
         """Load from a local directory, ``"demo"``, or anything that ``Runtime.load`` takes; in eval mode.
 
+        From the hub, a repository without a tokenizer is loaded too.
+
         A head that the checkpoint does not have is initialised, with a warning.
 
         Args:
+            revision: of a hub id: a branch, a tag or a commit; None for ``main``.
             dtype: ``"auto"`` for the stored one; or float32, float16 or bfloat16, as torch has it or by name.
             config: instead of the checkpoint's.
             mmap: read the weights memory-mapped, or copied, as ``Runtime.load`` does.
@@ -116,7 +120,7 @@ class PersimmonPreTrainedModel(nn.Module):
 
         Raises CheckpointError or ConfigError naming the file, the tensor and what was expected.
         """
-        path = demo_path() if str(path) == "demo" else Path(path).expanduser()
+        path = locate(path, revision, tokenizer=False).path
         found, stored = _open(path, mmap)
         config = PersimmonConfig.of(config or found)
         if changes:

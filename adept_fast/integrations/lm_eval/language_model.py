@@ -31,7 +31,7 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     """A checkpoint for lm-eval: ``--model adept-fast --model_args checkpoint=demo,dtype=float32``.
 
     Args:
-        checkpoint: ``demo``, or the path of a checkpoint, as for ``Runtime.load``; so are ``device``,
+        checkpoint: ``demo``, a path or a hub id, as for ``Runtime.load``; so are ``revision``, ``device``,
             ``dtype``, ``weights`` and ``cache_dtype``.
         max_length: tokens that a sequence may have; by default the model's context, or what fits.
         batch_size: sequences side by side; ``auto`` is 16.
@@ -45,6 +45,7 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self,
         checkpoint: str = "demo",
         *,
+        revision: str | None = None,
         device: str | None = None,
         dtype: str = "auto",
         weights: str | None = None,
@@ -58,11 +59,12 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         super().__init__()
         if unknown:
             raise ParameterError(
-                f"model_args has {next(iter(unknown))!r}; expected checkpoint, device, dtype, weights, "
-                f"cache_dtype, max_length, batch_size, max_batch_size or add_bos"
+                f"model_args has {next(iter(unknown))!r}; expected checkpoint, revision, device, dtype, "
+                f"weights, cache_dtype, max_length, batch_size, max_batch_size or add_bos"
             )
         runtime = ScoringRuntime.load(
             checkpoint,
+            revision=revision,
             device=_device(device),
             dtype=dtype,
             weights=weights,
