@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adept_fast.checkpoint.adept_args import PER_RANK, config_from_args
 from adept_fast.checkpoint.adept_layout import find_release, is_release
-from adept_fast.checkpoint.adept_pickle import RankFile, read_rank
+from adept_fast.checkpoint.adept_rank import RankFile, read_rank
 from adept_fast.checkpoint.base import (
     Checkpoint,
     CheckpointError,
@@ -20,6 +20,7 @@ from adept_fast.checkpoint.base import (
     check_vocabulary,
     dtype_name,
 )
+from adept_fast.checkpoint.pickle_machine import MAX_NAMES_KEPT
 from adept_fast.config import PersimmonConfig
 from adept_fast.tokenizer import Tokenizer
 
@@ -62,9 +63,10 @@ def open_adept(path: Path) -> Checkpoint:
     config = _agreed_config(ranks, tensors, tokenizer)
     check_vocabulary(path, config, tokenizer)
     checked = check_tensors(path, config, tensors)
-    if len(ranks) > 1 and ranks[0].args.qk_layernorm == PER_RANK:
+    if len(ranks) > 1 and ranks[0].args.get("qk_layernorm") == PER_RANK:
         _check_one_qk_layernorm(ranks[0], checked)
-    return Checkpoint(path, "adept", config, checked, tokenizer)
+    left_unread = tuple(dict.fromkeys(name for rank in ranks for name in rank.left_unread))
+    return Checkpoint(path, "adept", config, checked, tokenizer, left_unread=left_unread[:MAX_NAMES_KEPT])
 
 
 def _agreed_config(

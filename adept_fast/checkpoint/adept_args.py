@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from reprlib import repr as short_repr
+from collections.abc import Mapping
 from typing import Any
 
 from adept_fast.checkpoint.base import CheckpointError
+from adept_fast.checkpoint.pickle_values import described
 from adept_fast.config import ConfigError, PersimmonConfig
 from adept_fast.tokenizer import Tokenizer
 
@@ -27,7 +27,7 @@ _PERSIMMON: dict[str, bool | str] = {
 
 
 def config_from_args(
-    args: argparse.Namespace,
+    args: Mapping[Any, Any],
     *,
     source: str,
     ranks: int,
@@ -38,7 +38,7 @@ def config_from_args(
     """The architecture that the arguments describe.
 
     Args:
-        args: those of one rank.
+        args: those of one rank, by their names.
         source: the file they are from, for errors.
         ranks: how many tensor-parallel ranks there are.
         embedding_rows: the vocabulary's size where the arguments do not give it.
@@ -77,17 +77,17 @@ def config_from_args(
 
 
 class _Arguments:
-    """A Namespace read with checks. An argument that is None was not given, as in Adept's own code."""
+    """Arguments read with checks. An argument that is None was not given, as in Adept's own code."""
 
-    def __init__(self, args: argparse.Namespace, source: str) -> None:
-        self._values: dict[Any, Any] = vars(args)
+    def __init__(self, args: Mapping[Any, Any], source: str) -> None:
+        self._values = args
         self._source = source
 
     def has(self, name: str) -> bool:
         return self._values.get(name) is not None
 
     def error(self, name: str, allowed: str) -> CheckpointError:
-        found = f"is {short_repr(self._values[name])}" if name in self._values else "is missing"
+        found = f"is {described(self._values[name])}" if name in self._values else "is missing"
         return CheckpointError(f"{self._source}: args.{name} {found}; expected {allowed}")
 
     def require(self, name: str, expected: bool | str) -> None:

@@ -44,7 +44,8 @@ class Checkpoint:
 
     ``tensors`` has exactly the names and shapes of ``config.tensor_shapes()``. Of a native checkpoint,
     ``weights`` is the format in which its matrices are packed, and ``packed`` reads them, memory-mapped, by
-    name; in ``tensors`` the same matrices are unpacked to float32 when they are read.
+    name; in ``tensors`` the same matrices are unpacked to float32 when they are read. ``left_unread`` names
+    what is in its files and was not read: classes that pickles name, and files beside those that were read.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class Checkpoint:
     tokenizer: Tokenizer
     weights: str | None = None
     packed: Mapping[str, Callable[[], QuantizedMatrix]] = field(default_factory=dict)
+    left_unread: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> torch.dtype:
