@@ -31,6 +31,7 @@ def config_from_args(
     *,
     source: str,
     ranks: int,
+    stages: int,
     embedding_rows: int,
     has_head: bool,
     tokenizer: Tokenizer,
@@ -41,6 +42,7 @@ def config_from_args(
         args: those of one rank, by their names.
         source: the file they are from, for errors.
         ranks: how many tensor-parallel ranks there are.
+        stages: how many pipeline stages there are.
         embedding_rows: the vocabulary's size where the arguments do not give it.
         has_head: whether the checkpoint has an output matrix of its own.
         tokenizer: gives the ids of BOS and end of text.
@@ -48,11 +50,11 @@ def config_from_args(
     Raises CheckpointError naming the argument that is missing, of another type, or of another architecture,
     ConfigError where the arguments contradict each other.
     """
-    given = _Arguments(args, source)
+    given = Arguments(args, source)
     for name, expected in _PERSIMMON.items():
         given.require(name, expected)
     given.require_parallel("tensor_model_parallel_size", ranks, f"{ranks} mp_rank_* directories are there")
-    given.require_parallel("pipeline_model_parallel_size", 1, "pipeline-parallel shards are not read")
+    given.require_parallel("pipeline_model_parallel_size", stages, f"{stages} stages are there")
     hidden, heads = given.size("hidden_size"), given.size("num_attention_heads")
     if given.has("kv_channels") and given.size("kv_channels") * heads != hidden:
         raise given.error("kv_channels", f"hidden_size / num_attention_heads = {hidden} / {heads}")
@@ -76,7 +78,7 @@ def config_from_args(
         raise ConfigError(f"{source}: args: {error}") from error
 
 
-class _Arguments:
+class Arguments:
     """Arguments read with checks. An argument that is None was not given, as in Adept's own code."""
 
     def __init__(self, args: Mapping[Any, Any], source: str) -> None:
@@ -85,6 +87,9 @@ class _Arguments:
 
     def has(self, name: str) -> bool:
         return self._values.get(name) is not None
+
+    def get(self, name: str) -> object:
+        return self._values.get(name)
 
     def error(self, name: str, allowed: str) -> CheckpointError:
         found = f"is {described(self._values[name])}" if name in self._values else "is missing"

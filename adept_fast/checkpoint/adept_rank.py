@@ -9,9 +9,11 @@ from typing import Any
 from adept_fast.checkpoint.base import CheckpointError, StoredTensor
 from adept_fast.checkpoint.file_range import FileRange
 from adept_fast.checkpoint.pickle_values import PickledObject, described
+from adept_fast.checkpoint.tensor_names import unwrap_names
 from adept_fast.checkpoint.torch_file import TorchFile, read_torch_file
 
 _NAMESPACE = "argparse.Namespace"
+_WRAPPERS = ("_orig_mod", "module")  # Adept's own names begin with language_model
 _MAX_NAME = 1000  # characters of a tensor's name, which every level of nested dicts makes longer
 
 
@@ -53,7 +55,8 @@ def read_rank(file: FileRange) -> RankFile:
         if name in tensors:
             raise CheckpointError(f"{file.label}: two tensors have the name {name}")
         tensors[name] = read.tensor(name, value)
-    return RankFile(file, args.attributes or {}, tensors, _left_unread(read, args))
+    unwrapped = unwrap_names(tensors, (), _WRAPPERS)
+    return RankFile(file, args.attributes or {}, unwrapped, _left_unread(read, args))
 
 
 def _args(file: FileRange, contents: dict[Any, Any]) -> PickledObject:

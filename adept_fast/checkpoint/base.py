@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -66,9 +66,10 @@ class Checkpoint:
 def check_tensors(
     path: Path, config: PersimmonConfig, tensors: Mapping[str, StoredTensor]
 ) -> dict[str, StoredTensor]:
-    """The tensors that the config calls for, in its order.
+    """The tensors that the config calls for, in its order, each named as its key.
 
-    Raises CheckpointError for a tensor that is missing, left over, misshapen, or not of a float dtype.
+    Raises CheckpointError for a tensor that is missing, left over, misshapen, or not of a float dtype,
+    by its name as it is stored.
     """
     expected = config.tensor_shapes()
     missing = [name for name in expected if name not in tensors]
@@ -85,22 +86,23 @@ def check_tensors(
     ]
     if left_over:
         raise CheckpointError(
-            f"{tensors[left_over[0]].source}: tensor {_first_of(left_over)} does not belong to the model "
+            f"{tensors[left_over[0]].source}: tensor "
+            f"{_first_of([tensors[name].name for name in left_over])} does not belong to the model "
             f"that the config describes"
         )
     for name, shape in expected.items():
         tensor = tensors[name]
         if tensor.shape != shape:
             raise CheckpointError(
-                f"{tensor.source}: tensor {name} has shape {list(tensor.shape)}; "
+                f"{tensor.source}: tensor {tensor.name} has shape {list(tensor.shape)}; "
                 f"the config calls for {list(shape)}"
             )
         if tensor.dtype not in WEIGHT_DTYPES.values():
             raise CheckpointError(
-                f"{tensor.source}: tensor {name} has dtype {dtype_name(tensor.dtype)}; "
+                f"{tensor.source}: tensor {tensor.name} has dtype {dtype_name(tensor.dtype)}; "
                 f"expected float32, float16 or bfloat16"
             )
-    return {name: tensors[name] for name in expected}
+    return {name: replace(tensors[name], name=name) for name in expected}
 
 
 def check_vocabulary(path: Path, config: PersimmonConfig, tokenizer: Tokenizer) -> None:

@@ -1,11 +1,12 @@
-"""A Hugging Face directory: config.json, model.safetensors (or an index of shards), tokenizer.model."""
+"""A Hugging Face directory: config.json, model.safetensors or pytorch_model.bin, tokenizer.model."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +19,8 @@ from adept_fast.checkpoint.base import (
     check_tensors,
     check_vocabulary,
 )
+from adept_fast.checkpoint.tensor_names import unwrap_names
+from adept_fast.checkpoint.torch_bin import BIN_FILE, BIN_INDEX_FILE, tensors_of_bin
 from adept_fast.config import PersimmonConfig
 from adept_fast.tokenizer import Tokenizer
 
@@ -53,8 +56,9 @@ def open_huggingface(path: Path) -> Checkpoint:
     config = PersimmonConfig.from_json(path / "config.json")
     tokenizer = read_tokenizer(path)
     check_vocabulary(path, config, tokenizer)
-    tensors = check_tensors(path, config, _stored_tensors(path))
-    return Checkpoint(path, "huggingface", config, tensors, tokenizer)
+    weights = stored_weights(path)
+    tensors = check_tensors(path, config, unwrap_names(weights.tensors, config.tensor_shapes()))
+    return Checkpoint(path, "huggingface", config, tensors, tokenizer, left_unread=weights.left_unread)
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -86,16 +90,37 @@ def _template_starts_with_special_token(path: Path) -> bool:
     return any(isinstance(single, list) and single and "SpecialToken" in single[0] for single in templates)
 
 
-def _stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    if (path / INDEX_FILE).is_file():
-        return _tensors_of_index(path)
-    if (path / SINGLE_FILE).is_file():
-        return tensors_of_file(path / SINGLE_FILE)
-    raise CheckpointError(f"{path}: neither {SINGLE_FILE} nor {INDEX_FILE} is there")
+class StoredWeights(NamedTuple):
+    """The tensors of a directory by their names, and the names that its pickles hold beside them."""
+
+    tensors: dict[str, StoredTensor]
+    left_unread: tuple[str, ...]
 
 
-def _tensors_of_index(path: Path) -> dict[str, StoredTensor]:
-    index = path / INDEX_FILE
+def stored_weights(path: Path) -> StoredWeights:
+    """The weights in a directory's safetensors files, or where it has none, in those of torch.save.
+
+    Raises CheckpointError where there are neither, or a file is not valid.
+    """
+    left_unread: set[str] = set()
+    read_bin = partial(tensors_of_bin, left_unread=left_unread)
+    for single, index, read in (
+        (SINGLE_FILE, INDEX_FILE, tensors_of_file),
+        (BIN_FILE, BIN_INDEX_FILE, read_bin),
+    ):
+        if (path / index).is_file():
+            return StoredWeights(_tensors_of_index(path / index, read), tuple(sorted(left_unread)))
+        if (path / single).is_file():
+            return StoredWeights(read(path / single), tuple(sorted(left_unread)))
+    raise CheckpointError(
+        f"{path}: neither {SINGLE_FILE} nor {INDEX_FILE} is there, nor {BIN_FILE} or {BIN_INDEX_FILE}"
+    )
+
+
+def _tensors_of_index(
+    index: Path, read: Callable[[Path], dict[str, StoredTensor]]
+) -> dict[str, StoredTensor]:
+    path = index.parent
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is missing; expected tensor names mapped to file names")
@@ -110,7 +135,7 @@ def _tensors_of_index(path: Path) -> dict[str, StoredTensor]:
         if file_name not in shards:
             if not (path / file_name).is_file():
                 raise CheckpointError(f"{index}: names {file_name}, which is not there")
-            shards[file_name] = tensors_of_file(path / file_name)
+            shards[file_name] = read(path / file_name)
         if name not in shards[file_name]:
             raise CheckpointError(
                 f"{path / file_name}: tensor {name}, which the index puts there, is missing"

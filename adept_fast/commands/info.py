@@ -71,6 +71,7 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "format": checkpoint.format,
         "stored dtype": dtype_name(checkpoint.dtype),
         **({"packed weights": checkpoint.weights} if checkpoint.weights else {}),
+        **({"left unread": list(checkpoint.left_unread)} if checkpoint.left_unread else {}),
         "parameters": config.num_parameters,
         "pieces in the tokenizer": tokenizer.vocab_size,
         "unused vocabulary rows": config.vocab_size - tokenizer.vocab_size,
@@ -161,4 +162,6 @@ def _as_text(report: dict[str, dict[str, Any]]) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(value)
     return f"{value:,}".replace(",", " ") if isinstance(value, int) and value >= 10_000 else str(value)
