@@ -1,4 +1,4 @@
-"""Adept's checkpoints as training leaves them: stages of pipeline parallelism, and either name of a rank's file."""
+"""Adept's checkpoints as training leaves them: pipeline stages, and either name of a rank's file."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from adept_fast.checkpoint.pickle_machine import Functions
-from adept_fast.checkpoint.pickle_values import Global, PickledStorage, PickledTensor
+from adept_fast.checkpoint.pickle_values import Global, PickledObject, PickledStorage, PickledTensor
 
 _STORAGES: dict[str, torch.dtype | None] = {
     "DoubleStorage": torch.float64,
@@ -104,8 +104,11 @@ def _tensor_with_attributes(arguments: tuple[Any, ...]) -> object:
     known = FUNCTIONS.get(f"{maker.module}.{maker.name}")
     if known is None or known is _tensor_with_attributes or not isinstance(given, tuple):
         return None
-    value = known(given)
-    return value if f"{kind.module}.{kind.name}" in _PLAIN_CLASSES else None
+    return known(given) if f"{kind.module}.{kind.name}" in _PLAIN_CLASSES else PickledObject(kind)
+
+
+def _no_object(_arguments: tuple[Any, ...]) -> None:
+    """A class that is known where another function names it, and makes nothing by itself."""
 
 
 def _size(arguments: tuple[Any, ...]) -> object:
@@ -126,4 +129,5 @@ FUNCTIONS: Functions = {
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch._tensor._rebuild_from_type_v2": _tensor_with_attributes,
     "torch.Size": _size,
+    **dict.fromkeys(_PLAIN_CLASSES, _no_object),
 }
