@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from reprlib import repr as short_repr
 
 import torch
@@ -100,23 +101,22 @@ def described(value: object) -> str:
     if isinstance(value, PickledStorage):
         return "a storage"
     if isinstance(value, (dict, list, tuple)):
-        unread = _first_unread(value)
+        unread = _unread_inside(value)
         inside = f" that holds {described(unread)}" if unread else ""
         return f"a {type(value).__name__} of length {len(value)}{inside}"
     return short_repr(value)
 
 
-def _first_unread(value: object) -> PickledObject | None:
-    """The first unread object among the values inside, in bounded time: a structure may hold itself."""
-    waiting = [value]
-    for _ in range(_MAX_SEARCHED):
-        if not waiting:
-            break
+def _unread_inside(value: object) -> PickledObject | None:
+    """An unread object among the values inside, not all of which are looked at: they may hold themselves."""
+    waiting: list[object] = [value]
+    left = _MAX_SEARCHED
+    while waiting:
         at = waiting.pop()
         if isinstance(at, PickledObject):
             return at
-        if isinstance(at, (list, tuple)):
-            waiting.extend(at[:_MAX_SEARCHED])
-        elif isinstance(at, dict):
-            waiting.extend(each for each, _ in zip(at.values(), range(_MAX_SEARCHED), strict=False))
+        if isinstance(at, (dict, list, tuple)):
+            values = list(islice(at.values() if isinstance(at, dict) else at, left))
+            left -= len(values)
+            waiting += values
     return None
