@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import zipfile
 from pathlib import Path
@@ -139,6 +140,10 @@ class TestArguments:
     def test_contradictory(self, tmp_path: Path, changes: dict[str, Any], found: str) -> None:
         path = write_adept(tmp_path, CONFIG, TENSORS, TOKENIZER, **changes)
         assert_refused(path, rank_path(0), "args", found, error=ConfigError)
+
+    def test_none_at_all(self, tmp_path: Path) -> None:
+        contents = {"model": adept_model(TENSORS), "args": argparse.Namespace()}
+        assert_refused(write_one_rank(tmp_path, contents, TOKENIZER), "args.num_layers is missing")
 
     def test_long_values_are_shortened(self, tmp_path: Path) -> None:
         path = write_adept(tmp_path, CONFIG, TENSORS, TOKENIZER, hidden_size="x" * 10**6)

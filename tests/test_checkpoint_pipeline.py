@@ -201,6 +201,13 @@ class TestNameOfTheFile:
         assert_holds(checkpoint, TENSORS)
         assert checkpoint.left_unread == ("optim.pt beside model_rng.pt",)
 
+    def test_in_a_tar(self, tmp_path: Path) -> None:
+        path = self.renamed(tmp_path / "release")
+        files = {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+        checkpoint = open_checkpoint(write_tar(tmp_path / "release.tar", files))
+        assert_holds(checkpoint, TENSORS)
+        assert checkpoint.left_unread == ()
+
     def test_of_both_the_usual_one_is_read(self, tmp_path: Path) -> None:
         path = write_adept(tmp_path, CONFIG, TENSORS, TOKENIZER, ranks=2)
         (path / rank_path(1)).with_name("model_rng.pt").write_bytes(b"not looked at")

@@ -251,7 +251,7 @@ class TestOtherValues:
         names = b"".join(b"cmodule\nname%d\n0" % at for at in range(1000))
         listed = read(b"\x80\x02" + names + b"N.").left_unread
         assert len(listed) == 21
-        assert listed[-1] == "more"
+        assert listed[-1] == "others"
 
     @pytest.mark.parametrize("name", ["a\x1b[2J", "a\tb", "a" * 900, "ä\u202e"])
     def test_names_are_fit_for_a_terminal(self, name: str) -> None:

@@ -13,6 +13,7 @@ from adept_fast.checkpoint.base import (
     Checkpoint,
     CheckpointError,
     StoredTensor,
+    bounded_names,
     check_tensors,
     check_vocabulary,
 )
@@ -21,7 +22,6 @@ from adept_fast.tokenizer import Tokenizer
 
 _LARGEST_TOKENIZER = 64 * 2**20
 _ENCODER = "language_model.encoder."
-_MAX_LEFT_UNREAD = 20  # names that are kept of those left unread
 
 
 def is_adept(path: Path) -> bool:
@@ -50,7 +50,7 @@ def open_adept(path: Path) -> Checkpoint:
     if len(stages[0]) > 1 and ranks[0].args.get("qk_layernorm") == PER_RANK:
         _check_one_qk_layernorm(ranks[0], checked)
     in_ranks = (name for rank in ranks for name in rank.left_unread)
-    left_unread = tuple(dict.fromkeys((*release.left_unread, *in_ranks)))[:_MAX_LEFT_UNREAD]
+    left_unread = bounded_names((*release.left_unread, *in_ranks))
     return Checkpoint(path, "adept", config, checked, tokenizer, left_unread=left_unread)
 
 

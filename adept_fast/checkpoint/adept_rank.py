@@ -47,6 +47,9 @@ def read_rank(file: FileRange) -> RankFile:
                 f"expected one 'model' in each file"
             )
     args = _args(file, contents)
+    attributes = args.attributes
+    if attributes is None and args.maker.path != _NAMESPACE:
+        raise CheckpointError(f"{file.label}: 'args' is {described(args)}; expected an {_NAMESPACE}")
     model = contents.get("model")
     if not isinstance(model, dict):
         raise CheckpointError(f"{file.label}: 'model' {_found(contents, 'model')}; expected a dict")
@@ -56,13 +59,13 @@ def read_rank(file: FileRange) -> RankFile:
             raise CheckpointError(f"{file.label}: two tensors have the name {name}")
         tensors[name] = read.tensor(name, value)
     unwrapped = unwrap_names(tensors, (), _WRAPPERS)
-    return RankFile(file, args.attributes or {}, unwrapped, _left_unread(read, args))
+    return RankFile(file, attributes or {}, unwrapped, _left_unread(read, args))
 
 
 def _args(file: FileRange, contents: dict[Any, Any]) -> PickledObject:
     """The args: a Namespace, or an object of an unknown class whose state is a dict of attributes."""
     args = contents.get("args")
-    if not isinstance(args, PickledObject) or args.attributes is None:
+    if not isinstance(args, PickledObject):
         raise CheckpointError(f"{file.label}: 'args' {_found(contents, 'args')}; expected an {_NAMESPACE}")
     return args
 

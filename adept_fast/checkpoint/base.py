@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from adept_fast.tokenizer import Tokenizer
 
 # What weights may be stored in and held in, by the names that users write.
 WEIGHT_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+_MAX_NAMES = 20  # in a list of what was left unread
 
 # Buffers that older files carry and that the config determines.
 _DERIVED_SUFFIXES = ("rotary_emb.inv_freq",)
@@ -112,6 +114,13 @@ def check_vocabulary(path: Path, config: PersimmonConfig, tokenizer: Tokenizer) 
             f"{path}: the tokenizer has {tokenizer.vocab_size} pieces, "
             f"but the embedding only {config.vocab_size} rows"
         )
+
+
+def bounded_names(names: Iterable[str]) -> tuple[str, ...]:
+    """The names without repetition, up to 20 of them and how many more there are."""
+    distinct = tuple(dict.fromkeys(names))
+    more = len(distinct) - _MAX_NAMES
+    return distinct if more <= 0 else (*distinct[:_MAX_NAMES], f"and {more} more")
 
 
 def dtype_name(dtype: torch.dtype) -> str:

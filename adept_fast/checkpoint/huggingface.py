@@ -16,6 +16,7 @@ from adept_fast.checkpoint.base import (
     Checkpoint,
     CheckpointError,
     StoredTensor,
+    bounded_names,
     check_tensors,
     check_vocabulary,
 )
@@ -58,7 +59,8 @@ def open_huggingface(path: Path) -> Checkpoint:
     check_vocabulary(path, config, tokenizer)
     weights = stored_weights(path)
     tensors = check_tensors(path, config, unwrap_names(weights.tensors, config.tensor_shapes()))
-    return Checkpoint(path, "huggingface", config, tensors, tokenizer, left_unread=weights.left_unread)
+    left_unread = bounded_names(weights.left_unread)
+    return Checkpoint(path, "huggingface", config, tensors, tokenizer, left_unread=left_unread)
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

@@ -69,7 +69,7 @@ class Machine:
     @property
     def left_unread(self) -> tuple[str, ...]:
         """The names that are not known, in order, up to MAX_NAMES_KEPT of them."""
-        return (*sorted(self._unknown), *(("more",) if self._more_unknown else ()))
+        return (*sorted(self._unknown), *(("others",) if self._more_unknown else ()))
 
     # The bytes.
 
