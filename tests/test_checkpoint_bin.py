@@ -189,7 +189,7 @@ class TestRefusals:
         [
             (torch.ones(3, device="meta"), "torch._utils._rebuild_meta_tensor_no_storage"),
             (torch.ones(3).as_subclass(Subclass), f"an object of {__name__}.Subclass"),
-            (torch.ones(2, dtype=torch.complex64).conj(), "is a lazy view"),
+            (torch.ones(2, dtype=torch.complex64).conj(), "has metadata, as a lazy view does"),
             (torch.ones(0), "does not fit its storage"),
             ({"nested": torch.ones(3)}, "is a dict of length 1"),
             (3.5, "is 3.5; expected a tensor"),

@@ -205,7 +205,8 @@ def _iteration_of(tracker: FileRange) -> str:
 
 def _rank_folders(home: _Folder) -> list[list[_Folder]]:
     """Of each pipeline stage its ranks' folders: mp_rank_TT, or mp_rank_TT_PPP where there are stages."""
-    found = {name: match for name in home.folders() if (match := _RANK_FOLDER.fullmatch(name))}
+    folders = home.folders()
+    found = {name: match for name in folders if (match := _RANK_FOLDER.fullmatch(name))}
     if not found:
         raise CheckpointError(f"{home.label}: holds no mp_rank_* directory")
     staged = {match[2] is not None for match in found.values()}
@@ -216,7 +217,6 @@ def _rank_folders(home: _Folder) -> list[list[_Folder]]:
         )
     ranks = len({match[1] for match in found.values()})
     stages = len({match[2] for match in found.values()})
-    folders = home.folders()
     grid: list[list[_Folder]] = []
     for stage in range(stages):
         grid.append([])

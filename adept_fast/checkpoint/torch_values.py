@@ -26,7 +26,7 @@ _STORAGES: dict[str, torch.dtype | None] = {
     "UntypedStorage": None,
     "TypedStorage": None,
 }
-_MAX_DIMENSIONS = 64
+_MAX_DIMENSIONS = 8  # torch allows more, no model has them, and each call of a pickle looks at all
 _MAX_SIZE = 2**63 - 1
 _PLAIN_CLASSES = ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.Parameter")
 
@@ -36,6 +36,9 @@ class StorageType:
 
     def __init__(self, dtype: torch.dtype | None) -> None:
         self.dtype = dtype
+
+    def __repr__(self) -> str:
+        return f"the class of storages of {self.dtype or 'bytes'}"
 
 
 def _constants() -> dict[str, object]:
@@ -87,7 +90,8 @@ def _view(
         return None
     if len(shape) > _MAX_DIMENSIONS or not all(map(_is_size, (offset, *shape, *stride))):
         return None
-    flaw = "is a lazy view" if metadata else None  # of its conjugate, or of its negative
+    # torch writes none but for a lazy view of a tensor's conjugate or negative.
+    flaw = "has metadata, as a lazy view does" if metadata else None
     return PickledTensor(storage, dtype, offset, shape, stride, flaw)
 
 
