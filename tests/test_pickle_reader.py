@@ -332,8 +332,8 @@ class TestOtherValues:
             (b"K\x01\x86.", "the stack is empty"),
             (b"h\0.", "the memo has no entry 0"),
             (b"Nq\x05h\x04.", "the memo has no entry 4"),
-            (b"Nr\xff\xff\xff\xff.", "out of sequence"),
-            (b"Np-1\n.", "out of sequence"),
+            (b"Nr\xff\xff\xff\xff.", "no room for an entry 4294967295"),
+            (b"Np-1\n.", "no room for an entry -1"),
             (b"Ng-1\n.", "the memo has no entry -1"),
             (b"X\xff\xff\xff\x7fabc.", "2147483647 bytes are called for, and 4 are left"),
             (b"\x8d\xff\xff\xff\xff\xff\xff\xff\xffabc.", "bytes are called for"),
@@ -431,6 +431,10 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "constants": (lambda: b"(" + b"N" * LARGE, f"more than {OPCODES} opcodes"),
     "DUP": (lambda: b"]" + b"2" * LARGE, f"more than {OPCODES} opcodes"),
     "the memo": (lambda: b"]" + b"\x94" * LARGE, f"more than {OPCODES} opcodes"),
+    "entries of the memo far apart": (
+        lambda: b"N" + b"".join(b"r" + struct.pack("<I", at) for at in range(0, 2**24, 250)),
+        "the memo has no room",
+    ),
     "marks": (lambda: b"(" * LARGE, f"more than {MAX_DEPTH} marks"),
     "texts of few characters": (lambda: b"(" + text("Ā".encode()) * (LARGE // 7), "more than"),
     "texts of wide characters": (lambda: b"(" + text(b"a" * 9999 + "😀".encode()) * 100, "bytes of text"),
@@ -459,6 +463,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str | None]] = {
 def test_bombs(bomb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each would take forever, or gigabytes; here its memory is counted beside the file's own."""
     monkeypatch.setattr(pickle_reader, "MAX_OPCODES", OPCODES)
+    monkeypatch.setattr(pickle_machine, "MAX_OPCODES", OPCODES)
     monkeypatch.setattr(pickle_machine, "MAX_OBJECTS", COUNTED)
     monkeypatch.setattr(pickle_machine, "MAX_TEXT_BYTES", MAX_TEXT_BYTES // SCALE)
     build, refusal = BOMBS[bomb]

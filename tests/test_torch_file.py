@@ -397,6 +397,16 @@ class TestStorages:
         assert all(torch.equal(tensor.read(), flat[at : at + 10]) for at, tensor in enumerate(tensors))
         assert checked == [4000]
 
+    def test_a_tensor_whose_state_is_set(self, tmp_path: Path) -> None:
+        """torch would let it change the tensor, whatever it was made from."""
+        contents = saved({"a": torch.ones(2)})
+        stream = record_of(contents, "data.pkl")
+        assert stream.endswith(b"s.")
+        (tmp_path / "a.pt").write_bytes(rezipped(contents, {"data.pkl": stream[:-2] + b"}bs."}))
+        file = read_torch_file(FileRange.whole(tmp_path / "a.pt"))
+        with pytest.raises(CheckpointError, match="tensor a has a state of its own; expected a plain one"):
+            file.tensor("a", file.contents["a"])  # type: ignore[index]
+
     def test_a_damaged_storage_fails_each_time(self, tmp_path: Path) -> None:
         contents = bytearray(saved({"a": torch.arange(10.0), "b": 1}))
         contents[contents.index(torch.arange(10.0).numpy().tobytes())] ^= 1

@@ -26,7 +26,6 @@ _MAX_LINE = 1000  # bytes: a module's or a class's name, a number in digits
 _MAX_KEY = 4096  # characters: equal keys are compared each time that they meet
 _MAX_BYTES_KEPT = 1024  # of a bytes object; a longer one is left unread
 _MAX_INTEGER_BYTES = 255  # of an integer; a longer one is left unread
-_MAX_MEMO_GAP = 256
 
 _PYTHON_2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # protocols 0 to 2 use its names
 _NOTHING = object()  # where the memo has no entry
@@ -178,16 +177,12 @@ class Machine:
 
     def remember(self, index: int) -> None:
         value = self.top()
-        gap = index - len(self._memo)
-        if not gap:
-            self._memo.append(value)
-            return
-        if gap > _MAX_MEMO_GAP or index < 0:
-            raise PickleError(f"the memo's entry {index} is out of sequence")
-        if gap > 0:
-            self._memo += [_NOTHING] * gap + [value]
-        else:
-            self._memo[index] = value
+        if not 0 <= index < MAX_OPCODES:
+            raise PickleError(f"the memo has no room for an entry {index}")
+        missing = index + 1 - len(self._memo)
+        if missing > 0:
+            self._memo += [_NOTHING] * missing
+        self._memo[index] = value
 
     def remember_next(self) -> None:
         self._memo.append(self.top())
