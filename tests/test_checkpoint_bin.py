@@ -208,9 +208,14 @@ class TestRefusals:
         path = write_bin(tmp_path, TENSORS | {UP: TENSORS[UP].to(dtype)})
         assert_refused(path, SINGLE, UP, str(dtype).removeprefix("torch."), "expected float32")
 
-    @pytest.mark.parametrize("key", [3, None, ("a", "b"), "a\nb"])
+    @pytest.mark.parametrize("key", [3, None, ("a", "b"), "a\nb", "a" * 2000])
     def test_keys_that_are_no_names(self, tmp_path: Path, key: object) -> None:
         assert_refused(write_bin(tmp_path, TENSORS | {key: torch.ones(1)}), SINGLE, "expected the name")
+
+    def test_more_tensors_than_a_model_has(self, tmp_path: Path) -> None:
+        one = torch.ones(1)
+        path = write_bin(tmp_path, TENSORS | {str(at): one for at in range(20_000)})
+        assert_refused(path, SINGLE, "has more than 16384 tensors")
 
     @pytest.mark.parametrize("contents", [[1], TENSORS[UP], 7])
     def test_no_dict(self, tmp_path: Path, contents: object) -> None:

@@ -53,13 +53,8 @@ def read_rank(file: FileRange) -> RankFile:
     model = contents.get("model")
     if not isinstance(model, dict):
         raise CheckpointError(f"{file.label}: 'model' {_found(contents, 'model')}; expected a dict")
-    tensors: dict[str, StoredTensor] = {}
-    for name, value in _flatten(file, model):
-        if name in tensors:
-            raise CheckpointError(f"{file.label}: two tensors have the name {name}")
-        tensors[name] = read.tensor(name, value)
-    unwrapped = unwrap_names(tensors, (), _WRAPPERS)
-    return RankFile(file, attributes or {}, unwrapped, _left_unread(read, args))
+    tensors = unwrap_names(read.tensors(_flatten(file, model)), (), _WRAPPERS)
+    return RankFile(file, attributes or {}, tensors, _left_unread(read, args))
 
 
 def _args(file: FileRange, contents: dict[Any, Any]) -> PickledObject:

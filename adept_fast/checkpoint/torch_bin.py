@@ -12,6 +12,8 @@ from adept_fast.checkpoint.torch_file import read_torch_file
 BIN_FILE = "pytorch_model.bin"
 BIN_INDEX_FILE = "pytorch_model.bin.index.json"
 
+_MAX_NAME = 1000  # characters
+
 
 def tensors_of_bin(path: Path, left_unread: set[str]) -> dict[str, StoredTensor]:
     """The tensors of a file of torch.save, by name; the unknown names in it are added to ``left_unread``.
@@ -22,10 +24,8 @@ def tensors_of_bin(path: Path, left_unread: set[str]) -> dict[str, StoredTensor]
     read = read_torch_file(file)
     if not isinstance(read.contents, dict):
         raise CheckpointError(f"{path}: holds {described(read.contents)}; expected a dict of tensors")
-    tensors = {}
-    for name, value in read.contents.items():
-        if not isinstance(name, str) or not name.isprintable():
+    for name in read.contents:
+        if not isinstance(name, str) or not name.isprintable() or len(name) > _MAX_NAME:
             raise CheckpointError(f"{path}: has the key {described(name)}; expected the name of a tensor")
-        tensors[name] = read.tensor(name, value)
     left_unread |= set(read.left_unread)
-    return tensors
+    return read.tensors(read.contents.items())

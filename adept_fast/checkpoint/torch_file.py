@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from reprlib import repr as short_repr
@@ -20,6 +20,7 @@ from adept_fast.checkpoint.torch_zip import Record, map_record, read_record, rea
 
 _MAX_PICKLE_BYTES = 16 * 2**20  # the structure of the 8B is some hundred kilobytes
 _MAX_NOTE_BYTES = 1024  # of the records that say the byte order and the version
+_MAX_TENSORS = 2**14  # a model of 36 layers has some 600
 # What torch.save wrote before version 1.6 begins with: the pickle of a magic number.
 _BEFORE_ZIPS = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
@@ -36,6 +37,20 @@ class TorchFile:
     left_unread: tuple[str, ...]
     records: Mapping[str, Record]
     folder: str
+
+    def tensors(self, values: Iterable[tuple[str, object]]) -> dict[str, StoredTensor]:
+        """Each value as a tensor of its name.
+
+        Raises CheckpointError as ``tensor`` does, where two have one name, or there are too many.
+        """
+        found: dict[str, StoredTensor] = {}
+        for name, value in values:
+            if name in found:
+                raise CheckpointError(f"{self.file.label}: two tensors have the name {name}")
+            if len(found) == _MAX_TENSORS:
+                raise CheckpointError(f"{self.file.label}: has more than {_MAX_TENSORS} tensors")
+            found[name] = self.tensor(name, value)
+        return found
 
     def tensor(self, name: str, value: object) -> StoredTensor:
         """A tensor in the contents, under the name that errors give it.
