@@ -158,7 +158,9 @@ class TestStages:
 
     def test_stages_that_the_arguments_do_not_count(self, tmp_path: Path) -> None:
         path = write_directory(tmp_path, pipeline_files(2, pipeline_model_parallel_size=4))
-        assert_refused(path, "args.pipeline_model_parallel_size is 4", "expected 2, as 2 stages are there")
+        assert_refused(
+            path, "args.pipeline_model_parallel_size is 4", "expected 2, as that many stages are there"
+        )
 
     def test_a_missing_stage(self, tmp_path: Path) -> None:
         path = write_directory(tmp_path, pipeline_files(2, 2))

@@ -56,9 +56,11 @@ def open_adept(path: Path) -> Checkpoint:
 
 def _merge(stages: list[list[RankFile]]) -> dict[str, StoredTensor]:
     """The whole model's tensors under Adept's names."""
+    for rank in (rank for ranks in stages for rank in ranks):
+        args = Arguments(rank.args, rank.file.label)
+        args.require_parallel("pipeline_model_parallel_size", len(stages), "that many stages are there")
+        args.require_parallel("virtual_pipeline_model_parallel_size", 1, "interleaved stages are not read")
     args = Arguments(stages[0][0].args, stages[0][0].file.label)
-    args.require_parallel("pipeline_model_parallel_size", len(stages), f"{len(stages)} stages are there")
-    args.require_parallel("virtual_pipeline_model_parallel_size", 1, "interleaved stages are not read")
     return merge_stages(
         [merge_ranks(ranks) for ranks in stages],
         [ranks[0].file.label for ranks in stages],
@@ -84,7 +86,6 @@ def _agreed_config(
             rank.args,
             source=rank.file.label,
             ranks=len(stages[0]),
-            stages=len(stages),
             embedding_rows=embedding.shape[0],
             has_head="lm_head.weight" in tensors,
             tokenizer=tokenizer,

@@ -31,7 +31,6 @@ def config_from_args(
     *,
     source: str,
     ranks: int,
-    stages: int,
     embedding_rows: int,
     has_head: bool,
     tokenizer: Tokenizer,
@@ -42,7 +41,6 @@ def config_from_args(
         args: those of one rank, by their names.
         source: the file they are from, for errors.
         ranks: how many tensor-parallel ranks there are.
-        stages: how many pipeline stages there are.
         embedding_rows: the vocabulary's size where the arguments do not give it.
         has_head: whether the checkpoint has an output matrix of its own.
         tokenizer: gives the ids of BOS and end of text.
@@ -54,7 +52,6 @@ def config_from_args(
     for name, expected in _PERSIMMON.items():
         given.require(name, expected)
     given.require_parallel("tensor_model_parallel_size", ranks, f"{ranks} mp_rank_* directories are there")
-    given.require_parallel("pipeline_model_parallel_size", stages, f"{stages} stages are there")
     hidden, heads = given.size("hidden_size"), given.size("num_attention_heads")
     if given.has("kv_channels") and given.size("kv_channels") * heads != hidden:
         raise given.error("kv_channels", f"hidden_size / num_attention_heads = {hidden} / {heads}")

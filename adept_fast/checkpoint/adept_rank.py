@@ -10,11 +10,10 @@ from adept_fast.checkpoint.base import CheckpointError, StoredTensor
 from adept_fast.checkpoint.file_range import FileRange
 from adept_fast.checkpoint.pickle_values import PickledObject, described
 from adept_fast.checkpoint.tensor_names import unwrap_names
-from adept_fast.checkpoint.torch_file import TorchFile, read_torch_file
+from adept_fast.checkpoint.torch_file import MAX_NAME, TorchFile, read_torch_file
 
 _NAMESPACE = "argparse.Namespace"
 _WRAPPERS = ("_orig_mod", "module")  # Adept's own names begin with language_model
-_MAX_NAME = 1000  # characters of a tensor's name, which every level of nested dicts makes longer
 
 
 @dataclass(frozen=True)
@@ -84,10 +83,10 @@ def _flatten(file: FileRange, model: dict[Any, Any]) -> Iterator[tuple[str, Any]
     while waiting:
         prefix, folder = waiting.pop()
         for key, value in folder.items():
-            if not isinstance(key, str) or not key.isprintable() or len(prefix) + len(key) > _MAX_NAME:
+            if not isinstance(key, str) or not key.isprintable() or len(prefix) + len(key) > MAX_NAME:
                 raise CheckpointError(
                     f"{file.label}: 'model' has the key {described(key)} under {described(prefix)}; "
-                    f"expected printable text, of {_MAX_NAME} characters at most with all above it"
+                    f"expected printable text, of {MAX_NAME} characters at most with all above it"
                 )
             if not isinstance(value, dict):
                 yield prefix + key, value

@@ -7,12 +7,10 @@ from pathlib import Path
 from adept_fast.checkpoint.base import CheckpointError, StoredTensor
 from adept_fast.checkpoint.file_range import FileRange
 from adept_fast.checkpoint.pickle_values import described
-from adept_fast.checkpoint.torch_file import read_torch_file
+from adept_fast.checkpoint.torch_file import MAX_NAME, read_torch_file
 
 BIN_FILE = "pytorch_model.bin"
 BIN_INDEX_FILE = "pytorch_model.bin.index.json"
-
-_MAX_NAME = 1000  # characters
 
 
 def tensors_of_bin(path: Path, left_unread: set[str]) -> dict[str, StoredTensor]:
@@ -25,7 +23,7 @@ def tensors_of_bin(path: Path, left_unread: set[str]) -> dict[str, StoredTensor]
     if not isinstance(read.contents, dict):
         raise CheckpointError(f"{path}: holds {described(read.contents)}; expected a dict of tensors")
     for name in read.contents:
-        if not isinstance(name, str) or not name.isprintable() or len(name) > _MAX_NAME:
+        if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME:
             raise CheckpointError(f"{path}: has the key {described(name)}; expected the name of a tensor")
     left_unread |= set(read.left_unread)
     return read.tensors(read.contents.items())

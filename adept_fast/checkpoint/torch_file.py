@@ -20,6 +20,7 @@ from adept_fast.checkpoint.torch_zip import Record, map_record, read_record, rea
 
 _MAX_PICKLE_BYTES = 16 * 2**20  # the structure of the 8B is some hundred kilobytes
 _MAX_NOTE_BYTES = 1024  # of the records that say the byte order and the version
+MAX_NAME = 1000  # characters of a tensor's name
 _MAX_TENSORS = 2**14  # a model of 36 layers has some 600
 # What torch.save wrote before version 1.6 begins with: the pickle of a magic number.
 _BEFORE_ZIPS = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
