@@ -81,6 +81,11 @@ class PickledTensor:
     stride: tuple[int, ...]
     flaw: str | None = None
 
+    @property
+    def span(self) -> int:
+        """How many elements of the storage lie between its first and its last, with both of them."""
+        return 1 + sum((size - 1) * by for size, by in zip(self.shape, self.stride, strict=True))
+
 
 def printable(text: str) -> str:
     """A name out of a file, fit for one line of a terminal."""

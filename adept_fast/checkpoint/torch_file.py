@@ -70,9 +70,8 @@ class TorchFile:
             raise CheckpointError(
                 f"{label}: tensor {name} claims a storage of {size} bytes, but the zip has no such record"
             )
-        last = value.offset + sum((n - 1) * by for n, by in zip(value.shape, value.stride, strict=True))
         elements, rest = divmod(record.size, value.dtype.itemsize)
-        if 0 in value.shape or rest or last >= elements:
+        if 0 in value.shape or rest or value.offset + value.span > elements:
             raise CheckpointError(
                 f"{label}: tensor {name} of shape {list(value.shape)} in {dtype_name(value.dtype)} "
                 f"does not fit its storage of {record.size} bytes"
@@ -127,8 +126,10 @@ def _check_notes(file: FileRange, records: Mapping[str, Record], folder: str) ->
 
 
 def _read(file: FileRange, name: str, record: Record, view: PickledTensor) -> Tensor:
-    """The view of a record's bytes that the pickle describes."""
-    flat = torch.frombuffer(map_record(file, record, f"tensor {name}"), dtype=torch.uint8)
-    if flat.data_ptr() % view.dtype.itemsize:  # other zip writers than torch's do not align
+    """The view of a record's bytes that the pickle describes; no others are mapped."""
+    width = view.dtype.itemsize
+    contents = map_record(file, record, view.offset * width, view.span * width, f"tensor {name}")
+    flat = torch.frombuffer(contents, dtype=torch.uint8)
+    if flat.data_ptr() % width:  # other zip writers than torch's do not align
         flat = flat.clone()
-    return flat.view(view.dtype).as_strided(view.shape, view.stride, view.offset)
+    return flat.view(view.dtype).as_strided(view.shape, view.stride)

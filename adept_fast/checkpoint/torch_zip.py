@@ -15,6 +15,7 @@ from adept_fast.checkpoint.pickle_values import printable
 # A model of 36 layers has some 700 records, with its optimizer's state four times that.
 _MAX_RECORDS = 2**16
 _MAX_DIRECTORY_BYTES = 16 * 2**20
+_CHECKED_BYTES = 64 * 2**20  # at a time
 
 # APPNOTE.TXT of PKWARE, sections 4.3 and 4.5. All numbers are little-endian.
 _END = struct.Struct("<4s4H2IH")
@@ -76,11 +77,15 @@ def read_zip_records(file: FileRange) -> dict[str, Record]:
     return records
 
 
-def map_record(file: FileRange, record: Record, what: str) -> memoryview:
-    """A record's bytes, memory-mapped; CheckpointError where ``what`` they are is damaged."""
-    contents = file.map(record.start, record.size)
+def map_record(file: FileRange, record: Record, start: int, length: int, what: str) -> memoryview:
+    """``length`` of a record's bytes from ``start``, memory-mapped.
+
+    Raises CheckpointError where ``what`` they are is damaged: all of the record is checked before the first
+    of it is returned.
+    """
+    contents = file.map(record.start + start, length)
     if not record.verified:
-        found = zlib.crc32(contents)
+        found = zlib.crc32(contents) if length == record.size else _checksum(file, record)
         if found != record.crc:
             raise CheckpointError(
                 f"{file.label}: {what} is damaged (its bytes have the CRC-32 {found:08x}, "
@@ -88,6 +93,13 @@ def map_record(file: FileRange, record: Record, what: str) -> memoryview:
             )
         record.verified = True
     return contents
+
+
+def _checksum(file: FileRange, record: Record) -> int:
+    found = 0
+    for at in range(0, record.size, _CHECKED_BYTES):
+        found = zlib.crc32(file.map(record.start + at, min(_CHECKED_BYTES, record.size - at)), found)
+    return found
 
 
 def read_record(file: FileRange, record: Record, limit: int) -> bytes:
