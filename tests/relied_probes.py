@@ -4,33 +4,12 @@ and an empty directory, and gives what it found."""
 from __future__ import annotations
 
 import inspect
-import pickle
-import pickletools
 import re
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from tokenizers_for_tests import train
-
-from adept_fast.checkpoint.adept_pickle import _LEFT_UNREAD
-
-
-def offset_of_storage(load: Any, directory: Path) -> bool:
-    torch.save(torch.arange(3.0) + 0.5, directory / "saved.pt")
-    storage = load(directory / "saved.pt", map_location="meta", weights_only=True).untyped_storage()
-    start = storage._checkpoint_offset
-    contents = (directory / "saved.pt").read_bytes()
-    return contents[start : start + 12] == (torch.arange(3.0) + 0.5).numpy().tobytes()
-
-
-def refusal(load: Any, directory: Path) -> list[str]:
-    torch.save({"a": offset_of_storage}, directory / "saved.pt")
-    with pytest.raises(pickle.UnpicklingError) as raised:
-        load(directory / "saved.pt", weights_only=True)
-    happened = str(raised.value.__context__ or raised.value).partition("\n")[0]
-    return re.findall(r"GLOBAL ([\w.]+)", happened)
 
 
 def dispatched(mode: Any, directory: Path) -> tuple[str, str, list[str]]:
@@ -44,12 +23,6 @@ def dispatched(mode: Any, directory: Path) -> tuple[str, str, list[str]]:
     with Recorder():
         torch.zeros(2).add(torch.ones(2))
     return calls[-1]
-
-
-def globals_of_numpy(numpy: Any, directory: Path) -> set[str]:
-    pickled = pickle.dumps(numpy.random.get_state(), protocol=2)
-    named = {str(given) for code, given, _ in pickletools.genops(pickled) if code.name == "GLOBAL"}
-    return {name.replace(" ", ".") for name in named} - set(_LEFT_UNREAD) - {"_codecs.encode"}
 
 
 def safetensors_by_descriptor(module: Any, directory: Path) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import click
 import pytest
 import torch
+from checkpoints import demo_tokenizer, random_tensors, small_config, write_adept
 from click.testing import CliRunner, Result
 
 from adept_fast import Runtime
@@ -229,6 +230,19 @@ def test_info_describes_and_plans_without_loading() -> None:
     assert set(report["optional packages"]) == {"flash-attn", "apex"}
     unfit = json.loads(run("info", "--json", "--batch-size", "1000000000").stdout)
     assert " are needed; the weights take" in unfit["memory"]["does not fit"]
+
+
+def test_info_lists_what_was_left_unread(tmp_path: Path) -> None:
+    config = small_config()
+    path = write_adept(
+        tmp_path, config, random_tensors(config), demo_tokenizer(), data=Path("."), where=torch.device("cpu")
+    )
+    arguments = ("info", "--device", "cpu", "--checkpoint", str(path))
+    names = [f"{type(path).__module__}.{type(path).__name__}", "torch.device"]
+    assert json.loads(run(*arguments, "--json").stdout)["checkpoint"]["left unread"] == names
+    [line] = [line for line in run(*arguments).stdout.splitlines() if line.startswith("  left unread ")]
+    assert line.split(maxsplit=2)[2] == ", ".join(names)
+    assert "left unread" not in run("info").stdout
 
 
 def test_version_and_help() -> None:

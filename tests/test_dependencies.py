@@ -142,18 +142,6 @@ SIGNATURES = [
 
 BEHAVIOURS = [
     Behaviour(
-        "torch.load",
-        "of where a storage lies it tells in storage._checkpoint_offset",
-        probes.offset_of_storage,
-        True,
-    ),
-    Behaviour(
-        "torch.load",
-        "which global it refused stands in its message alone",
-        probes.refusal,
-        ["relied_probes.offset_of_storage"],
-    ),
-    Behaviour(
         "torch.utils._python_dispatch.TorchDispatchMode",
         f"{NO_MODE}, and the names of arguments only in func._schema",
         probes.dispatched,
@@ -170,9 +158,6 @@ BEHAVIOURS = [
         "torch_device.h declares this function itself, weakly, and its header must agree",
         probes.header_declares,
         "aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream)",
-    ),
-    Behaviour(
-        "numpy", "pickles of numpy's random state name internals, left unread", probes.globals_of_numpy, set()
     ),
     Behaviour(
         "safetensors",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from reprlib import repr as short_repr
+from collections.abc import Mapping
 from typing import Any
 
 from adept_fast.checkpoint.base import CheckpointError
+from adept_fast.checkpoint.pickle_values import described
 from adept_fast.config import ConfigError, PersimmonConfig
 from adept_fast.tokenizer import Tokenizer
 
@@ -27,7 +27,7 @@ _PERSIMMON: dict[str, bool | str] = {
 
 
 def config_from_args(
-    args: argparse.Namespace,
+    args: Mapping[Any, Any],
     *,
     source: str,
     ranks: int,
@@ -38,7 +38,7 @@ def config_from_args(
     """The architecture that the arguments describe.
 
     Args:
-        args: those of one rank.
+        args: those of one rank, by their names.
         source: the file they are from, for errors.
         ranks: how many tensor-parallel ranks there are.
         embedding_rows: the vocabulary's size where the arguments do not give it.
@@ -48,11 +48,10 @@ def config_from_args(
     Raises CheckpointError naming the argument that is missing, of another type, or of another architecture,
     ConfigError where the arguments contradict each other.
     """
-    given = _Arguments(args, source)
+    given = Arguments(args, source)
     for name, expected in _PERSIMMON.items():
         given.require(name, expected)
     given.require_parallel("tensor_model_parallel_size", ranks, f"{ranks} mp_rank_* directories are there")
-    given.require_parallel("pipeline_model_parallel_size", 1, "pipeline-parallel shards are not read")
     hidden, heads = given.size("hidden_size"), given.size("num_attention_heads")
     if given.has("kv_channels") and given.size("kv_channels") * heads != hidden:
         raise given.error("kv_channels", f"hidden_size / num_attention_heads = {hidden} / {heads}")
@@ -76,18 +75,21 @@ def config_from_args(
         raise ConfigError(f"{source}: args: {error}") from error
 
 
-class _Arguments:
-    """A Namespace read with checks. An argument that is None was not given, as in Adept's own code."""
+class Arguments:
+    """Arguments read with checks. An argument that is None was not given, as in Adept's own code."""
 
-    def __init__(self, args: argparse.Namespace, source: str) -> None:
-        self._values: dict[Any, Any] = vars(args)
+    def __init__(self, args: Mapping[Any, Any], source: str) -> None:
+        self._values = args
         self._source = source
 
     def has(self, name: str) -> bool:
         return self._values.get(name) is not None
 
+    def get(self, name: str) -> object:
+        return self._values.get(name)
+
     def error(self, name: str, allowed: str) -> CheckpointError:
-        found = f"is {short_repr(self._values[name])}" if name in self._values else "is missing"
+        found = f"is {described(self._values[name])}" if name in self._values else "is missing"
         return CheckpointError(f"{self._source}: args.{name} {found}; expected {allowed}")
 
     def require(self, name: str, expected: bool | str) -> None:

@@ -18,6 +18,10 @@ from adept_fast.regular_file import is_there
 
 TRACKER_FILE = "latest_checkpointed_iteration.txt"
 RANK_FILE = "model_optim_rng.pt"
+# What a rank's file is called; the second name is that of training with the distributed optimizer, which has
+# its own state in the last file, beside it.
+_RANK_FILES = (RANK_FILE, "model_rng.pt")
+_OPTIMIZER_FILE = "optim.pt"
 TOKENIZER_FILE = "adept_vocab.model"
 
 _RANK_FOLDER = re.compile(r"mp_rank_(\d+)(_\d+)?", re.ASCII)
@@ -28,10 +32,14 @@ _LEVELS_ABOVE_RANKS = 2
 
 @dataclass(frozen=True)
 class Release:
-    """One FileRange per tensor-parallel rank, in order, and that of the tokenizer."""
+    """Of each pipeline stage, in order, its tensor-parallel ranks' files, in order; and the tokenizer's file.
 
-    ranks: tuple[FileRange, ...]
+    ``left_unread`` are the names of files beside the ranks' that were not read.
+    """
+
+    stages: tuple[tuple[FileRange, ...], ...]
     tokenizer: FileRange
+    left_unread: tuple[str, ...]
 
 
 class _Folder(Protocol):
@@ -76,8 +84,7 @@ class _Directory:
         return is_there(self._path / name)
 
     def file(self, name: str) -> FileRange | None:
-        path = self._path / name
-        return FileRange.whole(path) if is_there(path) else None
+        return FileRange.whole(self._path / name) if self.has(name) else None
 
 
 class _TarFolder:
@@ -142,12 +149,13 @@ def find_release(path: Path, archive: FileRange | None = None) -> Release:
     """
     start = _Directory(path) if archive is None else _tar_root(archive)
     home = _folder_of_ranks(start)
-    ranks = tuple(_rank_files(home))
+    stages = _rank_folders(home)
+    files, left_unread = _rank_files([folder for stage in stages for folder in stage])
     looked_in = [start, *_upwards(home, _LEVELS_ABOVE_RANKS)]
     for folder in looked_in:
         tokenizer = folder.file(TOKENIZER_FILE)
         if tokenizer is not None:
-            return Release(ranks, tokenizer)
+            return Release(tuple(_split(files, len(stages))), tokenizer, left_unread)
     raise CheckpointError(
         f"{start.label}: {TOKENIZER_FILE} is missing; expected it there, or at most "
         f"{_LEVELS_ABOVE_RANKS} levels above {home.label}"
@@ -191,26 +199,52 @@ def _iteration_of(tracker: FileRange) -> str:
     return f"iter_{int(text):07d}"
 
 
-def _rank_files(home: _Folder) -> Iterator[FileRange]:
-    folders = {name: folder for name, folder in home.folders().items() if _RANK_FOLDER.fullmatch(name)}
-    for name in folders:
-        if name.count("_") > 2:
-            raise CheckpointError(
-                f"{home.label}: {name} is a pipeline-parallel shard; expected tensor-parallel ones alone "
-                f"(mp_rank_00, mp_rank_01, …)"
-            )
-    expected = [f"mp_rank_{rank:02d}" for rank in range(len(folders))]
-    if not expected:
+def _rank_folders(home: _Folder) -> list[list[_Folder]]:
+    """Of each pipeline stage its ranks' folders: mp_rank_TT, or mp_rank_TT_PPP where there are stages."""
+    folders = home.folders()
+    found = {name: match for name in folders if (match := _RANK_FOLDER.fullmatch(name))}
+    if not found:
         raise CheckpointError(f"{home.label}: holds no mp_rank_* directory")
-    for name in expected:
-        if name not in folders:
-            raise CheckpointError(
-                f"{home.label}: {name} is missing; expected {len(folders)} directories from mp_rank_00 on"
-            )
-        file = folders[name].file(RANK_FILE)
+    staged = {match[2] is not None for match in found.values()}
+    if len(staged) > 1:
+        raise CheckpointError(
+            f"{home.label}: holds mp_rank_* directories with and without the number of a pipeline stage; "
+            f"expected either mp_rank_00, mp_rank_01, … or mp_rank_00_000, mp_rank_00_001, …"
+        )
+    ranks = len({match[1] for match in found.values()})
+    stages = len({match[2] for match in found.values()})
+    grid: list[list[_Folder]] = []
+    for stage in range(stages):
+        grid.append([])
+        for rank in range(ranks):
+            name = f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if True in staged else "")
+            if name not in found:
+                raise CheckpointError(
+                    f"{home.label}: {name} is missing; expected {ranks} ranks from mp_rank_00 on"
+                    + (f", each in {stages} stages" if True in staged else "")
+                )
+            grid[-1].append(folders[name])
+    return grid
+
+
+def _rank_files(folders: list[_Folder]) -> tuple[list[FileRange], tuple[str, ...]]:
+    """The file of each folder, the same name in all; and the names of files that hold more, unread."""
+    name = next((name for name in _RANK_FILES if all(folder.has(name) for folder in folders)), RANK_FILE)
+    files = []
+    for folder in folders:
+        file = folder.file(name)
         if file is None:
-            raise CheckpointError(f"{folders[name].label}: {RANK_FILE} is missing")
-        yield file
+            raise CheckpointError(f"{folder.label}: {name} is missing")
+        files.append(file)
+    others = [other for other in (*_RANK_FILES, _OPTIMIZER_FILE) if other != name]
+    left = tuple(f"{other} beside {name}" for other in others if any(folder.has(other) for folder in folders))
+    return files, left
+
+
+def _split(files: list[FileRange], parts: int) -> Iterator[tuple[FileRange, ...]]:
+    share = len(files) // parts
+    for at in range(parts):
+        yield tuple(files[at * share : (at + 1) * share])
 
 
 def _upwards(folder: _Folder, levels: int) -> Iterator[_Folder]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,8 @@ from adept_fast.tokenizer import Tokenizer
 
 # What weights may be stored in and held in, by the names that users write.
 WEIGHT_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+_MAX_NAMES = 20  # in a list of what was left unread
 
 # Buffers that older files carry and that the config determines.
 _DERIVED_SUFFIXES = ("rotary_emb.inv_freq",)
@@ -44,8 +46,9 @@ class Checkpoint:
 
     ``tensors`` has exactly the names and shapes of ``config.tensor_shapes()``. Of a native checkpoint,
     ``weights`` is the format in which its matrices are packed, and ``packed`` reads them, memory-mapped, by
-    name; in ``tensors`` the same matrices are unpacked to float32 when they are read. ``mmap`` is whether
-    what is read is memory-mapped or copied from the files.
+    name; in ``tensors`` the same matrices are unpacked to float32 when they are read. ``left_unread`` names
+    what is in its files and was not read: classes that pickles name, and files beside those that were read.
+    ``mmap`` is whether what is read is memory-mapped or copied from the files.
     """
 
     path: Path
@@ -56,6 +59,7 @@ class Checkpoint:
     weights: str | None = None
     packed: Mapping[str, Callable[[], QuantizedMatrix]] = field(default_factory=dict)
     mmap: bool = True
+    left_unread: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -66,9 +70,10 @@ class Checkpoint:
 def check_tensors(
     path: Path, config: PersimmonConfig, tensors: Mapping[str, StoredTensor]
 ) -> dict[str, StoredTensor]:
-    """The tensors that the config calls for, in its order.
+    """The tensors that the config calls for, in its order, each named as its key.
 
-    Raises CheckpointError for a tensor that is missing, left over, misshapen, or not of a float dtype.
+    Raises CheckpointError for a tensor that is missing, left over, misshapen, or not of a float dtype,
+    by its name as it is stored.
     """
     expected = config.tensor_shapes()
     missing = [name for name in expected if name not in tensors]
@@ -85,22 +90,23 @@ def check_tensors(
     ]
     if left_over:
         raise CheckpointError(
-            f"{tensors[left_over[0]].source}: tensor {_first_of(left_over)} does not belong to the model "
+            f"{tensors[left_over[0]].source}: tensor "
+            f"{_first_of([tensors[name].name for name in left_over])} does not belong to the model "
             f"that the config describes"
         )
     for name, shape in expected.items():
         tensor = tensors[name]
         if tensor.shape != shape:
             raise CheckpointError(
-                f"{tensor.source}: tensor {name} has shape {list(tensor.shape)}; "
+                f"{tensor.source}: tensor {tensor.name} has shape {list(tensor.shape)}; "
                 f"the config calls for {list(shape)}"
             )
         if tensor.dtype not in WEIGHT_DTYPES.values():
             raise CheckpointError(
-                f"{tensor.source}: tensor {name} has dtype {dtype_name(tensor.dtype)}; "
+                f"{tensor.source}: tensor {tensor.name} has dtype {dtype_name(tensor.dtype)}; "
                 f"expected float32, float16 or bfloat16"
             )
-    return {name: tensors[name] for name in expected}
+    return {name: replace(tensors[name], name=name) for name in expected}
 
 
 def check_vocabulary(path: Path, config: PersimmonConfig, tokenizer: Tokenizer) -> None:
@@ -110,6 +116,13 @@ def check_vocabulary(path: Path, config: PersimmonConfig, tokenizer: Tokenizer) 
             f"{path}: the tokenizer has {tokenizer.vocab_size} pieces, "
             f"but the embedding only {config.vocab_size} rows"
         )
+
+
+def bounded_names(names: Iterable[str]) -> tuple[str, ...]:
+    """The names without repetition, up to 20 of them and how many more there are."""
+    distinct = tuple(dict.fromkeys(names))
+    more = len(distinct) - _MAX_NAMES
+    return distinct if more <= 0 else (*distinct[:_MAX_NAMES], f"and {more} more")
 
 
 def tensor_of(contents: memoryview, dtype: torch.dtype) -> Tensor:

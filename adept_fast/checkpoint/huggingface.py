@@ -1,19 +1,23 @@
-"""A Hugging Face directory: config.json, model.safetensors (or an index of shards), tokenizer.model."""
+"""A Hugging Face directory: config.json, model.safetensors or pytorch_model.bin, tokenizer.model."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from adept_fast import json_file
 from adept_fast.checkpoint.base import (
     Checkpoint,
     CheckpointError,
     StoredTensor,
+    bounded_names,
     check_tensors,
     check_vocabulary,
 )
 from adept_fast.checkpoint.safetensors_file import open_safetensors
+from adept_fast.checkpoint.tensor_names import unwrap_names
+from adept_fast.checkpoint.torch_bin import BIN_FILE, BIN_INDEX_FILE, tensors_of_bin
 from adept_fast.config import ConfigError, PersimmonConfig
 from adept_fast.regular_file import FileError, is_there
 from adept_fast.short_text import short_repr
@@ -44,8 +48,10 @@ def open_huggingface(path: Path, values: dict[str, Any], *, mmap: bool = True) -
     config = PersimmonConfig.from_contents(values, path / CONFIG_FILE)
     tokenizer = read_tokenizer(path)
     check_vocabulary(path, config, tokenizer)
-    tensors = check_tensors(path, config, stored_tensors(path, mmap=mmap))
-    return Checkpoint(path, "huggingface", config, tensors, tokenizer, mmap=mmap)
+    weights = stored_weights(path, mmap=mmap)
+    tensors = check_tensors(path, config, unwrap_names(weights.tensors, config.tensor_shapes()))
+    left_unread = bounded_names(weights.left_unread)
+    return Checkpoint(path, "huggingface", config, tensors, tokenizer, left_unread=left_unread, mmap=mmap)
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -77,17 +83,43 @@ def _template_starts_with_special_token(path: Path) -> bool:
     return any(isinstance(single, list) and single and "SpecialToken" in single[0] for single in templates)
 
 
-def stored_tensors(path: Path, *, mmap: bool = True) -> dict[str, StoredTensor]:
-    """The tensors of a directory's weights by name; CheckpointError where there are none, or not all."""
-    if is_there(path / INDEX_FILE):
-        return _tensors_of_index(path, mmap)
-    if is_there(path / SINGLE_FILE):
-        return open_safetensors(path / SINGLE_FILE, mmap=mmap).tensors
-    raise CheckpointError(f"{path}: neither {SINGLE_FILE} nor {INDEX_FILE} is there")
+class StoredWeights(NamedTuple):
+    """The tensors of a directory by their names, and the names that its pickles hold beside them."""
+
+    tensors: dict[str, StoredTensor]
+    left_unread: tuple[str, ...]
 
 
-def _tensors_of_index(path: Path, mmap: bool) -> dict[str, StoredTensor]:
-    index = path / INDEX_FILE
+def stored_weights(path: Path, *, mmap: bool = True) -> StoredWeights:
+    """The weights in a directory's safetensors files, or where it has none, in those of torch.save.
+
+    Raises CheckpointError where there are neither, not all, or a file is not valid.
+    """
+    left_unread: set[str] = set()
+
+    def of_safetensors(file: Path) -> dict[str, StoredTensor]:
+        return open_safetensors(file, mmap=mmap).tensors
+
+    def of_bin(file: Path) -> dict[str, StoredTensor]:
+        return tensors_of_bin(file, left_unread, mmap=mmap)
+
+    for single, index, read in (
+        (SINGLE_FILE, INDEX_FILE, of_safetensors),
+        (BIN_FILE, BIN_INDEX_FILE, of_bin),
+    ):
+        if is_there(path / index):
+            return StoredWeights(_tensors_of_index(path / index, read), tuple(sorted(left_unread)))
+        if is_there(path / single):
+            return StoredWeights(read(path / single), tuple(sorted(left_unread)))
+    raise CheckpointError(
+        f"{path}: neither {SINGLE_FILE} nor {INDEX_FILE} is there, nor {BIN_FILE} or {BIN_INDEX_FILE}"
+    )
+
+
+def _tensors_of_index(
+    index: Path, read: Callable[[Path], dict[str, StoredTensor]]
+) -> dict[str, StoredTensor]:
+    path = index.parent
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is missing; expected tensor names mapped to file names")
@@ -105,7 +137,7 @@ def _tensors_of_index(path: Path, mmap: bool) -> dict[str, StoredTensor]:
         if file_name not in shards:
             if not is_there(path / file_name):
                 raise CheckpointError(f"{index}: names {file_name}, which is not there")
-            shards[file_name] = open_safetensors(path / file_name, mmap=mmap).tensors
+            shards[file_name] = read(path / file_name)
         if name not in shards[file_name]:
             raise CheckpointError(
                 f"{path / file_name}: tensor {name}, which the index puts there, is missing"

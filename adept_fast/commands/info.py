@@ -105,6 +105,7 @@ def _describe_checkpoint(checkpoint: Checkpoint, location: Location) -> dict[str
         "stored dtype": dtype_name(checkpoint.dtype),
         **({"packed weights": checkpoint.weights} if checkpoint.weights else {}),
         "weight files": "memory-mapped" if checkpoint.mmap else "copied",
+        **({"left unread": list(checkpoint.left_unread)} if checkpoint.left_unread else {}),
         "parameters": config.num_parameters,
         "pieces in the tokenizer": tokenizer.vocab_size,
         "unused vocabulary rows": config.vocab_size - tokenizer.vocab_size,
@@ -196,6 +197,8 @@ def _as_text(report: dict[str, dict[str, Any]]) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list):
+        value = ", ".join(value)
     if isinstance(value, int) and value >= 10_000:
         return f"{value:,}".replace(",", " ")
     return printable(str(value))

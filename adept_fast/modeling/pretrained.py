@@ -26,10 +26,11 @@ from adept_fast.checkpoint.huggingface import (
     INDEX_FILE,
     SINGLE_FILE,
     read_config,
-    stored_tensors,
+    stored_weights,
 )
 from adept_fast.checkpoint.native import is_native, open_native
 from adept_fast.checkpoint.save import ROOM_FOR_SMALL_FILES, write_json
+from adept_fast.checkpoint.tensor_names import unwrap_names, unwrapped_name
 from adept_fast.checkpoint.weight_files import read_as, size_of, write_safetensors
 from adept_fast.config import PersimmonConfig as Architecture
 from adept_fast.mapped_files import release_pages
@@ -206,7 +207,11 @@ def _open(path: Path, mmap: bool) -> tuple[Architecture, Mapping[str, StoredTens
         checkpoint = open_native(path, values, mmap=mmap)
         return checkpoint.config, checkpoint.tensors
     config = PersimmonConfig.from_contents(values, path / CONFIG_FILE)
-    return config, {_full_name(name): tensor for name, tensor in stored_tensors(path, mmap=mmap).items()}
+    stored = stored_weights(path, mmap=mmap).tensors
+    unwrapped = [unwrapped_name(name) for name in stored]
+    prefix = "model." if any(name.startswith(_DECODER) for name in unwrapped) else ""
+    required = (name.removeprefix(prefix) for name in config.tensor_shapes() if name not in _HEADS)
+    return config, {_full_name(name): tensor for name, tensor in unwrap_names(stored, required).items()}
 
 
 def _full_name(name: str) -> str:
@@ -247,16 +252,17 @@ def _check(
     for name, tensor in stored.items():
         if name not in wanted and name not in _HEADS and not name.endswith(_DERIVED_SUFFIX):
             raise CheckpointError(
-                f"{tensor.source}: tensor {name} does not belong to the model that the config describes"
+                f"{tensor.source}: tensor {tensor.name} does not belong to the model "
+                f"that the config describes"
             )
         if name in wanted and tensor.shape != wanted[name]:
             raise CheckpointError(
-                f"{tensor.source}: tensor {name} has shape {list(tensor.shape)}; "
+                f"{tensor.source}: tensor {tensor.name} has shape {list(tensor.shape)}; "
                 f"the config calls for {list(wanted[name])}"
             )
         if name in wanted and tensor.dtype not in WEIGHT_DTYPES.values():
             raise CheckpointError(
-                f"{tensor.source}: tensor {name} has dtype {dtype_name(tensor.dtype)}; "
+                f"{tensor.source}: tensor {tensor.name} has dtype {dtype_name(tensor.dtype)}; "
                 f"expected float32, float16 or bfloat16"
             )
     return missing

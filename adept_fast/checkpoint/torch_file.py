@@ -1,0 +1,135 @@
+"""A file of torch.save: its structure is read at once and without running it, its weights when asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from reprlib import repr as short_repr
+
+import torch
+from torch import Tensor
+
+from adept_fast.checkpoint.base import CheckpointError, StoredTensor, dtype_name
+from adept_fast.checkpoint.file_range import FileRange
+from adept_fast.checkpoint.pickle_reader import PickleError, read_pickle
+from adept_fast.checkpoint.pickle_values import PickledTensor, described
+from adept_fast.checkpoint.torch_values import CONSTANTS, FUNCTIONS, storage_of
+from adept_fast.checkpoint.torch_zip import Record, read_record, read_zip_records, view_record
+
+_MAX_PICKLE_BYTES = 16 * 2**20  # the structure of the 8B is some hundred kilobytes
+_MAX_NOTE_BYTES = 1024  # of the records that say the byte order and the version
+MAX_NAME = 1000  # characters of a tensor's name
+_MAX_TENSORS = 2**14  # a model of 36 layers has some 600
+# What torch.save wrote before version 1.6 begins with: the pickle of a magic number.
+_BEFORE_ZIPS = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+
+@dataclass(frozen=True)
+class TorchFile:
+    """What ``torch.save`` was given: plain values, and those of ``pickle_values`` for all others.
+
+    ``left_unread`` are the unknown names in it, bounded.
+    """
+
+    file: FileRange
+    contents: object
+    left_unread: tuple[str, ...]
+    records: Mapping[str, Record]
+    folder: str
+
+    def tensors(self, values: Iterable[tuple[str, object]]) -> dict[str, StoredTensor]:
+        """Each value as a tensor of its name.
+
+        Raises CheckpointError as ``tensor`` does, where two have one name, or there are too many.
+        """
+        found: dict[str, StoredTensor] = {}
+        for name, value in values:
+            if name in found:
+                raise CheckpointError(f"{self.file.label}: two tensors have the name {name}")
+            if len(found) == _MAX_TENSORS:
+                raise CheckpointError(f"{self.file.label}: has more than {_MAX_TENSORS} tensors")
+            found[name] = self.tensor(name, value)
+        return found
+
+    def tensor(self, name: str, value: object) -> StoredTensor:
+        """A tensor in the contents, under the name that errors give it.
+
+        Raises CheckpointError where the value is no plain tensor, or its storage does not hold it.
+        """
+        label = self.file.label
+        if not isinstance(value, PickledTensor):
+            raise CheckpointError(f"{label}: {name} is {described(value)}; expected a tensor")
+        if value.flaw is not None:
+            raise CheckpointError(f"{label}: tensor {name} {value.flaw}; expected a plain one")
+        storage = value.storage
+        size = storage.elements * (storage.dtype.itemsize if storage.dtype else 1)
+        record = self.records.get(f"{self.folder}/data/{storage.key}")
+        if record is None or record.size != size:
+            raise CheckpointError(
+                f"{label}: tensor {name} claims a storage of {size} bytes, but the zip has no such record"
+            )
+        elements, rest = divmod(record.size, value.dtype.itemsize)
+        if 0 in value.shape or rest or value.offset + value.span > elements:
+            raise CheckpointError(
+                f"{label}: tensor {name} of shape {list(value.shape)} in {dtype_name(value.dtype)} "
+                f"does not fit its storage of {record.size} bytes"
+            )
+        read = partial(_read, self.file, name, record, value)
+        return StoredTensor(name, value.shape, value.dtype, label, read)
+
+
+def read_torch_file(file: FileRange) -> TorchFile:
+    """Read the structure of a file of ``torch.save``; no weight is read, and nothing in the file runs.
+
+    Raises CheckpointError for a file that is no zip of ``torch.save``, is damaged, or is from a machine of
+    another byte order.
+    """
+    if file.size >= len(_BEFORE_ZIPS) and file.read_at(0, len(_BEFORE_ZIPS)) == _BEFORE_ZIPS:
+        raise CheckpointError(
+            f"{file.label}: not a zip, but in the format of torch.save before version 1.6; expected it "
+            f"converted, by torch.save(torch.load(file, weights_only=True), new_file)"
+        )
+    records = read_zip_records(file)
+    folder = next(iter(records), "").partition("/")[0]
+    pickles = [name for name in records if name.endswith("/data.pkl")]
+    if pickles != [f"{folder}/data.pkl"]:
+        raise CheckpointError(
+            f"{file.label}: the zip has {len(pickles)} records data.pkl; expected one, in its only folder"
+        )
+    if f"{folder}/constants.pkl" in records:
+        raise CheckpointError(f"{file.label}: is a torchscript archive; expected a file of torch.save")
+    _check_notes(file, records, folder)
+    stream = read_record(file, records[pickles[0]], _MAX_PICKLE_BYTES)
+    try:
+        pickled = read_pickle(stream, FUNCTIONS, CONSTANTS, storage_of)
+    except PickleError as error:
+        raise CheckpointError(f"{file.label}: its pickle cannot be read ({error})") from error
+    return TorchFile(file, pickled.contents, pickled.left_unread, records, folder)
+
+
+def _check_notes(file: FileRange, records: Mapping[str, Record], folder: str) -> None:
+    """Raises CheckpointError where a small record is damaged, or the weights are big-endian."""
+    order = b"little"  # torch before 2.1 wrote no record of it, and takes its absence for this too
+    for record in records.values():
+        if record.name.startswith(f"{folder}/data/") or record.size > _MAX_NOTE_BYTES:
+            continue
+        contents = read_record(file, record, _MAX_NOTE_BYTES)
+        if record.name == f"{folder}/byteorder":
+            order = contents
+    if order != b"little" or sys.byteorder != "little":
+        raise CheckpointError(
+            f"{file.label}: its weights are {short_repr(order.decode('ascii', 'replace'))}-endian and this "
+            f"machine {sys.byteorder}-endian; expected little for both"
+        )
+
+
+def _read(file: FileRange, name: str, record: Record, view: PickledTensor) -> Tensor:
+    """The view of a record's bytes that the pickle describes; no others are mapped."""
+    width = view.dtype.itemsize
+    contents = view_record(file, record, view.offset * width, view.span * width, f"tensor {name}")
+    flat = torch.frombuffer(contents, dtype=torch.uint8)
+    if flat.data_ptr() % width:  # other zip writers than torch's do not align
+        flat = flat.clone()
+    return flat.view(view.dtype).as_strided(view.shape, view.stride)
