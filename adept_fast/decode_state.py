@@ -96,6 +96,13 @@ class DecodeState:
             self._steps[row] += 1
         return self._steps[:rows]
 
+    def resume_count(self) -> None:
+        """Count on from the steps that the device has taken, after a run that was cut off before it counted.
+
+        Waits for the steps that are under way.
+        """
+        self._steps = self._counts.tolist()
+
     def read(self, row: int, step: int) -> int:
         """What a step chose for a row: an id, -1 where its logits were no distribution, or ``ops.ABSENT``.
 

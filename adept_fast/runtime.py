@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NoReturn, SupportsIndex, overload
 
 from adept_fast.checkpoint import Checkpoint, open_checkpoint
 from adept_fast.config import PersimmonConfig
@@ -18,6 +18,7 @@ from adept_fast.loading import load_model, plan_loading
 from adept_fast.memory import MemoryPlan, explaining_out_of_memory
 from adept_fast.model import Persimmon
 from adept_fast.placement import Placement, choose_placement
+from adept_fast.run_lock import Run, RunLock
 from adept_fast.sampling import ParameterError, SamplingParams
 from adept_fast.scoring import Score, score_sequence
 from adept_fast.sequence import Generation, Sequence
@@ -32,7 +33,7 @@ Prompt = str | SequenceOf[int]
 class Runtime:
     """A checkpoint on a device, with a cache for ``max_batch_size`` sequences of ``max_seq_len`` tokens.
 
-    Made by ``Runtime.load``. Not safe for use from several threads at once: they would share the cache.
+    Made by ``Runtime.load``. Several threads may use it: their calls queue, as they would share the cache.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Runtime:
         self.tokenizer = tokenizer
         self.placement = placement
         self.load_seconds = load_seconds
+        self._lock = RunLock()
         self._model = model
         self._cache = cache
         self._plan = plan
@@ -120,6 +122,12 @@ class Runtime:
         runtime.load_seconds = time.perf_counter() - started
         return runtime
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(
+            "a Runtime can be neither copied nor pickled; "
+            "expected Runtime.load in each process, and one Runtime for all threads of it"
+        )
+
     @property
     def max_seq_len(self) -> int:
         return self._cache.max_seq_len
@@ -139,9 +147,9 @@ class Runtime:
     def warm_up(self) -> None:
         """Load what the first prompt and step would wait for, and on a GPU capture steps.
 
-        Ends a stream that may be half done. What is generated afterwards is what it would have been.
+        What is generated afterwards is what it would have been.
         """
-        with explaining_out_of_memory(self._plan, during="capturing decode steps"):
+        with self._lock.hold(), explaining_out_of_memory(self._plan, during="capturing decode steps"):
             self._loop.warm_up()
 
     def captures(self) -> CaptureReport | None:
@@ -196,8 +204,9 @@ class Runtime:
         batch: SequenceOf[Prompt] = [prompts] if isinstance(prompts, str) else prompts
         sequences = self._sequences(batch, _settings(params, keywords, len(batch)), add_bos)
         try:
-            for _ in self._run(sequences):
-                pass
+            with self._lock.hold():
+                for _ in self._pieces(sequences):
+                    pass
         except KeyboardInterrupt:
             for sequence in sequences:
                 if sequence.finish_reason is None:
@@ -219,7 +228,7 @@ class Runtime:
         return once the stream has ended.
         """
         (sequence,) = self._sequences([prompt], _settings(params, keywords, 1), add_bos)
-        return TextStream(sequence, self._run([sequence]), self.load_seconds)
+        return TextStream(sequence, Run(self._lock, self._pieces([sequence])), self.load_seconds)
 
     def score(self, texts: str | SequenceOf[Prompt], *, add_bos: bool | None = None) -> list[Score]:
         """The log-probability of every token of each text, given the tokens before it."""
@@ -227,11 +236,10 @@ class Runtime:
         if not batch:
             raise ParameterError("texts is empty; expected at least one")
         encoded = [self._encode(text, add_bos) for text in batch]
-        self._loop.end_runs()
-        with explaining_out_of_memory(self._plan, during="scoring"):
+        with self._lock.hold(), explaining_out_of_memory(self._plan, during="scoring"):
             return [score_sequence(self._model, self._cache, ids) for ids in encoded]
 
-    def _run(self, sequences: list[Sequence]) -> Iterator[str]:
+    def _pieces(self, sequences: list[Sequence]) -> Iterator[str]:
         with explaining_out_of_memory(self._plan, during="generating"):
             yield from self._loop.run(sequences)
 

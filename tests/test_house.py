@@ -41,6 +41,7 @@ ORDER = [
         "extension",
         "huge_pages",
         "mapped_files",
+        "run_lock",
         "speculation",
     ],
 ]

@@ -8,6 +8,8 @@ import re
 import runpy
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +265,28 @@ class TestModel:
         found = AdeptFastLM("demo", weights="int8").get_model_info()
         assert found["model_weights"] == "int8"
         assert found["model_num_parameters"] > 6_000_000
+
+    def test_threads_get_what_one_gets(self) -> None:
+        model = AdeptFastLM("demo", batch_size=3, max_length=128)
+        pairs = [request("loglikelihood", context, " is gold") for context in texts(9, (1, 20), seed=11)]
+        asked = [
+            request("generate_until", text, {"max_gen_toks": 9, "until": []})
+            for text in texts(7, (1, 9), seed=12)
+        ]
+
+        def both_kinds() -> tuple[Any, Any]:
+            together.wait(timeout=60)
+            return (
+                model.loglikelihood(pairs, disable_tqdm=True),
+                model.generate_until(asked, disable_tqdm=True),
+            )
+
+        together = threading.Barrier(1)
+        expected = both_kinds()
+        together = threading.Barrier(4)
+        with ThreadPoolExecutor(4) as pool:
+            for found in [pool.submit(both_kinds) for _ in range(4)]:
+                assert found.result(timeout=60) == expected
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,48 @@ def test_it_still_is_a_transformers_model(tmp_path: Path) -> None:
         assert torch.equal(loaded.state_dict()[name], value), name
     made = type(model).from_pretrained(tmp_path)  # of the class, but not accelerated: as transformers has it
     assert torch.equal(logits(made), logits(loaded))
+
+
+def test_a_shallow_copy_has_the_same_weights() -> None:
+    model = accelerate(small_model())
+    text(model)
+    twin = copy.copy(model)
+    assert_served(twin, small_model())
+    with torch.no_grad():
+        model.lm_head.weight.copy_(small_model(1).lm_head.weight)
+    assert torch.equal(text(twin), text(model))
+    restore(twin)
+    assert type(twin) is PersimmonForCausalLM
+    assert torch.equal(text(twin), text(model))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda m: m.state_dict(), lambda m: m.train(), lambda m: m.float(), restore]
+)
+def test_the_layout_of_weights_waits_for_other_threads(change: Any) -> None:
+    """For a generate of another thread; not for one of its own, which would wait for it."""
+    model = accelerate(small_model())
+    expected = text(model)
+    lock = vars(model)["_adept_fast"]._lock
+    ended: list[Any] = []
+    thread = threading.Thread(target=lambda: ended.append(change(model)), daemon=True)
+
+    class Streamer:
+        def put(self, value: Tensor) -> None:
+            if value.ndim == 1 and thread.ident is None:  # a token, and not yet the prompt
+                thread.start()
+                while len(lock._queue) < 2:
+                    thread.join(0.01)
+                    assert not ended
+            model.state_dict()
+            assert not ended
+
+        def end(self) -> None:
+            pass
+
+    assert torch.equal(text(model, streamer=Streamer()), expected)
+    thread.join(60)
+    assert ended
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)

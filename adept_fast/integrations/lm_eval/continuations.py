@@ -46,7 +46,6 @@ class ScoringRuntime(Runtime):
                 most one more than ``max_seq_len``, as the last token is never read.
             on_scored: is told of every few that are done, how many.
         """
-        self._loop.end_runs()
         places: dict[tuple[int, ...], list[int]] = {}
         for place, (context, _) in enumerate(requests):
             places.setdefault(tuple(context), []).append(place)
@@ -58,7 +57,8 @@ class ScoringRuntime(Runtime):
             batch = by_length[start : start + self.max_batch_size]
             contexts = [context for context, _ in batch]
             continuations = [[requests[place][1] for place in own] for _, own in batch]
-            scored = _score(self._model, self._cache, contexts, continuations)
+            with self._lock.hold():  # of each batch by itself: no batch needs what the one before has left
+                scored = _score(self._model, self._cache, contexts, continuations)
             for (_, own), likelihoods in zip(batch, scored, strict=True):
                 found.update(zip(own, likelihoods, strict=True))
             on_scored(sum(len(own) for _, own in batch))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
@@ -65,9 +66,10 @@ def accelerate(model: Any, *, max_batch_size: int | None = None, max_seq_len: in
 def restore(model: Any) -> Any:
     """Give an accelerated model its own ``generate`` back; returns the model. Any other stays as it is."""
     if type(model) is PersimmonForCausalLM:
-        model.__dict__.pop(_ATTRIBUTE, None)
-        model.__class__ = _Theirs
-        restore_layout(model)
+        acceleration = model.__dict__.pop(_ATTRIBUTE, None)
+        with nullcontext() if acceleration is None else acceleration.undisturbed():
+            model.__class__ = _Theirs
+            restore_layout(model)
     return model
 
 
@@ -159,11 +161,15 @@ class PersimmonForCausalLM(_Theirs):  # type: ignore[misc]
     def _lay_out_as_loaded(self) -> None:
         """Let go of what shares the weights until the next ``generate``; give them their first layout."""
         if (acceleration := vars(self).get(_ATTRIBUTE)) is not None:
-            acceleration.release()
-            restore_layout(self)
+            with acceleration.undisturbed():
+                acceleration.release()
+                restore_layout(self)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         """nn.Module's, which every way of moving parameters, or of giving them another dtype, calls."""
-        if (acceleration := vars(self).get(_ATTRIBUTE)) is not None:
+        acceleration = vars(self).get(_ATTRIBUTE)
+        if acceleration is None:
+            return super()._apply(*args, **kwargs)
+        with acceleration.undisturbed():
             acceleration.release()
-        return super()._apply(*args, **kwargs)
+            return super()._apply(*args, **kwargs)

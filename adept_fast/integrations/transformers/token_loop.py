@@ -98,6 +98,7 @@ class TokenLoop:
         """
         self._begin_lookup(prompts, params)
         self._next = []
+        self._state.resume_count()
         self._lengths = [len(prompt) for prompt in prompts]
         device = self._model.device
         for row, settings in enumerate(params):
