@@ -37,6 +37,7 @@ ORDER = [
         "tokenizer",
         "config",
         "quantize",
+        "arguments",
         "chat",
         "extension",
         "huge_pages",

@@ -18,8 +18,8 @@ import torch
 from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
 from transformers import PersimmonForCausalLM
 
+from adept_fast.arguments import ParameterError
 from adept_fast.checkpoint import demo_path
-from adept_fast.sampling import ParameterError
 
 lm_eval = pytest.importorskip(
     "lm_eval", reason="lm-eval is not installed (pip install 'lm-eval>=0.4.13,<0.5')"

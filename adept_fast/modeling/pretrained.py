@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from adept_fast.arguments import ParameterError, shown
 from adept_fast.checkpoint import (
     WEIGHT_DTYPES,
     CheckpointError,
@@ -25,6 +26,7 @@ from adept_fast.checkpoint.huggingface import INDEX_FILE, SINGLE_FILE, _stored_t
 from adept_fast.checkpoint.native import is_native
 from adept_fast.checkpoint.save import ROOM_FOR_SMALL_FILES, write_json
 from adept_fast.checkpoint.weight_files import read_as, size_of, write_safetensors
+from adept_fast.config import ConfigError
 from adept_fast.config import PersimmonConfig as Architecture
 from adept_fast.mapped_files import release_pages
 from adept_fast.modeling.config import PersimmonConfig
@@ -106,9 +108,12 @@ class PersimmonPreTrainedModel(nn.Module):
             config: instead of the checkpoint's.
             changes: fields of the config to be others, such as ``num_labels=3``.
 
-        Raises CheckpointError or ConfigError naming the file, the tensor and what was expected.
+        Raises CheckpointError or ConfigError naming the file, the tensor and what was expected, and
+        ParameterError for an argument of another type.
         """
-        path = demo_path() if str(path) == "demo" else Path(path).expanduser()
+        path, device = _directory(path), _chosen_device(device)
+        if config is not None and not isinstance(config, Architecture):
+            raise ConfigError(f"config is {shown(config)}; expected a PersimmonConfig, or None")
         found, stored = _open(path)
         config = PersimmonConfig.of(config or found)
         if changes:
@@ -142,7 +147,7 @@ class PersimmonPreTrainedModel(nn.Module):
 
         Raises CheckpointError where the directory holds a checkpoint in shards, or the disk is too full.
         """
-        path = Path(path).expanduser()
+        path = _directory(path, demo=False)
         path.mkdir(parents=True, exist_ok=True)
         if (path / INDEX_FILE).exists():
             raise CheckpointError(f"{path}: has {INDEX_FILE}, of other weights; expected another directory")
@@ -247,12 +252,27 @@ def _check(
 
 
 def _chosen_dtype(dtype: torch.dtype | str, stored: Mapping[str, StoredTensor]) -> torch.dtype:
-    if dtype == "auto":
+    if isinstance(dtype, str) and dtype == "auto":
         return stored["model.embed_tokens.weight"].dtype
     for name, chosen in WEIGHT_DTYPES.items():
-        if dtype in (name, chosen):
+        if dtype is chosen or (isinstance(dtype, str) and dtype == name):
             return chosen
-    raise ValueError(f"dtype is {dtype!r}; expected 'auto', float32, float16 or bfloat16")
+    raise ParameterError(f"dtype is {shown(dtype)}; expected 'auto', float32, float16 or bfloat16")
+
+
+def _directory(path: object, *, demo: bool = True) -> Path:
+    if not isinstance(path, (str, os.PathLike)) or isinstance(os.fspath(path), bytes):
+        raise ParameterError(f"path is {shown(path)}; expected a str or a Path")
+    return demo_path() if demo and str(path) == "demo" else Path(path).expanduser()
+
+
+def _chosen_device(device: object) -> torch.device:
+    try:
+        if isinstance(device, (str, torch.device)):
+            return torch.device(device)
+    except RuntimeError as error:
+        raise ParameterError(f"device is {shown(device)}; torch has no such device") from error
+    raise ParameterError(f"device is {shown(device)}; expected one as torch has it, or its name")
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:

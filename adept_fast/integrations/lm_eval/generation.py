@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from adept_fast.sampling import ParameterError, SamplingParams
+from adept_fast.arguments import ParameterError
+from adept_fast.sampling import SamplingParams
 
 DEFAULT_NEW_TOKENS = 256  # where a task says nothing, as for lm-eval's own models
 # What tasks written for one backend or another call the number of new tokens; the first one given counts.

@@ -14,11 +14,11 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from adept_fast.arguments import ParameterError
 from adept_fast.chat import chat_template
 from adept_fast.checkpoint import dtype_name
 from adept_fast.integrations.lm_eval.continuations import ScoringRuntime
 from adept_fast.integrations.lm_eval.generation import DEFAULT_NEW_TOKENS, generation_params
-from adept_fast.sampling import ParameterError
 
 _MOST_ROWS = 16  # sequences that the decode kernels take side by side: what batch_size=auto means
 _BATCHES_AT_ONCE = 4  # prompts, in batches, that are generated before the progress bar moves
