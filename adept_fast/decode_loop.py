@@ -91,7 +91,10 @@ class DecodeLoop:
         device, slot = self._model.device, 0
         tokens = min(_WARMUP_TOKENS[device.type == "cuda"], self._cache.max_seq_len)
         ids = torch.zeros(tokens, dtype=torch.int64, device=device)
-        slots, last = torch.tensor([slot], device=device), torch.tensor([tokens - 1], device=device)
+        slots, last = (
+            torch.tensor([slot], device=device, dtype=torch.int64),
+            torch.tensor([tokens - 1], device=device, dtype=torch.int64),
+        )
         counts = self._model.unit_counts.clone()  # of steps that somebody asked for
         for params in _WARMUP_PARAMS:
             self._sampler.start(slot, params, ids)
@@ -140,15 +143,15 @@ class DecodeLoop:
     @torch.inference_mode()
     def _prefill(self, sequence: Sequence) -> list[str]:
         device, slot = self._model.device, sequence.slot
-        ids = torch.tensor(sequence.prompt_ids, device=device)  # [tokens]
+        ids = torch.tensor(sequence.prompt_ids, device=device, dtype=torch.int64)  # [tokens]
         self._sampler.start(slot, sequence.params, ids)
         self._state.end_at(slot, sequence.end_ids)
         self._turns = []
         logits = self._model.prefill(ids, self._cache, slot)  # [1, vocab]
         chosen = self._sampler.choose(
             logits,
-            torch.tensor([slot], device=device),
-            torch.tensor([len(sequence.prompt_ids) - 1], device=device),
+            torch.tensor([slot], device=device, dtype=torch.int64),
+            torch.tensor([len(sequence.prompt_ids) - 1], device=device, dtype=torch.int64),
         )  # [1]
         (token_id,) = chosen.tolist()
         asked = sequence.params.logprobs

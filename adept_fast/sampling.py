@@ -111,11 +111,11 @@ class Sampler:
         self._params: list[SamplingParams | None] = [None] * max_batch_size
         # The last row belongs to no slot: a row of logits without one, whose slot is -1, finds it there.
         rows = max_batch_size + 1
-        self._temperature = torch.zeros(rows, device=device)
+        self._temperature = torch.zeros(rows, device=device, dtype=torch.float32)
         self._top_k = torch.zeros(rows, dtype=torch.int64, device=device)
-        self._top_p = torch.ones(rows, device=device)
-        self._min_p = torch.zeros(rows, device=device)
-        self._repetition_penalty = torch.ones(rows, device=device)
+        self._top_p = torch.ones(rows, device=device, dtype=torch.float32)
+        self._min_p = torch.zeros(rows, device=device, dtype=torch.float32)
+        self._repetition_penalty = torch.ones(rows, device=device, dtype=torch.float32)
         self._seed = torch.zeros(rows, dtype=torch.int64, device=device)
         self._seen = torch.zeros(rows, vocab_size, dtype=torch.bool, device=device)
         self._yes = torch.ones(

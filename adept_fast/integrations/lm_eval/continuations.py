@@ -117,7 +117,7 @@ def _score(
 def _read(model: Persimmon, cache: StaticKVCache, segments: list[_Segment]) -> list[Tensor]:
     """The last hidden states that are kept of each segment: float32 [kept, hidden]."""
     kept: list[list[Tensor]] = [
-        [torch.empty(0, model.config.hidden_size, device=model.device)] for _ in segments
+        [torch.empty(0, model.config.hidden_size, device=model.device, dtype=torch.float32)] for _ in segments
     ]
     for chunk in _chunks(segments):
         hidden = _forward(model, cache, [piece for _, piece in chunk])  # [tokens, hidden]
@@ -153,7 +153,9 @@ def _forward(model: Persimmon, cache: StaticKVCache, pieces: list[_Segment]) -> 
     places = [
         (token_id, piece.slot, piece.start + at) for piece in pieces for at, token_id in enumerate(piece.ids)
     ]
-    ids, slots, positions = torch.tensor(places, device=model.device).T.contiguous()  # each [tokens]
+    ids, slots, positions = torch.tensor(
+        places, device=model.device, dtype=torch.int64
+    ).T.contiguous()  # each [tokens]
     x = model.embed(ids)  # [tokens, hidden]
     for index, layer in enumerate(model.weights.layers):
         attend = partial(_attend, model, layer, cache.layer(index), pieces, slots, positions)
@@ -198,7 +200,9 @@ def _likelihoods(model: Persimmon, hidden: list[Tensor], targets: list[Ids]) -> 
     rows = torch.cat(
         [states[: len(ids)] for states, ids in zip(hidden, targets, strict=True)]
     )  # [rows, hidden]
-    wanted = torch.tensor([token_id for ids in targets for token_id in ids], device=model.device)  # [rows]
+    wanted = torch.tensor(
+        [token_id for ids in targets for token_id in ids], device=model.device, dtype=torch.int64
+    )  # [rows]
     logprobs: list[float] = []
     likeliest: list[bool] = []
     for states, ids in zip(rows.split(SCORED_ROWS), wanted.split(SCORED_ROWS), strict=True):

@@ -142,7 +142,7 @@ def _check_positions(positions: Tensor | None, starts: list[int], columns: int, 
     if positions is None:
         return
     given = positions.shape[-1]
-    begin = torch.tensor(starts, device=positions.device)[:, None]  # [rows, 1]
+    begin = torch.tensor(starts, dtype=torch.int64, device=positions.device)[:, None]  # [rows, 1]
     counted = torch.arange(columns - given, columns, device=positions.device) - begin  # [rows, given]
     if given not in (columns, columns - past) or not bool(((positions == counted) | (counted < 0)).all()):
         raise NotServedError("position_ids")
