@@ -484,6 +484,37 @@ def test_what_is_handed_over_gets_the_random_numbers_that_it_would_get_there() -
     assert torch.equal(found, text(reference, do_sample=True))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 1e300},
+        {"temperature": 1e-38},
+        {"temperature": 1e-300},
+        {"repetition_penalty": 1e300},
+        {"repetition_penalty": 1e-40},
+        {"repetition_penalty": float("inf")},
+        {"top_k": 10**400},
+        {"min_p": 1.0},
+    ],
+    ids=str,
+)
+def test_numbers_beyond_those_of_the_runtime_are_handed_over(settings: dict[str, Any]) -> None:
+    """Whatever comes of it there, a text or an error."""
+    found, said = [], []
+    for model in (accelerate(small_model()), small_model()):
+        torch.manual_seed(5)
+        with warnings.catch_warnings(record=True) as recorded:
+            warnings.simplefilter("always")
+            try:
+                found.append(text(model, do_sample=True, **settings).tolist())
+            except (RuntimeError, ValueError) as error:
+                found.append(str(error))
+        said.append(handed_over(recorded))
+    assert found[0] == found[1]
+    assert len(said[0]) == 1
+    assert next(iter(settings)) in said[0][0]
+
+
 def test_a_length_beyond_all_memory_takes_none() -> None:
     model, reference = accelerate(small_model()), small_model()
     eos = int(text(reference, max_new_tokens=30)[0, -1])
