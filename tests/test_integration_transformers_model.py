@@ -31,6 +31,7 @@ from transformers import PersimmonConfig as TheirConfig
 
 from adept_fast import GenerationError, ParameterError
 from adept_fast.checkpoint import demo_path
+from adept_fast.decode_state import DecodeState
 from adept_fast.integrations.transformers import NotServedError, accelerate, restore
 from adept_fast.integrations.transformers.compatibility import CACHE_NAME
 
@@ -482,6 +483,27 @@ def test_what_is_handed_over_gets_the_random_numbers_that_it_would_get_there() -
         found = text(model, do_sample=True)
     torch.manual_seed(8)
     assert torch.equal(found, text(reference, do_sample=True))
+
+
+def test_ctrl_c_leaves_a_model_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between a step and the count of it too."""
+    model = accelerate(small_model())
+    expected = text(model)
+    count_step = DecodeState.count_step
+    left = iter(range(3))
+
+    def interrupted(state: DecodeState, rows: int) -> list[int]:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return count_step(state, rows)
+
+    monkeypatch.setattr(DecodeState, "count_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        text(model)
+    monkeypatch.undo()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", HANDED_OVER)
+        assert torch.equal(text(model), expected)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ import torch
 
 from adept_fast import GenerationError, Runtime, TextStream
 from adept_fast import decode_loop as decode_loop_module
-from adept_fast.run_lock import NestedRunError, RunLock
+from adept_fast.run_lock import NestedRunError, Run, RunLock
 
 PROMPTS = ["Once upon a time", "human: What is the capital of Peru?\n\nadept:", "a", "Humpty Dumpty sat"]
 
@@ -479,6 +480,74 @@ def test_a_child_does_not_wait_for_threads_that_it_does_not_have() -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_threads_do_one_run_has_the_lock(seed: int) -> None:
+    """Runs are begun, left half done, handed over, closed, dropped and displaced; nobody waits forever."""
+    lock, count, each = RunLock(), 6, 1000
+    inside: list[int] = []  # runs that have begun and not ended
+    shared: deque[Run[int]] = deque()  # left half done, for whoever comes by
+    together = threading.Barrier(count)
+
+    def steps(mark: int) -> Iterator[int]:
+        inside.append(mark)
+        try:
+            for at in range(4):
+                assert inside == [mark]
+                yield at
+                assert inside == [mark]
+        finally:
+            inside.remove(mark)
+
+    def advance(run: Run[int], most: int) -> None:
+        for at, _ in enumerate(run, 1):
+            if at == most:
+                break
+
+    def work(first: int) -> None:
+        chosen = random.Random(1000 * seed + first)
+        together.wait(timeout=60)
+        for at in range(each):
+            mark = first * each + at
+            kind = chosen.choice(["hold", "run", "drop", "close", "share", "take", "displace", "cycle"])
+            if kind == "hold":
+                with lock.hold():
+                    list(steps(mark))
+                continue
+            run = Run(lock, steps(mark))
+            advance(run, 9 if kind == "run" else chosen.randint(1, 3))
+            if kind == "close":
+                assert run.close()
+            elif kind == "share":
+                shared.append(run)
+            elif kind == "cycle":
+                held: list[Any] = [run]
+                held.append(held)
+            elif kind == "displace":
+                with lock.hold():
+                    assert run.displaced
+            del run
+            # What somebody has left must be ended by somebody, or those who wait would have to.
+            with suppress(IndexError):
+                while True:
+                    other = shared.popleft()
+                    if chosen.random() < 0.5:
+                        advance(other, 9)
+                    other.close()
+        with lock.hold():
+            pass  # which ends what this thread has left last
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        calls = [Call(lambda first=first: work(first)) for first in range(count)]  # type: ignore[misc]
+        for call in calls:
+            call.result()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not lock._queue
+    assert not inside
 
 
 def test_a_lock_that_was_left_is_not_released_twice() -> None:
