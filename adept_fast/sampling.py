@@ -19,7 +19,6 @@ MOST_DRAFTS = 15  # tokens guessed ahead of a step, which with them has 16
 # float32, in which they are applied, holds what a logit becomes by these, and by both at once.
 _TEMPERATURES = 1e-20, 1e20
 _PENALTIES = 1e-10, 1e10
-_SMALLEST_TOP_P = 1e-30  # which already leaves the likeliest token alone
 
 _NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
     "temperature": (
@@ -128,7 +127,7 @@ class Sampler:
         self._set_params(slot, params)
         self._temperature[slot] = params.temperature
         self._top_k[slot] = params.top_k
-        self._top_p[slot] = max(params.top_p, _SMALLEST_TOP_P)
+        self._top_p[slot] = params.top_p
         self._min_p[slot] = params.min_p
         self._repetition_penalty[slot] = params.repetition_penalty
         self._seed[slot] = secrets.randbits(63) if params.seed is None else params.seed

@@ -44,6 +44,7 @@ ENDS = [  # of what SamplingParams allows
     Setting(1e20, top_k=7),
     Setting(1e20, top_p=0.5, min_p=1 - 2**-24),
     Setting(1.0, top_p=1e-30),
+    Setting(1.0, top_p=1e-46),
     Setting(1.0, min_p=1e-40),
     Setting(1.0, top_k=9, penalty=1e10),
     Setting(1.0, top_p=0.9, penalty=1e-10),
