@@ -38,7 +38,7 @@ def sample(
         logits: float32 [rows, vocab].
         temperature: float32 [rows], 0 for the most likely token; None is 0 for all.
         top_k: int64 [rows], keep this many of the most likely, 0 for all.
-        top_p: float32 [rows] in [0, 1], keep the fewest of the most likely that reach this probability, or one.
+        top_p: float32 [rows] in [0, 1], keep the fewest of the likeliest that reach this probability, or one.
         min_p: float32 [rows] in [0, 1), keep what has at least this share of the largest probability.
         repetition_penalty: float32 [rows]; a seen token's logit is divided by it if positive, else multiplied
             (CTRL, Keskar et al. 2019).
