@@ -13,7 +13,6 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -30,13 +29,14 @@ class _Ticket:
     """A place in the queue: the first one's run has the lock.
 
     ``thread`` is of the one that waits for the run's next item, or that got the last one: see ``_thread``.
+    ``owner`` is what ends with the run: a generator that may stand still, or the object of a ``with``.
     """
 
     def __init__(self) -> None:
         self.thread = _thread()
         self.gate = threading.Lock()
         self.gate.acquire()
-        self.items: weakref.ref[Generator[object]] | None = None  # of a run that may stand still
+        self.owner: weakref.ref[Generator[object] | Hold] | None = None
         self.displaced = False
 
     def open_gate(self) -> None:
@@ -58,15 +58,9 @@ class RunLock:
         self._queue: deque[_Ticket] = deque()
         _locks.add(self)
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Wait for the lock, and have it until the end of the ``with``. Raises NestedRunError."""
-        ticket = _Ticket()
-        try:
-            self.acquire(ticket)
-            yield
-        finally:
-            self.release(ticket)
+    def hold(self) -> Hold:
+        """For a ``with``: waits for the lock, and has it until the end. Raises NestedRunError."""
+        return Hold(self)
 
     def acquire(self, ticket: _Ticket) -> None:
         for other in tuple(self._queue):
@@ -86,12 +80,13 @@ class RunLock:
 
     def _displace(self, ticket: _Ticket) -> None:
         """End a run of this thread that stands still. Raises NestedRunError for one that does not."""
-        if ticket.items is None:
+        owner = None if ticket.owner is None else ticket.owner()
+        if isinstance(owner, Hold):
             raise NestedRunError(_NESTED)
-        if (items := ticket.items()) is not None:
+        if owner is not None:  # else Ctrl-C has cut off the very release
             ticket.displaced = True
             try:
-                items.close()
+                owner.close()
             except ValueError as error:  # it is being executed
                 ticket.displaced = False
                 if ticket.thread is _thread():
@@ -107,6 +102,25 @@ class RunLock:
                 self.release(ticket)
 
 
+class Hold:
+    """What a ``with`` holds a lock by."""
+
+    def __init__(self, lock: RunLock) -> None:
+        self._lock = lock
+        self._ticket = _Ticket()
+        self._ticket.owner = weakref.ref(self)
+
+    def __enter__(self) -> None:
+        try:
+            self._lock.acquire(self._ticket)
+        except BaseException:
+            self._lock.release(self._ticket)
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release(self._ticket)
+
+
 class Run(Iterator[Item]):
     """An iterator over ``items`` that holds a lock from its first item to its end, its ``close`` or its own.
 
@@ -117,7 +131,7 @@ class Run(Iterator[Item]):
     def __init__(self, lock: RunLock, items: Iterable[Item]) -> None:
         self._ticket = _Ticket()
         self._items = _held(lock, self._ticket, items)
-        self._ticket.items = weakref.ref(self._items)
+        self._ticket.owner = weakref.ref(self._items)
 
     def __next__(self) -> Item:
         self._ticket.thread = _thread()

@@ -49,6 +49,7 @@ class Runtime:
     """A checkpoint on a device, with a cache for ``max_batch_size`` sequences of ``max_seq_len`` tokens.
 
     Made by ``Runtime.load``. Several threads may use it: their calls queue, as they would share the cache.
+    A call within another one of the same thread, from a signal handler say, raises NestedRunError.
     """
 
     def __init__(
@@ -300,7 +301,7 @@ def _checkpoint(path_or_name: object) -> Checkpoint:
         raise ParameterError(
             f"path_or_name is {shown(path_or_name)}; expected a str or a Path, or an open Checkpoint"
         )
-    return open_checkpoint(os.fspath(path_or_name))
+    return open_checkpoint(path_or_name if isinstance(path_or_name, str) else Path(path_or_name))
 
 
 def _settings(

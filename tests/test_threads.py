@@ -428,6 +428,26 @@ def test_ctrl_c_while_a_call_queues(runtime: Runtime) -> None:
     assert ids(runtime) == expected
 
 
+def test_ctrl_c_in_the_very_release(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a call and of a stream: the thread that gets it goes on, and so do others then."""
+
+    def interrupted(lock: RunLock, ticket: object) -> None:
+        raise KeyboardInterrupt
+
+    expected = ids(runtime)
+    for begin in (
+        lambda: runtime.generate("a", max_new_tokens=2),
+        lambda: runtime.score("a"),
+        lambda: list(runtime.stream("a", max_new_tokens=2)),
+    ):
+        with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+            patched.setattr(RunLock, "release", interrupted)
+            begin()
+        assert len(waiting(runtime)) == 1
+        assert ids(runtime) == expected
+        assert Call(lambda: ids(runtime)).result() == expected
+
+
 FORK = """
 import os, signal, sys, threading
 from adept_fast import GenerationError, Runtime
