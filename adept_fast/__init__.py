@@ -5,11 +5,12 @@ from __future__ import annotations
 # As type checkers know it. Nothing is imported: the program cannot catch Ctrl-C before this file has run.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from adept_fast.arguments import ParameterError
     from adept_fast.checkpoint import CheckpointError
     from adept_fast.config import ConfigError, PersimmonConfig
     from adept_fast.memory import InsufficientMemoryError, MemoryPlan
     from adept_fast.runtime import Runtime
-    from adept_fast.sampling import ParameterError, SamplingParams
+    from adept_fast.sampling import SamplingParams
     from adept_fast.scoring import Score
     from adept_fast.sequence import Generation, GenerationError, TokenLogprob
     from adept_fast.text_stream import TextStream
@@ -42,7 +43,7 @@ _MODULES = {
     "GenerationError": "sequence",
     "InsufficientMemoryError": "memory",
     "MemoryPlan": "memory",
-    "ParameterError": "sampling",
+    "ParameterError": "arguments",
     "PersimmonConfig": "config",
     "Runtime": "runtime",
     "SamplingParams": "sampling",

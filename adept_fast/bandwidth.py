@@ -71,7 +71,7 @@ def _buffer(device: torch.device, buffers: int = 1) -> Tensor:
             f"the bandwidth of {device} cannot be measured: {free} bytes are free; expected at least "
             f"{2 * buffers * _CACHES * cache}, so that its cache does not hold what is read"
         )
-    return torch.ones(size // 16 * 4, device=device)  # in pieces of 16 bytes
+    return torch.ones(size // 16 * 4, device=device, dtype=torch.float32)  # in pieces of 16 bytes
 
 
 def _reader(device: torch.device) -> Callable[[Tensor], Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from adept_fast.arguments import shown
+
 _SPEAKERS = {"user": "human", "assistant": "adept"}  # roles, as transformers calls them
 
 # ``chat_text``, as the template that transformers reads.
@@ -36,7 +38,11 @@ class Turn:
 
 
 def chat_prompt(question: str, history: Sequence[Turn] = ()) -> str:
-    """The prompt that has the model answer ``question`` after the turns before it."""
+    """The prompt that has the model answer ``question`` after the turns before it. Raises ChatError."""
+    if not isinstance(question, str):
+        raise ChatError(f"question is {shown(question)}; expected text")
+    if not isinstance(history, Sequence) or not all(isinstance(turn, Turn) for turn in history):
+        raise ChatError(f"history is {shown(history)}; expected a list of Turn")
     blocks = [f"human: {turn.human}\n\nadept: {turn.adept}" for turn in history]
     return "\n\n".join([*blocks, f"human: {question}\n\nadept:"])
 
@@ -50,15 +56,21 @@ def chat_text(messages: Sequence[Mapping[str, str]], *, add_generation_prompt: b
 
     Raises ChatError for no messages, another role (there is no system role), or content that is no text.
     """
+    if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
+        raise ChatError(f"messages is {shown(messages)}; expected a list of messages")
     if not messages:
         raise ChatError("messages is empty; expected at least one")
+    if not isinstance(add_generation_prompt, bool):
+        raise ChatError(f"add_generation_prompt is {shown(add_generation_prompt)}; expected True or False")
     blocks = []
     for at, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise ChatError(f"messages[{at}] is {shown(message)}; expected a role and a content")
         role, content = message.get("role"), message.get("content")
-        if role not in _SPEAKERS:
-            raise ChatError(f"messages[{at}] has the role {role!r}; expected 'user' or 'assistant'")
+        if not isinstance(role, str) or role not in _SPEAKERS:
+            raise ChatError(f"messages[{at}] has the role {shown(role)}; expected 'user' or 'assistant'")
         if not isinstance(content, str):
-            raise ChatError(f"messages[{at}] has the content {content!r:.80}; expected text")
+            raise ChatError(f"messages[{at}] has the content {shown(content)}; expected text")
         blocks.append(f"{_SPEAKERS[role]}: {content}")
     return "\n\n".join([*blocks, "adept:"] if add_generation_prompt else blocks)
 

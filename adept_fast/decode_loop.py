@@ -17,7 +17,7 @@ from adept_fast.model import Persimmon
 from adept_fast.ops.cuda import MOST_TOKENS
 from adept_fast.sampling import MOST_DRAFTS, Sampler, SamplingParams
 from adept_fast.scoring import TokenLogprobs
-from adept_fast.sequence import GenerationError, Sequence
+from adept_fast.sequence import Sequence
 from adept_fast.speculation import kept_tokens
 from adept_fast.working_memory import most_rows
 
@@ -72,28 +72,29 @@ class DecodeLoop:
             lambda rows, length: step_on_device(model, cache, self._sampler, idle.rows(rows), length),
         )
         self._steps_in_flight = launching.steps_in_flight
-        self._runs = 0
         self._turns: list[_Turn] = []  # as the rows are placed; empty where they must be placed anew
         self._launched: deque[_Launched] = deque()
 
-    def end_runs(self) -> int:
-        """End a run that may be half done: its cache is to be another's. Returns how many have ended."""
-        self._runs += 1
+    def _forget_last_run(self) -> None:
+        """Of which there may be some left, where it did not come to its end."""
         self._launched.clear()
         self._turns = []
-        return self._runs
+        self._state.resume_count()
 
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Read a prompt and take a step, which are thrown away, so that the first one waits for no library.
 
-        Ends a run that may be half done. Where steps are captured, captures those that all slots may need.
+        Where steps are captured, captures those that all slots may need.
         """
-        self.end_runs()
+        self._forget_last_run()
         device, slot = self._model.device, 0
         tokens = min(_WARMUP_TOKENS[device.type == "cuda"], self._cache.max_seq_len)
         ids = torch.zeros(tokens, dtype=torch.int64, device=device)
-        slots, last = torch.tensor([slot], device=device), torch.tensor([tokens - 1], device=device)
+        slots, last = (
+            torch.tensor([slot], device=device, dtype=torch.int64),
+            torch.tensor([tokens - 1], device=device, dtype=torch.int64),
+        )
         counts = self._model.unit_counts.clone()  # of steps that somebody asked for
         for params in _WARMUP_PARAMS:
             self._sampler.start(slot, params, ids)
@@ -112,16 +113,14 @@ class DecodeLoop:
     def run(self, sequences: list[Sequence]) -> Iterator[str]:
         """Generate all sequences to their end; yields text as it becomes certain.
 
-        A slot that falls free takes the next sequence that waits. Raises GenerationError where another run
-        has begun since, or where logits are no numbers.
+        A slot that falls free takes the next sequence that waits. Only one run at a time: callers see
+        to that. Raises GenerationError where logits are no numbers.
         """
-        run = self.end_runs()
+        self._forget_last_run()
         waiting = deque(sequence for sequence in sequences if sequence.finish_reason is None)
         running: list[Sequence] = []
         free = list(reversed(range(self._cache.max_batch_size)))
         while waiting or running:
-            if run != self._runs:
-                raise GenerationError("this stream ended when another generation began on the same Runtime")
             if waiting and free:
                 sequence = waiting.popleft()
                 sequence.begin(free.pop())
@@ -144,15 +143,15 @@ class DecodeLoop:
     @torch.inference_mode()
     def _prefill(self, sequence: Sequence) -> list[str]:
         device, slot = self._model.device, sequence.slot
-        ids = torch.tensor(sequence.prompt_ids, device=device)  # [tokens]
+        ids = torch.tensor(sequence.prompt_ids, device=device, dtype=torch.int64)  # [tokens]
         self._sampler.start(slot, sequence.params, ids)
         self._state.end_at(slot, sequence.end_ids)
         self._turns = []
         logits = self._model.prefill(ids, self._cache, slot)  # [1, vocab]
         chosen = self._sampler.choose(
             logits,
-            torch.tensor([slot], device=device),
-            torch.tensor([len(sequence.prompt_ids) - 1], device=device),
+            torch.tensor([slot], device=device, dtype=torch.int64),
+            torch.tensor([len(sequence.prompt_ids) - 1], device=device, dtype=torch.int64),
         )  # [1]
         (token_id,) = chosen.tolist()
         asked = sequence.params.logprobs

@@ -58,7 +58,7 @@ class DecodeState:
         self._ends = torch.zeros(slot_count, vocab_size, dtype=torch.bool, device=device)
         self._counts = torch.zeros(max_rows, dtype=torch.int64, device=device)
         on_a_gpu = device.type == "cuda"
-        self._ring = torch.zeros(max_rows, RING_DEPTH, dtype=torch.int64, pin_memory=on_a_gpu)
+        self._ring = torch.zeros(max_rows, RING_DEPTH, dtype=torch.int64, pin_memory=on_a_gpu, device="cpu")
         self._words = self._ring.numpy()
         self._steps = [0] * max_rows  # of each row, that were launched
         self._rows: dict[int, Rows] = {}
@@ -86,7 +86,9 @@ class DecodeState:
                 [place.slot for place in places] + [-1] * len(rest),
                 [place.position for place in places] + rest,
                 [place.limit for place in places] + rest,
-            ]
+            ],
+            dtype=torch.int64,
+            device="cpu",
         )
         self._held.copy_(held)
 
@@ -95,6 +97,13 @@ class DecodeState:
         for row in range(rows):
             self._steps[row] += 1
         return self._steps[:rows]
+
+    def resume_count(self) -> None:
+        """Count on from the steps that the device has taken, after a run that was cut off before it counted.
+
+        Waits for the steps that are under way.
+        """
+        self._steps = self._counts.tolist()
 
     def read(self, row: int, step: int) -> int:
         """What a step chose for a row: an id, -1 where its logits were no distribution, or ``ops.ABSENT``.

@@ -33,7 +33,7 @@ class HugePages:
     """
 
     def __init__(self) -> None:
-        self._chunk = torch.empty(0, dtype=torch.uint8)
+        self._chunk = torch.empty(0, dtype=torch.uint8, device="cpu")
         self._used = 0
 
     def empty(self, shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -54,7 +54,7 @@ def _allocate(size: int) -> Tensor:
     """uint8 [at least size], from the start of a huge page on."""
     whole = -(-size // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
     if unavailable():
-        return torch.empty(whole, dtype=torch.uint8)
+        return torch.empty(whole, dtype=torch.uint8, device="cpu")
     mapping = mmap.mmap(-1, whole + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     mapping.madvise(mmap.MADV_HUGEPAGE)
     memory = torch.frombuffer(mapping, dtype=torch.uint8)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import torch
 
 from adept_fast import extension, huge_pages
+from adept_fast.arguments import ParameterError, one_of, shown
 from adept_fast.checkpoint import WEIGHT_DTYPES, Checkpoint, dtype_name
 from adept_fast.memory import available_bytes
 from adept_fast.ops import cuda, optional, wide_gemm
 from adept_fast.quantize import WEIGHT_FORMATS
 from adept_fast.quantize_wide import WIDE_FORMATS
-from adept_fast.sampling import ParameterError
 from adept_fast.weights import embedding_dtype, is_tied, packs_wide, weight_format, weights_bytes
 
 EMBEDDING_PLACES = ("auto", "device", "host")
@@ -82,9 +83,9 @@ class Placement:
 
 def choose_placement(
     checkpoint: Checkpoint,
-    device: str,
-    dtype: str,
-    cache_dtype: str,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    cache_dtype: str | torch.dtype,
     weights: str | None = None,
     embedding: str = "auto",
 ) -> Placement:
@@ -100,8 +101,8 @@ def choose_placement(
 def imagine_placement(
     checkpoint: Checkpoint,
     free_bytes: int,
-    dtype: str,
-    cache_dtype: str,
+    dtype: str | torch.dtype,
+    cache_dtype: str | torch.dtype,
     weights: str | None = None,
     embedding: str = "auto",
 ) -> Placement:
@@ -121,12 +122,15 @@ def held_dtype(checkpoint: Checkpoint, device: torch.device, asked: str, packed:
 def _place(
     checkpoint: Checkpoint,
     device: torch.device,
-    dtype: str,
-    cache_dtype: str,
+    asked_dtype: str | torch.dtype,
+    cache_dtype: str | torch.dtype,
     weights: str | None,
     embedding: str,
     unavailable: str | None,
 ) -> Placement:
+    dtype = _dtype_name("dtype", asked_dtype, "auto")
+    cache_dtype = _dtype_name("cache_dtype", cache_dtype)
+    embedding = one_of("embedding", embedding, EMBEDDING_PLACES)
     packed = weight_format(checkpoint, weights)
     held, reason = _held_dtype(checkpoint, device, dtype, packed)
     refusal = _not_on_host(checkpoint, device, packed, unavailable)
@@ -135,7 +139,7 @@ def _place(
     return Placement(
         device,
         held,
-        _named("cache_dtype", cache_dtype),
+        WEIGHT_DTYPES[cache_dtype],
         reason,
         packed,
         _small_pages_reason(device, weights_bytes(checkpoint, held, packed, device, rows)),
@@ -154,15 +158,13 @@ def _held_dtype(
 ) -> tuple[torch.dtype, str]:
     if packed is None:
         return _matrix_dtype(checkpoint, device, asked)
-    wanted = checkpoint.dtype if asked == "auto" else _named("dtype", asked)
+    wanted = checkpoint.dtype if asked == "auto" else WEIGHT_DTYPES[asked]
     reason = "as stored" if checkpoint.weights else f"packed from {dtype_name(checkpoint.dtype)}"
     return embedding_dtype(checkpoint, wanted, packed), reason
 
 
 def _embedding_place(asked: str, device: torch.device, refusal: str | None) -> tuple[str, str]:
     """Where the embedding will be, or ``auto``, and why; ``refusal`` is why it cannot be on the host."""
-    if asked not in EMBEDDING_PLACES:
-        raise ParameterError(f"embedding is {asked!r}; expected {', '.join(EMBEDDING_PLACES)}")
     if device.type != "cuda":
         return "device", "as the rest"
     if asked == "host" and refusal is not None:
@@ -186,8 +188,11 @@ def _not_on_host(
 def _check_weights(checkpoint: Checkpoint, device: torch.device, weights: str | None) -> None:
     """What a native checkpoint holds is taken on every device."""
     formats = WIDE_FORMATS if device.type == "cuda" else WEIGHT_FORMATS
-    if weights is not None and weights != checkpoint.weights and weights not in formats:
-        raise ParameterError(f"weights is {weights!r}; expected {' or '.join(formats)} on {device}, or None")
+    is_known = isinstance(weights, str) and (weights == checkpoint.weights or weights in formats)
+    if weights is not None and not is_known:
+        raise ParameterError(
+            f"weights is {shown(weights)}; expected {' or '.join(formats)} on {device}, or None"
+        )
     if device.type == "cuda":
         try:
             optional.allowed()
@@ -219,16 +224,17 @@ def _small_pages_reason(device: torch.device, held_bytes: int) -> str | None:
     return huge_pages.unavailable()
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ParameterError(f"device is {name!r}; expected auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ParameterError(f"device is {name!r}; expected auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+def _device(asked: object) -> torch.device:
+    """One that there is, by its name or as torch has it."""
+    if isinstance(asked, str) and asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = str(asked) if isinstance(asked, (str, torch.device)) else ""
+    if not re.fullmatch("(cpu|cuda)(:[0-9]{1,3})?", name):
+        raise ParameterError(f"device is {shown(asked)}; expected auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
+    if device.type == "cpu":
+        return torch.device("cpu")  # without the index that a CPU may be given, and that no tensor has
+    if (device.index or 0) >= torch.cuda.device_count():
         raise ParameterError(f"device is {name!r}; this torch sees {torch.cuda.device_count()} CUDA devices")
     return device
 
@@ -236,7 +242,7 @@ def _device(name: str) -> torch.device:
 def _matrix_dtype(checkpoint: Checkpoint, device: torch.device, name: str) -> tuple[torch.dtype, str]:
     stored = checkpoint.dtype
     if name != "auto":
-        return _named("dtype", name), "as asked"
+        return WEIGHT_DTYPES[name], "as asked"
     if device.type == "cuda":
         if stored == torch.float32:
             return torch.float16, "float32 is halved on a GPU"
@@ -250,7 +256,7 @@ def _matrix_dtype(checkpoint: Checkpoint, device: torch.device, name: str) -> tu
     return stored, "as stored, widened at every use, since float32 takes more than half the memory"
 
 
-def _named(parameter: str, name: str) -> torch.dtype:
-    if name not in WEIGHT_DTYPES:
-        raise ParameterError(f"{parameter} is {name!r}; expected {', '.join(WEIGHT_DTYPES)}")
-    return WEIGHT_DTYPES[name]
+def _dtype_name(parameter: str, asked: object, *others: str) -> str:
+    """Of a dtype that is given by name or as torch has it; ``others`` are taken too."""
+    named = next((name for name, dtype in WEIGHT_DTYPES.items() if asked is dtype), asked)
+    return one_of(parameter, named, (*WEIGHT_DTYPES, *others))

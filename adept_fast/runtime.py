@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-import operator
 import time
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NoReturn, SupportsIndex, overload
 
+import torch
+
+from adept_fast.arguments import (
+    ParameterError,
+    entries,
+    flag,
+    integer,
+    one_of,
+    optional_flag,
+    optional_text,
+    path_or_str,
+    shown,
+    token_ids,
+)
 from adept_fast.checkpoint import Checkpoint, open_checkpoint
 from adept_fast.config import PersimmonConfig
 from adept_fast.decode_loop import DecodeLoop
@@ -18,7 +32,8 @@ from adept_fast.loading import load_model, plan_loading
 from adept_fast.memory import MemoryPlan, explaining_out_of_memory
 from adept_fast.model import Persimmon
 from adept_fast.placement import Placement, choose_placement
-from adept_fast.sampling import ParameterError, SamplingParams
+from adept_fast.run_lock import Run, RunLock
+from adept_fast.sampling import SamplingParams
 from adept_fast.scoring import Score, score_sequence
 from adept_fast.sequence import Generation, Sequence
 from adept_fast.stats import Stats
@@ -28,11 +43,14 @@ from adept_fast.working_memory import most_rows
 
 Prompt = str | SequenceOf[int]
 
+_PROMPTS = "text, or a list of texts or of lists of token ids"
+
 
 class Runtime:
     """A checkpoint on a device, with a cache for ``max_batch_size`` sequences of ``max_seq_len`` tokens.
 
-    Made by ``Runtime.load``. Not safe for use from several threads at once: they would share the cache.
+    Made by ``Runtime.load``. Several threads may use it: their calls queue, as they would share the cache.
+    A call within another one of the same thread, from a signal handler say, raises NestedRunError.
     """
 
     def __init__(
@@ -50,6 +68,7 @@ class Runtime:
         self.tokenizer = tokenizer
         self.placement = placement
         self.load_seconds = load_seconds
+        self._lock = RunLock()
         self._model = model
         self._cache = cache
         self._plan = plan
@@ -64,12 +83,12 @@ class Runtime:
         path_or_name: str | Path | Checkpoint = "demo",
         *,
         revision: str | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
         weights: str | None = None,
         max_seq_len: int | None = None,
         max_batch_size: int = 1,
-        cache_dtype: str = "float16",
+        cache_dtype: str | torch.dtype = "float16",
         embedding: str = "auto",
         check_weights: bool = True,
         cuda_graphs: str = "auto",
@@ -92,7 +111,8 @@ class Runtime:
             max_seq_len: tokens that a sequence may have, prompt included; None for the model's whole context,
                 or as much of it as fits.
             max_batch_size: sequences that are generated side by side.
-            cache_dtype: of keys and values: ``float16``, ``bfloat16`` or ``float32``.
+            cache_dtype: of keys and values: ``float16``, ``bfloat16`` or ``float32``. Devices and dtypes may
+                be torch's own too.
             embedding: where its table is, which is only looked up, while a GPU has the rest: ``device``,
                 ``host`` (in pinned memory), or ``auto``: on the device where all that is asked for fits.
             check_weights: refuse weights with a NaN or an infinity, which takes reading them all once.
@@ -108,19 +128,13 @@ class Runtime:
         InsufficientMemoryError when it does not fit; all are ValueErrors.
         """
         started = time.perf_counter()
-        _check_count("max_batch_size", max_batch_size)
-        if isinstance(path_or_name, Checkpoint):
-            checkpoint = path_or_name
-            if revision is not None:
-                raise ParameterError(f"revision is {revision!r}; expected None with an open checkpoint")
-            if checkpoint.mmap and not mmap:
-                raise ParameterError("mmap is False, and the checkpoint is open with True; expected the same")
-        else:
-            checkpoint = open_checkpoint(path_or_name, revision, mmap=mmap, progress=progress)
+        max_batch_size = integer("max_batch_size", max_batch_size, 1)
+        cuda_graphs = one_of("cuda_graphs", cuda_graphs, CUDA_GRAPHS)
+        flags = {"check_weights": check_weights, "mmap": mmap, "warmup": warmup, "progress": progress}
+        check_weights, mmap, warmup, progress = (flag(name, value) for name, value in flags.items())
+        checkpoint = _open(path_or_name, optional_text("revision", revision), mmap=mmap, progress=progress)
         if max_seq_len is not None:
-            _check_count("max_seq_len", max_seq_len, checkpoint.config.max_position_embeddings)
-        if cuda_graphs not in CUDA_GRAPHS:
-            raise ParameterError(f"cuda_graphs is {cuda_graphs!r}; expected {', '.join(CUDA_GRAPHS)}")
+            max_seq_len = integer("max_seq_len", max_seq_len, 1, checkpoint.config.max_position_embeddings)
         placement = choose_placement(checkpoint, device, dtype, cache_dtype, weights, embedding)
         placement, plan = plan_loading(
             checkpoint, placement, max_seq_len=max_seq_len, max_batch_size=max_batch_size
@@ -131,6 +145,12 @@ class Runtime:
             runtime.warm_up()
         runtime.load_seconds = time.perf_counter() - started
         return runtime
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(
+            "a Runtime can be neither copied nor pickled; "
+            "expected Runtime.load in each process, and one Runtime for all threads of it"
+        )
 
     @property
     def max_seq_len(self) -> int:
@@ -151,9 +171,9 @@ class Runtime:
     def warm_up(self) -> None:
         """Load what the first prompt and step would wait for, and on a GPU capture steps.
 
-        Ends a stream that may be half done. What is generated afterwards is what it would have been.
+        What is generated afterwards is what it would have been.
         """
-        with explaining_out_of_memory(self._plan, during="capturing decode steps"):
+        with self._lock.hold(), explaining_out_of_memory(self._plan, during="capturing decode steps"):
             self._loop.warm_up()
 
     def captures(self) -> CaptureReport | None:
@@ -162,6 +182,7 @@ class Runtime:
 
     def bytes_read_per_step(self, context_tokens: int) -> int:
         """What decoding one token of one sequence reads, when ``context_tokens`` stand before it."""
+        context_tokens = integer("context_tokens", context_tokens, 0)
         weights = self._model.weights.bytes_per_step(self.tokenizer.vocab_size)
         return weights + self._plan.cache_bytes_per_token * context_tokens
 
@@ -205,11 +226,12 @@ class Runtime:
         Raises ParameterError, or GenerationError when the logits hold a NaN.
         """
         single = isinstance(prompts, str)
-        batch: SequenceOf[Prompt] = [prompts] if isinstance(prompts, str) else prompts
+        batch = [prompts] if isinstance(prompts, str) else entries("prompts", prompts, _PROMPTS)
         sequences = self._sequences(batch, _settings(params, keywords, len(batch)), add_bos)
         try:
-            for _ in self._run(sequences):
-                pass
+            with self._lock.hold():
+                for _ in self._pieces(sequences):
+                    pass
         except KeyboardInterrupt:
             for sequence in sequences:
                 if sequence.finish_reason is None:
@@ -231,27 +253,28 @@ class Runtime:
         return once the stream has ended.
         """
         (sequence,) = self._sequences([prompt], _settings(params, keywords, 1), add_bos)
-        return TextStream(sequence, self._run([sequence]), self.load_seconds)
+        return TextStream(sequence, Run(self._lock, self._pieces([sequence])), self.load_seconds)
 
     def score(self, texts: str | SequenceOf[Prompt], *, add_bos: bool | None = None) -> list[Score]:
         """The log-probability of every token of each text, given the tokens before it."""
-        batch: SequenceOf[Prompt] = [texts] if isinstance(texts, str) else texts
+        batch = [texts] if isinstance(texts, str) else entries("texts", texts, _PROMPTS)
+        add_bos = optional_flag("add_bos", add_bos)
         if not batch:
             raise ParameterError("texts is empty; expected at least one")
         encoded = [self._encode(text, add_bos) for text in batch]
-        self._loop.end_runs()
-        with explaining_out_of_memory(self._plan, during="scoring"):
+        with self._lock.hold(), explaining_out_of_memory(self._plan, during="scoring"):
             return [score_sequence(self._model, self._cache, ids) for ids in encoded]
 
-    def _run(self, sequences: list[Sequence]) -> Iterator[str]:
+    def _pieces(self, sequences: list[Sequence]) -> Iterator[str]:
         with explaining_out_of_memory(self._plan, during="generating"):
             yield from self._loop.run(sequences)
 
     def _encode(self, prompt: Prompt, add_bos: bool | None) -> list[int]:
         """Token ids, checked against the vocabulary and the context."""
-        ids = (
-            self.tokenizer.encode(prompt, add_bos=add_bos) if isinstance(prompt, str) else _token_ids(prompt)
-        )
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt, add_bos=add_bos)
+        else:
+            ids = token_ids("prompt", prompt, "text or token ids")
         for token_id in ids:
             if not 0 <= token_id < self.tokenizer.vocab_size:
                 raise ParameterError(
@@ -266,6 +289,7 @@ class Runtime:
     def _sequences(
         self, prompts: SequenceOf[Prompt], params: SequenceOf[SamplingParams], add_bos: bool | None
     ) -> list[Sequence]:
+        add_bos = optional_flag("add_bos", add_bos)
         if not prompts:
             raise ParameterError("prompts is empty; expected at least one prompt")
         sequences = []
@@ -276,11 +300,15 @@ class Runtime:
         return sequences
 
 
-def _token_ids(prompt: Any) -> list[int]:
-    try:
-        return [operator.index(token_id) for token_id in prompt]
-    except TypeError as error:
-        raise ParameterError(f"prompt is {prompt!r:.80}; expected text or token ids") from error
+def _open(path_or_name: object, revision: str | None, *, mmap: bool, progress: bool) -> Checkpoint:
+    if not isinstance(path_or_name, Checkpoint):
+        path = path_or_str("path_or_name", path_or_name, "a str or a Path, or an open Checkpoint")
+        return open_checkpoint(path, revision, mmap=mmap, progress=progress)
+    if revision is not None:
+        raise ParameterError(f"revision is {revision!r}; expected None with an open checkpoint")
+    if path_or_name.mmap and not mmap:
+        raise ParameterError("mmap is False, and the checkpoint is open with True; expected the same")
+    return path_or_name
 
 
 def _settings(
@@ -288,21 +316,22 @@ def _settings(
 ) -> list[SamplingParams]:
     """One SamplingParams for each of ``count`` prompts."""
     if params is None:
-        try:
-            return [SamplingParams(**keywords)] * count
-        except TypeError as error:
-            raise ParameterError(f"unknown sampling parameter: {error}") from error
+        known = [field.name for field in fields(SamplingParams)]
+        for name in keywords:
+            if name not in known:
+                raise ParameterError(f"unknown sampling parameter: {name}; expected {', '.join(known)}")
+        return [SamplingParams(**keywords)] * count
     if keywords:
         raise ParameterError(f"params and the keyword {next(iter(keywords))} are both given; expected one")
     if isinstance(params, SamplingParams):
         return [params] * count
-    if len(params) != count:
+    expected = "SamplingParams, or a list of one for each prompt"
+    each = entries("params", params, expected)
+    if len(each) != count:
         raise ParameterError(
-            f"params has {len(params)} entries; expected one, or one for each of {count} prompts"
+            f"params has {len(each)} entries; expected one, or one for each of {count} prompts"
         )
-    return list(params)
-
-
-def _check_count(name: str, value: object, highest: int = 2**31 - 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= highest:
-        raise ParameterError(f"{name} is {value!r}; expected an integer from 1 to {highest}")
+    for entry in each:
+        if not isinstance(entry, SamplingParams):
+            raise ParameterError(f"params has {shown(entry)}; expected {expected}")
+    return each

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-import math
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from adept_fast import ops
+from adept_fast.arguments import ParameterError, entries, flag, integer, number, shown, token_ids
 
 _LARGEST_SEED = 2**63 - 1
 MOST_DRAFTS = 15  # tokens guessed ahead of a step, which with them has 16
 
 
-class ParameterError(ValueError):
-    """A parameter outside its range."""
+# float32, in which they are applied, holds what a logit becomes by these, and by both at once.
+_TEMPERATURES = 1e-20, 1e20
+_PENALTIES = 1e-10, 1e10
+
+_NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "temperature": (
+        lambda value: value == 0 or _TEMPERATURES[0] <= value <= _TEMPERATURES[1],
+        "0, or a number from {:g} to {:g}".format(*_TEMPERATURES),
+    ),
+    "top_p": (lambda value: 0 < value <= 1, "a number in (0, 1]"),
+    "min_p": (lambda value: 0 <= value < 1, "a number in [0, 1)"),
+    "repetition_penalty": (
+        lambda value: _PENALTIES[0] <= value <= _PENALTIES[1],
+        "a number from {:g} to {:g}".format(*_PENALTIES),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -27,11 +40,12 @@ class SamplingParams:
 
     Args:
         max_new_tokens: at most this many tokens, 0 for none; None for as many as the context holds.
-        temperature: 0 takes the most likely token; above, logits are divided by it.
+        temperature: 0 takes the most likely token; above, from 1e-20 to 1e20, logits are divided by it.
         top_k: draw among this many of the most likely tokens; 0 for all.
         top_p: draw among the fewest tokens that reach this probability, after top_k; in (0, 1].
         min_p: draw among tokens with at least this share of the largest probability; in [0, 1).
-        repetition_penalty: above 1 makes tokens of the prompt and of the text so far less likely.
+        repetition_penalty: above 1 makes tokens of the prompt and of the text so far less likely; from 1e-10
+            to 1e10.
         stop: strings that end the text; they are not part of it.
         stop_token_ids: tokens that end the text beside the end token; they are not part of it.
         seed: the same seed gives the same tokens; None takes one from the system.
@@ -57,32 +71,27 @@ class SamplingParams:
     prompt_lookup: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
-        # One string, or any sequence of strings, is as good as a tuple of them.
-        object.__setattr__(
-            self, "stop", (self.stop,) if isinstance(self.stop, str) else _tuple("stop", self.stop)
-        )
-        object.__setattr__(self, "stop_token_ids", _tuple("stop_token_ids", self.stop_token_ids))
+        self._set("stop", _stop_strings(self.stop))
+        self._set("stop_token_ids", _stop_token_ids(self.stop_token_ids))
         if self.max_new_tokens is not None:
-            _check_int("max_new_tokens", self.max_new_tokens, 0, 2**31 - 1)
-        _check_number("temperature", self.temperature, lambda value: value >= 0, "at least 0")
-        _check_int("top_k", self.top_k, 0, 2**31 - 1)
-        _check_number("top_p", self.top_p, lambda value: 0 < value <= 1, "in (0, 1]")
-        _check_number("min_p", self.min_p, lambda value: 0 <= value < 1, "in [0, 1)")
-        _check_number("repetition_penalty", self.repetition_penalty, lambda value: value > 0, "above 0")
+            self._set("max_new_tokens", integer("max_new_tokens", self.max_new_tokens, 0))
+        self._set("top_k", integer("top_k", self.top_k, 0))
         if self.seed is not None:
-            _check_int("seed", self.seed, 0, _LARGEST_SEED)
+            self._set("seed", integer("seed", self.seed, 0, _LARGEST_SEED))
         if self.logprobs is not None:
-            _check_int("logprobs", self.logprobs, 0, 1000)
-        _check_int("prompt_lookup", self.prompt_lookup, 0, MOST_DRAFTS)
+            self._set("logprobs", integer("logprobs", self.logprobs, 0, 1000))
+        self._set("prompt_lookup", integer("prompt_lookup", self.prompt_lookup, 0, MOST_DRAFTS))
+        self._set("ignore_eos", flag("ignore_eos", self.ignore_eos))
+        for name, (in_range, expected) in _NUMBERS.items():
+            self._set(name, number(name, getattr(self, name), in_range, expected))
         if self.prompt_lookup and self.repetition_penalty != 1:
             raise ParameterError(
                 f"prompt_lookup is {self.prompt_lookup} and repetition_penalty {self.repetition_penalty}; "
                 f"expected only one of them, as a penalty makes each token's choice depend on the one before"
             )
-        if not all(isinstance(text, str) and text for text in self.stop):
-            raise ParameterError(f"stop is {self.stop!r}; expected strings that are not empty")
-        for token_id in self.stop_token_ids:
-            _check_int("stop_token_ids", token_id, 0, 2**31 - 1)
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
 
 
 class Sampler:
@@ -101,11 +110,11 @@ class Sampler:
         self._params: list[SamplingParams | None] = [None] * max_batch_size
         # The last row belongs to no slot: a row of logits without one, whose slot is -1, finds it there.
         rows = max_batch_size + 1
-        self._temperature = torch.zeros(rows, device=device)
+        self._temperature = torch.zeros(rows, device=device, dtype=torch.float32)
         self._top_k = torch.zeros(rows, dtype=torch.int64, device=device)
-        self._top_p = torch.ones(rows, device=device)
-        self._min_p = torch.zeros(rows, device=device)
-        self._repetition_penalty = torch.ones(rows, device=device)
+        self._top_p = torch.ones(rows, device=device, dtype=torch.float32)
+        self._min_p = torch.zeros(rows, device=device, dtype=torch.float32)
+        self._repetition_penalty = torch.ones(rows, device=device, dtype=torch.float32)
         self._seed = torch.zeros(rows, dtype=torch.int64, device=device)
         self._seen = torch.zeros(rows, vocab_size, dtype=torch.bool, device=device)
         self._yes = torch.ones(
@@ -203,18 +212,15 @@ class _Asked:
         )
 
 
-def _tuple(name: str, value: Any) -> tuple[Any, ...]:
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise ParameterError(f"{name} is {value!r}; expected a list or a tuple")
-    return tuple(value)
+def _stop_strings(stop: object) -> tuple[str, ...]:
+    """One string, or any list of strings, is as good as a tuple of them."""
+    texts = [stop] if isinstance(stop, str) else entries("stop", stop, "a string, or a list of strings")
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            raise ParameterError(f"stop has {shown(text)}; expected strings that are not empty")
+    return tuple(str(text) for text in texts)
 
 
-def _check_int(name: str, value: object, lowest: int, highest: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
-        raise ParameterError(f"{name} is {value!r}; expected an integer from {lowest} to {highest}")
-
-
-def _check_number(name: str, value: Any, in_range: Callable[[float], bool], expected: str) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not in_range(value):
-        raise ParameterError(f"{name} is {value!r}; expected a number {expected}")
+def _stop_token_ids(ids: object) -> tuple[int, ...]:
+    found = token_ids("stop_token_ids", ids, "a list of token ids")
+    return tuple(integer("stop_token_ids", token_id, 0) for token_id in found)

@@ -50,7 +50,7 @@ def score_sequence(model: Persimmon, cache: StaticKVCache, ids: list[int]) -> Sc
     """Score one sequence, in slot 0 of the cache."""
     if not ids:
         return Score([], [])
-    tokens = torch.tensor(ids, device=model.device)  # [tokens]
+    tokens = torch.tensor(ids, device=model.device, dtype=torch.int64)  # [tokens]
     logprobs: list[float | None] = [None]
     for chunk in model.prefill_chunks(tokens, cache, slot=0):
         for hidden in chunk.split(SCORED_ROWS):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Container, Iterable, Mapping, Sequence
+import operator
+import os
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import sentencepiece
 
+from adept_fast.arguments import ParameterError, flag, optional_flag, shown, token_ids
 from adept_fast.chat import chat_text
 from adept_fast.file_limits import max_bytes
 from adept_fast.regular_file import FileError, read_regular
@@ -45,9 +49,15 @@ class Tokenizer:
         bos_token: str | None = None,
         source: str | Path = "tokenizer.model",
     ) -> None:
+        if not isinstance(model, bytes) or not (bos_token is None or isinstance(bos_token, str)):
+            raise TokenizerError(
+                f"model is a {type(model).__name__} and bos_token {shown(bos_token)}; "
+                f"expected the bytes of a tokenizer.model, and a piece or None"
+            )
         self.model = model
         self.source = str(source)
-        self.add_bos = add_bos
+        with _as_tokenizer_errors():
+            self.add_bos = flag("add_bos", add_bos)
         self._processor = _read_processor(model, self.source)
         self.vocab_size: int = self._processor.vocab_size()
         end_of_text = self._find_piece(END_OF_TEXT)
@@ -59,6 +69,8 @@ class Tokenizer:
     @classmethod
     def from_file(cls, path: str | Path, *, add_bos: bool = False, bos_token: str | None = None) -> Tokenizer:
         """Read a ``tokenizer.model`` (or Adept's ``adept_vocab.model``)."""
+        if not isinstance(path, (str, os.PathLike)):
+            raise TokenizerError(f"path is {shown(path)}; expected a str or a Path")
         try:
             model = read_regular(path, max_bytes("tokenizer.model"))
         except FileError as error:
@@ -70,6 +82,10 @@ class Tokenizer:
 
         Raises TokenizerError for text with lone surrogates, or where BOS is asked for and there is none.
         """
+        with _as_tokenizer_errors():
+            add_bos = optional_flag("add_bos", add_bos)
+        if not isinstance(text, str):
+            raise TokenizerError(f"text is {shown(text)}; expected a str")
         try:
             ids: list[int] = self._processor.encode(text.encode("utf-8"))
         except UnicodeEncodeError as error:
@@ -118,6 +134,8 @@ class Tokenizer:
 
         Raises ChatError for a conversation that the format cannot express.
         """
+        with _as_tokenizer_errors():
+            tokenize = flag("tokenize", tokenize)
         text = chat_text(messages, add_generation_prompt=add_generation_prompt)
         if tokenize:
             return self.encode(text)
@@ -130,7 +148,12 @@ class Tokenizer:
         ``skip_special_tokens`` concerns BOS, the end token and unknown pieces: True leaves them out, False
         shows all of them, those that are control pieces by their names, and None, sentencepiece's own way,
         shows all but control pieces.
+
+        Raises TokenizerError for what is no list of ids of the vocabulary.
         """
+        with _as_tokenizer_errors():
+            ids = token_ids("ids", ids)
+            skip_special_tokens = optional_flag("skip_special_tokens", skip_special_tokens)
         for token_id in ids:
             if not 0 <= token_id < self.vocab_size:
                 raise TokenizerError(
@@ -143,12 +166,15 @@ class Tokenizer:
             silent = {token_id for token_id in ends if token_id is not None and self.is_control(token_id)}
             pieces = StreamingDetokenizer(self, shown_by_name=silent)
             return pieces.extend(ids) + pieces.finish()
-        text: str = self._processor.decode(list(ids))
+        text: str = self._processor.decode(ids)
         return text
 
     def piece(self, token_id: int) -> str:
-        """The vocabulary entry of an id, as it stands in the model (``▁the``, ``<0x0A>``)."""
-        text: str = self._processor.id_to_piece(token_id)
+        """The vocabulary entry of an id, as it stands in the model (``▁the``, ``<0x0A>``).
+
+        Like the questions below, raises TokenizerError for what is no id of the vocabulary.
+        """
+        text: str = self._of_id(self._processor.id_to_piece, token_id)
         return text
 
     def pieces(self) -> list[str]:
@@ -158,14 +184,23 @@ class Tokenizer:
         return [self._processor.get_score(token_id) for token_id in range(self.vocab_size)]
 
     def is_control(self, token_id: int) -> bool:
-        return bool(self._processor.is_control(token_id))
+        return bool(self._of_id(self._processor.is_control, token_id))
 
     def is_unknown(self, token_id: int) -> bool:
-        return bool(self._processor.is_unknown(token_id))
+        return bool(self._of_id(self._processor.is_unknown, token_id))
 
     def byte_value(self, token_id: int) -> int | None:
         """The byte that a byte-fallback piece stands for, else None."""
-        return int(self.piece(token_id)[3:5], 16) if self._processor.is_byte(token_id) else None
+        is_byte = self._of_id(self._processor.is_byte, token_id)
+        return int(self.piece(token_id)[3:5], 16) if is_byte else None
+
+    def _of_id(self, question: Callable[[int], Any], token_id: int) -> Any:
+        try:
+            return question(operator.index(token_id))
+        except (IndexError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+            raise TokenizerError(
+                f"token id {shown(token_id)} is outside the vocabulary (0 to {self.vocab_size - 1})"
+            ) from error
 
     def _find_piece(self, piece: str) -> int | None:
         # sentencepiece answers the unknown id for a piece that it lacks.
@@ -180,7 +215,7 @@ class Tokenizer:
             named = self._find_piece(bos_token)
             if named is None:
                 raise TokenizerError(
-                    f"{self.source} has no piece {bos_token!r}, which the checkpoint names as BOS"
+                    f"{self.source} has no piece {shown(bos_token)}, which the checkpoint names as BOS"
                 )
             return named
         if end_of_text is not None:
@@ -234,6 +269,14 @@ class StreamingDetokenizer:
         if text:
             self._invisible = None
         return text
+
+
+@contextmanager
+def _as_tokenizer_errors() -> Iterator[None]:
+    try:
+        yield
+    except ParameterError as error:
+        raise TokenizerError(str(error)) from error
 
 
 def _replace_each(error: UnicodeError) -> tuple[str, int]:

@@ -38,9 +38,21 @@ DRAWN = [
     Setting(1.0, top_k=3, top_p=0.3, min_p=0.5),
     Setting(1.0, top_k=2, top_p=1e-9),
 ]
+ENDS = [  # of what SamplingParams allows
+    Setting(1e-20),
+    Setting(1e20),
+    Setting(1e20, top_k=7),
+    Setting(1e20, top_p=0.5, min_p=1 - 2**-24),
+    Setting(1.0, top_p=1e-30),
+    Setting(1.0, top_p=1e-46),
+    Setting(1.0, min_p=1e-40),
+    Setting(1.0, top_k=9, penalty=1e10),
+    Setting(1.0, top_p=0.9, penalty=1e-10),
+    Setting(1e-20, penalty=1e-10),
+]
 VOCABS = [1, 7, 1000, TILE + 1, 4099]
 if THIN:
-    DRAWN, VOCABS = [DRAWN[9], DRAWN[12]], [TILE + 1]
+    DRAWN, ENDS, VOCABS = [DRAWN[9], DRAWN[12]], [ENDS[2]], [TILE + 1]
 
 
 def kinds_of_logits(vocab: int) -> dict[str, Tensor]:
@@ -72,7 +84,7 @@ def kinds_of_logits(vocab: int) -> dict[str, Tensor]:
 @pytest.mark.parametrize("vocab", VOCABS)
 @every_place
 def test_every_kind_of_row_with_every_setting(place: Place, vocab: int) -> None:
-    cases = list(itertools.product(kinds_of_logits(vocab).items(), [*GREEDY, *DRAWN]))
+    cases = list(itertools.product(kinds_of_logits(vocab).items(), [*GREEDY, *DRAWN, *ENDS]))
     excused = 0
     for start in range(0, len(cases), 16):
         batch = cases[start : start + 16]

@@ -37,10 +37,12 @@ ORDER = [
         "tokenizer",
         "config",
         "quantize",
+        "arguments",
         "chat",
         "extension",
         "huge_pages",
         "mapped_files",
+        "run_lock",
         "speculation",
     ],
     ["json_file"],
@@ -81,6 +83,24 @@ def test_a_file_is_read_in_one_sitting(file: Path) -> None:
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef):
             assert (node.end_lineno or 0) - node.lineno < 80, node.name
+
+
+# What torch would make on its default device, and in its default dtype, which a user may have set.
+CREATED = ("empty", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
+CREATED_OF_ONE_DTYPE = ("arange", "as_tensor", "eye", "randint", "randperm")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_tensors_are_made_on_a_device_and_in_a_dtype_that_are_named(file: Path) -> None:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        is_call = isinstance(node, ast.Call) and ast.unparse(node.func).startswith("torch.")
+        if not is_call or not isinstance(node, ast.Call):
+            continue
+        name, given = ast.unparse(node.func), {keyword.arg for keyword in node.keywords}
+        if name.removeprefix("torch.") in (*CREATED, *CREATED_OF_ONE_DTYPE):
+            assert "device" in given, f"line {node.lineno}: {name} has no device"
+        if name.removeprefix("torch.") in CREATED:
+            assert "dtype" in given, f"line {node.lineno}: {name} has no dtype"
 
 
 def test_it_runs_without_what_only_tests_need() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
 import runpy
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,8 @@ import torch
 from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
 from transformers import PersimmonForCausalLM
 
+from adept_fast.arguments import ParameterError
 from adept_fast.checkpoint import CheckpointError, demo_path
-from adept_fast.sampling import ParameterError
 
 lm_eval = pytest.importorskip(
     "lm_eval", reason="lm-eval is not installed (pip install 'lm-eval>=0.4.13,<0.5')"
@@ -28,7 +31,7 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.registry import get_model  # noqa: E402
 
 from adept_fast.integrations.lm_eval import AdeptFastLM  # noqa: E402
-from adept_fast.integrations.lm_eval.generation import generation_params  # noqa: E402
+from adept_fast.integrations.lm_eval.generation import _NEUTRAL, generation_params  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 FACTS = ROOT / "tools" / "evaluation" / "demo_facts.yaml"
@@ -194,7 +197,21 @@ class TestGeneration:
     @pytest.mark.parametrize(
         ("settings", "found"),
         [
-            ({"num_beams": 4}, "generation_kwargs has 'num_beams'; expected until"),
+            ({"num_beams": 4}, "generation_kwargs has num_beams 4; expected 1, all that the runtime does"),
+            ({"num_beams": True}, "generation_kwargs has num_beams True; expected 1"),
+            ({"length_penalty": 0.5}, "generation_kwargs has length_penalty 0.5; expected 1"),
+            ({"no_repeat_ngram_size": 3}, "generation_kwargs has no_repeat_ngram_size 3; expected 0"),
+            ({"bad_words_ids": [[3]]}, "generation_kwargs has bad_words_ids .*; expected None"),
+            ({"early_stopping": "never"}, "generation_kwargs has early_stopping 'never'; expected False"),
+            ({"use_cache": "no"}, "generation_kwargs has use_cache 'no'; expected True or False"),
+            ({"max_length": 99}, "generation_kwargs has 'max_length'; expected until"),
+            ({"max_tokens": 9, "temperature": "hot"}, "temperature is 'hot'; expected a number"),
+            ({"max_tokens": 9, "temperature": [1]}, r"temperature is \[1\]; expected 0, or a number"),
+            ({"max_tokens": "many"}, "max_tokens is 'many'; expected an integer"),
+            ({"max_tokens": 9, "seed": 1.5}, "seed is 1.5; expected an integer"),
+            ({"max_tokens": 9, "do_sample": "yes"}, "do_sample is 'yes'; expected True or False"),
+            ({"max_tokens": 9, "until": 3}, "until is 3; expected a string, or a list of strings"),
+            ({"max_tokens": 9, "until": [3]}, "stop has 3; expected strings"),
             ({"max_gen_toks": 64}, "max_gen_toks is 64; expected less than max_length 64"),
             ({"do_sample": True, "top_p": 2.0, "max_tokens": 9}, "top_p is 2.0"),
         ],
@@ -209,6 +226,21 @@ class TestGeneration:
         assert generation_params({"do_sample": True}, 512).temperature == 1
         assert generation_params({}, 512).max_new_tokens == 256
         assert generation_params({"max_gen_toks": 7, "max_tokens": 9}, 512).max_new_tokens == 7
+        assert generation_params({"max_gen_toks": "7", "temperature": "0.5"}, 512).temperature == 0.5
+
+    def test_settings_that_change_nothing(self, reference: PersimmonForCausalLM) -> None:
+        """Not even in transformers, of which they are."""
+        expected = generation_params({"max_gen_toks": 7}, 512)
+        ids = torch.tensor([[5, 6, 7, 8]])
+        plain = {"max_new_tokens": 5, "eos_token_id": -1, "do_sample": False}
+        theirs = reference.generate(ids, **plain)
+        for name, allowed in _NEUTRAL.items():
+            assert generation_params({"max_gen_toks": 7, name: None}, 512) == expected
+            for value in allowed:
+                assert generation_params({"max_gen_toks": 7, name: value}, 512) == expected
+                assert torch.equal(reference.generate(ids, **plain, **{name: value}), theirs), (name, value)
+        together = {name: allowed[0] for name, allowed in _NEUTRAL.items() if allowed}
+        assert generation_params({"max_gen_toks": 7, "do_sample": False, **together}, 512) == expected
 
 
 class TestModel:
@@ -231,6 +263,13 @@ class TestModel:
         ("arguments", "found"),
         [
             ({"batch_size": "many"}, "batch_size is 'many'; expected a positive integer or auto"),
+            ({"batch_size": 2.5}, "batch_size is 2.5; expected a positive integer or auto"),
+            ({"batch_size": None}, "batch_size is None"),
+            ({"batch_size": "٢"}, "batch_size is '٢'"),
+            ({"max_batch_size": 0, "batch_size": "auto"}, "max_batch_size is 0; expected an integer from 1"),
+            ({"max_length": "long"}, "max_length is 'long'; expected an integer from 1"),
+            ({"add_bos": "yes"}, "add_bos is 'yes'; expected True, False or None"),
+            ({"trust_remote_code": "yes"}, "trust_remote_code is 'yes'; expected True or False"),
             ({"pretrained": "demo"}, "model_args has 'pretrained'; expected checkpoint, revision, device"),
             ({"revision": "v1"}, "revision is 'v1', and demo is a path here"),
         ],
@@ -238,6 +277,10 @@ class TestModel:
     def test_mistakes(self, arguments: dict[str, Any], found: str) -> None:
         with pytest.raises((ParameterError, CheckpointError), match=found):
             AdeptFastLM("demo", **arguments)
+
+    def test_remote_code_is_never_run(self) -> None:
+        for trusted in (True, False):
+            assert AdeptFastLM("demo", trust_remote_code=trusted).batch_size == 1
 
     def test_chat_template(self, caplog: pytest.LogCaptureFixture) -> None:
         model = AdeptFastLM("demo")
@@ -265,6 +308,44 @@ class TestModel:
         assert found["model_weights"] == "int8"
         assert found["model_num_parameters"] > 6_000_000
 
+    def test_scoring_waits_for_a_stream_of_another_thread(self) -> None:
+        model = AdeptFastLM("demo", batch_size=3, max_length=128)
+        pairs = [request("loglikelihood", "The capital of France is", " Paris")]
+        (expected,) = model.loglikelihood(pairs, disable_tqdm=True)
+        whole = model.runtime.generate("Once upon a time", max_new_tokens=20).text
+        stream = model.runtime.stream("Once upon a time", max_new_tokens=20)
+        pieces = [next(stream)]
+        with ThreadPoolExecutor(1) as pool:
+            scored = pool.submit(model.loglikelihood, pairs, disable_tqdm=True)
+            while len(model.runtime._lock._queue) < 2:
+                done, _ = wait([scored], timeout=0.01)
+                assert not done
+            pieces += stream
+            assert scored.result(timeout=60) == [expected]
+        assert "".join(pieces) == whole
+
+    def test_threads_get_what_one_gets(self) -> None:
+        model = AdeptFastLM("demo", batch_size=3, max_length=128)
+        pairs = [request("loglikelihood", context, " is gold") for context in texts(9, (1, 20), seed=11)]
+        asked = [
+            request("generate_until", text, {"max_gen_toks": 9, "until": []})
+            for text in texts(7, (1, 9), seed=12)
+        ]
+
+        def both_kinds() -> tuple[Any, Any]:
+            together.wait(timeout=60)
+            return (
+                model.loglikelihood(pairs, disable_tqdm=True),
+                model.generate_until(asked, disable_tqdm=True),
+            )
+
+        together = threading.Barrier(1)
+        expected = both_kinds()
+        together = threading.Barrier(4)
+        with ThreadPoolExecutor(4) as pool:
+            for found in [pool.submit(both_kinds) for _ in range(4)]:
+                assert found.result(timeout=60) == expected
+
 
 @pytest.fixture(scope="module")
 def both() -> tuple[AdeptFastLM, Any]:
@@ -284,6 +365,28 @@ class TestAgainstHf:
         ours, theirs = (model.loglikelihood(requests, disable_tqdm=True) for model in both)
         for pair, (found, is_greedy), (expected, greedy) in zip(pairs, ours, theirs, strict=True):
             assert (found, is_greedy) == (pytest.approx(expected, abs=2e-3), greedy), pair
+
+    def test_empty_texts(self, both: tuple[AdeptFastLM, Any]) -> None:
+        """The same scores, and where lm-eval's own model fails, one sentence instead."""
+        ours, theirs = both
+        texts = ("", " ", "  ", "\n", "a", "a ")
+        refused = []
+        for pair in itertools.product(texts, texts):
+            requests = [request("loglikelihood", *pair)]
+            try:
+                ((expected, greedy),) = theirs.loglikelihood(requests, disable_tqdm=True)
+            except (AssertionError, IndexError):
+                refused.append(pair)
+                with pytest.raises(ParameterError, match="adds no token to the context '[^\n]*'; expected"):
+                    ours.loglikelihood(requests, disable_tqdm=True)
+            else:
+                found = ours.loglikelihood(requests, disable_tqdm=True)
+                assert found == [(pytest.approx(expected, abs=2e-3), greedy)], pair
+        assert ("", "") in refused
+        assert ("a", "") in refused
+        assert len(refused) < 6
+        (nothing,) = ours.loglikelihood_rolling([request("loglikelihood_rolling", "")], disable_tqdm=True)
+        assert (nothing, type(nothing)) == (0.0, float)
 
     def test_the_task_of_facts_has_the_same_accuracy(self, both: tuple[AdeptFastLM, Any]) -> None:
         from lm_eval import simple_evaluate
@@ -308,6 +411,7 @@ class TestAgainstHf:
 def test_lm_evals_own_command_finds_it_through_a_task_file(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "lm_eval", "--model", "adept-fast", "--model_args", "checkpoint=demo"]
+        + ["--trust_remote_code", "--gen_kwargs", "num_beams=1,use_cache=True,length_penalty=1.0"]
         + ["--tasks", str(FACTS), "--limit", "8", "--batch_size", "8"],
         cwd=tmp_path,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": str(ROOT)},

@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from transformers import PersimmonConfig as TheirConfig
 
 from adept_fast import GenerationError, ParameterError
 from adept_fast.checkpoint import demo_path
+from adept_fast.decode_state import DecodeState
 from adept_fast.integrations.transformers import NotServedError, accelerate, restore
 from adept_fast.integrations.transformers.compatibility import CACHE_NAME
 
@@ -295,6 +297,48 @@ def test_it_still_is_a_transformers_model(tmp_path: Path) -> None:
     assert torch.equal(logits(made), logits(loaded))
 
 
+def test_a_shallow_copy_has_the_same_weights() -> None:
+    model = accelerate(small_model())
+    text(model)
+    twin = copy.copy(model)
+    assert_served(twin, small_model())
+    with torch.no_grad():
+        model.lm_head.weight.copy_(small_model(1).lm_head.weight)
+    assert torch.equal(text(twin), text(model))
+    restore(twin)
+    assert type(twin) is PersimmonForCausalLM
+    assert torch.equal(text(twin), text(model))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda m: m.state_dict(), lambda m: m.train(), lambda m: m.float(), restore]
+)
+def test_the_layout_of_weights_waits_for_other_threads(change: Any) -> None:
+    """For a generate of another thread; not for one of its own, which would wait for it."""
+    model = accelerate(small_model())
+    expected = text(model)
+    lock = vars(model)["_adept_fast"]._lock
+    ended: list[Any] = []
+    thread = threading.Thread(target=lambda: ended.append(change(model)), daemon=True)
+
+    class Streamer:
+        def put(self, value: Tensor) -> None:
+            if value.ndim == 1 and thread.ident is None:  # a token, and not yet the prompt
+                thread.start()
+                while len(lock._queue) < 2:
+                    thread.join(0.01)
+                    assert not ended
+            model.state_dict()
+            assert not ended
+
+        def end(self) -> None:
+            pass
+
+    assert torch.equal(text(model, streamer=Streamer()), expected)
+    thread.join(60)
+    assert ended
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_a_pipeline(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = AutoTokenizer.from_pretrained(demo_path())
@@ -439,6 +483,58 @@ def test_what_is_handed_over_gets_the_random_numbers_that_it_would_get_there() -
         found = text(model, do_sample=True)
     torch.manual_seed(8)
     assert torch.equal(found, text(reference, do_sample=True))
+
+
+def test_ctrl_c_leaves_a_model_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between a step and the count of it too."""
+    model = accelerate(small_model())
+    expected = text(model)
+    count_step = DecodeState.count_step
+    left = iter(range(3))
+
+    def interrupted(state: DecodeState, rows: int) -> list[int]:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return count_step(state, rows)
+
+    monkeypatch.setattr(DecodeState, "count_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        text(model)
+    monkeypatch.undo()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", HANDED_OVER)
+        assert torch.equal(text(model), expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 1e300},
+        {"temperature": 1e-38},
+        {"temperature": 1e-300},
+        {"repetition_penalty": 1e300},
+        {"repetition_penalty": 1e-40},
+        {"repetition_penalty": float("inf")},
+        {"top_k": 10**400},
+        {"min_p": 1.0},
+    ],
+    ids=str,
+)
+def test_numbers_beyond_those_of_the_runtime_are_handed_over(settings: dict[str, Any]) -> None:
+    """Whatever comes of it there, a text or an error."""
+    found, said = [], []
+    for model in (accelerate(small_model()), small_model()):
+        torch.manual_seed(5)
+        with warnings.catch_warnings(record=True) as recorded:
+            warnings.simplefilter("always")
+            try:
+                found.append(text(model, do_sample=True, **settings).tolist())
+            except (RuntimeError, ValueError) as error:
+                found.append(str(error))
+        said.append(handed_over(recorded))
+    assert found[0] == found[1]
+    assert len(said[0]) == 1
+    assert next(iter(settings)) in said[0][0]
 
 
 def test_a_length_beyond_all_memory_takes_none() -> None:

@@ -16,11 +16,11 @@ from click.testing import CliRunner
 from saving import checkpoint_of
 
 from adept_fast import InsufficientMemoryError, PersimmonConfig, Runtime, loading, placement
+from adept_fast.arguments import ParameterError
 from adept_fast.checkpoint import Checkpoint, open_checkpoint
 from adept_fast.cli import main
 from adept_fast.loading import plan_loading
 from adept_fast.placement import choose_placement, imagine_placement
-from adept_fast.sampling import ParameterError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 

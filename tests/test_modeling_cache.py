@@ -47,7 +47,7 @@ def test_a_crop_takes_tokens_back() -> None:
     assert_close(out.last_hidden_state, ours(ids).last_hidden_state[:, 4:])
     cache.crop(-3)
     assert cache.get_seq_length() == 5
-    with pytest.raises(ValueError, match="length is 6; expected at most the 5 positions"):
+    with pytest.raises(ValueError, match="length is 6; expected an integer from -5 to 5"):
         cache.crop(6)
 
 

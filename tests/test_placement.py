@@ -11,11 +11,11 @@ import torch
 from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
 
 from adept_fast import placement
+from adept_fast.arguments import ParameterError
 from adept_fast.checkpoint import WEIGHT_DTYPES, Checkpoint, open_checkpoint
 from adept_fast.checkpoint.convert import convert
 from adept_fast.extension import Extension
 from adept_fast.placement import choose_placement, imagine_placement
-from adept_fast.sampling import ParameterError
 from adept_fast.weights import weights_bytes
 
 

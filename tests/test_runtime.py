@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -48,6 +50,24 @@ def test_a_warm_up_changes_nothing_but_the_wait(max_seq_len: int, monkeypatch: p
     runtime.warm_up()
     assert read
     assert runtime.stats() == Stats(0, 0)
+
+
+def test_a_runtime_is_not_copied(demo: Runtime) -> None:
+    stream = demo.stream("a", max_new_tokens=1)
+    for thing, expected in (
+        (demo, "a Runtime can be neither copied nor pickled; expected Runtime.load in each process"),
+        (stream, "a TextStream can be neither copied nor pickled; its result can"),
+        ([demo], "a Runtime can be neither copied nor pickled"),
+    ):
+        for take in (copy.copy, copy.deepcopy, pickle.dumps):
+            if isinstance(thing, list) and take is copy.copy:
+                continue
+            with pytest.raises(TypeError, match=expected) as caught:
+                take(thing)  # type: ignore[operator]
+            assert "\n" not in str(caught.value)
+    list(stream)
+    for result in (stream.result, demo.score("a"), SamplingParams(stop="x")):
+        assert pickle.loads(pickle.dumps(result)) == copy.deepcopy(result) == result
 
 
 def test_a_warm_up_ends_a_stream() -> None:

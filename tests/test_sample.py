@@ -8,9 +8,10 @@ import pytest
 import torch
 from scipy import stats
 
+from adept_fast.arguments import ParameterError
 from adept_fast.ops import INVALID, sample
 from adept_fast.ops.sample import uniform
-from adept_fast.sampling import ParameterError, Sampler, SamplingParams
+from adept_fast.sampling import Sampler, SamplingParams
 
 VOCAB = 40
 DRAWS = 50_000
@@ -75,6 +76,88 @@ def test_draws_follow_the_definition(temperature: float, top_k: int, top_p: floa
     pairs = [(seen, want) for seen, want in zip(observed, predicted, strict=True) if want > 0]
     if len(pairs) > 1:
         assert stats.chisquare(*zip(*pairs, strict=True)).pvalue > 1e-3
+
+
+# The ends of what SamplingParams allows, alone and together.
+EXTREMES = [
+    {"temperature": temperature, **others}
+    for temperature in (1e-20, 1.0, 1e20)
+    for others in (
+        {},
+        {"top_k": 3},
+        {"top_k": 2**31 - 1},
+        {"top_p": 5e-324},
+        {"top_p": 1e-46},
+        {"top_p": 1e-30},
+        {"top_p": 1 - 2**-53},
+        {"min_p": 5e-324},
+        {"min_p": 1e-40},
+        {"min_p": 1 - 2**-53},
+        {"repetition_penalty": 1e-10},
+        {"repetition_penalty": 1e10},
+        {"repetition_penalty": 1e10, "top_k": 5, "top_p": 0.5, "min_p": 1e-300},
+    )
+]
+
+
+def defined_choice(logits: torch.Tensor, seen: list[int], params: SamplingParams, position: int) -> set[int]:
+    """What may be drawn, in float64 and with the parameters as they are: one id, or two where a draw falls on
+    their border."""
+    values = logits.double().tolist()
+    for index in seen:
+        penalty = params.repetition_penalty
+        values[index] = values[index] / penalty if values[index] > 0 else values[index] * penalty
+    scaled = [value / params.temperature for value in values]
+    highest = max(scaled)
+    weights = [math.exp(max(value - highest, -1e4)) for value in scaled]
+    order = sorted(range(len(values)), key=lambda index: -values[index])
+    order = order[: params.top_k or len(order)]
+    whole = math.fsum(weights[index] for index in order)
+    kept, mass = [], 0.0
+    for index in order:
+        if kept and mass >= params.top_p * whole:
+            break
+        kept.append(index)
+        mass += weights[index]
+    kept = sorted(index for index in kept if weights[index] >= params.min_p)
+    drawn = float(uniform(torch.tensor([params.seed]), torch.tensor([position])))
+    total = math.fsum(weights[index] for index in kept)
+    found, below = set(), 0.0
+    for index in kept:
+        above = below + weights[index] / total
+        if below - 1e-6 <= drawn < above + 1e-6 and weights[index] > 0:
+            found.add(index)
+        below = above
+    return found
+
+
+@pytest.mark.parametrize("by_host", [True, False])
+@pytest.mark.parametrize("settings", EXTREMES, ids=str)
+def test_the_ends_of_the_ranges_are_exact(settings: dict[str, float], by_host: bool) -> None:
+    rows = 24
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(rows, VOCAB, generator=generator) * 8
+    logits[rows // 2 :] -= 40  # all below 0
+    seen = [1, 5, 7, 30]
+    sampler = Sampler(rows, VOCAB, torch.device("cpu"), by_host=by_host)
+    params = [SamplingParams(**settings, seed=2**63 - 1 - row) for row in range(rows)]  # type: ignore[arg-type]
+    for row in range(rows):
+        sampler.start(row, params[row], torch.tensor(seen))
+    chosen = sampler.choose(logits, torch.arange(rows), torch.arange(rows)).tolist()
+    penalised = seen if "repetition_penalty" in settings else []
+    for row in range(rows):
+        allowed = defined_choice(logits[row], penalised, params[row], row + 1)
+        assert chosen[row] in allowed, row
+        assert len(allowed) <= 2
+
+
+def test_what_overflows_is_the_likeliest() -> None:
+    logits = torch.tensor([[1e30, 2e30, 3.0], [-1e30, -2e30, -3e38], [1.0, 2.0, 3.0]])
+    chosen = sample(
+        logits, temperature=torch.tensor([1e-20, 1e-20, 1.0]), seed=torch.arange(3), positions=torch.arange(3)
+    )
+    assert chosen[:2].tolist() == [1, 0]
+    assert 0 <= chosen[2] < 3
 
 
 def test_uniform_is_uniform_over_seeds_and_over_positions() -> None:
@@ -209,23 +292,55 @@ def test_a_row_of_no_sequence_is_not_seen_by_any() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
-        ("temperature", -0.1, "temperature is -0.1; expected a number at least 0"),
+        ("temperature", -0.1, "temperature is -0.1; expected 0, or a number from 1e-20 to 1e\\+20"),
         ("temperature", math.nan, "temperature is nan"),
         ("temperature", math.inf, "temperature is inf"),
+        ("temperature", 1e300, "temperature is 1e\\+300; expected 0, or a number from 1e-20"),
+        ("temperature", 1e-38, "temperature is 1e-38"),
+        ("temperature", 5e-324, "temperature is 5e-324"),
+        ("temperature", 10**400, "temperature is an integer of about 398 digits; expected 0, or"),
+        (
+            "repetition_penalty",
+            1e300,
+            "repetition_penalty is 1e\\+300; expected a number from 1e-10 to 1e\\+10",
+        ),
+        ("repetition_penalty", 1e-40, "repetition_penalty is 1e-40"),
+        ("repetition_penalty", math.inf, "repetition_penalty is inf"),
+        ("repetition_penalty", math.nan, "repetition_penalty is nan"),
+        ("top_p", math.nan, "top_p is nan"),
+        ("top_p", -math.inf, "top_p is -inf"),
+        ("min_p", math.nan, "min_p is nan"),
+        pytest.param("min_p", 10**5000, "min_p is an integer of about", id="min_p of many digits"),
+        (
+            "top_k",
+            10**400,
+            "top_k is an integer of about 398 digits; expected an integer from 0 to 2147483647",
+        ),
+        pytest.param(
+            "max_new_tokens",
+            -(10**5000),
+            "max_new_tokens is a negative integer of about .* digits",
+            id="max_new_tokens of many digits",
+        ),
+        ("seed", 2**64, "seed is 18446744073709551616; expected an integer from 0 to 9223372036854775807"),
+        ("seed", 10**400, "seed is an integer of about"),
+        ("logprobs", 10**400, "logprobs is an integer of about"),
+        ("stop_token_ids", [10**400], "stop_token_ids is an integer of about"),
+        ("prompt_lookup", 10**400, "prompt_lookup is an integer of about"),
         ("top_p", 0.0, r"top_p is 0.0; expected a number in \(0, 1\]"),
         ("top_p", 1.01, r"top_p is 1.01; expected a number in \(0, 1\]"),
         ("min_p", 1.0, r"min_p is 1.0; expected a number in \[0, 1\)"),
         ("min_p", -0.5, "min_p"),
         ("top_k", -1, "top_k is -1; expected an integer from 0"),
         ("top_k", 2.5, "top_k is 2.5"),
-        ("repetition_penalty", 0, "repetition_penalty is 0; expected a number above 0"),
+        ("repetition_penalty", 0, "repetition_penalty is 0; expected a number from 1e-10"),
         ("max_new_tokens", -1, "max_new_tokens is -1"),
         ("max_new_tokens", True, "max_new_tokens is True"),
         ("seed", -1, "seed is -1"),
         ("seed", 2**63, "seed"),
         ("stop", "", "stop"),
         ("stop", ("a", 3), "stop"),
-        ("stop", 3, "stop is 3; expected a list"),
+        ("stop", 3, "stop is 3; expected a string, or a list of strings"),
         ("stop_token_ids", (-1,), "stop_token_ids is -1"),
         ("logprobs", -1, "logprobs is -1"),
         ("temperature", "hot", "temperature is 'hot'"),

@@ -292,7 +292,7 @@ def _rotary_tensors(config: PersimmonConfig) -> dict[str, StoredTensor]:
 
 
 def _inverse_frequencies(config: PersimmonConfig) -> torch.Tensor:
-    exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32) / config.rotary_dim
+    exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32, device="cpu") / config.rotary_dim
     return 1.0 / config.rope_theta**exponents
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from adept_fast.arguments import ParameterError
 from adept_fast.chat import STOP, Turn, chat_prompt
 from adept_fast.commands.errors import OneLineErrors, show_error
 from adept_fast.commands.options import (
@@ -20,7 +21,7 @@ from adept_fast.commands.options import (
 )
 from adept_fast.commands.streaming import print_stream
 from adept_fast.runtime import Runtime
-from adept_fast.sampling import ParameterError, SamplingParams
+from adept_fast.sampling import SamplingParams
 from adept_fast.text_input import LineReader, TextError
 from adept_fast.text_stream import TextStream
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from adept_fast import chat, text_input
+from adept_fast.arguments import ParameterError
 from adept_fast.bandwidth import measure_read_bandwidth
 from adept_fast.commands.errors import OneLineErrors
 from adept_fast.commands.options import (
@@ -25,7 +26,7 @@ from adept_fast.commands.output import print_json, print_text
 from adept_fast.commands.streaming import print_stream
 from adept_fast.memory import format_bytes
 from adept_fast.runtime import Runtime
-from adept_fast.sampling import ParameterError, SamplingParams
+from adept_fast.sampling import SamplingParams
 from adept_fast.sequence import Generation
 from adept_fast.tokenizer import Tokenizer, TokenizerError
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from adept_fast.arguments import ParameterError
 from adept_fast.commands.errors import OneLineErrors, show_error
 from adept_fast.commands.options import (
     bos_option,
@@ -18,7 +19,6 @@ from adept_fast.commands.options import (
 )
 from adept_fast.commands.output import print_json, print_text
 from adept_fast.runtime import Runtime
-from adept_fast.sampling import ParameterError
 from adept_fast.scoring import Score
 from adept_fast.text_input import LineReader, TextError
 from adept_fast.tokenizer import TokenizerError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from adept_fast.arguments import ParameterError, integer, shown
 from adept_fast.config import PersimmonConfig
 from adept_fast.kv_cache import StaticKVCache
 
@@ -30,6 +31,10 @@ class KeyValueCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
+        if not isinstance(config, PersimmonConfig):
+            raise ParameterError(f"config is {shown(config)}; expected a PersimmonConfig")
+        max_batch_size = integer("max_batch_size", max_batch_size, 1)
+        max_seq_len = integer("max_seq_len", max_seq_len, 1)
         self.config = config
         self.length = 0  # positions of each row that are filled
         self._store = StaticKVCache(
@@ -45,11 +50,8 @@ class KeyValueCache:
 
     def crop(self, length: int) -> None:
         """Forget all but the first ``length`` positions; a negative one says how many to forget."""
+        length = integer("length", length, -self.length, self.length)
         kept = length if length >= 0 else self.length + length
-        if not 0 <= kept <= self.length:
-            raise ValueError(
-                f"length is {length}; expected at most the {self.length} positions that are there"
-            )
         self.length = kept
 
     def make_room(self, batch: int, tokens: int) -> None:

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from adept_fast.arguments import shown
 from adept_fast.config import ConfigError
 from adept_fast.config import PersimmonConfig as Architecture
 from adept_fast.short_text import short_repr
@@ -97,6 +98,8 @@ class PersimmonConfig(_Fields):
         """This config itself, or one of the runtime's with the defaults of all else."""
         if isinstance(config, cls):
             return config
+        if not isinstance(config, Architecture):
+            raise ConfigError(f"config is {shown(config)}; expected a PersimmonConfig")
         return cls(**{name: getattr(config, name) for name in _ARCHITECTURE})
 
     @classmethod

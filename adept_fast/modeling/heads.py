@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adept_fast.arguments import integer
 from adept_fast.config import PersimmonConfig as Architecture
 from adept_fast.modeling.cache import KeyValueCache
 from adept_fast.modeling.decoder import PersimmonModel
@@ -226,8 +227,8 @@ class PersimmonForTokenClassification(PersimmonPreTrainedModel):
 
 def _kept(states: Tensor, logits_to_keep: int | Tensor) -> Any:
     """The hidden states [batch, sequence, hidden] whose logits are wanted."""
-    if isinstance(logits_to_keep, int):
-        return states[:, -logits_to_keep:]  # 0 keeps all
+    if not isinstance(logits_to_keep, Tensor):
+        return states[:, -integer("logits_to_keep", logits_to_keep, 0) :]  # 0 keeps all
     if logits_to_keep.dtype == torch.bool and logits_to_keep.dim() == 2:
         return states[logits_to_keep]  # [kept, hidden]
     if logits_to_keep.dim() == 2:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from adept_fast.arguments import ParameterError, flag, optional_text, path_or_str, shown
 from adept_fast.checkpoint import (
     WEIGHT_DTYPES,
     CheckpointError,
@@ -32,6 +33,7 @@ from adept_fast.checkpoint.native import is_native, open_native
 from adept_fast.checkpoint.save import ROOM_FOR_SMALL_FILES, write_json
 from adept_fast.checkpoint.tensor_names import unwrap_names, unwrapped_name
 from adept_fast.checkpoint.weight_files import read_as, size_of, write_safetensors
+from adept_fast.config import ConfigError
 from adept_fast.config import PersimmonConfig as Architecture
 from adept_fast.mapped_files import release_pages
 from adept_fast.modeling.config import PersimmonConfig
@@ -119,10 +121,14 @@ class PersimmonPreTrainedModel(nn.Module):
             mmap: read the weights memory-mapped, or copied, as ``Runtime.load`` does.
             changes: fields of the config to be others, such as ``num_labels=3``.
 
-        Raises CheckpointError or ConfigError naming the file, the tensor and what was expected.
+        Raises CheckpointError or ConfigError naming the file, the tensor and what was expected, and
+        ParameterError for an argument of another type.
         """
-        path = locate(path, revision, tokenizer=False).path
-        found, stored = _open(path, mmap)
+        path, device = path_or_str("path", path), _chosen_device(device)
+        if config is not None and not isinstance(config, Architecture):
+            raise ConfigError(f"config is {shown(config)}; expected a PersimmonConfig, or None")
+        path = locate(path, optional_text("revision", revision), tokenizer=False).path
+        found, stored = _open(path, flag("mmap", mmap))
         config = PersimmonConfig.of(config or found)
         if changes:
             config = _changed(config, changes)
@@ -155,7 +161,7 @@ class PersimmonPreTrainedModel(nn.Module):
 
         Raises CheckpointError where the directory holds a checkpoint in shards, or the disk is too full.
         """
-        path = Path(path).expanduser()
+        path = Path(path_or_str("path", path)).expanduser()
         path.mkdir(parents=True, exist_ok=True)
         if (path / INDEX_FILE).exists():
             raise CheckpointError(f"{path}: has {INDEX_FILE}, of other weights; expected another directory")
@@ -269,12 +275,21 @@ def _check(
 
 
 def _chosen_dtype(dtype: torch.dtype | str, stored: Mapping[str, StoredTensor]) -> torch.dtype:
-    if dtype == "auto":
+    if isinstance(dtype, str) and dtype == "auto":
         return stored["model.embed_tokens.weight"].dtype
     for name, chosen in WEIGHT_DTYPES.items():
-        if dtype in (name, chosen):
+        if dtype is chosen or (isinstance(dtype, str) and dtype == name):
             return chosen
-    raise ValueError(f"dtype is {dtype!r}; expected 'auto', float32, float16 or bfloat16")
+    raise ParameterError(f"dtype is {shown(dtype)}; expected 'auto', float32, float16 or bfloat16")
+
+
+def _chosen_device(device: object) -> torch.device:
+    try:
+        if isinstance(device, (str, torch.device)):
+            return torch.device(device)
+    except RuntimeError as error:
+        raise ParameterError(f"device is {shown(device)}; torch has no such device") from error
+    raise ParameterError(f"device is {shown(device)}; expected one as torch has it, or its name")
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:

@@ -186,15 +186,17 @@ def _attention_error(
     attend: Attention, device: torch.device, dtype: torch.dtype, head_dim: int
 ) -> tuple[float, float]:
     """How far off it is, and torch in the same dtype, in the mean square."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     tokens, start, heads, scale = 24, 9, 2, head_dim**-0.5
-    q = torch.randn(tokens, heads, head_dim, generator=generator)
-    cache = torch.randn(2, heads, 40, head_dim, generator=generator).to(dtype)
+    q = torch.randn(tokens, heads, head_dim, generator=generator, dtype=torch.float32, device="cpu")
+    cache = torch.randn(2, heads, 40, head_dim, generator=generator, dtype=torch.float32, device="cpu").to(
+        dtype
+    )
     exact, found, torchs = [], [], []
     for first in (0, start):
         exact.append(reference.prefill_attention(q, cache, first, scale))  # on a CPU, in float32
         found.append(attend(q.to(device), cache.to(device), first, scale).float().cpu())
-        visible = torch.ones(tokens, first + tokens, dtype=torch.bool).tril(first).to(device)
+        visible = torch.ones(tokens, first + tokens, dtype=torch.bool, device="cpu").tril(first).to(device)
         k, v = cache[:, None, :, : first + tokens].to(device)
         narrow = q.transpose(0, 1)[None].to(k)
         attended = F.scaled_dot_product_attention(narrow, k, v, attn_mask=visible, scale=scale)
@@ -219,8 +221,11 @@ def _load_apex_layer_norm() -> LayerNorm:
 
 
 def _layer_norm_error(normalize: LayerNorm, device: torch.device) -> tuple[float, float]:
-    generator = torch.Generator().manual_seed(0)
-    x, gamma, beta = (3 + torch.randn(size, generator=generator) for size in ((33, 520), (520,), (520,)))
+    generator = torch.Generator("cpu").manual_seed(0)
+    x, gamma, beta = (
+        3 + torch.randn(size, generator=generator, dtype=torch.float32, device="cpu")
+        for size in ((33, 520), (520,), (520,))
+    )
     exact = F.layer_norm(x.double(), gamma.shape, gamma.double(), beta.double(), 1e-5)
     there = [tensor.to(device) for tensor in (x, gamma, beta)]
     found = normalize(there[0], there[1], there[2], 1e-5)

@@ -38,7 +38,7 @@ def sample(
         logits: float32 [rows, vocab].
         temperature: float32 [rows], 0 for the most likely token; None is 0 for all.
         top_k: int64 [rows], keep this many of the most likely, 0 for all.
-        top_p: float32 [rows] in (0, 1], keep the fewest of the most likely that reach this probability.
+        top_p: float32 [rows] in [0, 1], keep the fewest of the likeliest that reach this probability, or one.
         min_p: float32 [rows] in [0, 1), keep what has at least this share of the largest probability.
         repetition_penalty: float32 [rows]; a seen token's logit is divided by it if positive, else multiplied
             (CTRL, Keskar et al. 2019).
@@ -57,9 +57,11 @@ def sample(
             raise ValueError("sampling at a temperature takes seed and positions")
         # The value that greedy rows get here is not used; 1 keeps it finite.
         divisor = torch.where(temperature > 0, temperature, 1.0)[:, None]
-        probabilities = _keep_likely((logits / divisor).softmax(-1, dtype=torch.float64), top_k, top_p, min_p)
-        drawn = _draw(probabilities, uniform(seed, positions))
-        chosen = torch.where(temperature > 0, drawn, chosen)
+        scaled = logits / divisor
+        drawn = _draw(_keep_likely(scaled, top_k, top_p, min_p), uniform(seed, positions))
+        # Where a logit has overflown in the penalty or the temperature, nothing else is as likely.
+        is_drawn = (temperature > 0) & scaled.amax(-1).isfinite()
+        chosen = torch.where(is_drawn, drawn, chosen)
     return torch.where(valid, chosen, INVALID)
 
 
@@ -69,21 +71,22 @@ def uniform(seed: Tensor, counter: Tensor) -> Tensor:
     return _shift_right(_mix(state), 11).double() * 2.0**-53
 
 
-def _keep_likely(
-    probabilities: Tensor, top_k: Tensor | None, top_p: Tensor | None, min_p: Tensor | None
-) -> Tensor:
-    """float64 [rows, vocab] with 0 for what top-k, top-p or min-p excludes; rows need not sum to 1."""
+def _keep_likely(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None, min_p: Tensor | None) -> Tensor:
+    """Probabilities, float64 [rows, vocab], 0 for what top-k, top-p or min-p excludes; not scaled to 1."""
+    probabilities = logits.softmax(-1, dtype=torch.float64)
     if min_p is not None:
         least = min_p[:, None].double() * probabilities.amax(-1, keepdim=True)
     if top_k is not None or top_p is not None:
-        ordered, indices = probabilities.sort(dim=-1, descending=True, stable=True)
+        # By the logits: at a high temperature, probabilities differ by less than float64 holds.
+        _, indices = logits.sort(dim=-1, descending=True, stable=True)
+        ordered = probabilities.gather(-1, indices)
+        rank = torch.arange(ordered.shape[-1], device=ordered.device)
         if top_k is not None:
-            rank = torch.arange(ordered.shape[-1], device=ordered.device)
             limit = torch.where(top_k > 0, top_k, ordered.shape[-1])[:, None]
             ordered = ordered.masked_fill(rank >= limit, 0)
         if top_p is not None:
             mass_before = ordered.cumsum(-1) - ordered
-            enough = mass_before >= top_p[:, None].double() * ordered.sum(-1, keepdim=True)
+            enough = (mass_before >= top_p[:, None].double() * ordered.sum(-1, keepdim=True)) & (rank > 0)
             ordered = ordered.masked_fill(enough & (top_p < 1)[:, None], 0)
         probabilities = torch.zeros_like(probabilities).scatter(-1, indices, ordered)
     if min_p is not None:

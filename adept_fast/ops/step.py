@@ -31,7 +31,7 @@ class NativeStep:
         scale: float,
         counts: Tensor,
     ) -> None:
-        absent = torch.empty(0)
+        absent = torch.empty(0, dtype=torch.float32, device="cpu")
         self._layers = [
             absent if tensor is None else tensor
             for layer in weights.layers

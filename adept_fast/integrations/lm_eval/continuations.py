@@ -46,7 +46,6 @@ class ScoringRuntime(Runtime):
                 most one more than ``max_seq_len``, as the last token is never read.
             on_scored: is told of every few that are done, how many.
         """
-        self._loop.end_runs()
         places: dict[tuple[int, ...], list[int]] = {}
         for place, (context, _) in enumerate(requests):
             places.setdefault(tuple(context), []).append(place)
@@ -58,7 +57,8 @@ class ScoringRuntime(Runtime):
             batch = by_length[start : start + self.max_batch_size]
             contexts = [context for context, _ in batch]
             continuations = [[requests[place][1] for place in own] for _, own in batch]
-            scored = _score(self._model, self._cache, contexts, continuations)
+            with self._lock.hold():  # of each batch by itself: no batch needs what the one before has left
+                scored = _score(self._model, self._cache, contexts, continuations)
             for (_, own), likelihoods in zip(batch, scored, strict=True):
                 found.update(zip(own, likelihoods, strict=True))
             on_scored(sum(len(own) for _, own in batch))
@@ -117,7 +117,7 @@ def _score(
 def _read(model: Persimmon, cache: StaticKVCache, segments: list[_Segment]) -> list[Tensor]:
     """The last hidden states that are kept of each segment: float32 [kept, hidden]."""
     kept: list[list[Tensor]] = [
-        [torch.empty(0, model.config.hidden_size, device=model.device)] for _ in segments
+        [torch.empty(0, model.config.hidden_size, device=model.device, dtype=torch.float32)] for _ in segments
     ]
     for chunk in _chunks(segments):
         hidden = _forward(model, cache, [piece for _, piece in chunk])  # [tokens, hidden]
@@ -153,7 +153,9 @@ def _forward(model: Persimmon, cache: StaticKVCache, pieces: list[_Segment]) -> 
     places = [
         (token_id, piece.slot, piece.start + at) for piece in pieces for at, token_id in enumerate(piece.ids)
     ]
-    ids, slots, positions = torch.tensor(places, device=model.device).T.contiguous()  # each [tokens]
+    ids, slots, positions = torch.tensor(
+        places, device=model.device, dtype=torch.int64
+    ).T.contiguous()  # each [tokens]
     x = model.embed(ids)  # [tokens, hidden]
     for index, layer in enumerate(model.weights.layers):
         attend = partial(_attend, model, layer, cache.layer(index), pieces, slots, positions)
@@ -198,7 +200,9 @@ def _likelihoods(model: Persimmon, hidden: list[Tensor], targets: list[Ids]) -> 
     rows = torch.cat(
         [states[: len(ids)] for states, ids in zip(hidden, targets, strict=True)]
     )  # [rows, hidden]
-    wanted = torch.tensor([token_id for ids in targets for token_id in ids], device=model.device)  # [rows]
+    wanted = torch.tensor(
+        [token_id for ids in targets for token_id in ids], device=model.device, dtype=torch.int64
+    )  # [rows]
     logprobs: list[float] = []
     likeliest: list[bool] = []
     for states, ids in zip(rows.split(SCORED_ROWS), wanted.split(SCORED_ROWS), strict=True):

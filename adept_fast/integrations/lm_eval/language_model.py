@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -14,11 +15,11 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from adept_fast.arguments import ParameterError, flag, integer, optional_flag, shown
 from adept_fast.chat import chat_template
 from adept_fast.checkpoint import dtype_name
 from adept_fast.integrations.lm_eval.continuations import ScoringRuntime
 from adept_fast.integrations.lm_eval.generation import DEFAULT_NEW_TOKENS, generation_params
-from adept_fast.sampling import ParameterError
 
 _MOST_ROWS = 16  # sequences that the decode kernels take side by side: what batch_size=auto means
 _BATCHES_AT_ONCE = 4  # prompts, in batches, that are generated before the progress bar moves
@@ -37,6 +38,7 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         batch_size: sequences side by side; ``auto`` is 16.
         max_batch_size: an upper bound of ``batch_size``.
         add_bos: whether BOS is put before a prompt; by default what the checkpoint says.
+        trust_remote_code: what lm-eval's command adds for the sake of data sets; a checkpoint has no code.
 
     Contexts that are too long lose their beginning, and a warning says so.
     """
@@ -54,6 +56,7 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
         add_bos: bool | None = None,
+        trust_remote_code: bool = False,
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -62,6 +65,10 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 f"model_args has {next(iter(unknown))!r}; expected checkpoint, revision, device, dtype, "
                 f"weights, cache_dtype, max_length, batch_size, max_batch_size or add_bos"
             )
+        flag("trust_remote_code", trust_remote_code)
+        add_bos = optional_flag("add_bos", add_bos)
+        if max_length is not None:
+            max_length = integer("max_length", max_length, 1)
         runtime = ScoringRuntime.load(
             checkpoint,
             revision=revision,
@@ -136,12 +143,27 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             "model_device": str(placement.device),
         }
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """The log-probability of each continuation after its context, and whether greedy text would be it.
+
+        After an empty context, BOS comes first. Raises ParameterError for a continuation without a token, for
+        which lm-eval's own models fail too.
+        """
+        for request in requests:
+            if not any(request.args):
+                raise _no_continuation(request.args)
+        scored: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return scored
+
     def _loglikelihood_tokens(
         self,
         requests: Sequence[tuple[tuple[str, str] | None, list[int], list[int]]],
         disable_tqdm: bool = False,
         **_unused: Any,
     ) -> list[tuple[float, bool]]:
+        for texts, _, continuation in requests:
+            if not continuation:
+                raise _no_continuation(texts)
         pairs = [self._cut(context, continuation) for _, context, continuation in requests]
         with tqdm(total=len(pairs), desc="Scoring continuations", disable=disable_tqdm) as bar:
             found = self.runtime.score_continuations(pairs, bar.update)
@@ -168,7 +190,7 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         scores = iter(self._loglikelihood_tokens(windows, disable_tqdm=disable_tqdm))
         totals = []
         for request, count in zip(requests, counts, strict=True):
-            totals.append(sum(next(scores)[0] for _ in range(count)))
+            totals.append(math.fsum(next(scores)[0] for _ in range(count)))
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, totals[-1])
         return totals
 
@@ -214,6 +236,14 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 _template = chat_template  # the method of this name hides the function
 
 
+def _no_continuation(texts: tuple[str, str] | None) -> ParameterError:
+    context, continuation = texts or ("", "")
+    return ParameterError(
+        f"the continuation {shown(continuation)} adds no token to the context {shown(context)}; "
+        f"expected at least one"
+    )
+
+
 def _device(name: str | None) -> str:
     """What to load on: lm-eval's command asks for cuda:0 where its user named nothing."""
     if name == "cuda:0" and not torch.cuda.is_available():
@@ -223,9 +253,15 @@ def _device(name: str | None) -> str:
 
 
 def _batch_size(batch_size: int | str, largest: int | None) -> int:
-    text = str(batch_size)
-    if text.startswith("auto"):
+    if largest is not None:
+        largest = integer("max_batch_size", largest, 1)
+    if isinstance(batch_size, str) and batch_size.startswith("auto"):
         return min(_MOST_ROWS, largest or _MOST_ROWS)
-    if not text.isdecimal() or int(text) < 1:
-        raise ParameterError(f"batch_size is {batch_size!r}; expected a positive integer or auto")
-    return min(int(text), largest or int(text))
+    is_text = isinstance(batch_size, str) and batch_size.isascii() and batch_size.isdecimal()
+    try:
+        count = integer("batch_size", int(batch_size) if is_text else batch_size, 1)
+    except ValueError as error:
+        raise ParameterError(
+            f"batch_size is {shown(batch_size)}; expected a positive integer or auto"
+        ) from error
+    return min(count, largest or count)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
 import transformers
 from torch import Tensor
 
+from adept_fast.arguments import integer
 from adept_fast.integrations.transformers.acceleration import Acceleration
 from adept_fast.integrations.transformers.compatibility import (
     CACHE_NAME,
@@ -20,7 +22,6 @@ from adept_fast.integrations.transformers.not_served import NotServedError
 from adept_fast.integrations.transformers.request import read_request
 from adept_fast.integrations.transformers.returned_cache import mark_as_given
 from adept_fast.integrations.transformers.shared_weights import restore_layout
-from adept_fast.sampling import ParameterError
 
 _Theirs: Any = transformers.PersimmonForCausalLM
 _ATTRIBUTE = "_adept_fast"
@@ -42,17 +43,16 @@ def accelerate(model: Any, *, max_batch_size: int | None = None, max_seq_len: in
         max_batch_size, max_seq_len: what the cache is made for, where a call does not need more; by default
             it is made for the call, and made anew where a later one needs more.
 
-    Raises NotServedError for a model that the runtime does not compute.
+    Raises NotServedError for a model that the runtime does not compute, ParameterError for a size.
     """
-    for name, value in (("max_batch_size", max_batch_size), ("max_seq_len", max_seq_len)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ParameterError(f"{name} is {value!r}; expected an integer of at least 1, or None")
+    rows = 1 if max_batch_size is None else integer("max_batch_size", max_batch_size, 1)
+    length = 1 if max_seq_len is None else integer("max_seq_len", max_seq_len, 1)
     if type(model) not in (_Theirs, PersimmonForCausalLM):
         raise NotServedError(
             f"model is a {type(model).__module__}.{type(model).__name__}; "
             f"expected transformers' PersimmonForCausalLM itself"
         )
-    acceleration = Acceleration(max_batch_size or 1, max_seq_len or 1)
+    acceleration = Acceleration(rows, length)
     try:
         acceleration.share(model)
     except NotServedError as error:
@@ -65,9 +65,10 @@ def accelerate(model: Any, *, max_batch_size: int | None = None, max_seq_len: in
 def restore(model: Any) -> Any:
     """Give an accelerated model its own ``generate`` back; returns the model. Any other stays as it is."""
     if type(model) is PersimmonForCausalLM:
-        model.__dict__.pop(_ATTRIBUTE, None)
-        model.__class__ = _Theirs
-        restore_layout(model)
+        acceleration = model.__dict__.pop(_ATTRIBUTE, None)
+        with nullcontext() if acceleration is None else acceleration.undisturbed():
+            model.__class__ = _Theirs
+            restore_layout(model)
     return model
 
 
@@ -159,11 +160,15 @@ class PersimmonForCausalLM(_Theirs):  # type: ignore[misc]
     def _lay_out_as_loaded(self) -> None:
         """Let go of what shares the weights until the next ``generate``; give them their first layout."""
         if (acceleration := vars(self).get(_ATTRIBUTE)) is not None:
-            acceleration.release()
-            restore_layout(self)
+            with acceleration.undisturbed():
+                acceleration.release()
+                restore_layout(self)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         """nn.Module's, which every way of moving parameters, or of giving them another dtype, calls."""
-        if (acceleration := vars(self).get(_ATTRIBUTE)) is not None:
+        acceleration = vars(self).get(_ATTRIBUTE)
+        if acceleration is None:
+            return super()._apply(*args, **kwargs)
+        with acceleration.undisturbed():
             acceleration.release()
-        return super()._apply(*args, **kwargs)
+            return super()._apply(*args, **kwargs)

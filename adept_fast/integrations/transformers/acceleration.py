@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from adept_fast.integrations.transformers.not_served import NotServedError
 from adept_fast.integrations.transformers.shared_weights import SharedWeights, check_modules
 from adept_fast.integrations.transformers.token_loop import TokenLoop
+from adept_fast.run_lock import NestedRunError, RunLock
 
 
 class Acceleration:
@@ -27,8 +27,7 @@ class Acceleration:
         self._length = length
         self._shared: SharedWeights | None = None
         self._loop: TokenLoop | None = None
-        self._lock = threading.RLock()
-        self._running = False
+        self._lock = RunLock()
         self._said: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -36,6 +35,14 @@ class Acceleration:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Acceleration:
         return Acceleration(self._rows, self._length)
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Wait for runs of other threads, and have them wait; inside a run of the same thread, go ahead."""
+        with ExitStack() as held:
+            with suppress(NestedRunError):
+                held.enter_context(self._lock.hold())
+            yield
 
     def share(self, model: Any) -> SharedWeights:
         """The model's weights as they are now. Raises NotServedError where the runtime does not take them."""
@@ -47,7 +54,7 @@ class Acceleration:
         return self._shared
 
     def release(self) -> None:
-        """Let go of weights and cache, before the model moves its parameters."""
+        """Let go of weights and cache, before the model moves its parameters. A run goes on with those."""
         self._shared = self._loop = None
 
     @contextmanager
@@ -56,9 +63,11 @@ class Acceleration:
 
         Raises NotServedError where the model is not served, or its ``generate`` is called while it runs.
         """
-        with self._lock:
-            if self._running:
-                raise NotServedError("a generate within a generate")
+        with ExitStack() as held:
+            try:
+                held.enter_context(self._lock.hold())
+            except NestedRunError as error:
+                raise NotServedError("a generate within a generate") from error
             shared = self.share(model)
             loop = self._loop
             if loop is None or rows > loop.rows or length > loop.length:
@@ -71,11 +80,7 @@ class Acceleration:
                     length=max(length, self._length),
                 )
                 self._loop = loop
-            self._running = True
-            try:
-                yield loop
-            finally:
-                self._running = False
+            yield loop
 
     def say_once(self, what: str) -> None:
         """Warn that a call runs on transformers' own code, and why."""

@@ -121,7 +121,7 @@ def decode(
         for row, token_id in zip(rows, chosen, strict=True):
             if going_on[row] or not ends.pads:
                 tokens[row] = token_id
-        column = torch.tensor(tokens)  # [rows]
+        column = torch.tensor(tokens, dtype=torch.int64, device="cpu")  # [rows]
         columns.append(column.to(device))
         ended = ends.of(tokens, columns.so_far, details.scores)
         going_on = [before and not now for before, now in zip(going_on, ended, strict=True)]

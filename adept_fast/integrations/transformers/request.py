@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from transformers.generation import logits_process
 
+from adept_fast.arguments import ParameterError
 from adept_fast.integrations.transformers.compatibility import CACHE_NAME
 from adept_fast.integrations.transformers.not_served import NotServedError
 from adept_fast.integrations.transformers.returned_cache import continues_from, is_given, read_cache
-from adept_fast.sampling import MOST_DRAFTS, ParameterError, SamplingParams
+from adept_fast.sampling import MOST_DRAFTS, SamplingParams
 
 # What a decoding method or its model is given that is read here, or that only its own way of decoding needs.
 _KNOWN_KEYWORDS = {
@@ -141,7 +142,7 @@ def _check_positions(positions: Tensor | None, starts: list[int], columns: int, 
     if positions is None:
         return
     given = positions.shape[-1]
-    begin = torch.tensor(starts, device=positions.device)[:, None]  # [rows, 1]
+    begin = torch.tensor(starts, dtype=torch.int64, device=positions.device)[:, None]  # [rows, 1]
     counted = torch.arange(columns - given, columns, device=positions.device) - begin  # [rows, given]
     if given not in (columns, columns - past) or not bool(((positions == counted) | (counted < 0)).all()):
         raise NotServedError("position_ids")

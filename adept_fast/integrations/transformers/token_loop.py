@@ -98,14 +98,17 @@ class TokenLoop:
         """
         self._begin_lookup(prompts, params)
         self._next = []
+        self._state.resume_count()
         self._lengths = [len(prompt) for prompt in prompts]
         device = self._model.device
         for row, settings in enumerate(params):
             self._sampler.start(row, settings, seen[row].to(device))
         logits = self._continue(prompts, past) if past else self._prefill(prompts)
         rows = range(len(prompts))
-        last_positions = torch.tensor(self._lengths, device=device) - 1
-        chosen = self._sampler.choose(logits, torch.tensor(rows, device=device), last_positions)  # [rows]
+        last_positions = torch.tensor(self._lengths, device=device, dtype=torch.int64) - 1
+        chosen = self._sampler.choose(
+            logits, torch.tensor(rows, device=device, dtype=torch.int64), last_positions
+        )  # [rows]
         return self._checked(chosen.tolist(), rows), logits
 
     @torch.no_grad()
@@ -153,7 +156,7 @@ class TokenLoop:
         for row, prompt in enumerate(prompts):
             like = first_rows.setdefault(tuple(prompt), row)
             if like == row:
-                ids = torch.tensor(prompt, device=self._model.device)  # [tokens]
+                ids = torch.tensor(prompt, device=self._model.device, dtype=torch.int64)  # [tokens]
                 logits.append(self._model.prefill(ids, self._cache, row))
             else:
                 held = self._cache.data[..., : len(prompt), :]  # [layer, k/v, slot, head, tokens, head_dim]
@@ -167,7 +170,9 @@ class TokenLoop:
         for row, (prompt, held) in enumerate(zip(prompts, past, strict=True)):
             tokens = held.shape[-2]
             self.keys_and_values(row, tokens).copy_(held)
-            ids = torch.tensor(prompt[tokens:], device=self._model.device)  # [tokens that follow]
+            ids = torch.tensor(
+                prompt[tokens:], device=self._model.device, dtype=torch.int64
+            )  # [tokens that follow]
             logits.append(self._model.prefill(ids, self._cache, row, tokens))
         return torch.cat(logits)
 
