@@ -1,4 +1,4 @@
-"""A Hugging Face directory: config.json, model.safetensors (or an index of shards), tokenizer.model."""
+"""A Hugging Face directory: config.json, model.safetensors (or an index of shards), a tokenizer."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from adept_fast.checkpoint.base import (
     check_tensors,
     check_vocabulary,
 )
+from adept_fast.checkpoint.tokenizer_files import JSON_FILES, tokenizer_of
 from adept_fast.config import PersimmonConfig
 from adept_fast.tokenizer import Tokenizer
 
@@ -51,39 +52,16 @@ def open_huggingface(path: Path) -> Checkpoint:
     Raises CheckpointError (or ConfigError, TokenizerError) naming the file, the tensor and what was expected.
     """
     config = PersimmonConfig.from_json(path / "config.json")
-    tokenizer = read_tokenizer(path)
+    tokenizer = read_tokenizer(path, config.vocab_size)
     check_vocabulary(path, config, tokenizer)
     tensors = check_tensors(path, config, _stored_tensors(path))
     return Checkpoint(path, "huggingface", config, tensors, tokenizer)
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
-    """The directory's ``tokenizer.model``, with BOS put first exactly when its other files say so."""
-    model = path / "tokenizer.model"
-    if not model.is_file():
-        raise CheckpointError(f"{path}: tokenizer.model is missing")
-    settings = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
-    add_bos = settings.get("add_bos_token")
-    if not isinstance(add_bos, bool):
-        add_bos = _template_starts_with_special_token(path / "tokenizer.json")
-    bos_token = settings.get("bos_token")
-    if isinstance(bos_token, dict):  # an added token, spelled out
-        bos_token = bos_token.get("content")
-    return Tokenizer.from_file(
-        model, add_bos=add_bos, bos_token=bos_token if isinstance(bos_token, str) else None
-    )
-
-
-def _template_starts_with_special_token(path: Path) -> bool:
-    """Whether the post-processor of a ``tokenizer.json`` puts a special token before a single text."""
-    if not path.is_file():
-        return False
-    processor = read_json(path).get("post_processor")
-    if not isinstance(processor, dict):
-        return False
-    steps = processor.get("processors") if processor.get("type") == "Sequence" else [processor]
-    templates = [step.get("single") for step in steps or [] if isinstance(step, dict)]
-    return any(isinstance(single, list) and single and "SpecialToken" in single[0] for single in templates)
+def read_tokenizer(path: Path, rows: int) -> Tokenizer:
+    """The directory's tokenizer, for an embedding of so many rows; see ``tokenizer_of``."""
+    contents = {name: read_json(path / name) for name in JSON_FILES if (path / name).is_file()}
+    return tokenizer_of(path, contents, rows)
 
 
 def _stored_tensors(path: Path) -> dict[str, StoredTensor]:

@@ -50,7 +50,7 @@ def open_native(path: Path) -> Checkpoint:
     section = read_json(path / "config.json")[SECTION]
     weights = _weight_format(path / "config.json", section)
     config = PersimmonConfig.from_json(path / "config.json")
-    tokenizer = read_tokenizer(path)
+    tokenizer = read_tokenizer(path, config.vocab_size)
     check_vocabulary(path, config, tokenizer)
     file = path / SINGLE_FILE
     if not file.is_file():
