@@ -157,8 +157,8 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool | None = None) -> str:
         """The text of ``ids``; bytes that are not UTF-8 become U+FFFD each.
 
-        ``skip_special_tokens`` concerns BOS, end tokens, unknown pieces and added tokens that are special: True
-        leaves them out, False shows all of them, those that have no text by their names, and None,
+        ``skip_special_tokens`` concerns BOS, end tokens, unknown pieces and added tokens that are special:
+        True leaves them out, False shows all of them, those that have no text by their names, and None,
         sentencepiece's own way, shows those that have text.
         """
         for token_id in ids:
@@ -268,4 +268,3 @@ def _replace_each(error: UnicodeError) -> tuple[str, int]:
 
 
 codecs.register_error("adept_fast_replace_each", _replace_each)
-

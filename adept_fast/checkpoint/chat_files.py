@@ -29,7 +29,9 @@ def chat_format(path: Path, contents: Mapping[str, Mapping[str, Any]]) -> ChatFo
     if source is None or source in (chat_template(False), chat_template(True)):
         return HumanAdeptFormat()
     if not is_text(source):
-        raise CheckpointError(f"{label}: the chat template holds a lone surrogate, which UTF-8 cannot express")
+        raise CheckpointError(
+            f"{label}: the chat template holds a lone surrogate, which UTF-8 cannot express"
+        )
     return ChatTemplate(source, label)
 
 
@@ -55,7 +57,11 @@ def _chosen(given: object, label: str) -> str:
     if isinstance(given, list):
         named = {}
         for at, entry in enumerate(given):
-            if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or "template" not in entry:
+            if (
+                not isinstance(entry, dict)
+                or not isinstance(entry.get("name"), str)
+                or "template" not in entry
+            ):
                 raise CheckpointError(
                     f"{label}: chat_template[{at}] is {entry!r:.80}; expected a name and a template"
                 )

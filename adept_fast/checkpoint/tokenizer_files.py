@@ -72,7 +72,9 @@ def tokenizer_of(path: Path, contents: Contents, rows: int) -> Tokenizer:
     )
     for key, token_id in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id)):
         if key in named and key not in known and token_id is not None:
-            tokenizer.special_tokens[key] = tokenizer.piece(token_id)  # what stands in for the name of no piece
+            tokenizer.special_tokens[key] = tokenizer.piece(
+                token_id
+            )  # what stands in for the name of no piece
     return tokenizer
 
 
@@ -97,10 +99,11 @@ def _vocabulary(
             for name in sorted(set(special) - listed)
             if (token_id := plain.find(name)) is not None
         ]
-        if not added and not only_named:
-            return plain, path / MODEL_FILE
+        # transformers finds special tokens in text as soon as they are named. Here text that spells one stays
+        # text, unless the checkpoint lists added tokens, and so was trained with such.
+        tokens = {"added": added + only_named} if added else {"named": only_named}
         vocabulary = SentencePieceVocabulary(
-            model, str(path / MODEL_FILE), added=added, named=only_named, splits_special_tokens=splits
+            model, str(path / MODEL_FILE), splits_special_tokens=splits, **tokens
         )
         return vocabulary, path / MODEL_FILE
     if contents[FAST_FILE]:
@@ -124,5 +127,7 @@ def _bos(
         return leading is not None, leading or named.get("bos_token")
     chosen = contents[CONFIG_FILE].get("add_bos_token")
     if chosen is not None and not isinstance(chosen, bool):
-        raise CheckpointError(f"{path / CONFIG_FILE}: add_bos_token is {chosen!r:.80}; expected true or false")
+        raise CheckpointError(
+            f"{path / CONFIG_FILE}: add_bos_token is {chosen!r:.80}; expected true or false"
+        )
     return leading is not None if chosen is None else chosen, named.get("bos_token")

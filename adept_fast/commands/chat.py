@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from adept_fast.chat import STOP, Turn, chat_prompt
+from adept_fast.commands.conversation import Turn, chat_ids, stopping_answers
 from adept_fast.commands.errors import OneLineErrors
 from adept_fast.commands.options import (
     bos_option,
@@ -30,13 +30,13 @@ from adept_fast.sampling import SamplingParams
 def chat(**options: Any) -> None:
     """Talk with the model. Ctrl-C stops an answer, Ctrl-D leaves."""
     runtime = load_runtime(options)
-    params = sampling_params(options, stop=(STOP,))
+    params = stopping_answers(sampling_params(options), runtime.tokenizer)
     history: list[Turn] = []
     while (question := _ask()) is not None:
         if not question.strip():
             continue
         history, prompt = _fit(runtime, question, history, params, options["add_bos"])
-        stream = runtime.stream(prompt, params, add_bos=options["add_bos"])
+        stream = runtime.stream(prompt, params)
         history.append(Turn(question, print_stream(stream, as_chat=True)))
 
 
@@ -58,14 +58,16 @@ def _ask() -> str | None:
 
 def _fit(
     runtime: Runtime, question: str, history: list[Turn], params: SamplingParams, add_bos: bool | None
-) -> tuple[list[Turn], str]:
+) -> tuple[list[Turn], list[int]]:
     """The turns that the context still holds, and the prompt they make; the oldest are forgotten first."""
     room = runtime.max_seq_len - min(params.max_new_tokens or 0, runtime.max_seq_len // 2)
     kept = list(history)
-    while kept and len(runtime.tokenizer.encode(chat_prompt(question, kept), add_bos=add_bos)) > room:
+    prompt = chat_ids(runtime.tokenizer, question, kept, add_bos=add_bos)
+    while kept and len(prompt) > room:
         kept.pop(0)
+        prompt = chat_ids(runtime.tokenizer, question, kept, add_bos=add_bos)
     if len(kept) < len(history):
         click.echo(
             f"(the context is full: the first {len(history) - len(kept)} turns are forgotten)", err=True
         )
-    return kept, chat_prompt(question, kept)
+    return kept, prompt

@@ -12,6 +12,7 @@ import click
 
 from adept_fast import chat
 from adept_fast.bandwidth import measure_read_bandwidth
+from adept_fast.commands.conversation import chat_ids, stopping_answers
 from adept_fast.commands.errors import OneLineErrors
 from adept_fast.commands.options import (
     bos_option,
@@ -23,7 +24,7 @@ from adept_fast.commands.options import (
 )
 from adept_fast.commands.streaming import print_stream
 from adept_fast.memory import format_bytes
-from adept_fast.runtime import Runtime
+from adept_fast.runtime import Prompt, Runtime
 from adept_fast.sampling import SamplingParams
 from adept_fast.sequence import Generation
 
@@ -59,16 +60,17 @@ def generate(**options: Any) -> None:
     prompts = [*options["prompts"], *(_read_prompt(name) for name in options["prompt_files"])]
     if not prompts:
         raise click.UsageError("expected at least one --prompt or --prompt-file")
-    texts = [chat.chat_prompt(prompt) if options["as_chat"] else prompt for prompt in prompts]
-    params = sampling_params(
-        options, stop=(chat.STOP,) if options["as_chat"] else (), logprobs=options["logprobs"]
-    )
-    runtime = load_runtime(options, max_batch_size=min(len(texts), options["batch_size"]))
+    params = sampling_params(options, logprobs=options["logprobs"])
+    runtime = load_runtime(options, max_batch_size=min(len(prompts), options["batch_size"]))
+    given: list[Prompt] = list(prompts)
+    if options["as_chat"]:
+        params = stopping_answers(params, runtime.tokenizer)
+        given = [chat_ids(runtime.tokenizer, prompt, add_bos=options["add_bos"]) for prompt in prompts]
     warmup_seconds = _warm_up(runtime) if options["stats"] else 0.0
-    if len(texts) == 1 and not options["as_json"]:
-        generations = [_stream(runtime, texts[0], params, options)]
+    if len(given) == 1 and not options["as_json"]:
+        generations = [_stream(runtime, given[0], params, options)]
     else:
-        generations = runtime.generate(texts, params, add_bos=options["add_bos"])
+        generations = runtime.generate(given, params, add_bos=options["add_bos"])
         for prompt, generation in zip(prompts, generations, strict=True):
             click.echo(
                 _as_json(prompt, generation, options) if options["as_json"] else _text(generation, options)
@@ -84,8 +86,8 @@ def _warm_up(runtime: Runtime) -> float:
     return time.perf_counter() - started
 
 
-def _stream(runtime: Runtime, text: str, params: SamplingParams, options: dict[str, Any]) -> Generation:
-    stream = runtime.stream(text, params, add_bos=options["add_bos"])
+def _stream(runtime: Runtime, prompt: Prompt, params: SamplingParams, options: dict[str, Any]) -> Generation:
+    stream = runtime.stream(prompt, params, add_bos=options["add_bos"])
     print_stream(stream, as_chat=options["as_chat"])
     return stream.result
 

@@ -16,8 +16,16 @@ MAX_DEPTH = 64  # calls inside calls
 _MAX_BITS = 4096  # of an integer
 _MAX_FORMAT_WIDTH = 4  # digits
 
-_CONTAINERS = (list, tuple, set, frozenset, type({}.items()), type({}.keys()), type({}.values()))
-_LONG_WIDTH = re.compile(r"\*|\d{%d}" % (_MAX_FORMAT_WIDTH + 1))
+_CONTAINERS: tuple[type, ...] = (
+    list,
+    tuple,
+    set,
+    frozenset,
+    type({}.items()),
+    type({}.keys()),
+    type({}.values()),
+)
+_LONG_WIDTH = re.compile(rf"\*|\d{{{_MAX_FORMAT_WIDTH + 1}}}")
 
 
 class TemplateLimitError(ValueError):
@@ -101,7 +109,7 @@ def size_of(value: Any) -> int:
             pending += item.keys()
             pending += item.values()
         elif isinstance(item, _CONTAINERS):
-            pending += item
+            pending += [*item]  # type: ignore[misc]
         require_size(size + len(pending))
     return size
 

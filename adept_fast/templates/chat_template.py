@@ -90,7 +90,14 @@ class ChatTemplate:
             return BoundedEnvironment().compile_bounded(self._source)
         except TemplateSyntaxError as error:
             raise ChatError(f"{self} is no jinja template: line {error.lineno}: {error.message}") from error
-        except (TemplateError, ArithmeticError, MemoryError, RecursionError, SyntaxError, ValueError) as error:
+        except (
+            TemplateError,
+            ArithmeticError,
+            MemoryError,
+            RecursionError,
+            SyntaxError,
+            ValueError,
+        ) as error:
             raise ChatError(f"{self} is no jinja template: {type(error).__name__}: {error!s:.500}") from error
 
 

@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from jinja2.defaults import DEFAULT_FILTERS
 from jinja2.exceptions import SecurityError
+from jinja2.filters import FILTERS as JINJA_FILTERS
 
 from adept_fast.templates import budget as limits
 from adept_fast.templates.budget import TemplateLimitError, bounded, budget
@@ -17,7 +17,19 @@ _WIDEST_INDENT = 64  # characters
 _MAX_PARTS = 10_000
 
 _PLAIN_FILTERS = (
-    *("abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "forceescape"),
+    *(
+        "abs",
+        "capitalize",
+        "count",
+        "d",
+        "default",
+        "dictsort",
+        "e",
+        "escape",
+        "first",
+        "float",
+        "forceescape",
+    ),
     *("groupby", "int", "items", "last", "length", "list", "lower", "map", "max", "min", "reject"),
     *("rejectattr", "reverse", "round", "safe", "select", "selectattr", "sort", "string", "title", "trim"),
     *("truncate", "unique", "upper", "wordcount"),
@@ -26,9 +38,28 @@ _CHECKED_FILTERS = ("batch", "center", "format", "indent", "join", "replace", "s
 _STRING_METHODS = frozenset(
     (
         *("capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha", "isascii"),
-        *("isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable", "isspace", "istitle"),
+        *(
+            "isdecimal",
+            "isdigit",
+            "isidentifier",
+            "islower",
+            "isnumeric",
+            "isprintable",
+            "isspace",
+            "istitle",
+        ),
         *("isupper", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "rfind", "rindex"),
-        *("rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title"),
+        *(
+            "rpartition",
+            "rsplit",
+            "rstrip",
+            "split",
+            "splitlines",
+            "startswith",
+            "strip",
+            "swapcase",
+            "title",
+        ),
         *("upper", "center", "ljust", "rjust", "zfill", "join", "replace"),
     )
 )
@@ -50,13 +81,17 @@ def _tojson(
     """JSON as transformers writes it for chat templates, without escapes for HTML."""
     widest = max(len(indent) if isinstance(indent, str) else indent or 0, *map(len, separators or ("",)))
     if widest > _WIDEST_INDENT:
-        raise TemplateLimitError(f"tojson indents or separates by {widest}; expected at most {_WIDEST_INDENT}")
+        raise TemplateLimitError(
+            f"tojson indents or separates by {widest}; expected at most {_WIDEST_INDENT}"
+        )
     limits.size_of(value)
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
-    **{name: DEFAULT_FILTERS[name] for name in (*_PLAIN_FILTERS, *_CHECKED_FILTERS)},
+    **{name: JINJA_FILTERS[name] for name in (*_PLAIN_FILTERS, *_CHECKED_FILTERS)},
     "tojson": _tojson,
 }
 

@@ -1,4 +1,4 @@
-"""jinja's sandbox with bounds: every loop round, call and filter is counted, and every value has a largest size.
+"""jinja's sandbox with bounds: loop rounds, calls and filters are counted, and values have a largest size.
 
 jinja keeps a template from files, modules and private attributes; it does not keep it from taking all time
 and memory. Here the template's syntax tree is rewritten before it is compiled, so that what costs something
@@ -19,6 +19,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.tests import TESTS as JINJA_TESTS
 from jinja2.utils import Cycler, Joiner, Namespace
 from jinja2.visitor import NodeTransformer
 
@@ -48,7 +49,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             finalize=_written,
         )
         self.filters = {name: bounded_filter(name, function) for name, function in FILTERS.items()}
-        self.tests = {name: _counted_test(test) for name, test in self.tests.items()}
+        self.tests = {name: _counted_test(test) for name, test in JINJA_TESTS.items()}  # type: ignore[arg-type]
         self.globals = {
             "range": self.globals["range"],
             "cycler": Cycler,
@@ -70,7 +71,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         code = self.compile(tree)
         return Template.from_code(self, code, self.globals)
 
-    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         budget().step()
         if isinstance(obj, (types.BuiltinMethodType, types.MethodType)):
             args = checked_arguments(obj, args, kwargs)
@@ -137,7 +138,7 @@ class _Counting(NodeTransformer):
 class _GenerationBlocks(Extension):
     """``{% generation %}`` marks what the model wrote, for training; here it only is a block."""
 
-    tags = frozenset(["generation"])
+    tags = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -223,5 +224,7 @@ def _raise_exception(message: object) -> None:
 
 def _strftime_now(pattern: str) -> str:
     if len(pattern) > _LONGEST_TIME_FORMAT or any(character.isdigit() for character in pattern):
-        raise TemplateLimitError(f"strftime_now has the format {pattern!r:.40}; expected a short one, without digits")
+        raise TemplateLimitError(
+            f"strftime_now has the format {pattern!r:.40}; expected a short one, without digits"
+        )
     return datetime.now().strftime(pattern)

@@ -13,8 +13,13 @@ _WHITE_SPACE = (
     "\u2028\u2029\u202f\u205f\u3000"
 )
 _JOINERS = "\u200c\u200d"
-_CIRCLED = (("\u24b6", "\u24e9"), ("\U0001f130", "\U0001f149"), ("\U0001f150", "\U0001f169"))
-_CIRCLED += (("\U0001f170", "\U0001f189"),)  # letters, though Unicode's categories call them symbols
+# Letters, though Unicode's categories call them symbols.
+_CIRCLED = (
+    ("\u24b6", "\u24e9"),
+    ("\U0001f130", "\U0001f149"),
+    ("\U0001f150", "\U0001f169"),
+    ("\U0001f170", "\U0001f189"),
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,9 @@ class TokenFinder:
         ignored: ids that take their characters from no other token, but are left in the text.
     """
 
-    def __init__(self, tokens: Iterable[tuple[str, AddedToken]], ignored: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self, tokens: Iterable[tuple[str, AddedToken]], ignored: frozenset[int] = frozenset()
+    ) -> None:
         self._tokens = {text: token for text, token in tokens if text}
         self._ignored = ignored
         self._lengths: dict[str, list[int]] = {}

@@ -25,9 +25,11 @@ class DecoderSteps:
 
 
 def decoder_steps(contents: Mapping[str, Any], source: str) -> DecoderSteps:
-    """Read the decoder. Raises TokenizerError for one that is not of the kind that sentencepiece models have."""
+    """Read the decoder. Raises TokenizerError for one of another kind than sentencepiece models have."""
     decoder = contents.get("decoder")
-    steps = decoder.get("decoders") if isinstance(decoder, dict) and decoder.get("type") == "Sequence" else None
+    steps = (
+        decoder.get("decoders") if isinstance(decoder, dict) and decoder.get("type") == "Sequence" else None
+    )
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         raise TokenizerError(f"{source}: decoder is {decoder!r:.80}; expected a Sequence of {_EXPECTED}")
     kinds = [step.get("type") for step in steps]

@@ -1,5 +1,7 @@
-"""A vocabulary in a ``tokenizer.json``, which the tokenizers library reads: it may lie without a sentencepiece
-model, as transformers saves it."""
+"""A vocabulary in a ``tokenizer.json``, which the tokenizers library reads.
+
+So transformers saves it, without a sentencepiece model.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from adept_fast.tokenization.added_tokens import AddedToken
@@ -42,7 +45,7 @@ class FastVocabulary:
         splits_special_tokens: bool = False,
     ) -> None:
         self.source = source
-        self._contents = contents
+        self.contents = contents
         self.splits_special_tokens = splits_special_tokens
         self._steps = decoder_steps(contents, source)
         self._model_size, self._unknown = _describe_model(contents, source)
@@ -59,7 +62,7 @@ class FastVocabulary:
 
     @property
     def files(self) -> Mapping[str, bytes]:
-        return {"tokenizer.json": json.dumps(self._contents, ensure_ascii=False).encode()}
+        return {"tokenizer.json": json.dumps(self.contents, ensure_ascii=False).encode()}
 
     @property
     def model(self) -> bytes:
@@ -124,14 +127,14 @@ class FastVocabulary:
         known = {token.content for token in self._fast.get_added_tokens_decoder().values()}
         for token in sorted(added, key=lambda token: token.token_id):
             if token.content not in known:
-                flags = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip", "normalized")}
-                fast = tokenizers.AddedToken(token.content, special=token.special, **flags)
-                self._fast.add_tokens([fast])
+                flags = asdict(token)
+                del flags["token_id"]
+                self._fast.add_tokens([tokenizers.AddedToken(**flags)])
                 known.add(token.content)
             if (found := self._fast.token_to_id(token.content)) != token.token_id:
                 raise TokenizerError(
-                    f"{self.source}: the added token {token.content!r:.80} has the id {token.token_id} in the "
-                    f"files beside it; expected {found}"
+                    f"{self.source}: the added token {token.content!r:.80} has the id {token.token_id} in "
+                    f"the files beside it; expected {found}"
                 )
         for name in named:
             if name not in known and self.find(name) is not None:
@@ -163,7 +166,9 @@ def _describe_model(contents: Mapping[str, Any], source: str) -> tuple[int, str 
     if isinstance(vocab, list):
         unknown = model.get("unk_id")
         entry = vocab[unknown] if type(unknown) is int and 0 <= unknown < len(vocab) else None
-        return len(vocab), entry[0] if isinstance(entry, list) and entry and isinstance(entry[0], str) else None
+        return len(vocab), entry[0] if isinstance(entry, list) and entry and isinstance(
+            entry[0], str
+        ) else None
     for piece, token_id in vocab.items():
         if type(token_id) is not int or not 0 <= token_id <= _LARGEST_ID:
             raise TokenizerError(f"{source}: the piece {piece!r:.80} has the id {token_id!r:.80}")

@@ -26,8 +26,8 @@ class SentencePieceVocabulary:
         named: those that are only named as special, such as ``bos_token``.
         splits_special_tokens: whether special tokens are never found in text.
 
-    Raises TokenizerError when the bytes are no sentencepiece model, or an added token has an id or a name that
-    is another's.
+    Raises TokenizerError when the bytes are no sentencepiece model, or an added token has the id or the
+    name of another.
     """
 
     def __init__(
@@ -156,9 +156,7 @@ class SentencePieceVocabulary:
         normalize = self._processor.normalize
         return (
             TokenFinder([(token.content, token) for token in tokens if not token.normalized], ignored),
-            TokenFinder(
-                [(normalize(token.content), token) for token in tokens if token.normalized], ignored
-            ),
+            TokenFinder([(normalize(token.content), token) for token in tokens if token.normalized], ignored),
         )
 
     def _encode(self, text: str, finders: tuple[TokenFinder, TokenFinder]) -> list[int]:
