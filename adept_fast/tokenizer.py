@@ -246,7 +246,10 @@ class StreamingDetokenizer:
 
     def _surface(self, token_id: int) -> str:
         if token_id in self._shown_by_name:
-            return self._shown(self._tokenizer.vocabulary.shown_name(token_id))
+            vocabulary = self._tokenizer.vocabulary
+            at_start = self._invisible == []  # else the space has been swallowed already
+            name = vocabulary.name_at_start(token_id) if at_start else vocabulary.shown_name(token_id)
+            return self._shown(name)
         if self._tokenizer.is_control(token_id):
             return ""
         if self._invisible is not None:

@@ -96,9 +96,7 @@ class FastVocabulary:
         return int(byte[1], 16) if byte else None
 
     def text_at_start(self, ids: Sequence[int]) -> str:
-        text = "".join(map(self.text_inside, ids))
-        spaces = len(text) - len(text.lstrip(" "))
-        return text[min(spaces, self._steps.stripped) :]
+        return self._without_prefix("".join(map(self.text_inside, ids)))
 
     def text_inside(self, token_id: int) -> str:
         return "" if self.is_control(token_id) else self.shown_name(token_id)
@@ -107,11 +105,18 @@ class FastVocabulary:
         text: str = self._decoder.decode([self.piece(token_id)])
         return text
 
+    def name_at_start(self, token_id: int) -> str:
+        return self._without_prefix(self.shown_name(token_id))
+
     def own_end(self) -> int | None:
         return None
 
     def own_bos(self) -> int | None:
         return None
+
+    def _without_prefix(self, text: str) -> str:
+        spaces = len(text) - len(text.lstrip(" "))
+        return text[min(spaces, self._steps.stripped) :]
 
     @functools.cached_property
     def _decoder(self) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import sentencepiece
@@ -90,22 +91,29 @@ class SentencePieceVocabulary:
         return int(self._processor.id_to_piece(token_id)[3:5], 16) if is_byte else None
 
     def text_at_start(self, ids: Sequence[int]) -> str:
-        for at, token_id in enumerate(ids):
-            if token_id in self._by_id and not self.is_control(token_id):
-                return self.text_at_start(ids[:at]) + "".join(map(self.text_inside, ids[at:]))
-        text: str = self._processor.decode([i for i in ids if i < self.pieces and i not in self._by_id])
-        return text
+        ids = [token_id for token_id in ids if not self.is_control(token_id)]
+        pieces = list(itertools.takewhile(lambda token_id: token_id not in self._by_id, ids))
+        text: str = self._processor.decode(pieces)
+        rest = ids[len(pieces) :]
+        if rest and not pieces:
+            text, rest = self.name_at_start(rest[0]), rest[1:]
+        return text + "".join(map(self.text_inside, rest))
 
     def text_inside(self, token_id: int) -> str:
-        if self.is_control(token_id):
-            return ""
-        if token_id not in self._by_id and self.is_unknown(token_id):
-            text: str = self._processor.decode([token_id])
-            return text
-        return self.shown_name(token_id)
+        return "" if self.is_control(token_id) else self.shown_name(token_id)
 
     def shown_name(self, token_id: int) -> str:
-        return self.piece(token_id).replace(_SPACE, " ")
+        if self.is_unknown(token_id):
+            text: str = self._processor.decode([token_id])
+            return text
+        name = self.piece(token_id)
+        if token_id in self._by_id and self._by_id[token_id].normalized:
+            name = self._processor.normalize(name)  # what it stands for, ▁ before it too
+        return name.replace(_SPACE, " ")
+
+    def name_at_start(self, token_id: int) -> str:
+        has_prefix = self._processor.normalize("a").startswith(_SPACE)
+        return self.shown_name(token_id).removeprefix(" " if has_prefix else "")
 
     def own_end(self) -> int | None:
         return self._valid(self._processor.eos_id())

@@ -72,6 +72,10 @@ class Vocabulary(Protocol):
         """How the name of a token that has no text is written where it is asked for."""
         ...
 
+    def name_at_start(self, token_id: int) -> str:
+        """The same at the beginning of a text."""
+        ...
+
     def own_end(self) -> int | None:
         """The token that the file itself, not what lies beside it, says to end texts."""
         ...

@@ -106,7 +106,7 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The prompt of a conversation, without a system's messages where the format has no place for them."""
+        """The prompt of a conversation, without a system's messages where the format has none."""
         system = self.runtime.tokenizer.chat_format.has_system_role
         known = [message for message in chat_history if system or message["role"] != "system"]
         if len(known) < len(chat_history):
