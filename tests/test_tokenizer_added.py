@@ -20,6 +20,7 @@ from adept_fast.checkpoint import CheckpointError, open_checkpoint
 from adept_fast.checkpoint.convert import convert
 from adept_fast.checkpoint.huggingface import read_tokenizer
 from adept_fast.checkpoint.save import save_huggingface
+from adept_fast.checkpoint.sentencepiece_proto import parse_model
 from adept_fast.tokenization.added_tokens import AddedToken, TokenFinder
 from adept_fast.tokenizer import StreamingDetokenizer, Tokenizer, TokenizerError
 
@@ -150,8 +151,9 @@ def test_text_of_ids(both: tuple[Tokenizer, Any], skip: bool) -> None:
     ours, theirs = both
     for text in texts():
         ids = ours.encode(text)
-        if "▁" in text and b"nmt_nfkc" in ours.model:
-            continue
+        removed = parse_model(ours.model).normalizer.remove_extra_whitespaces
+        if removed and "▁" in text.replace("<｜begin▁of｜>", ""):
+            continue  # sentencepiece decodes a leading ▁ to nothing
         assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip), (
             text
         )
@@ -223,7 +225,7 @@ class TestSources:
         special = {"additional_special_tokens": ["<tool>"], "eos_token": {"content": "<end>"}}
         legacy = {"<tool>": self.NEXT, "<end>": self.NEXT + 1, "<more>": self.NEXT + 2}
         tokenizer = self.read(tmp_path, added_tokens=legacy, special_tokens_map=special)
-        assert tokenizer.decode(tokenizer.encode("a<tool>b<end> <more>")) == "a b <more>"
+        assert tokenizer.decode(tokenizer.encode("a<tool>b<end> <more>")) == "a b  <more>"
         assert [tokenizer.piece(end) for end in tokenizer.eos_ids] == [EOT, "<end>"]
 
     @pytest.mark.parametrize(
@@ -255,7 +257,10 @@ class TestSources:
             ({"tokenizer_config": {"eos_token": {"content": 1}}}, "eos_token is .*expected the text"),
             ({"tokenizer_config": {"additional_special_tokens": 5}}, "additional_special_tokens is 5"),
             ({"tokenizer_config": {"extra_special_tokens": [5]}}, r"extra_special_tokens\[0\] is 5"),
-            ({"tokenizer_config": {"add_bos_token": "yes"}}, "add_bos_token is 'yes'; expected a boolean"),
+            (
+                {"tokenizer_config": {"add_bos_token": "yes"}},
+                "add_bos_token is 'yes'; expected true or false",
+            ),
         ],
     )
     def test_what_is_refused(self, tmp_path: Path, files: dict[str, Any], found: str) -> None:

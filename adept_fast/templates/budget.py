@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-MAX_STEPS = 2**18  # loop rounds, calls, filters and tests
-MAX_SIZE = 2**20  # characters and elements of one value, and characters that are written
+MAX_STEPS = 2**17  # loop rounds, calls, filters and tests
+MAX_SIZE = 2**20  # characters of one value, and of all that is written
 MAX_SECONDS = 1.0  # of this thread's processor time
 MAX_DEPTH = 64  # calls inside calls
+_ELEMENT_SIZE = 16  # characters that an element of a list counts as
 _MAX_BITS = 4096  # of an integer
 _MAX_FORMAT_WIDTH = 4  # digits
 
@@ -53,16 +54,14 @@ class Budget:
         if self._written > MAX_SIZE:
             raise TemplateLimitError(f"it writes more than {MAX_SIZE} characters")
 
-    @contextmanager
-    def nested(self) -> Iterator[None]:
-        """A call, which may hold others."""
+    def enter(self) -> None:
+        """Begin a call, which may hold others; ``leave`` ends it."""
         self._depth += 1
-        try:
-            if self._depth > MAX_DEPTH:
-                raise TemplateLimitError(f"its calls are nested more than {MAX_DEPTH} deep")
-            yield
-        finally:
-            self._depth -= 1
+        if self._depth > MAX_DEPTH:
+            raise TemplateLimitError(f"its calls are nested more than {MAX_DEPTH} deep")
+
+    def leave(self) -> None:
+        self._depth -= 1
 
 
 _budget: ContextVar[Budget] = ContextVar("template_budget")
@@ -87,20 +86,22 @@ def budgeted() -> Iterator[Budget]:
 
 
 def require_size(size: int) -> None:
-    """Raises TemplateLimitError for more characters or elements than a value may have."""
+    """Raises TemplateLimitError for more characters than a value may have."""
     if size > MAX_SIZE:
-        raise TemplateLimitError(f"a value has more than {MAX_SIZE} characters or elements")
+        raise TemplateLimitError(
+            f"a value has more than {MAX_SIZE} characters, an element counted as {_ELEMENT_SIZE}"
+        )
 
 
 def size_of(value: Any) -> int:
-    """Characters and elements, those of its elements too, each as often as it would be written.
+    """Characters of a value and its elements, each as often as it would be written.
 
     Raises TemplateLimitError where there are more than a value may have.
     """
     size, pending = 0, [value]
     while pending:
         item = pending.pop()
-        size += 1
+        size += _ELEMENT_SIZE
         if isinstance(item, str):
             size += len(item)
         elif isinstance(item, int):
@@ -110,7 +111,7 @@ def size_of(value: Any) -> int:
             pending += item.values()
         elif isinstance(item, _CONTAINERS):
             pending += [*item]  # type: ignore[misc]
-        require_size(size + len(pending))
+        require_size(size + _ELEMENT_SIZE * len(pending))
     return size
 
 

@@ -64,6 +64,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.count_text = _count_text
         self.concatenate = _concatenate
         self.bounded = bounded
+        self._hooks = (_count_round, _count_text, _concatenate, bounded)
 
     def compile_bounded(self, source: str) -> Template:
         """A template in which everything is counted."""
@@ -72,11 +73,17 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return Template.from_code(self, code, self.globals)
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if any(obj is hook for hook in self._hooks):
+            return obj(*args)
         budget().step()
         if isinstance(obj, (types.BuiltinMethodType, types.MethodType)):
             args = checked_arguments(obj, args, kwargs)
-        with budget().nested():
+        current = budget()
+        current.enter()
+        try:
             return bounded(super().call(context, obj, *args, **kwargs))
+        finally:
+            current.leave()
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         budget().step()
