@@ -65,12 +65,13 @@ MACROS = """{% macro turn(role, content) -%}
   {% if loop.index0 > 8 %}{% break %}{% endif %}
 {{ turn(message.role, message.content | replace('a', 'bb') | trim) }}
 {% endfor %}
-{% generation %}users: {{ ns.users }} of {{ messages | length }}, {{ ns.seen | join('; ') }}{% endgeneration %}
+{% generation %}users: {{ ns.users }} of {{ messages | count }}, {{ ns.seen | join('; ') }}{% endgeneration %}
 
 {{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | list | tojson }}
 {{ {'tools': none, 'ß': [1, 2.5, true]} | tojson(indent=2) }} {{ tools is none }}
 {{ documents is defined }}
-{{ '%s-%03d' % ('x', 7) }} {{ '{} {}'.format('y', 2) }} {{ "a,b".split(",")[1] ~ 3 }} {{ 2 ** 10 }} {{ [3] * 2 }}
+{{ '%s-%03d' % ('x', 7) }} {{ '{} {}'.format('y', 2) }} {{ "a,b".split(",")[1] ~ 3 }}
+{{ 2 ** 10 }} {{ [3] * 2 }}
 {{ dict(a=1).items() | list }} {{ cycler('p', 'q').next() }}
 {{ 'abc' | center(7) }}| {{ 'a\nb' | indent(3) }}
 {% if add_generation_prompt %}{{ strftime_now('%Y') | length }}{{ eos_token }}{% endif %}
@@ -163,7 +164,7 @@ def doubling_macros() -> str:
 HOSTILE = {
     "long range": "{% for i in range(10**9) %}x{% endfor %}",
     "nested loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "filtered loop": "{% for i in range(99999) %}{% for j in range(99999) if false %}{% endfor %}{% endfor %}",
+    "filtered loop": "{% for i in [1] * 999 %}{% for j in range(99999) if false %}{% endfor %}{% endfor %}",
     "repeated text": "{{ 'a' * 10**9 }}",
     "repeated list": "{{ [1, 2, 3] * 10**8 }}",
     "repetition from the left": "{{ 10**9 * 'a' }}",
@@ -217,7 +218,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_time_and_memory_are_bounded(name: str) -> None:
     with pytest.raises(
-        ChatError, match="the template in here (cannot be rendered|is no jinja|has 131073)"
+        ChatError, match="the template in here (cannot be rendered|is no jinja|has 65537)"
     ) as caught:
         ChatTemplate(HOSTILE[name], "here").text(TURNS)
     assert len(str(caught.value)) < 700
@@ -347,7 +348,7 @@ class TestFiles:
     def test_files_that_are_no_template(self, tmp_path: Path, contents: bytes) -> None:
         path = write(tmp_path)
         (path / "chat_template.jinja").write_bytes(contents)
-        with pytest.raises(CheckpointError, match=r"chat_template.jinja: (not UTF-8|has 524289 bytes)"):
+        with pytest.raises(CheckpointError, match=r"chat_template.jinja: (not UTF-8|has 262145 bytes)"):
             open_checkpoint(path)
 
     @pytest.mark.parametrize("to", ["huggingface", "native"])

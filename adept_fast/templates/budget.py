@@ -27,6 +27,7 @@ _CONTAINERS: tuple[type, ...] = (
     type({}.values()),
 )
 _LONG_WIDTH = re.compile(rf"\*|\d{{{_MAX_FORMAT_WIDTH + 1}}}")
+_NESTED_FIELD = re.compile(r"\{[^{}]*\{")
 
 
 class TemplateLimitError(ValueError):
@@ -150,5 +151,7 @@ def require_formatted(pattern: str, values: Any) -> None:
     """Raises TemplateLimitError where formatting might make too long a text."""
     if _LONG_WIDTH.search(pattern):
         raise TemplateLimitError(f"a format has a width of more than {_MAX_FORMAT_WIDTH} digits")
+    if _NESTED_FIELD.search(pattern.replace("{{", "")):
+        raise TemplateLimitError("a format takes a width from its arguments")
     fields = pattern.count("%") + pattern.count("{")
     require_size(len(pattern) + fields * (size_of(values) + 10**_MAX_FORMAT_WIDTH))

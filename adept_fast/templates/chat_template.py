@@ -12,7 +12,7 @@ from adept_fast.chat import ChatError
 from adept_fast.templates.budget import TemplateLimitError, budgeted, size_of
 from adept_fast.templates.sandbox import BoundedEnvironment, RefusedError
 
-MAX_SOURCE = 2**17  # characters of a template
+MAX_SOURCE = 2**16  # characters of a template
 _MAX_NESTING = 32  # of lists and objects in a message
 _PLAIN = (bool, int, float)
 
