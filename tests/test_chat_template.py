@@ -140,6 +140,19 @@ def test_text_and_ids_are_those_of_transformers(
     assert rendered >= 2
 
 
+def test_special_tokens_that_are_only_named_are_found_in_what_a_template_writes(tmp_path: Path) -> None:
+    source = write(tmp_path / "source", INSTRUCTIONS, eos_token="|ENDOFTEXT|", additional_special_tokens=[])
+    (source / "added_tokens.json").unlink()
+    save_huggingface(open_checkpoint(source), tmp_path / "saved")
+    ours = open_checkpoint(tmp_path / "saved").tokenizer
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    messages = [*TURNS[:2], {"role": "user", "content": "and <unk>?"}]
+    ids = ours.apply_chat_template(messages)
+    assert ids == theirs.apply_chat_template(messages)["input_ids"]
+    assert ids.count(ours.eos_id) == 2  # it begins the text, and ends the answer
+    assert ours.eos_id not in ours.encode("text that spells |ENDOFTEXT| is text")
+
+
 def test_a_template_may_refuse_a_conversation() -> None:
     template = ChatTemplate(INSTRUCTIONS, "here")
     with pytest.raises(ChatError, match="the template in here refuses the conversation: Conversation"):
