@@ -197,10 +197,10 @@ def test_files_that_cannot_be_read(tmp_path: Path, changes: dict[str, Any], foun
         "model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0]]},
     }
     (tmp_path / "tokenizer.json").write_text(json.dumps(contents))
-    assert read_tokenizer(tmp_path, ROWS).encode("aa") == [1, 1]
+    assert read_tokenizer(tmp_path, {}, ROWS).encode("aa") == [1, 1]
     (tmp_path / "tokenizer.json").write_text(json.dumps(contents | changes))
     with pytest.raises((CheckpointError, TokenizerError), match=found) as caught:
-        read_tokenizer(tmp_path, ROWS)
+        read_tokenizer(tmp_path, {}, ROWS)
     assert str(tmp_path / "tokenizer.json") in str(caught.value)
 
 
@@ -226,6 +226,6 @@ def test_a_directory_saved_by_the_oldest_release(tmp_path: Path) -> None:
         check=True,
         env={"HF_HUB_OFFLINE": "1"},
     )
-    tokenizer = read_tokenizer(tmp_path / "old", ROWS)
+    tokenizer = read_tokenizer(tmp_path / "old", {}, ROWS)
     assert tokenizer.add_bos
     assert [tokenizer.encode(text) for text in texts(100)] == json.loads(done.stdout)

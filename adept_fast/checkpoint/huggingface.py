@@ -52,16 +52,16 @@ def open_huggingface(path: Path) -> Checkpoint:
     Raises CheckpointError (or ConfigError, TokenizerError) naming the file, the tensor and what was expected.
     """
     config = PersimmonConfig.from_json(path / "config.json")
-    tokenizer = read_tokenizer(path, config.vocab_size)
+    tokenizer = read_tokenizer(path, read_json(path / "config.json"), config.vocab_size)
     check_vocabulary(path, config, tokenizer)
     tensors = check_tensors(path, config, _stored_tensors(path))
     return Checkpoint(path, "huggingface", config, tensors, tokenizer)
 
 
-def read_tokenizer(path: Path, rows: int) -> Tokenizer:
-    """The directory's tokenizer, for an embedding of so many rows; see ``tokenizer_of``."""
+def read_tokenizer(path: Path, config: dict[str, Any], rows: int) -> Tokenizer:
+    """The directory's tokenizer, beside its ``config.json``, for so many rows; see ``tokenizer_of``."""
     contents = {name: read_json(path / name) for name in JSON_FILES if (path / name).is_file()}
-    return tokenizer_of(path, contents, rows)
+    return tokenizer_of(path, contents | {"config.json": config}, rows)
 
 
 def _stored_tensors(path: Path) -> dict[str, StoredTensor]:

@@ -47,10 +47,10 @@ def open_native(path: Path) -> Checkpoint:
 
     Raises CheckpointError (or ConfigError, TokenizerError) naming the file, the tensor and what was expected.
     """
-    section = read_json(path / "config.json")[SECTION]
-    weights = _weight_format(path / "config.json", section)
+    values = read_json(path / "config.json")
+    weights = _weight_format(path / "config.json", values[SECTION])
     config = PersimmonConfig.from_json(path / "config.json")
-    tokenizer = read_tokenizer(path, config.vocab_size)
+    tokenizer = read_tokenizer(path, values, config.vocab_size)
     check_vocabulary(path, config, tokenizer)
     file = path / SINGLE_FILE
     if not file.is_file():

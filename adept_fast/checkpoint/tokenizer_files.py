@@ -27,7 +27,6 @@ JSON_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "generation_config.json",
-    "config.json",
     "chat_template.json",
 )
 _LARGEST_MODEL = 64 * 2**20  # bytes
@@ -42,12 +41,12 @@ def tokenizer_of(path: Path, contents: Contents, rows: int) -> Tokenizer:
     whether BOS is put first. A special token that is named and is no piece counts as not named.
 
     Args:
-        contents: those of the files of ``JSON_FILES`` that there are, by their names.
+        contents: those of ``config.json`` and of the files of ``JSON_FILES`` that there are, by their names.
         rows: how many ids the embedding knows.
 
     Raises CheckpointError or TokenizerError naming the file, what was found and what was expected.
     """
-    every = {name: contents.get(name, {}) for name in JSON_FILES}
+    every = {name: contents.get(name, {}) for name in (*JSON_FILES, "config.json")}
     settings, special_map = every[CONFIG_FILE], every["special_tokens_map.json"]
     named = special_names(settings, special_map, path)
     special = {*named.values(), *listed_names(settings, special_map, path)}
