@@ -123,6 +123,16 @@ def test_what_it_knows_of_tokens(both: tuple[Tokenizer, Any]) -> None:
     }
 
 
+def test_special_tokens_may_be_left_as_text(tmp_path: Path) -> None:
+    path = tuned(tmp_path, **MODELS["user-defined end"])
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps(settings | {"split_special_tokens": True}))
+    ours, theirs = read_tokenizer(path, {}, ROWS), AutoTokenizer.from_pretrained(path)
+    assert ours.vocabulary.find("<|im_start|>") not in ours.encode("a<|im_start|>b <tool>")
+    for text in texts(200):
+        assert ours.encode(text) == theirs(text)["input_ids"], text
+
+
 @pytest.mark.parametrize("to", ["huggingface", "native"])
 def test_converting_takes_it_along(tmp_path: Path, to: Any) -> None:
     path = tuned(tmp_path, **MODELS["user-defined end"])
