@@ -1,9 +1,10 @@
-"""The chat format that Persimmon's chat models are tuned for: ``human: …\\n\\nadept: …``."""
+"""Chat formats, and the one that Persimmon's chat models are tuned for: ``human: …\\n\\nadept: …``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from adept_fast.arguments import shown
 
@@ -29,6 +30,62 @@ class ChatError(ValueError):
     """A conversation that the format cannot express."""
 
 
+class ChatFormat(Protocol):
+    """How a conversation becomes one text; ``str()`` of it says which format it is."""
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Strings that end an answer, besides the end tokens."""
+        ...
+
+    @property
+    def has_system_role(self) -> bool:
+        """Whether a message may have the role ``system``, as far as that is known."""
+        ...
+
+    @property
+    def writes_special_tokens(self) -> bool:
+        """Whether names of special tokens in the text are those tokens, BOS too."""
+        ...
+
+    def source(self, add_bos: bool) -> str:
+        """The jinja template of the format, with BOS first where ``add_bos``."""
+        ...
+
+    def text(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = False,
+        special_tokens: Mapping[str, str] | None = None,
+    ) -> str:
+        """The conversation as one text; ChatError where the format cannot express it."""
+        ...
+
+
+class HumanAdeptFormat:
+    """``human: …``, a blank line, ``adept: …``: the format of checkpoints that bring no other."""
+
+    stop = (STOP,)
+    has_system_role = False
+    writes_special_tokens = False
+
+    def __str__(self) -> str:
+        return "human: … adept: …"
+
+    def source(self, add_bos: bool) -> str:
+        return chat_template(add_bos)
+
+    def text(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = False,
+        special_tokens: Mapping[str, str] | None = None,
+    ) -> str:
+        return chat_text(messages, add_generation_prompt=add_generation_prompt)
+
+
 @dataclass(frozen=True)
 class Turn:
     """A question and its answer."""
@@ -47,7 +104,7 @@ def chat_prompt(question: str, history: Sequence[Turn] = ()) -> str:
     return "\n\n".join([*blocks, f"human: {question}\n\nadept:"])
 
 
-def chat_text(messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False) -> str:
+def chat_text(messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False) -> str:
     """A conversation as one text.
 
     Args:

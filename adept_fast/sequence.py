@@ -118,8 +118,8 @@ class Sequence:
     @property
     def end_ids(self) -> tuple[int, ...]:
         """The tokens that end the text."""
-        eos_id = None if self.params.ignore_eos else self.tokenizer.eos_id
-        return self.params.stop_token_ids if eos_id is None else (*self.params.stop_token_ids, eos_id)
+        eos_ids = () if self.params.ignore_eos else self.tokenizer.eos_ids
+        return (*self.params.stop_token_ids, *eos_ids)
 
     def begin(self, slot: int) -> None:
         self.slot = slot
@@ -162,7 +162,7 @@ class Sequence:
         self._chosen += 1
         if not self.token_ids:
             self.first_token_at = self.ended_at
-        if token_id == self.tokenizer.eos_id and not self.params.ignore_eos:
+        if token_id in self.tokenizer.eos_ids and not self.params.ignore_eos:
             return self._finish("eos")
         if token_id in self.params.stop_token_ids:
             return self._finish("stop")

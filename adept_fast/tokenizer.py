@@ -1,70 +1,74 @@
-"""Text to token ids and back: sentencepiece, and a detokenizer for text that arrives one token at a time."""
+"""Text to token ids and back, and a detokenizer for text that arrives one token at a time."""
 
 from __future__ import annotations
 
 import codecs
-import operator
 import os
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, overload
 
-import sentencepiece
-
-from adept_fast.arguments import ParameterError, flag, optional_flag, shown, token_ids
-from adept_fast.chat import chat_text
+from adept_fast.arguments import ParameterError, flag, integer, optional_flag, shown, token_ids
+from adept_fast.chat import ChatFormat, HumanAdeptFormat
 from adept_fast.file_limits import max_bytes
 from adept_fast.regular_file import FileError, read_regular
-from adept_fast.stand_in import why_unreadable
+from adept_fast.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary
+from adept_fast.tokenization.vocabulary import TokenizerError, Vocabulary, pieces_of, require_text
+
+__all__ = ["END_OF_TEXT", "StreamingDetokenizer", "Tokenizer", "TokenizerError"]
 
 END_OF_TEXT = "|ENDOFTEXT|"
-_SPACE = "▁"
-
-
-class TokenizerError(ValueError):
-    """A tokenizer model that cannot be read, or text or ids that it cannot take."""
 
 
 class Tokenizer:
-    """A sentencepiece model with Persimmon's conventions.
+    """A vocabulary with Persimmon's conventions.
 
-    The end token is ``|ENDOFTEXT|`` where the vocabulary has it, else sentencepiece's own end token; put
-    before a prompt, the same token is the beginning (BOS), unless the checkpoint names another.
+    A text is ended by ``|ENDOFTEXT|`` where the vocabulary has it, else by sentencepiece's own end token, and
+    by what the checkpoint names besides: ``eos_ids``, of which ``eos_id`` is the first. Put before a prompt,
+    ``|ENDOFTEXT|`` is the beginning (BOS) too, unless the checkpoint names another.
 
     Args:
-        model: the bytes of a ``tokenizer.model``.
+        model: the bytes of a ``tokenizer.model``, or a vocabulary read from elsewhere.
         add_bos: whether ``encode`` puts BOS first when it is not told.
         bos_token: the piece that serves as BOS.
         source: what to call the model in errors.
+        special_tokens: the checkpoint's names for special tokens, such as ``eos_token`` → ``<|im_end|>``,
+            which ends texts too; all of them pieces.
+        end_ids: further tokens that end a text.
+        chat_format: how a conversation becomes a prompt.
 
     Raises TokenizerError when the bytes are no sentencepiece model or it lacks ``bos_token``.
     """
 
     def __init__(
         self,
-        model: bytes,
+        model: bytes | Vocabulary,
         *,
         add_bos: bool = False,
         bos_token: str | None = None,
         source: str | Path = "tokenizer.model",
+        special_tokens: Mapping[str, str] | None = None,
+        end_ids: Iterable[int] = (),
+        chat_format: ChatFormat | None = None,
     ) -> None:
-        if not isinstance(model, bytes) or not (bos_token is None or isinstance(bos_token, str)):
+        if not (bos_token is None or isinstance(bos_token, str)):
+            raise TokenizerError(f"bos_token is {shown(bos_token)}; expected a piece or None")
+        # Asking for all of the protocol would ask a vocabulary without a sentencepiece model for it.
+        if not isinstance(model, bytes) and not hasattr(type(model), "encode_with_names"):
             raise TokenizerError(
-                f"model is a {type(model).__name__} and bos_token {shown(bos_token)}; "
-                f"expected the bytes of a tokenizer.model, and a piece or None"
+                f"model is a {type(model).__name__}; expected the bytes of a tokenizer.model, or a vocabulary"
             )
-        self.model = model
         self.source = str(source)
         with _as_tokenizer_errors():
             self.add_bos = flag("add_bos", add_bos)
-        self._processor = _read_processor(model, self.source)
-        self.vocab_size: int = self._processor.vocab_size()
-        end_of_text = self._find_piece(END_OF_TEXT)
-        self.eos_id: int | None = (
-            end_of_text if end_of_text is not None else self._valid(self._processor.eos_id())
+        self.vocabulary: Vocabulary = (
+            SentencePieceVocabulary(model, self.source) if isinstance(model, bytes) else model
         )
-        self.bos_id = self._choose_bos(bos_token, end_of_text)
+        self.special_tokens = dict(special_tokens or {})
+        self.chat_format: ChatFormat = chat_format or HumanAdeptFormat()
+        self.eos_ids = self._choose_ends(end_ids)
+        self.bos_id = self._choose_bos(bos_token)
 
     @classmethod
     def from_file(cls, path: str | Path, *, add_bos: bool = False, bos_token: str | None = None) -> Tokenizer:
@@ -77,6 +81,21 @@ class Tokenizer:
             raise TokenizerError(str(error)) from error
         return cls(model, add_bos=add_bos, bos_token=bos_token, source=path)
 
+    @property
+    def model(self) -> bytes:
+        """The bytes of the ``tokenizer.model``. Raises TokenizerError where there is none."""
+        return self.vocabulary.model
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return self.vocabulary.size
+
+    @property
+    def eos_id(self) -> int | None:
+        """The first of the tokens that end a text."""
+        return self.eos_ids[0] if self.eos_ids else None
+
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """Token ids of ``text``, BOS first if ``add_bos`` (default: as the checkpoint says).
 
@@ -86,68 +105,87 @@ class Tokenizer:
             add_bos = optional_flag("add_bos", add_bos)
         if not isinstance(text, str):
             raise TokenizerError(f"text is {shown(text)}; expected a str")
-        try:
-            ids: list[int] = self._processor.encode(text.encode("utf-8"))
-        except UnicodeEncodeError as error:
-            raise TokenizerError(
-                f"the text holds a lone surrogate at character {error.start}, which UTF-8 cannot express"
-            ) from error
+        require_text(text)
+        ids = self.vocabulary.encode(text)
         if not (self.add_bos if add_bos is None else add_bos):
             return ids
         if self.bos_id is None:
             raise TokenizerError(f"{self.source} has no BOS piece to put before the text")
         return [self.bos_id, *ids]
 
+    def encode_rendered(self, text: str, *, add_bos: bool | None = None) -> list[int]:
+        """Token ids of a prompt that a chat format made.
+
+        Where the format writes special tokens by their names, those are tokens, and ``add_bos`` None leaves
+        BOS to it; else this is ``encode``.
+        """
+        if not self.chat_format.writes_special_tokens:
+            return self.encode(text, add_bos=add_bos)
+        require_text(text)
+        ids = self.vocabulary.encode_with_names(text)
+        begins = bool(ids) and ids[0] == self.bos_id
+        if add_bos is None or add_bos == begins:
+            return ids
+        return self.encode("", add_bos=True) + ids if add_bos else ids[1:]
+
     @overload
     def apply_chat_template(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = False,
         tokenize: Literal[True] = True,
+        add_bos: bool | None = None,
     ) -> list[int]: ...
 
     @overload
     def apply_chat_template(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = False,
         tokenize: Literal[False],
+        add_bos: bool | None = None,
     ) -> str: ...
 
     def apply_chat_template(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = False,
         tokenize: bool = True,
+        add_bos: bool | None = None,
     ) -> list[int] | str:
-        """The prompt of a conversation in the ``human:``/``adept:`` format, in token ids or as text.
+        """The prompt of a conversation in the checkpoint's chat format, in token ids or as text.
 
-        Both begin with BOS where the checkpoint puts it before text, the text with its name, as transformers
-        has it.
+        In the ``human:``/``adept:`` format both begin with BOS where the checkpoint puts it before text, the
+        text with its name, as transformers has it. A checkpoint's own template writes BOS itself.
 
         Args:
-            messages: each with a ``role``, ``user`` or ``assistant``, and a ``content``.
+            messages: each with a ``role`` (in the ``human:``/``adept:`` format ``user`` or ``assistant``) and
+                a ``content``.
             add_generation_prompt: whether the prompt ends where the model's answer begins.
+            add_bos: whether the ids begin with BOS; None for what the checkpoint says.
 
         Raises ChatError for a conversation that the format cannot express.
         """
         with _as_tokenizer_errors():
             tokenize = flag("tokenize", tokenize)
-        text = chat_text(messages, add_generation_prompt=add_generation_prompt)
+            add_bos = optional_flag("add_bos", add_bos)
+        text = self.chat_format.text(
+            messages, add_generation_prompt=add_generation_prompt, special_tokens=self.special_tokens
+        )
         if tokenize:
-            return self.encode(text)
-        begins_with_bos = self.add_bos and self.bos_id is not None
-        return self.piece(self.bos_id or 0) + text if begins_with_bos else text
+            return self.encode_rendered(text, add_bos=add_bos)
+        named = not self.chat_format.writes_special_tokens and (self.add_bos if add_bos is None else add_bos)
+        return self.piece(self.bos_id) + text if named and self.bos_id is not None else text
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool | None = None) -> str:
         """The text of ``ids``; bytes that are not UTF-8 become U+FFFD each.
 
-        ``skip_special_tokens`` concerns BOS, the end token and unknown pieces: True leaves them out, False
-        shows all of them, those that are control pieces by their names, and None, sentencepiece's own way,
-        shows all but control pieces.
+        ``skip_special_tokens`` concerns BOS, end tokens, unknown pieces and added tokens that are special:
+        True leaves them out, False shows all of them, those that have no text by their names, and None,
+        sentencepiece's own way, shows those that have text.
 
         Raises TokenizerError for what is no list of ids of the vocabulary.
         """
@@ -159,69 +197,58 @@ class Tokenizer:
                 raise TokenizerError(
                     f"token id {token_id} is outside the vocabulary (0 to {self.vocab_size - 1})"
                 )
-        ends = (self.bos_id, self.eos_id)
+        ends = (self.bos_id, *self.eos_ids)
         if skip_special_tokens:
-            ids = [token_id for token_id in ids if token_id not in ends and not self.is_unknown(token_id)]
-        elif skip_special_tokens is False:
-            silent = {token_id for token_id in ends if token_id is not None and self.is_control(token_id)}
-            pieces = StreamingDetokenizer(self, shown_by_name=silent)
-            return pieces.extend(ids) + pieces.finish()
-        text: str = self._processor.decode(ids)
-        return text
+            ids = [at for at in ids if not (at in ends or self.is_unknown(at) or self.is_control(at))]
+        named = {at for at in ids if self.is_control(at)} if skip_special_tokens is False else ()
+        detokenizer = StreamingDetokenizer(self, shown_by_name=named)
+        return detokenizer.extend(ids) + detokenizer.finish()
 
     def piece(self, token_id: int) -> str:
         """The vocabulary entry of an id, as it stands in the model (``▁the``, ``<0x0A>``).
 
         Like the questions below, raises TokenizerError for what is no id of the vocabulary.
         """
-        text: str = self._of_id(self._processor.id_to_piece, token_id)
-        return text
+        return self.vocabulary.piece(self._checked(token_id))
 
     def pieces(self) -> list[str]:
-        return [self.piece(token_id) for token_id in range(self.vocab_size)]
+        return list(pieces_of(self.vocabulary))
 
     def scores(self) -> list[float]:
-        return [self._processor.get_score(token_id) for token_id in range(self.vocab_size)]
+        return [self.vocabulary.score(token_id) for token_id in range(self.vocab_size)]
 
     def is_control(self, token_id: int) -> bool:
-        return bool(self._of_id(self._processor.is_control, token_id))
+        """Whether it has no text, but for its name."""
+        return self.vocabulary.is_control(self._checked(token_id))
 
     def is_unknown(self, token_id: int) -> bool:
-        return bool(self._of_id(self._processor.is_unknown, token_id))
+        return self.vocabulary.is_unknown(self._checked(token_id))
 
     def byte_value(self, token_id: int) -> int | None:
         """The byte that a byte-fallback piece stands for, else None."""
-        is_byte = self._of_id(self._processor.is_byte, token_id)
-        return int(self.piece(token_id)[3:5], 16) if is_byte else None
+        return self.vocabulary.byte_value(self._checked(token_id))
 
-    def _of_id(self, question: Callable[[int], Any], token_id: int) -> Any:
-        try:
-            return question(operator.index(token_id))
-        except (IndexError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-            raise TokenizerError(
-                f"token id {shown(token_id)} is outside the vocabulary (0 to {self.vocab_size - 1})"
-            ) from error
+    def _checked(self, token_id: int) -> int:
+        with _as_tokenizer_errors():
+            return integer("token id", token_id, 0, self.vocab_size - 1)
 
-    def _find_piece(self, piece: str) -> int | None:
-        # sentencepiece answers the unknown id for a piece that it lacks.
-        token_id = self._processor.piece_to_id(piece)
-        return token_id if self.vocab_size and self._processor.id_to_piece(token_id) == piece else None
+    def _choose_ends(self, end_ids: Iterable[int]) -> tuple[int, ...]:
+        end_of_text = self.vocabulary.find(END_OF_TEXT)
+        named = self.vocabulary.find(self.special_tokens.get("eos_token", ""))
+        own = self.vocabulary.own_end() if end_of_text is None else None
+        known = [at for at in (end_of_text, named, *end_ids, own) if at is not None and at < self.vocab_size]
+        return tuple(dict.fromkeys(known))
 
-    def _valid(self, token_id: int) -> int | None:
-        return token_id if 0 <= token_id < self.vocab_size else None
-
-    def _choose_bos(self, bos_token: str | None, end_of_text: int | None) -> int | None:
+    def _choose_bos(self, bos_token: str | None) -> int | None:
         if bos_token is not None:
-            named = self._find_piece(bos_token)
+            named = self.vocabulary.find(bos_token)
             if named is None:
                 raise TokenizerError(
                     f"{self.source} has no piece {shown(bos_token)}, which the checkpoint names as BOS"
                 )
             return named
-        if end_of_text is not None:
-            return end_of_text
-        bos = self._valid(self._processor.bos_id())
-        return bos if bos is not None else self.eos_id
+        choices = (self.vocabulary.find(END_OF_TEXT), self.vocabulary.own_bos(), self.eos_id)
+        return next((token_id for token_id in choices if token_id is not None), None)
 
 
 class StreamingDetokenizer:
@@ -236,7 +263,7 @@ class StreamingDetokenizer:
         self._tokenizer = tokenizer
         self._shown_by_name = shown_by_name
         self._bytes = codecs.getincrementaldecoder("utf-8")("adept_fast_replace_each")
-        # Until something shows, sentencepiece may still swallow the space that it puts before every text.
+        # Until something shows, the space that is put before every text may still be swallowed.
         self._invisible: list[int] | None = []
 
     def push(self, token_id: int) -> str:
@@ -257,13 +284,16 @@ class StreamingDetokenizer:
 
     def _surface(self, token_id: int) -> str:
         if token_id in self._shown_by_name:
-            return self._shown(self._tokenizer.piece(token_id))
+            vocabulary = self._tokenizer.vocabulary
+            at_start = self._invisible == []  # else the space has been swallowed already
+            name = vocabulary.name_at_start(token_id) if at_start else vocabulary.shown_name(token_id)
+            return self._shown(name)
+        if self._tokenizer.is_control(token_id):
+            return ""
         if self._invisible is not None:
             self._invisible.append(token_id)
-            return self._shown(self._tokenizer.decode(self._invisible))
-        if self._tokenizer.is_control(token_id) or self._tokenizer.is_unknown(token_id):
-            return self._tokenizer.decode([token_id])
-        return self._tokenizer.piece(token_id).replace(_SPACE, " ")
+            return self._shown(self._tokenizer.vocabulary.text_at_start(self._invisible))
+        return self._tokenizer.vocabulary.text_inside(token_id)
 
     def _shown(self, text: str) -> str:
         if text:
@@ -287,14 +317,3 @@ def _replace_each(error: UnicodeError) -> tuple[str, int]:
 
 
 codecs.register_error("adept_fast_replace_each", _replace_each)
-
-
-def _read_processor(model: bytes, source: str) -> sentencepiece.SentencePieceProcessor:
-    if not model:
-        raise TokenizerError(f"{source}: not a sentencepiece model (the file is empty)")
-    try:
-        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    except (RuntimeError, OSError, ValueError, TypeError) as error:
-        reason = f"not a sentencepiece model ({error})"
-        raise TokenizerError(why_unreadable(source, model, reason)) from error
-    return processor

@@ -49,6 +49,7 @@ def sentencepiece_methods(module: Any, directory: Path) -> tuple[Any, ...]:
     piece = processor.id_to_piece(ids[0])
     kinds = [processor.is_control(0), processor.is_unknown(0), processor.is_byte(0)]
     same = processor.piece_to_id(piece) == ids[0] and processor.decode(ids) == "the quick fox"
+    same = same and processor.normalize("a b") == "▁a▁b"
     ends = processor.bos_id(), processor.eos_id()
     return same, ids == processor.encode("the quick fox"), kinds, type(processor.get_score(ids[0])), ends
 

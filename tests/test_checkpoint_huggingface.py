@@ -322,6 +322,10 @@ class TestTokenizerSettings:
         tokenizer = self.open_with(tmp_path, tokenizer_config={"bos_token": bos}).tokenizer
         assert tokenizer.piece(tokenizer.bos_id) == "|ENDOFTEXT|"
 
-    def test_bos_that_is_not_a_piece(self, tmp_path: Path) -> None:
-        with pytest.raises(TokenizerError, match="'<nowhere>'"):
-            self.open_with(tmp_path, tokenizer_config={"bos_token": "<nowhere>"})
+    @pytest.mark.parametrize("bos", ["<nowhere>", "|ENDOFTEXT", "", "\ud800", {"content": "|ENDOFTEXT"}])
+    def test_a_bos_that_is_not_a_piece_counts_as_not_named(self, tmp_path: Path, bos: object) -> None:
+        settings = {"bos_token": bos, "eos_token": bos, "add_bos_token": True}
+        tokenizer = self.open_with(tmp_path, tokenizer_config=settings).tokenizer
+        assert tokenizer.piece(tokenizer.bos_id) == tokenizer.piece(tokenizer.eos_id) == "|ENDOFTEXT|"
+        assert tokenizer.special_tokens == {"bos_token": "|ENDOFTEXT|", "eos_token": "|ENDOFTEXT|"}
+        assert tokenizer.encode("text")[0] == tokenizer.bos_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import click
 import pytest
@@ -17,6 +18,7 @@ from adept_fast.cli import main
 from adept_fast.commands import chat as chat_command
 from adept_fast.commands.info import _describe_kernels
 from adept_fast.ops import cuda
+from adept_fast.tokenizer import Tokenizer
 
 QUESTION = "What is the capital of France?"
 ANSWER = "The capital of France is Paris."
@@ -143,13 +145,14 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
 
 def test_chat_answers_and_keeps_the_history(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = []
-    original = chat_command.chat_prompt
+    original = chat_command.chat_ids
 
-    def recorded(question: str, history: list[object]) -> str:
-        prompts.append(original(question, history))
-        return prompts[-1]
+    def recorded(tokenizer: Tokenizer, *asked: Any, **options: Any) -> list[int]:
+        ids = original(tokenizer, *asked, **options)
+        prompts.append(tokenizer.decode(ids))
+        return ids
 
-    monkeypatch.setattr(chat_command, "chat_prompt", recorded)
+    monkeypatch.setattr(chat_command, "chat_ids", recorded)
     result = run("chat", stdin=f"{QUESTION}\n\nWhat is 3 plus 4?\n")
     assert result.exit_code == 0
     assert result.stdout.splitlines()[0] == ANSWER

@@ -56,6 +56,8 @@ DECODING = ("input_ids", "logits_processor", "stopping_criteria", "generation_co
 LM = "lm_eval.api.model.TemplateLM"
 EXT = "setuptools.command.build_ext.build_ext"
 BUILD = "setuptools calls ours in its place"
+SANDBOX = "jinja2.sandbox.SandboxedEnvironment"
+JINJA = "jinja calls ours in its place"
 CLICK = "click calls ours in its place"
 SIGNATURES = [
     Signature(
@@ -113,6 +115,9 @@ SIGNATURES = [
         "the same",
         ("self", "model_proto", "add_dummy_prefix", "escape_whitespaces", "remove_extra_whitespaces"),
     ),
+    Signature(f"{SANDBOX}.call_binop", JINJA, ("self", "context", "operator", "left", "right"), "override"),
+    Signature(f"{SANDBOX}.wrap_str_format", JINJA, ("self", "value"), "override"),
+    Signature("jinja2.ext.Extension.parse", JINJA, ("self", "parser"), "override"),
     Signature(
         "torch.nn.Module._apply",
         "every way of moving parameters calls it",

@@ -35,6 +35,8 @@ ORDER = [
     ["checkpoint"],
     [
         "tokenizer",
+        "tokenization",
+        "templates",
         "config",
         "quantize",
         "arguments",

@@ -21,6 +21,7 @@ from transformers import PersimmonForCausalLM
 
 from adept_fast.arguments import ParameterError
 from adept_fast.checkpoint import CheckpointError, demo_path
+from adept_fast.templates.chat_template import ChatTemplate
 
 lm_eval = pytest.importorskip(
     "lm_eval", reason="lm-eval is not installed (pip install 'lm-eval>=0.4.13,<0.5')"
@@ -297,6 +298,20 @@ class TestModel:
         assert "human: " in (model.chat_template(True) or "")
         assert model.chat_template(False) is None
         assert model.tokenizer_name == "demo"
+
+    def test_a_template_of_the_checkpoints_own(self) -> None:
+        model = AdeptFastLM()
+        source = "{{ bos_token }}{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}"
+        tokenizer = model.runtime.tokenizer
+        tokenizer.chat_format = ChatTemplate(source, "here")
+        history = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+        prompt = model.apply_chat_template(history)
+        assert prompt == "|ENDOFTEXT|system=a;user=b;"
+        assert model.chat_template(True) == source
+        ids = model.tok_encode(prompt)
+        assert ids == tokenizer.apply_chat_template(history)
+        assert ids.count(tokenizer.bos_id) == 1
+        assert model.tok_encode("system=a;user=b;") == ids  # the demo puts BOS before text
 
     def test_bos_as_asked(self) -> None:
         model = AdeptFastLM("demo", add_bos=False)

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from adept_fast.checkpoint import demo_path, open_checkpoint
 from adept_fast.checkpoint.convert import convert
 from adept_fast.checkpoint.model_card import known_license
-from adept_fast.checkpoint.save import generation_config, save_huggingface
+from adept_fast.checkpoint.save import save_huggingface
+from adept_fast.checkpoint.save_tokenizer import generation_config
 from adept_fast.tokenizer import Tokenizer
 
 

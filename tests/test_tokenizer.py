@@ -53,6 +53,11 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return TOKENIZERS[request.param]()
 
 
+def by_sentencepiece(tokenizer: Tokenizer, ids: list[int]) -> str:
+    text: str = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model).decode(ids)
+    return text
+
+
 def streamed(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     detokenizer = StreamingDetokenizer(tokenizer)
     return [*(detokenizer.push(token_id) for token_id in ids), detokenizer.finish()]
@@ -68,7 +73,7 @@ ids_of_interest = st.lists(
 @given(ids=ids_of_interest)
 def test_joined_pieces_are_the_text_of_any_ids(tokenizer: Tokenizer, ids: list[int]) -> None:
     ids = [token_id % tokenizer.vocab_size for token_id in ids]
-    assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids)
+    assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids) == by_sentencepiece(tokenizer, ids)
 
 
 @settings(max_examples=300, deadline=None)
@@ -76,7 +81,7 @@ def test_joined_pieces_are_the_text_of_any_ids(tokenizer: Tokenizer, ids: list[i
 def test_joined_pieces_are_the_text_of_any_bytes(tokenizer: Tokenizer, data: bytes) -> None:
     of_byte = {tokenizer.byte_value(token_id): token_id for token_id in range(tokenizer.vocab_size)}
     ids = [of_byte[byte] for byte in data]
-    assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids)
+    assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids) == by_sentencepiece(tokenizer, ids)
 
 
 @settings(max_examples=300, deadline=None)

@@ -1,4 +1,4 @@
-"""A Hugging Face directory: config.json, model.safetensors or pytorch_model.bin, tokenizer.model."""
+"""A Hugging Face directory: config.json, model.safetensors or pytorch_model.bin, a tokenizer."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from adept_fast.checkpoint.base import (
 )
 from adept_fast.checkpoint.safetensors_file import open_safetensors
 from adept_fast.checkpoint.tensor_names import unwrap_names
+from adept_fast.checkpoint.tokenizer_files import JSON_FILES, tokenizer_of
 from adept_fast.checkpoint.torch_bin import BIN_FILE, BIN_INDEX_FILE, tensors_of_bin
 from adept_fast.config import ConfigError, PersimmonConfig
 from adept_fast.regular_file import FileError, is_there
@@ -46,7 +47,7 @@ def open_huggingface(path: Path, values: dict[str, Any], *, mmap: bool = True) -
     and what was expected.
     """
     config = PersimmonConfig.from_contents(values, path / CONFIG_FILE)
-    tokenizer = read_tokenizer(path)
+    tokenizer = read_tokenizer(path, values, config.vocab_size)
     check_vocabulary(path, config, tokenizer)
     weights = stored_weights(path, mmap=mmap)
     tensors = check_tensors(path, config, unwrap_names(weights.tensors, config.tensor_shapes()))
@@ -54,33 +55,10 @@ def open_huggingface(path: Path, values: dict[str, Any], *, mmap: bool = True) -
     return Checkpoint(path, "huggingface", config, tensors, tokenizer, left_unread=left_unread, mmap=mmap)
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
-    """The directory's ``tokenizer.model``, with BOS put first exactly when its other files say so."""
-    model = path / "tokenizer.model"
-    if not is_there(model):
-        raise CheckpointError(f"{path}: tokenizer.model is missing")
-    settings = read_json(path / "tokenizer_config.json") if is_there(path / "tokenizer_config.json") else {}
-    add_bos = settings.get("add_bos_token")
-    if not isinstance(add_bos, bool):
-        add_bos = _template_starts_with_special_token(path / "tokenizer.json")
-    bos_token = settings.get("bos_token")
-    if isinstance(bos_token, dict):  # an added token, spelled out
-        bos_token = bos_token.get("content")
-    return Tokenizer.from_file(
-        model, add_bos=add_bos, bos_token=bos_token if isinstance(bos_token, str) else None
-    )
-
-
-def _template_starts_with_special_token(path: Path) -> bool:
-    """Whether the post-processor of a ``tokenizer.json`` puts a special token before a single text."""
-    if not is_there(path):
-        return False
-    processor = read_json(path).get("post_processor")
-    if not isinstance(processor, dict):
-        return False
-    steps = processor.get("processors") if processor.get("type") == "Sequence" else [processor]
-    templates = [step.get("single") for step in steps or [] if isinstance(step, dict)]
-    return any(isinstance(single, list) and single and "SpecialToken" in single[0] for single in templates)
+def read_tokenizer(path: Path, config: dict[str, Any], rows: int) -> Tokenizer:
+    """The directory's tokenizer, beside its ``config.json``, for so many rows; see ``tokenizer_of``."""
+    contents = {name: read_json(path / name) for name in JSON_FILES if is_there(path / name)}
+    return tokenizer_of(path, contents | {"config.json": config}, rows)
 
 
 class StoredWeights(NamedTuple):

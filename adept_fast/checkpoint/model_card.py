@@ -42,6 +42,19 @@ def model_card(checkpoint: Checkpoint, name: str, dtype: torch.dtype, license_na
         "- persimmon",
         "---",
     ]
+    chat = (
+        "The chat template beside this file writes conversations."
+        if tokenizer.chat_format.writes_special_tokens
+        else "Chat models of this family are tuned on `human: …`, a blank line, `adept: …`, which the chat "
+        "template in\n`tokenizer_config.json` writes; there is no system role."
+    )
+    ask = (
+        'messages = [{"role": "user", "content": "How are you?"}]\n'
+        "prompt = runtime.tokenizer.apply_chat_template(messages, add_generation_prompt=True)\n"
+        "print(runtime.generate([prompt])[0].text)"
+        if tokenizer.chat_format.writes_special_tokens
+        else r'print(runtime.generate("human: How are you?\n\nadept:", stop="\n\nhuman:").text)'
+    )
     bos = "puts the token that begins a text first" if tokenizer.add_bos else "puts no token first"
     licence = (
         f"`{license_name}`, with what lies beside this file."
@@ -71,7 +84,7 @@ It was written by adept-fast; transformers loads it too.
 from adept_fast import Runtime
 
 runtime = Runtime.load("{name}")  # the path of this directory
-print(runtime.generate("human: How are you?\\n\\nadept:", stop="\\n\\nhuman:").text)
+{ask}
 ```
 
 ```python
@@ -84,8 +97,7 @@ prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, ret
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=50)[0]))
 ```
 
-Chat models of this family are tuned on `human: …`, a blank line, `adept: …`, which the chat template in
-`tokenizer_config.json` writes; there is no system role. The tokenizer {bos}.
+{chat} The tokenizer {bos}.
 `generation_config.json` is greedy.
 
 ## Licence

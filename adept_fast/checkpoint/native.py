@@ -48,7 +48,7 @@ def open_native(path: Path, values: dict[str, Any], *, mmap: bool = True) -> Che
     """
     weights = _weight_format(path / CONFIG_FILE, values[SECTION])
     config = PersimmonConfig.from_contents(values, path / CONFIG_FILE)
-    tokenizer = read_tokenizer(path)
+    tokenizer = read_tokenizer(path, values, config.vocab_size)
     check_vocabulary(path, config, tokenizer)
     file = path / SINGLE_FILE
     if not is_there(file):

@@ -13,14 +13,21 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from adept_fast.chat import chat_template
 from adept_fast.checkpoint.adept_layout import RANK_FILE, TOKENIZER_FILE, TRACKER_FILE
 from adept_fast.checkpoint.atomic import atomic_directory, require_free, require_space
 from adept_fast.checkpoint.base import WEIGHT_DTYPES, Checkpoint, CheckpointError, StoredTensor, dtype_name
 from adept_fast.checkpoint.huggingface import INDEX_FILE, SINGLE_FILE
 from adept_fast.checkpoint.model_card import known_license, model_card
-from adept_fast.checkpoint.tokenizer_check import check_tokenizer_json
-from adept_fast.checkpoint.tokenizer_json import tokenizer_json
+from adept_fast.checkpoint.save_tokenizer import (
+    checked_tokenizer_json,
+    different_in_transformers,
+    generation_config,
+    lost_in_adepts_format,
+    require_for_adept,
+    size_of_files,
+    tokenizer_config,
+    vocabulary_listing,
+)
 from adept_fast.checkpoint.weight_files import (
     TensorReference,
     size_of,
@@ -76,8 +83,7 @@ def save_huggingface(
     weights = _check_request(destination, checkpoint.tensors.values(), dtype, checkpoint.tokenizer)
     if max_shard_bytes < 1:
         raise CheckpointError(f"the shard size is {max_shard_bytes} bytes; expected at least 1")
-    fast_tokenizer = tokenizer_json(checkpoint.tokenizer)
-    check = check_tokenizer_json(checkpoint.tokenizer, fast_tokenizer)
+    fast_tokenizer, check = checked_tokenizer_json(checkpoint.tokenizer)
     shards = _split_into_shards(checkpoint.tensors.values(), dtype, max_shard_bytes)
     with (
         atomic_directory(destination) as directory,
@@ -85,7 +91,9 @@ def save_huggingface(
     ):
         for name, contents in _huggingface_texts(checkpoint, fast_tokenizer, shards, dtype):
             write_json(directory / name, contents)
-        (directory / "tokenizer.model").write_bytes(checkpoint.tokenizer.model)
+        for name, data in checkpoint.tokenizer.vocabulary.files.items():
+            if name != "tokenizer.json":
+                (directory / name).write_bytes(data)
         card = model_card(
             checkpoint,
             destination.name,
@@ -96,8 +104,8 @@ def save_huggingface(
         for name, tensors in shards.items():
             write_safetensors(directory / name, tensors, dtype, bar.update)
         files = files_in(directory)
-    notes = tuple(_different_in_transformers(checkpoint.tokenizer))
-    return Saved(destination, files, len(checkpoint.tensors), str(check), notes)
+    notes = tuple(different_in_transformers(checkpoint.tokenizer))
+    return Saved(destination, files, len(checkpoint.tensors), check, notes)
 
 
 def save_adept(
@@ -109,9 +117,11 @@ def save_adept(
 ) -> Saved:
     """Write a directory laid out as Adept's release, of one rank; it appears when it is complete.
 
-    Arguments and errors are those of ``save_huggingface``, but for what concerns tokenizer.json and shards.
+    Arguments and errors are those of ``save_huggingface``, but for what concerns tokenizer.json and shards;
+    TokenizerError where the tokenizer is more than a sentencepiece model.
     """
     destination = Path(destination).expanduser()
+    require_for_adept(checkpoint.tokenizer)
     tensors = {**checkpoint.tensors, **_rotary_tensors(checkpoint.config)}
     weights = _check_request(destination, tensors.values(), dtype, checkpoint.tokenizer)
     contents = {
@@ -126,12 +136,14 @@ def save_adept(
     ):
         (directory / TRACKER_FILE).write_text(str(_ITERATION), encoding="ascii")
         (directory / TOKENIZER_FILE).write_bytes(checkpoint.tokenizer.model)
-        (directory / "adept_vocab.vocab").write_text(_vocabulary(checkpoint.tokenizer), encoding="utf-8")
+        (directory / "adept_vocab.vocab").write_text(
+            vocabulary_listing(checkpoint.tokenizer), encoding="utf-8"
+        )
         rank = directory / f"iter_{_ITERATION:07d}" / "mp_rank_00"
         rank.mkdir(parents=True)
         write_torch_file(rank / RANK_FILE, contents, tensors, dtype, bar.update)
         files = files_in(directory)
-    notes = tuple(_lost_in_adepts_format(checkpoint.tokenizer))
+    notes = tuple(lost_in_adepts_format(checkpoint.tokenizer))
     return Saved(
         destination, files, len(checkpoint.tensors), "sentencepiece's own model, byte for byte", notes
     )
@@ -146,7 +158,7 @@ def _check_request(
     require_free(destination)
     weights = sum(size_of(tensor, dtype) for tensor in tensors)
     # Either format spells the vocabulary out beside the model, in up to some four times its size.
-    require_space(destination, weights + 5 * len(tokenizer.model) + ROOM_FOR_SMALL_FILES)
+    require_space(destination, weights + 5 * size_of_files(tokenizer) + ROOM_FOR_SMALL_FILES)
     return weights
 
 
@@ -202,38 +214,6 @@ def _huggingface_texts(
         total = sum(size_of(tensor, dtype) for tensors in shards.values() for tensor in tensors)
         weight_map = {tensor.name: name for name, tensors in shards.items() for tensor in tensors}
         yield INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map}
-
-
-def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The contents of a ``generation_config.json``: greedy, up to the end of the text."""
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    if any(tokenizer.byte_value(token_id) is not None for token_id in range(tokenizer.vocab_size)):
-        # Persimmon has no token for padding. Where unknown characters become bytes, no text has the unknown
-        # piece; the end token may also begin a text, and transformers would take it for padding there.
-        ids["pad_token_id"] = _unknown(tokenizer)
-    return {name: token_id for name, token_id in ids.items() if token_id is not None} | {"do_sample": False}
-
-
-def tokenizer_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The contents of a ``tokenizer_config.json``."""
-    tokenizer = checkpoint.tokenizer
-    tokens = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "unk_token": _unknown(tokenizer)}
-    return {
-        # A class that every transformers release takes tokenizer.json from as it is.
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **{name: None if at is None else tokenizer.piece(at) for name, at in tokens.items()},
-        "add_bos_token": tokenizer.add_bos,
-        "add_eos_token": False,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": checkpoint.config.max_position_embeddings,
-        # sentencepiece does not look for special tokens in text; a chat template that puts BOS there does.
-        "split_special_tokens": not tokenizer.add_bos,
-        "chat_template": chat_template(tokenizer.add_bos),
-    }
-
-
-def _unknown(tokenizer: Tokenizer) -> int:
-    return next(token_id for token_id in range(tokenizer.vocab_size) if tokenizer.is_unknown(token_id))
 
 
 def _adept_args(config: PersimmonConfig, dtype: torch.dtype) -> argparse.Namespace:
@@ -294,27 +274,6 @@ def _rotary_tensors(config: PersimmonConfig) -> dict[str, StoredTensor]:
 def _inverse_frequencies(config: PersimmonConfig) -> torch.Tensor:
     exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32, device="cpu") / config.rotary_dim
     return 1.0 / config.rope_theta**exponents
-
-
-def _vocabulary(tokenizer: Tokenizer) -> str:
-    lines = zip(tokenizer.pieces(), tokenizer.scores(), strict=True)
-    return "".join(f"{piece}\t{score:g}\n" for piece, score in lines)
-
-
-def _lost_in_adepts_format(tokenizer: Tokenizer) -> Iterator[str]:
-    if tokenizer.add_bos:
-        yield "Adept's format has no place to say that BOS is put before text; ask for it when you generate"
-    plain = Tokenizer(tokenizer.model, source=tokenizer.source)
-    if tokenizer.bos_id is not None and tokenizer.bos_id != plain.bos_id:
-        yield f"Adept's format has no place to say that BOS is {tokenizer.piece(tokenizer.bos_id)!r}"
-
-
-def _different_in_transformers(tokenizer: Tokenizer) -> Iterator[str]:
-    if tokenizer.add_bos:
-        yield (
-            "as its chat template begins with BOS, transformers takes the name of a special token in text "
-            "for that token, unless told split_special_tokens=True"
-        )
 
 
 def write_json(path: Path, contents: dict[str, Any]) -> None:

@@ -13,14 +13,8 @@ from adept_fast.checkpoint.base import WEIGHT_DTYPES, Checkpoint, CheckpointErro
 from adept_fast.checkpoint.huggingface import SINGLE_FILE
 from adept_fast.checkpoint.native import EMBEDDING, METHOD, SECTION, VERSION, tensors_of
 from adept_fast.checkpoint.packed import packed_matrices
-from adept_fast.checkpoint.save import (
-    ROOM_FOR_SMALL_FILES,
-    Saved,
-    files_in,
-    progress_bar,
-    tokenizer_config,
-    write_json,
-)
+from adept_fast.checkpoint.save import ROOM_FOR_SMALL_FILES, Saved, files_in, progress_bar, write_json
+from adept_fast.checkpoint.save_tokenizer import end_ids, size_of_files, tokenizer_config
 from adept_fast.checkpoint.weight_files import bytes_of, read_as, require_little_endian, safetensors_header
 from adept_fast.quantize import WEIGHT_FORMATS
 
@@ -72,14 +66,18 @@ def save_native(
     entries = _entries(checkpoint, weights, dtype)
     header, places = safetensors_header(entries, _metadata(weights))
     size = sum(math.prod(shape) * kept.itemsize for _, kept, shape in entries)
-    require_space(destination, len(header) + size + len(checkpoint.tokenizer.model) + ROOM_FOR_SMALL_FILES)
+    require_space(
+        destination, len(header) + size + size_of_files(checkpoint.tokenizer) + ROOM_FOR_SMALL_FILES
+    )
     with atomic_directory(destination) as directory, progress_bar(destination, size, progress) as bar:
         write_json(directory / "config.json", _config(checkpoint, weights, dtype))
         write_json(directory / "tokenizer_config.json", tokenizer_config(checkpoint))
-        (directory / "tokenizer.model").write_bytes(checkpoint.tokenizer.model)
+        for name, data in checkpoint.tokenizer.vocabulary.files.items():
+            (directory / name).write_bytes(data)
         _write_weights(directory / SINGLE_FILE, checkpoint, weights, dtype, header, places, bar.update)
         files = files_in(directory)
-    return Saved(destination, files, len(entries), "sentencepiece's own model, byte for byte")
+    tokenizer_names = ", ".join(checkpoint.tokenizer.vocabulary.files)
+    return Saved(destination, files, len(entries), f"that of the source, {tokenizer_names}")
 
 
 def _entries(
@@ -108,7 +106,7 @@ def _config(checkpoint: Checkpoint, weights: str, dtype: torch.dtype | None) -> 
     section = {"quant_method": METHOD, "version": VERSION, "weights": weights}
     return checkpoint.config.to_dict() | {
         "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
+        "eos_token_id": end_ids(tokenizer),
         "dtype": dtype_name(dtype or checkpoint.dtype),
         SECTION: section,
     }

@@ -130,9 +130,11 @@ def check_tokenizer_json(tokenizer: Tokenizer, contents: dict[str, Any]) -> Toke
     except ImportError:
         return TokenizerCheck(0, "not checked, as the tokenizers library is not installed")
     fast = tokenizers.Tokenizer.from_str(json.dumps(contents))
+    fast.encode_special_tokens = tokenizer.vocabulary.splits_special_tokens
     model = parse_model(tokenizer.model, tokenizer.source)
     compared = left_out = 0
-    for text in dict.fromkeys(_strings(model)):
+    added = [entry["content"] for entry in contents.get("added_tokens") or ()]
+    for text in dict.fromkeys(_strings(model, added)):
         if model.normalizer.precompiled_charsmap and _combines(text):
             left_out += 1
             continue
@@ -146,11 +148,19 @@ def check_tokenizer_json(tokenizer: Tokenizer, contents: dict[str, Any]) -> Toke
     return TokenizerCheck(compared, remark)
 
 
-def _strings(model: SentencePieceModel) -> Iterator[str]:
+def _strings(model: SentencePieceModel, added: list[str]) -> Iterator[str]:
     yield from _TEXTS
     yield from (f"a{chr(code)}b" for code in range(32))
     own = [piece.text for piece in model.pieces if piece.type in (PieceType.USER_DEFINED, PieceType.CONTROL)]
-    for special in (END_OF_TEXT, "<s>", "</s>", "<unk>", "<0x0A>", *own[:_MOST_SPECIAL]):
+    for special in (
+        END_OF_TEXT,
+        "<s>",
+        "</s>",
+        "<unk>",
+        "<0x0A>",
+        *own[:_MOST_SPECIAL],
+        *added[:_MOST_SPECIAL],
+    ):
         yield from (context.replace("{}", special) for context in _SPECIAL_CONTEXTS)
     step = max(1, len(model.pieces) // (_SAMPLES * _PIECES_IN_SAMPLE))
     sampled = [piece.text.replace(_SPACE, " ") for piece in model.pieces[::step]]
@@ -183,7 +193,8 @@ def _compare(tokenizer: Tokenizer, fast: Any, text: str, *, decoded: bool) -> No
     if not decoded:
         return
     plain = tokenizer.encode(text, add_bos=False)
-    expected_text, found_text = tokenizer.decode(plain), fast.decode(plain, skip_special_tokens=False)
+    expected_text = tokenizer.decode(plain, skip_special_tokens=False)
+    found_text = fast.decode(plain, skip_special_tokens=False)
     if found_text != expected_text:
         raise TokenizerError(
             f"{tokenizer.source}: tokenizer.json decodes the ids {plain} to {found_text!r}; "

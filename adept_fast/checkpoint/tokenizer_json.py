@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import sentencepiece
@@ -21,6 +22,7 @@ from adept_fast.checkpoint.sentencepiece_proto import (
     SentencePieceModel,
     parse_model,
 )
+from adept_fast.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary
 from adept_fast.tokenizer import Tokenizer, TokenizerError
 
 _SPACE = "▁"
@@ -30,8 +32,9 @@ _RESERVED = (PieceType.UNKNOWN, PieceType.CONTROL, PieceType.UNUSED, PieceType.B
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """The contents of a ``tokenizer.json`` for the tokenizers library.
 
-    It has no added tokens: those would be cut out of the text before it is normalised, which sentencepiece
-    does not do. transformers adds those that ``tokenizer_config.json`` names. In texts of some hundred
+    It has the tokens that were added to the sentencepiece model, and no other: such are cut out of the text
+    before it is normalised, which sentencepiece does not do with pieces of its own. transformers adds those
+    that ``tokenizer_config.json`` names. In texts of some hundred
     thousand characters the two may still choose differently between segmentations that score alike, as
     sentencepiece adds the scores in float32.
 
@@ -45,7 +48,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": [],
+            "added_tokens": _added_tokens(tokenizer, len(model.pieces)),
             "normalizer": _sequence("normalizers", _normalizers(model, tokenizer.model)),
             "pre_tokenizer": _pre_tokenizer(splits),
             "post_processor": _post_processor(tokenizer),
@@ -76,13 +79,30 @@ def _require_expressible(model: SentencePieceModel, tokenizer: Tokenizer) -> Non
         raise _InexpressibleError("it does not escape whitespace; expected spaces to become ▁")
     if model.changes_decoded_text:
         raise _InexpressibleError("it has a denormaliser; expected decoded text to be left as it is")
-    if [piece.text for piece in model.pieces] != tokenizer.pieces():
+    if [piece.text for piece in model.pieces] != tokenizer.pieces()[: len(model.pieces)]:
         raise _InexpressibleError("its pieces are not those that sentencepiece reads")
     seen: set[str] = set()
     for piece in model.pieces:
         if piece.text in seen:
             raise _InexpressibleError(f"it has the piece {piece.text!r} twice, as different types")
         seen.add(piece.text)
+
+
+def _added_tokens(tokenizer: Tokenizer, pieces: int) -> list[dict[str, Any]]:
+    """The entries of added tokens, to which the library gives ids one after the other."""
+    vocabulary = tokenizer.vocabulary
+    added = vocabulary.added if isinstance(vocabulary, SentencePieceVocabulary) else ()
+    entries = []
+    for token in sorted(added, key=lambda token: token.token_id):
+        if token.token_id > pieces:
+            raise _InexpressibleError(
+                f"the added token {token.content!r:.80} has the id {token.token_id}; "
+                f"expected {pieces}, the next one"
+            )
+        pieces += token.token_id == pieces
+        entry = asdict(token)
+        entries.append({"id": entry.pop("token_id"), **entry})
+    return entries
 
 
 def _hide_reserved(model: SentencePieceModel) -> tuple[list[float], dict[str, str]]:

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from adept_fast.arguments import ParameterError
-from adept_fast.chat import STOP, Turn, chat_prompt
+from adept_fast.chat import ChatError
+from adept_fast.commands.conversation import Turn, chat_ids, stopping_answers
 from adept_fast.commands.errors import OneLineErrors, show_error
 from adept_fast.commands.options import (
     bos_option,
@@ -37,9 +38,10 @@ def chat(**options: Any) -> None:
     A question that cannot be asked, as it is too long or not UTF-8, is an error on stderr, and the next one
     is read.
     """
-    params = sampling_params(options, stop=(STOP,))
+    params = sampling_params(options)
     lines = LineReader.of_stdin()
     runtime = load_runtime(chosen_checkpoint(options), options)
+    params = stopping_answers(params, runtime.tokenizer)
     history: list[Turn] = []
     while True:
         try:
@@ -49,7 +51,7 @@ def chat(**options: Any) -> None:
             if not question.strip():
                 continue
             kept, stream = _begin_answer(runtime, question, history, params, options["add_bos"])
-        except (TextError, ParameterError) as error:
+        except (TextError, ParameterError, ChatError) as error:
             show_error(error)
             continue
         history = [*kept, Turn(question, print_stream(stream, as_chat=True))]
@@ -76,9 +78,11 @@ def _begin_answer(
     """The turns that the context still holds, and the answer; the oldest turns are forgotten first."""
     room = runtime.max_seq_len - min(params.max_new_tokens or 0, runtime.max_seq_len // 2)
     kept = list(history)
-    while kept and len(runtime.tokenizer.encode(chat_prompt(question, kept), add_bos=add_bos)) > room:
+    prompt = chat_ids(runtime.tokenizer, question, kept, add_bos=add_bos)
+    while kept and len(prompt) > room:
         kept.pop(0)
-    stream = runtime.stream(chat_prompt(question, kept), params, add_bos=add_bos)
+        prompt = chat_ids(runtime.tokenizer, question, kept, add_bos=add_bos)
+    stream = runtime.stream(prompt, params)
     if len(kept) < len(history):
         click.echo(
             f"(the context is full: the first {len(history) - len(kept)} turns are forgotten)", err=True

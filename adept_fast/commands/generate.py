@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import click
 
-from adept_fast import chat, text_input
+from adept_fast import text_input
 from adept_fast.arguments import ParameterError
 from adept_fast.bandwidth import measure_read_bandwidth
+from adept_fast.chat import ChatError, strip_answer
+from adept_fast.checkpoint import Checkpoint
+from adept_fast.commands.conversation import chat_ids, stopping_answers
 from adept_fast.commands.errors import OneLineErrors
 from adept_fast.commands.options import (
     COUNT,
@@ -35,10 +39,9 @@ _NAMES_OF_STDIN = {"-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"}
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to continue, what the model is given of it, and where it came from."""
+    """A text to continue, and where it came from."""
 
     text: str
-    given: str
     source: str
 
 
@@ -70,17 +73,18 @@ class Prompt:
 @click.option("--stats", is_flag=True, help="Print speed, and its share of the memory bandwidth, to stderr.")
 def generate(**options: Any) -> None:
     """Continue each prompt with text from the model."""
-    params = sampling_params(
-        options, stop=(chat.STOP,) if options["as_chat"] else (), logprobs=options["logprobs"]
-    )
+    params = sampling_params(options, logprobs=options["logprobs"])
     prompts = _read_prompts(options)
-    runtime = _load_for(prompts, options)
+    checkpoint = chosen_checkpoint(options)
+    if options["as_chat"]:
+        params = stopping_answers(params, checkpoint.tokenizer)
+    given = _token_ids(prompts, checkpoint.tokenizer, options)
+    runtime = _load_for(prompts, given, checkpoint, options)
     warmup_seconds = _warm_up(runtime) if options["stats"] else 0.0
     if len(prompts) == 1 and not options["as_json"]:
-        generations = [_stream(runtime, prompts[0].given, params, options)]
+        generations = [_stream(runtime, given[0], params, options)]
     else:
-        given = [prompt.given for prompt in prompts]
-        generations = runtime.generate(given, params, add_bos=options["add_bos"])
+        generations = runtime.generate(given, params)
         for prompt, generation in zip(prompts, generations, strict=True):
             if options["as_json"]:
                 print_json(_as_object(prompt.text, generation, options))
@@ -98,8 +102,7 @@ def _read_prompts(options: dict[str, Any]) -> list[Prompt]:
     texts = [(text, "--prompt") for text in options["prompts"]] + [_read(name) for name in files]
     if not texts:
         raise click.UsageError("expected at least one --prompt or --prompt-file")
-    as_chat = options["as_chat"]
-    return [Prompt(text, chat.chat_prompt(text) if as_chat else text, source) for text, source in texts]
+    return [Prompt(text, source) for text, source in texts]
 
 
 def _read(name: str) -> tuple[str, str]:
@@ -109,30 +112,42 @@ def _read(name: str) -> tuple[str, str]:
     return text_input.read_text(name).removesuffix("\n"), name
 
 
-def _load_for(prompts: list[Prompt], options: dict[str, Any]) -> Runtime:
+def _token_ids(prompts: list[Prompt], tokenizer: Tokenizer, options: dict[str, Any]) -> list[list[int]]:
+    """What the model is given of each. Raises ValueErrors, which say which prompt cannot be given."""
+    given = []
+    encode = partial(chat_ids, tokenizer) if options["as_chat"] else tokenizer.encode
+    for number, prompt in enumerate(prompts, 1):
+        try:
+            given.append(encode(prompt.text, add_bos=options["add_bos"]))
+        except (ChatError, TokenizerError) as error:
+            raise type(error)(f"{_named(number, prompt)}: {error}") from error
+    return given
+
+
+def _load_for(
+    prompts: list[Prompt], given: list[list[int]], checkpoint: Checkpoint, options: dict[str, Any]
+) -> Runtime:
     """A Runtime with room for each prompt; one that is too long is refused before weights are read."""
-    checkpoint = chosen_checkpoint(options)
     longest = checkpoint.config.max_position_embeddings
     longest = min(options["max_seq_len"] or longest, longest)
-    _check_lengths(prompts, checkpoint.tokenizer, options["add_bos"], longest)
+    _check_lengths(prompts, given, longest)
     runtime = load_runtime(checkpoint, options, max_batch_size=min(len(prompts), options["batch_size"]))
     if runtime.max_seq_len < longest:  # memory has no room for the whole context
-        _check_lengths(prompts, runtime.tokenizer, options["add_bos"], runtime.max_seq_len)
+        _check_lengths(prompts, given, runtime.max_seq_len)
     return runtime
 
 
-def _check_lengths(
-    prompts: list[Prompt], tokenizer: Tokenizer, add_bos: bool | None, max_tokens: int
-) -> None:
-    """Raises ParameterError or TokenizerError, which say which prompt it is that cannot be continued."""
-    for number, prompt in enumerate(prompts, 1):
-        which = f"prompt {number} ({prompt.source})"
-        try:
-            tokens = len(tokenizer.encode(prompt.given, add_bos=add_bos))
-        except TokenizerError as error:
-            raise TokenizerError(f"{which}: {error}") from error
-        if tokens > max_tokens:
-            raise ParameterError(f"{which} has {tokens} tokens; expected at most max_seq_len {max_tokens}")
+def _check_lengths(prompts: list[Prompt], given: list[list[int]], max_tokens: int) -> None:
+    """Raises ParameterError, which says which prompt is too long."""
+    for number, (prompt, ids) in enumerate(zip(prompts, given, strict=True), 1):
+        if len(ids) > max_tokens:
+            raise ParameterError(
+                f"{_named(number, prompt)} has {len(ids)} tokens; expected at most max_seq_len {max_tokens}"
+            )
+
+
+def _named(number: int, prompt: Prompt) -> str:
+    return f"prompt {number} ({prompt.source})"
 
 
 def _warm_up(runtime: Runtime) -> float:
@@ -142,14 +157,14 @@ def _warm_up(runtime: Runtime) -> float:
     return time.perf_counter() - started
 
 
-def _stream(runtime: Runtime, text: str, params: SamplingParams, options: dict[str, Any]) -> Generation:
-    stream = runtime.stream(text, params, add_bos=options["add_bos"])
+def _stream(runtime: Runtime, ids: list[int], params: SamplingParams, options: dict[str, Any]) -> Generation:
+    stream = runtime.stream(ids, params)
     print_stream(stream, as_chat=options["as_chat"])
     return stream.result
 
 
 def _text(generation: Generation, options: dict[str, Any]) -> str:
-    return "".join(chat.strip_answer([generation.text])) if options["as_chat"] else generation.text
+    return "".join(strip_answer([generation.text])) if options["as_chat"] else generation.text
 
 
 def _as_object(prompt: str, generation: Generation, options: dict[str, Any]) -> dict[str, Any]:

@@ -109,9 +109,10 @@ def _describe_checkpoint(checkpoint: Checkpoint, location: Location) -> dict[str
         "parameters": config.num_parameters,
         "pieces in the tokenizer": tokenizer.vocab_size,
         "unused vocabulary rows": config.vocab_size - tokenizer.vocab_size,
-        "end token": tokenizer.eos_id,
+        "end tokens": ", ".join(f"{at} {tokenizer.piece(at)!r}" for at in tokenizer.eos_ids) or "none",
         "BOS token": tokenizer.bos_id,
         "BOS put before text": tokenizer.add_bos,
+        "chat format": str(tokenizer.chat_format),
     }
 
 

@@ -16,7 +16,6 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from adept_fast.arguments import ParameterError, flag, integer, optional_flag, shown
-from adept_fast.chat import chat_template
 from adept_fast.checkpoint import dtype_name
 from adept_fast.integrations.lm_eval.continuations import ScoringRuntime
 from adept_fast.integrations.lm_eval.generation import DEFAULT_NEW_TOKENS, generation_params
@@ -110,13 +109,15 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The jinja source of the one template there is, where one is asked for."""
-        return _template(self.runtime.tokenizer.add_bos) if chat_template else None
+        tokenizer = self.runtime.tokenizer
+        return tokenizer.chat_format.source(tokenizer.add_bos) if chat_template else None
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The prompt of a conversation, without a system's messages, for which the format has no place."""
-        known = [message for message in chat_history if message["role"] != "system"]
+        """The prompt of a conversation, without a system's messages where the format has none."""
+        system = self.runtime.tokenizer.chat_format.has_system_role
+        known = [message for message in chat_history if system or message["role"] != "system"]
         if len(known) < len(chat_history):
             _log.warning("the chat format has no system role: %r is left out", chat_history[0]["content"])
         return self.runtime.tokenizer.apply_chat_template(
@@ -126,6 +127,10 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_unused: Any) -> list[int]:
         """Token ids; a text that begins with BOS by name, as a chat template may write it, has that token."""
         tokenizer = self.runtime.tokenizer
+        if add_special_tokens is None and tokenizer.chat_format.writes_special_tokens:
+            ids = tokenizer.encode_rendered(string)
+            begins = bool(ids) and ids[0] == tokenizer.bos_id
+            return ids if begins else tokenizer.encode_rendered(string, add_bos=self._add_bos)
         if add_special_tokens is None and tokenizer.bos_id is not None:
             bos = tokenizer.piece(tokenizer.bos_id)
             if string.startswith(bos):
@@ -231,9 +236,6 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         if len(context) > room:
             _log.warning("a context of %d tokens is cut to its last %d", len(context), room)
         return context[-room:], continuation
-
-
-_template = chat_template  # the method of this name hides the function
 
 
 def _no_continuation(texts: tuple[str, str] | None) -> ParameterError:

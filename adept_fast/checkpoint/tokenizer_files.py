@@ -1,0 +1,132 @@
+"""The tokenizer of a Hugging Face directory, from the several files that describe it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from adept_fast.checkpoint.base import CheckpointError
+from adept_fast.checkpoint.chat_files import chat_format
+from adept_fast.checkpoint.special_tokens import added_tokens, end_ids, listed_names, special_names
+from adept_fast.file_limits import max_bytes
+from adept_fast.regular_file import FileError, is_there, read_regular
+from adept_fast.tokenization.added_tokens import AddedToken
+from adept_fast.tokenization.fast_vocabulary import FastVocabulary
+from adept_fast.tokenization.post_processor import leading_token
+from adept_fast.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary
+from adept_fast.tokenization.vocabulary import Vocabulary
+from adept_fast.tokenizer import Tokenizer
+
+MODEL_FILE = "tokenizer.model"
+FAST_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+# Those that say something of the tokenizer.
+JSON_FILES = (
+    CONFIG_FILE,
+    FAST_FILE,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.json",
+)
+
+Contents = Mapping[str, Mapping[str, Any]]
+
+
+def tokenizer_of(path: Path, contents: Contents, rows: int) -> Tokenizer:
+    """The tokenizer of a directory: its ``tokenizer.model``, or where there is none its ``tokenizer.json``.
+
+    The files beside it name added tokens, special tokens, the end of a text and a chat template, and say
+    whether BOS is put first. A special token that is named and is no piece counts as not named.
+
+    Args:
+        contents: those of ``config.json`` and of the files of ``JSON_FILES`` that there are, by their names.
+        rows: how many ids the embedding knows.
+
+    Raises CheckpointError or TokenizerError naming the file, what was found and what was expected.
+    """
+    every = {name: contents.get(name, {}) for name in (*JSON_FILES, "config.json")}
+    settings, special_map = every[CONFIG_FILE], every["special_tokens_map.json"]
+    named = special_names(settings, special_map, path)
+    special = {*named.values(), *listed_names(settings, special_map, path)}
+    added = added_tokens(every[FAST_FILE], settings, every["added_tokens.json"], special, path)
+    for token in added:
+        if token.token_id >= rows:
+            raise CheckpointError(
+                f"{path}: the added token {token.content!r:.80} has the id {token.token_id}, "
+                f"but the embedding only {rows} rows"
+            )
+    vocabulary, file = _vocabulary(path, every, added, special)
+    known = {key: name for key, name in named.items() if vocabulary.find(name) is not None}
+    add_bos, bos_token = _bos(path, every, known, vocabulary)
+    tokenizer = Tokenizer(
+        vocabulary,
+        add_bos=add_bos,
+        bos_token=bos_token,
+        source=file,
+        special_tokens=known,
+        end_ids=end_ids(every["generation_config.json"], every["config.json"], rows, path),
+        chat_format=chat_format(path, every),
+    )
+    for key, token_id in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id)):
+        if key in named and key not in known and token_id is not None:
+            tokenizer.special_tokens[key] = tokenizer.piece(
+                token_id
+            )  # what stands in for the name of no piece
+    return tokenizer
+
+
+def _vocabulary(
+    path: Path, contents: Contents, added: list[AddedToken], special: Iterable[str]
+) -> tuple[Vocabulary, Path]:
+    """The vocabulary, and the file that it is in."""
+    splits = contents[CONFIG_FILE].get("split_special_tokens", False)
+    if not isinstance(splits, bool):
+        raise CheckpointError(
+            f"{path / CONFIG_FILE}: split_special_tokens is {splits!r:.80}; expected true or false"
+        )
+    if is_there(path / MODEL_FILE):
+        try:
+            model = read_regular(path / MODEL_FILE, max_bytes(MODEL_FILE))
+        except FileError as error:
+            raise CheckpointError(str(error)) from error
+        plain = SentencePieceVocabulary(model, str(path / MODEL_FILE))
+        listed = {token.content for token in added}
+        only_named = [
+            AddedToken(token_id, name, special=True)
+            for name in sorted(set(special) - listed)
+            if (token_id := plain.find(name)) is not None
+        ]
+        # transformers finds special tokens in text as soon as they are named. Here text that spells one stays
+        # text, unless the checkpoint lists added tokens, and so was trained with such.
+        tokens = {"added": added + only_named} if added else {"named": only_named}
+        vocabulary = SentencePieceVocabulary(
+            model, str(path / MODEL_FILE), splits_special_tokens=splits, **tokens
+        )
+        return vocabulary, path / MODEL_FILE
+    if contents[FAST_FILE]:
+        fast = FastVocabulary(
+            contents[FAST_FILE],
+            str(path / FAST_FILE),
+            added=added,
+            named=sorted(set(special)),
+            splits_special_tokens=splits,
+        )
+        return fast, path / FAST_FILE
+    raise CheckpointError(f"{path}: {MODEL_FILE} is missing, and so is {FAST_FILE}")
+
+
+def _bos(
+    path: Path, contents: Contents, named: Mapping[str, str], vocabulary: Vocabulary
+) -> tuple[bool, str | None]:
+    """Whether BOS is put before text, and its name where one is given."""
+    leading = leading_token(contents[FAST_FILE], str(path / FAST_FILE))
+    if isinstance(vocabulary, FastVocabulary):
+        return leading is not None, leading or named.get("bos_token")
+    chosen = contents[CONFIG_FILE].get("add_bos_token")
+    if chosen is not None and not isinstance(chosen, bool):
+        raise CheckpointError(
+            f"{path / CONFIG_FILE}: add_bos_token is {chosen!r:.80}; expected true or false"
+        )
+    return leading is not None if chosen is None else chosen, named.get("bos_token")

@@ -1,0 +1,113 @@
+"""Added tokens: strings that are cut out of a text before the rest is tokenized."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+# Unicode's White_Space; Python's own notion has four more characters.
+_WHITE_SPACE = (
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+)
+_JOINERS = "\u200c\u200d"
+# Letters, though Unicode's categories call them symbols.
+_CIRCLED = (
+    ("\u24b6", "\u24e9"),
+    ("\U0001f130", "\U0001f149"),
+    ("\U0001f150", "\U0001f169"),
+    ("\U0001f170", "\U0001f189"),
+)
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that was added to a vocabulary, with the flags of the tokenizers library.
+
+    ``single_word``: only where no letter or digit stands beside it. ``lstrip``, ``rstrip``: white space
+    before, behind it belongs to it. ``normalized``: it is looked for in normalised text. ``special``: its
+    name is no text of an answer.
+    """
+
+    token_id: int
+    content: str
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = False
+    special: bool = False
+
+
+class TokenFinder:
+    """Finds tokens in text: from left to right, of those that begin at one character the longest.
+
+    Args:
+        tokens: (what stands for it in text, the token).
+        ignored: ids that take their characters from no other token, but are left in the text.
+    """
+
+    def __init__(
+        self, tokens: Iterable[tuple[str, AddedToken]], ignored: frozenset[int] = frozenset()
+    ) -> None:
+        self._tokens = {text: token for text, token in tokens if text}
+        self._ignored = ignored
+        self._lengths: dict[str, list[int]] = {}
+        for text in self._tokens:
+            lengths = self._lengths.setdefault(text[0], [])
+            if len(text) not in lengths:
+                lengths.append(len(text))
+        for lengths in self._lengths.values():
+            lengths.sort(reverse=True)
+        firsts = "".join(map(re.escape, self._lengths))
+        self._first = re.compile(f"[{firsts}]") if firsts else None
+
+    def __bool__(self) -> bool:
+        return bool(self._tokens)
+
+    def split(self, text: str) -> Iterator[str | int]:
+        """The text in order: the ids that were found, and what stands between them, never empty."""
+        done = 0
+        for start, end, token in self._matches(text):
+            if token.token_id in self._ignored:
+                continue
+            if token.single_word and (
+                (start > 0 and _is_word(text[start - 1])) or (end < len(text) and _is_word(text[end]))
+            ):
+                continue
+            if token.lstrip:
+                start = max(done, len(text[:start].rstrip(_WHITE_SPACE)))
+            if token.rstrip:
+                end = len(text) - len(text[end:].lstrip(_WHITE_SPACE))
+            if start > done:
+                yield text[done:start]
+            yield token.token_id
+            done = end
+        if done < len(text):
+            yield text[done:]
+
+    def _matches(self, text: str) -> Iterator[tuple[int, int, AddedToken]]:
+        """Start, end and token of matches that do not overlap."""
+        at = 0
+        while self._first is not None and (found := self._first.search(text, at)) is not None:
+            at = found.start()
+            for length in self._lengths[found[0]]:
+                token = self._tokens.get(text[at : at + length])
+                if token is not None:
+                    yield at, at + length, token
+                    at += length
+                    break
+            else:
+                at += 1
+
+
+def _is_word(character: str) -> bool:
+    r"""Whether ``\w`` matches it in the regular expressions of the tokenizers library."""
+    category = unicodedata.category(character)
+    return (
+        category[0] in "LM"
+        or category in ("Nd", "Nl", "Pc")
+        or character in _JOINERS
+        or any(first <= character <= last for first, last in _CIRCLED)
+    )

@@ -1,0 +1,105 @@
+"""What a tokenizer needs of a vocabulary, whatever file it was read from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+
+class TokenizerError(ValueError):
+    """A tokenizer file that cannot be read, or text or ids that it cannot take."""
+
+
+class Vocabulary(Protocol):
+    """Ids, their pieces, and how text is cut into them, added tokens too.
+
+    ``size`` is one more than the largest id. An id between may have no piece, and then has no text.
+    """
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """Name → contents of the files that a directory needs to have this vocabulary."""
+        ...
+
+    @property
+    def model(self) -> bytes:
+        """The sentencepiece model. Raises TokenizerError where there is none."""
+        ...
+
+    @property
+    def splits_special_tokens(self) -> bool:
+        """Whether the name of a special token in text is no such token."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of text that UTF-8 can express, without BOS."""
+        ...
+
+    def encode_with_names(self, text: str) -> list[int]:
+        """The same, but where special tokens are found in text, those too that are only named as such."""
+        ...
+
+    def find(self, piece: str) -> int | None:
+        """The id of a piece or an added token."""
+        ...
+
+    def piece(self, token_id: int) -> str: ...
+
+    def score(self, token_id: int) -> float: ...
+
+    def is_control(self, token_id: int) -> bool:
+        """Whether it has no text, but for its name: control pieces, and added tokens that are special."""
+        ...
+
+    def is_unknown(self, token_id: int) -> bool: ...
+
+    def byte_value(self, token_id: int) -> int | None:
+        """The byte that a byte-fallback piece stands for, else None."""
+        ...
+
+    def text_at_start(self, ids: Sequence[int]) -> str:
+        """The text that ids have at the beginning of a text, where a space before the first word is lost."""
+        ...
+
+    def text_inside(self, token_id: int) -> str:
+        """The text of one id behind other text."""
+        ...
+
+    def shown_name(self, token_id: int) -> str:
+        """How the name of a token that has no text is written where it is asked for."""
+        ...
+
+    def name_at_start(self, token_id: int) -> str:
+        """The same at the beginning of a text."""
+        ...
+
+    def own_end(self) -> int | None:
+        """The token that the file itself, not what lies beside it, says to end texts."""
+        ...
+
+    def own_bos(self) -> int | None:
+        """The token that the file itself says to begin texts."""
+        ...
+
+
+def require_text(text: str) -> None:
+    """Raises TokenizerError for text with a lone surrogate, which UTF-8 cannot express."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TokenizerError(
+            f"the text holds a lone surrogate at character {error.start}, which UTF-8 cannot express"
+        ) from error
+
+
+def is_text(text: str) -> bool:
+    """Whether UTF-8 can express a text."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def pieces_of(vocabulary: Vocabulary) -> Iterator[str]:
+    """All pieces, in the order of their ids."""
+    return (vocabulary.piece(token_id) for token_id in range(vocabulary.size))
