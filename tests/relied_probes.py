@@ -33,11 +33,11 @@ def safetensors_by_descriptor(module: Any, directory: Path) -> tuple[Any, ...]:
     with path.open("rb") as file:
         path.unlink()
         named = f"/dev/fd/{file.fileno()}"
-        with module.safe_open(named, framework="pt") as opened:
+        with module.safe_open(named, framework="np") as opened:
             found = opened.keys(), opened.metadata()
     path.write_bytes(b"damaged")
     try:
-        module.safe_open(path, framework="pt")
+        module.safe_open(path, framework="np")
     except module.SafetensorError as error:
         return *map(list, found), "deserializing header" in str(error)
     return ()

@@ -69,10 +69,10 @@ def open_safetensors(path: Path, *, mmap: bool = True) -> SafetensorsFile:
 
 
 def _header_bytes(file: FileRange) -> int:
-    """The length of the header by the file's first bytes; 0 where the file has no such length."""
+    """The length of the header, which the file begins with; CheckpointError where no header follows."""
     length = int.from_bytes(file.read_at(0, min(_LENGTH_BYTES, file.size)), "little")
-    if length > file.size - _LENGTH_BYTES:
-        return 0  # the library says what is wrong
+    if not 2 <= length <= file.size - _LENGTH_BYTES or file.read_at(_LENGTH_BYTES, 1) != b"{":
+        raise _invalid(file, "its first 8 bytes are not the length of a header behind them")
     if length > _MAX_HEADER_BYTES:
         raise CheckpointError(
             f"{file.label}: its header has {length} bytes; expected at most {_MAX_HEADER_BYTES}"
@@ -81,17 +81,19 @@ def _header_bytes(file: FileRange) -> int:
 
 
 def _require_valid(file: FileRange) -> None:
-    """Raises CheckpointError where the library refuses the header: its length, an offset, an overlap, …"""
+    """Raises CheckpointError where the library refuses the header: its syntax, an offset, an overlap, …"""
     opened_path = file.file.system_path
     try:
-        with safe_open(opened_path, framework="pt"):
+        with safe_open(opened_path, framework="np"):  # which maps it to be read alone
             pass
     except (SafetensorError, OSError) as error:
-        reason = shortened(str(error).replace(opened_path, file.label))  # it may quote the header
-        beginning = file.read_at(0, min(file.size, LOOKED_AT))
-        raise CheckpointError(
-            why_unreadable(file.label, beginning, f"not a valid safetensors file ({reason})")
-        ) from error
+        # It may quote the header.
+        raise _invalid(file, shortened(str(error).replace(opened_path, file.label))) from error
+
+
+def _invalid(file: FileRange, reason: str) -> CheckpointError:
+    beginning = file.read_at(0, min(file.size, LOOKED_AT))
+    return CheckpointError(why_unreadable(file.label, beginning, f"not a valid safetensors file ({reason})"))
 
 
 def _stored_tensor(file: FileRange, start: int, name: str, entry: Mapping[str, Any]) -> StoredTensor:
