@@ -128,7 +128,7 @@ def bounded_names(names: Iterable[str]) -> tuple[str, ...]:
 def tensor_of(contents: memoryview, dtype: torch.dtype) -> Tensor:
     """The bytes, which can be written to, as a flat tensor that shares their memory if they are aligned."""
     if not len(contents):
-        return torch.empty(0, dtype=dtype)
+        return torch.empty(0, dtype=dtype, device="cpu")
     flat = torch.frombuffer(contents, dtype=torch.uint8)
     # Other writers than ours do not align.
     return (flat.clone() if flat.data_ptr() % dtype.itemsize else flat).view(dtype)

@@ -23,6 +23,7 @@ from adept_fast.stand_in import LOOKED_AT, why_unreadable
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 32 * 2**20  # 65 000 tensors take 9 MB
 _METADATA = "__metadata__"
+_MAX_REASON = 500  # characters: the library quotes what it found
 _MOST_DIMENSIONS = 64  # of a tensor of torch
 
 # safetensors' names for dtypes; those that no weight may have are refused later, by name.
@@ -86,7 +87,7 @@ def _require_valid(file: FileRange) -> None:
         with safe_open(opened_path, framework="pt"):
             pass
     except (SafetensorError, OSError) as error:
-        reason = str(error).replace(opened_path, file.label)
+        reason = str(error).replace(opened_path, file.label)[:_MAX_REASON]
         beginning = file.read_at(0, min(file.size, LOOKED_AT))
         raise CheckpointError(
             why_unreadable(file.label, beginning, f"not a valid safetensors file ({reason})")
