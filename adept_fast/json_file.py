@@ -10,7 +10,7 @@ from typing import Any
 
 from adept_fast.file_limits import max_bytes
 from adept_fast.regular_file import FileError, read_regular
-from adept_fast.short_text import short_repr
+from adept_fast.short_text import short_repr, shortened
 from adept_fast.stand_in import why_unreadable
 from adept_fast.text_input import TextError, decode_text
 
@@ -96,7 +96,7 @@ def _check(values: Any) -> None:
                 children = ((name, child) for child in value)
             elif isinstance(value, _NoNumber):
                 raise _FaultError(
-                    f"{short_repr(name)[1:-1]} is {_bounded(value.text)}; expected a finite number of at "
+                    f"{shortened(name)} is {_bounded(value.text)}; expected a finite number of at "
                     f"most {_MAX_DIGITS} digits"
                 )
             below += [child for child in children if isinstance(child[1], (dict, list, _NoNumber))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 
-_MAX_CHARACTERS = 120
+_MAX_CHARACTERS = 150
 
 
 class _ShortRepr(reprlib.Repr):
@@ -21,5 +21,14 @@ _short.maxstring = _short.maxother = 60
 
 def short_repr(value: object) -> str:
     """As ``repr``, with the middle left out where that is long."""
-    text = _short.repr(value)
-    return text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 10]}…{text[-9:]}"
+    return shortened(_short.repr(value))
+
+
+def shortened(text: str) -> str:
+    """The text in one printable line, with the middle left out where it is long."""
+    if len(text) > _MAX_CHARACTERS:
+        text = f"{text[: _MAX_CHARACTERS - 30]}…{text[-29:]}"
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )

@@ -137,16 +137,16 @@ def test_one_that_was_taken_for_abandoned_is_made_again(
 ) -> None:
     """Between its making and its locking another process may find it unlocked."""
     found: list[Path] = []
-    lock, open_file = atomic._lock, os.open
+    lock, open_file = atomic.fcntl.flock, os.open
 
-    def meanwhile(descriptor: int) -> bool:
+    def meanwhile(descriptor: int, operation: int) -> None:
         found.extend(path for path in tmp_path.iterdir() if not found)
         if len(found) == 1:
             found.append(found[0])
             if how == "locked":
                 raise BlockingIOError
             shutil.rmtree(found[0])
-        return lock(descriptor)
+        lock(descriptor, operation)
 
     def open_late(path: Path, flags: int, **options: Any) -> int:
         if not found:
@@ -157,7 +157,7 @@ def test_one_that_was_taken_for_abandoned_is_made_again(
     if how == "removed before it was opened":
         monkeypatch.setattr(atomic.os, "open", open_late)
     else:
-        monkeypatch.setattr(atomic, "_lock", meanwhile)
+        monkeypatch.setattr(atomic.fcntl, "flock", meanwhile)
     with atomic_directory(tmp_path / "saved") as directory:
         assert directory != found[0]
         (directory / "file").write_text("written")

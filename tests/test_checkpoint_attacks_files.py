@@ -190,6 +190,16 @@ class TestSafetensors:
         (path / "model.safetensors").write_bytes(safetensors_file(twice, b"12345678"))
         assert_refused(path, str(path / "model.safetensors"))
 
+    @pytest.mark.parametrize("value", [entry(0, 4), "x" * 10**5])
+    @pytest.mark.parametrize("name", ["x" * 10**5, "x\n" * 10**5])
+    def test_long_names_do_not_make_long_messages(self, path: Path, name: str, value: object) -> None:
+        (path / "model.safetensors").write_bytes(safetensors_file({name: value}, b"1234"))
+        assert len(assert_refused(path, str(path / "model.safetensors"))) < 600
+        index = path / "model.safetensors.index.json"
+        for weight_map in ({name: "model.safetensors"}, {name: "missing"}, {UP: name}, {name: name}):
+            index.write_text(json.dumps({"weight_map": weight_map}))
+            assert len(assert_refused(path, str(path))) < 600
+
     def test_a_header_larger_than_any(self, path: Path) -> None:
         with (path / "model.safetensors").open("wb") as file:
             file.write(struct.pack("<Q", 2**30))

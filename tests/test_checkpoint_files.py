@@ -186,8 +186,9 @@ class TestTarHeaders:
         return member.tobuf(tarfile.GNU_FORMAT)
 
     @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE])
-    def test_a_name_of_60_gigabytes(self, tmp_path: Path, kind: bytes) -> None:
-        path = self.write(tmp_path / "x.tar", self.header(kind, 60 * 2**30), 64 * 2**30)
+    @pytest.mark.parametrize("size", [65536, 60 * 2**30])
+    def test_a_name_without_end(self, tmp_path: Path, kind: bytes, size: int) -> None:
+        path = self.write(tmp_path / "x.tar", self.header(kind, size), 64 * 2**30)
         assert_refused(path, "x.tar: the tar has headers of over 65536 bytes for a member")
 
     def test_zeros_behind_a_member(self, tmp_path: Path) -> None:

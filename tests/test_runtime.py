@@ -341,7 +341,7 @@ def test_mistakes_are_named_before_any_work(demo: Runtime, call: object, expecte
         ({"max_batch_size": 0}, "max_batch_size is 0; expected an integer from 1"),
         ({"max_seq_len": 0}, "max_seq_len is 0; expected an integer from 1 to 512"),
         ({"max_seq_len": 513}, "max_seq_len is 513; expected an integer from 1 to 512"),
-        ({"max_batch_size": 2**31 - 1}, "cpu has .* free; .* max_seq_len"),
+        ({"max_batch_size": 2**31 - 1}, "cpu has .* free, .* max_seq_len"),
     ],
 )
 def test_load_refuses_what_it_cannot_do(keywords: dict[str, object], expected: str) -> None:

@@ -20,7 +20,7 @@ from adept_fast.checkpoint.tensor_names import unwrap_names
 from adept_fast.checkpoint.torch_bin import BIN_FILE, BIN_INDEX_FILE, tensors_of_bin
 from adept_fast.config import ConfigError, PersimmonConfig
 from adept_fast.regular_file import FileError, is_there
-from adept_fast.short_text import short_repr
+from adept_fast.short_text import short_repr, shortened
 from adept_fast.tokenizer import Tokenizer
 
 SINGLE_FILE = "model.safetensors"
@@ -131,16 +131,15 @@ def _tensors_of_index(
             or file_name in ("", ".", "..")
         ):
             raise CheckpointError(
-                f"{index}: {short_repr(name)[1:-1]} is in {short_repr(file_name)}; "
-                f"expected a file of this directory"
+                f"{index}: {shortened(name)} is in {short_repr(file_name)}; expected a file of this directory"
             )
         if file_name not in shards:
             if not is_there(path / file_name):
-                raise CheckpointError(f"{index}: names {file_name}, which is not there")
+                raise CheckpointError(f"{index}: names {shortened(file_name)}, which is not there")
             shards[file_name] = read(path / file_name)
         if name not in shards[file_name]:
             raise CheckpointError(
-                f"{path / file_name}: tensor {name}, which the index puts there, is missing"
+                f"{path / file_name}: tensor {shortened(name)}, which the index puts there, is missing"
             )
     stored = {name: tensor for shard in shards.values() for name, tensor in shard.items()}
     unlisted = [name for name in stored if name not in weight_map]

@@ -17,13 +17,13 @@ from adept_fast.checkpoint.base import CheckpointError, StoredTensor, tensor_of
 from adept_fast.checkpoint.file_range import FileRange
 from adept_fast.json_file import parse_json
 from adept_fast.regular_file import FileError
-from adept_fast.short_text import short_repr
+from adept_fast.short_text import short_repr, shortened
 from adept_fast.stand_in import LOOKED_AT, why_unreadable
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 32 * 2**20  # 65 000 tensors take 9 MB
 _METADATA = "__metadata__"
-_MAX_REASON = 500  # characters: the library quotes what it found
+_MAX_NAME_LENGTH = 256
 _MOST_DIMENSIONS = 64  # of a tensor of torch
 
 # safetensors' names for dtypes; those that no weight may have are refused later, by name.
@@ -87,7 +87,7 @@ def _require_valid(file: FileRange) -> None:
         with safe_open(opened_path, framework="pt"):
             pass
     except (SafetensorError, OSError) as error:
-        reason = str(error).replace(opened_path, file.label)[:_MAX_REASON]
+        reason = shortened(str(error).replace(opened_path, file.label))  # it may quote the header
         beginning = file.read_at(0, min(file.size, LOOKED_AT))
         raise CheckpointError(
             why_unreadable(file.label, beginning, f"not a valid safetensors file ({reason})")
@@ -96,6 +96,11 @@ def _require_valid(file: FileRange) -> None:
 
 def _stored_tensor(file: FileRange, start: int, name: str, entry: Mapping[str, Any]) -> StoredTensor:
     """One entry of the header. What the library has checked is checked again: the file may have changed."""
+    if len(name) > _MAX_NAME_LENGTH or not name.isprintable():
+        raise CheckpointError(
+            f"{file.label}: holds a tensor named {shortened(name)}, of {len(name)} characters; "
+            f"expected printable text of at most {_MAX_NAME_LENGTH}"
+        )
     try:
         shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
         if not isinstance(entry["dtype"], str) or not all(type(size) is int for size in (*shape, begin, end)):
