@@ -9,10 +9,13 @@ import torch
 from checkpoints import (
     demo_tokenizer,
     random_tensors,
+    saved,
     small_config,
     write_adept,
+    write_directory,
     write_huggingface,
 )
+from test_checkpoint_pipeline import pipeline_files
 
 from adept_fast.checkpoint import open_checkpoint
 from adept_fast.checkpoint.save import save_huggingface
@@ -24,6 +27,12 @@ _TENSORS = random_tensors(_CONFIG, dtype=torch.float16)
 
 def _huggingface(path: Path, shards: int = 1) -> Path:
     return write_huggingface(path, _CONFIG, _TENSORS, demo_tokenizer(), shards=shards)
+
+
+def _torch_bin(path: Path) -> Path:
+    (_huggingface(path) / "model.safetensors").unlink()
+    (path / "pytorch_model.bin").write_bytes(saved(_TENSORS))
+    return path
 
 
 def _saved(path: Path) -> Path:
@@ -45,12 +54,14 @@ def _adept(path: Path, ranks: int = 1, tar: bool = False) -> Path:
 FORMATS: dict[str, Callable[[Path], Path]] = {
     "safetensors": _huggingface,
     "sharded": lambda path: _huggingface(path, shards=2),
+    "torch-bin": _torch_bin,
     "saved": _saved,
     "int8": lambda path: _native(path, "int8"),
     "int4": lambda path: _native(path, "int4"),
     "adept": _adept,
     "adept-2-ranks": lambda path: _adept(path, ranks=2),
     "adept-tar": lambda path: _adept(path.with_suffix(".tar"), tar=True),
+    "adept-2-stages": lambda path: write_directory(path, pipeline_files(2, 1, _CONFIG, _TENSORS)),
 }
 
 

@@ -34,6 +34,12 @@ def huggingface(path: Path) -> Path:
     return path / "model.safetensors"
 
 
+def torch_bin(path: Path) -> Path:
+    huggingface(path).unlink()
+    torch.save(TENSORS, path / "pytorch_model.bin")
+    return path / "pytorch_model.bin"
+
+
 def shards(path: Path) -> Path:
     write_huggingface(path, CONFIG, TENSORS, TOKENIZER, shards=3)
     return path / "model-00002-of-00003.safetensors"
@@ -54,7 +60,7 @@ def tar(path: Path) -> Path:
     return write_adept(path, CONFIG, TENSORS, TOKENIZER, ranks=2, tar=True)
 
 
-FORMATS = [huggingface, shards, native, release, tar]
+FORMATS = [huggingface, torch_bin, shards, native, release, tar]
 
 
 @pytest.mark.parametrize("write", FORMATS)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from adept_fast.checkpoint.base import CheckpointError
 from adept_fast.checkpoint.huggingface import INDEX_FILE, SINGLE_FILE, read_json
+from adept_fast.checkpoint.torch_bin import BIN_FILE, BIN_INDEX_FILE
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
@@ -24,7 +25,7 @@ SMALL_FILES = frozenset(
     }
 )
 # The first of these that a repository has is downloaded, with its shards, and no other.
-WEIGHT_FILES = (INDEX_FILE, SINGLE_FILE, "pytorch_model.bin.index.json", "pytorch_model.bin")
+WEIGHT_FILES = (INDEX_FILE, SINGLE_FILE, BIN_INDEX_FILE, BIN_FILE)
 
 
 def is_index(weights: str) -> bool:

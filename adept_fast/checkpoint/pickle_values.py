@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import islice
-from reprlib import repr as short_repr
 
 import torch
+
+from adept_fast.short_text import short_repr
 
 _MAX_SHOWN = 120  # characters of a name in a message
 _MAX_SEARCHED = 1000  # values looked through for one that was left unread

@@ -6,17 +6,16 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from reprlib import repr as short_repr
 
-import torch
 from torch import Tensor
 
-from adept_fast.checkpoint.base import CheckpointError, StoredTensor, dtype_name
+from adept_fast.checkpoint.base import CheckpointError, StoredTensor, dtype_name, tensor_of
 from adept_fast.checkpoint.file_range import FileRange
 from adept_fast.checkpoint.pickle_reader import PickleError, read_pickle
 from adept_fast.checkpoint.pickle_values import PickledTensor, described
 from adept_fast.checkpoint.torch_values import CONSTANTS, FUNCTIONS, storage_of
 from adept_fast.checkpoint.torch_zip import Record, read_record, read_zip_records, view_record
+from adept_fast.short_text import short_repr
 
 _MAX_PICKLE_BYTES = 16 * 2**20  # the structure of the 8B is some hundred kilobytes
 _MAX_NOTE_BYTES = 1024  # of the records that say the byte order and the version
@@ -126,10 +125,7 @@ def _check_notes(file: FileRange, records: Mapping[str, Record], folder: str) ->
 
 
 def _read(file: FileRange, name: str, record: Record, view: PickledTensor) -> Tensor:
-    """The view of a record's bytes that the pickle describes; no others are mapped."""
+    """The view of a record's bytes that the pickle describes; no others are mapped or copied."""
     width = view.dtype.itemsize
     contents = view_record(file, record, view.offset * width, view.span * width, f"tensor {name}")
-    flat = torch.frombuffer(contents, dtype=torch.uint8)
-    if flat.data_ptr() % width:  # other zip writers than torch's do not align
-        flat = flat.clone()
-    return flat.view(view.dtype).as_strided(view.shape, view.stride)
+    return tensor_of(contents, view.dtype).as_strided(view.shape, view.stride)
