@@ -1,5 +1,5 @@
 # make demo   text from the shipped checkpoint      make test   the whole suite
-# make fuzz   call the compiled operators with CALLS random arguments and print what failed
+# make fuzz-operators  call the compiled operators CALLS times with random arguments and print what failed
 # make lint   ruff and mypy                         make clean  forget what was built
 # make test-transformers VERSION=…  what runs on transformers, with that release of it, oldest or newest
 # make bench       measure in under five minutes, on two cores, and rewrite the README's figures and plots
@@ -22,7 +22,7 @@ BIN := $(VENV)/bin
 PIP = $(shell test -x $(BIN)/pip && echo $(BIN)/python -m pip || echo $(PYTHON) -m pip --python $(BIN)/python)
 INSTALL = $(PIP) install --quiet --progress-bar off --disable-pip-version-check
 
-.PHONY: demo test fuzz test-transformers lint bench bench-full step gpu-build gpu-check gpu-baselines clean
+.PHONY: demo test fuzz-operators test-transformers lint bench bench-full step gpu-build gpu-check gpu-baselines clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -40,7 +40,7 @@ REQUIREMENT = $(if $(filter oldest,$(VERSION)),transformers==$(OLDEST_TRANSFORME
 OLDEST_TRANSFORMERS := $(shell sed -n 's/^transformers = \["transformers>=\([0-9.]*\)"\]/\1/p' pyproject.toml)
 
 CALLS ?= 100000
-fuzz: $(VENV)/installed-test
+fuzz-operators: $(VENV)/installed-test
 	$(BIN)/python tests/fuzz_operators.py --calls $(CALLS)
 	$(BIN)/python tests/fuzz_operators.py --calls $(CALLS) --emulated
 
