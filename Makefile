@@ -1,7 +1,8 @@
 # make demo   text from the shipped checkpoint      make test   the whole suite
-# make fuzz-operators  call the compiled operators CALLS times with random arguments and print what failed
 # make lint   ruff and mypy                         make clean  forget what was built
 # make test-transformers VERSION=…  what runs on transformers, with that release of it, oldest or newest
+# make fuzz   open 5,000 mutated checkpoints, each in a process of its own, with limits
+# make fuzz-operators  call the compiled operators CALLS times with random arguments and print what failed
 # make bench       measure in under five minutes, on two cores, and rewrite the README's figures and plots
 # make bench-full  measure all of it, which takes an hour or more
 # make step        build/step, which times a decode step and its operators on a GPU (build/step --help)
@@ -12,7 +13,7 @@
 # PYTHON     the interpreter to start from; a torch that it has is used as it is
 # TORCH      what to install where it has none; without an NVIDIA driver the CPU's release
 # ARCH       what step and gpu-build are built for, such as 90; by default the GPU that is here
-# ARGS       options of gpu-check, such as --sanitize --minutes 9, or of bench, such as --python llama.cpp=PATH
+# ARGS       options of gpu-check, such as --sanitize --minutes 9, of fuzz, such as --seed 1, or of bench, such as --python llama.cpp=PATH
 PYTHON ?= python3
 TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 VENV ?= .venv
@@ -22,7 +23,7 @@ BIN := $(VENV)/bin
 PIP = $(shell test -x $(BIN)/pip && echo $(BIN)/python -m pip || echo $(PYTHON) -m pip --python $(BIN)/python)
 INSTALL = $(PIP) install --quiet --progress-bar off --disable-pip-version-check
 
-.PHONY: demo test fuzz-operators test-transformers lint bench bench-full step gpu-build gpu-check gpu-baselines clean
+.PHONY: demo test test-transformers fuzz fuzz-operators lint bench bench-full step gpu-build gpu-check gpu-baselines clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -46,6 +47,9 @@ fuzz-operators: $(VENV)/installed-test
 
 test-transformers: $(OTHER)/installed
 	$(OTHER)/bin/python -m pytest -p no:cacheprovider $(TESTS_WITH_TRANSFORMERS)
+
+fuzz: $(VENV)/installed-test
+	$(BIN)/python tests/fuzz_checkpoints.py --count 5000 $(ARGS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -43,6 +43,7 @@ ORDER = [
         "mapped_files",
         "speculation",
     ],
+    ["regular_file"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 

@@ -168,10 +168,31 @@ def test_no_cache_where_none_is_wanted(pair: tuple[Any, Any]) -> None:
 
 @pytest.mark.filterwarnings("default:transformers' own generate runs")
 def test_a_cache_of_other_prompts_is_transformers_business(pair: tuple[Any, Any]) -> None:
-    _, ours = pair
-    held = generate(ours, batch(1, 6)).cache
-    with pytest.warns(UserWarning, match="a cache of 1 rows for 2 prompts"), pytest.raises(Exception):  # noqa: B017, PT011
-        generate(ours, batch(2, 14), cache=held)
+    theirs, ours = pair
+    cache = generate(theirs, batch(1, 6))[CACHE_NAME]
+    with pytest.raises((ValueError, RuntimeError, IndexError)):
+        generate(theirs, batch(2, 14), **{CACHE_NAME: cache})
+    cache = generate(ours, batch(1, 6))[CACHE_NAME]
+    with (
+        pytest.warns(UserWarning, match="a cache of 1 rows for 2 prompts"),
+        pytest.raises((ValueError, RuntimeError, IndexError), match=r"(?i)size|shape|index"),
+    ):
+        generate(ours, batch(2, 14), cache=cache)
+
+
+@pytest.mark.filterwarnings("default:transformers' own generate runs")
+def test_what_is_handed_over_has_drawn_nothing() -> None:
+    """The first prompt's tokens all stand behind the cache, which the runtime does not serve."""
+    found = []
+    for model in (small_model(), accelerate(small_model())):
+        first = generate(model, batch(2, 4))
+        ids = torch.cat((first.sequences, batch(2, 6, seed=3)), 1)
+        mask = torch.ones_like(ids)
+        mask[0, :12] = 0
+        torch.manual_seed(7)
+        cache = with_installed_name({"cache": first[CACHE_NAME]})
+        found.append(generate(model, ids, attention_mask=mask, do_sample=True, **cache).sequences)
+    assert torch.equal(*found)
 
 
 def test_two_caches_are_refused(pair: tuple[Any, Any]) -> None:

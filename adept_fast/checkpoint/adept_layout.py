@@ -75,7 +75,7 @@ class _Directory:
 
     def file(self, name: str) -> FileRange | None:
         path = self._path / name
-        return FileRange(path, 0, path.stat().st_size, str(path)) if path.is_file() else None
+        return FileRange.whole(path) if os.path.lexists(path) else None
 
 
 class _TarFolder:
@@ -113,9 +113,10 @@ class _TarFolder:
         member = entries[0]
         if not member.isreg() or member.issparse():
             raise CheckpointError(f"{label}: is a link, a device or sparse; expected a regular file")
-        if member.offset_data + member.size > self._archive.stat().st_size:
+        archive = FileRange.whole(self._archive)
+        if member.offset_data + member.size > archive.size:
             raise CheckpointError(f"{label}: has {member.size} bytes by its header, but the tar ends before")
-        return FileRange(self._archive, member.offset_data, member.size, label)
+        return FileRange(archive.file, member.offset_data, member.size, label)
 
 
 def is_release(path: Path) -> bool:

@@ -10,31 +10,46 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from adept_fast.checkpoint.base import CheckpointError
+from adept_fast.regular_file import FileError, RegularFile
 
 
 @dataclass(frozen=True)
 class FileRange:
-    """A file, or the stretch of a tar that is one of its members. ``label`` is its name in errors."""
+    """A regular file, or the stretch of a tar that is one of its members. ``label`` is its name in errors.
 
-    path: Path
+    The file stays open as long as the range is there.
+    """
+
+    file: RegularFile
     offset: int
     size: int
     label: str
 
-    def open(self) -> BinaryIO:
-        """A seekable file of these bytes alone; CheckpointError where the file cannot be opened."""
+    @classmethod
+    def whole(cls, path: Path) -> FileRange:
+        """All of a file; CheckpointError where it cannot be opened or is not regular."""
         try:
-            file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (the window closes it)
-            return io.BufferedReader(_Window(file, self.offset, self.size))
-        except OSError as error:
-            raise CheckpointError(f"{self.label}: cannot be read ({error.strerror or error})") from error
+            file = RegularFile(path)
+        except FileError as error:
+            raise CheckpointError(str(error)) from error
+        return cls(file, 0, file.size, str(path))
+
+    def open(self) -> BinaryIO:
+        """A seekable file of these bytes alone."""
+        return io.BufferedReader(_Window(self))
 
     def read(self, limit: int) -> bytes:
         """All the bytes; CheckpointError where there are more than ``limit``."""
         if self.size > limit:
             raise CheckpointError(f"{self.label}: has {self.size} bytes; expected at most {limit}")
-        with self.open() as file:
-            return file.read()
+        return self.read_at(0, self.size)
+
+    def read_at(self, start: int, length: int) -> bytes:
+        """``length`` bytes from ``start``; CheckpointError where the file has become shorter than it was."""
+        try:
+            return self.file.read_at(self.offset + start, length)
+        except FileError as error:
+            raise CheckpointError(f"{self.label}: cannot be read ({error})") from error
 
     def map(self, start: int, length: int) -> memoryview:
         """``length`` bytes from ``start``, memory-mapped; what is written there never reaches the file.
@@ -44,10 +59,9 @@ class FileRange:
         first = self.offset + start
         before = first % mmap.ALLOCATIONGRANULARITY
         try:
-            with open(self.path, "rb") as file:
-                mapping = mmap.mmap(
-                    file.fileno(), before + length, access=mmap.ACCESS_COPY, offset=first - before
-                )
+            mapping = mmap.mmap(
+                self.file.descriptor, before + length, access=mmap.ACCESS_COPY, offset=first - before
+            )
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.label}: cannot be memory-mapped ({error})") from error
         return memoryview(mapping)[before:]
@@ -56,10 +70,8 @@ class FileRange:
 class _Window(io.RawIOBase):
     """The bytes of a FileRange as a file of their own."""
 
-    def __init__(self, file: io.FileIO, start: int, size: int) -> None:
-        self._file = file
-        self._start = start
-        self._size = size
+    def __init__(self, range_: FileRange) -> None:
+        self._range = range_
         self._position = 0
 
     def readable(self) -> bool:
@@ -72,19 +84,15 @@ class _Window(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._range.size}[whence]
         if origin + offset < 0:
             raise OSError(f"seek to {origin + offset}, before the beginning")
         self._position = origin + offset
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), max(self._size - self._position, 0))
-        self._file.seek(self._start + self._position)
-        count = self._file.readinto(memoryview(buffer)[:wanted])
-        self._position += count
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+        wanted = min(len(buffer), max(self._range.size - self._position, 0))
+        piece = os.pread(self._range.file.descriptor, wanted, self._range.offset + self._position)
+        buffer[: len(piece)] = piece
+        self._position += len(piece)
+        return len(piece)

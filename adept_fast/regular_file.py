@@ -1,0 +1,84 @@
+"""A file that was opened once: what was checked is what is read, whatever its name means later."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+# Opening a FIFO for reading would otherwise wait until somebody writes to it.
+_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+_MOST_AT_ONCE = 2**20
+
+
+class FileError(ValueError):
+    """A file that cannot be opened, is no regular file, or is larger than its kind may be."""
+
+
+class RegularFile:
+    """A regular file, open for reading until it is collected.
+
+    ``size`` is what it had when it was opened, in bytes; ``descriptor`` stands for it in calls of the system.
+
+    Raises FileError where the path cannot be opened or is a directory, a FIFO, a device or a socket.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.descriptor = -1
+        try:
+            self.descriptor = os.open(self.path, _FLAGS)
+            status = os.fstat(self.descriptor)
+        except (OSError, ValueError) as error:  # a ValueError for a path with a NUL
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            raise FileError(f"{self.path}: cannot be read ({reason})") from error
+        if not stat.S_ISREG(status.st_mode):
+            kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), "something else")
+            raise FileError(f"{self.path}: is {kind}; expected a regular file")
+        self.size = status.st_size
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+    @property
+    def system_path(self) -> str:
+        """A path of this very file, for libraries that open files themselves; valid while it is open."""
+        return f"/dev/fd/{self.descriptor}"
+
+    def read(self, limit: int) -> bytes:
+        """All its bytes. Raises FileError where there are more than ``limit``, or fewer than there were."""
+        if self.size > limit:
+            raise FileError(f"{self.path}: has {self.size} bytes; expected at most {limit}")
+        return self.read_at(0, self.size)
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """``length`` bytes from ``offset``. Raises FileError where the file ends before."""
+        buffer = bytearray(length)
+        self.read_into(memoryview(buffer), offset)
+        return bytes(buffer)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer`` with the bytes from ``offset``. Raises FileError where the file ends before."""
+        done = 0
+        while done < len(buffer):
+            try:
+                piece = os.pread(self.descriptor, min(len(buffer) - done, _MOST_AT_ONCE), offset + done)
+            except OSError as error:
+                raise FileError(f"{self.path}: cannot be read ({error.strerror or error})") from error
+            if not piece:
+                raise FileError(f"{self.path}: ends at byte {offset + done}; it had {self.size} bytes before")
+            buffer[done : done + len(piece)] = piece
+            done += len(piece)
+
+
+def read_regular(path: str | Path, limit: int) -> bytes:
+    """The bytes of a regular file. Raises FileError where it is none, or has more than ``limit``."""
+    return RegularFile(path).read(limit)
