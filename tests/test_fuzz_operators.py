@@ -1,4 +1,4 @@
-"""The operators take any arguments: some hundred random ones here, as many as are wanted by ``make fuzz``."""
+"""The operators take any arguments: some hundred random ones; ``make fuzz-operators`` makes more."""
 
 from __future__ import annotations
 
