@@ -44,6 +44,8 @@ test-transformers: $(OTHER)/installed
 
 COUNT ?= 5000
 CALLS ?= 100000
+COUNT ?= 5000
+CALLS ?= 100000
 fuzz: $(VENV)/installed-test
 	$(BIN)/python tests/fuzz_checkpoints.py --count $(COUNT) $(ARGS)
 	$(BIN)/python tests/fuzz_operators.py --calls $(CALLS) $(ARGS)

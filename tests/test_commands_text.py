@@ -74,8 +74,8 @@ class TestBytesThatAreNoText:
         prompts: list[str] = []
         stream = Runtime.stream
 
-        def record(runtime: Runtime, prompt: str, *arguments: Any, **options: Any) -> Any:
-            prompts.append(prompt)
+        def record(runtime: Runtime, prompt: list[int], *arguments: Any, **options: Any) -> Any:
+            prompts.append(runtime.tokenizer.decode(prompt))
             return stream(runtime, prompt, *arguments, **options)
 
         monkeypatch.setattr(Runtime, "stream", record)

@@ -183,7 +183,8 @@ def test_a_turn_is_one_token_and_its_text(tmp_path: Path) -> None:
     assert tokenizer.vocab_size == plain.vocab_size + len(TOKENS) - 1
 
 
-CONTENTS = st.text("ab 1é.", min_size=1, max_size=3)
+# White space at an end could belong to two tokens that strip it; there the library may panic.
+CONTENTS = st.text("ab 1é.", min_size=1, max_size=3).filter(lambda name: name == name.strip())
 FLAGS = st.fixed_dictionaries(
     {name: st.booleans() for name in ("single_word", "lstrip", "rstrip", "special")}
 )

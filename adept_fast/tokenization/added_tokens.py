@@ -76,13 +76,14 @@ class TokenFinder:
                 (start > 0 and _is_word(text[start - 1])) or (end < len(text) and _is_word(text[end]))
             ):
                 continue
-            if token.lstrip:
-                start = max(done, len(text[:start].rstrip(_WHITE_SPACE)))
+            if token.lstrip and (stripped := len(text[:start].rstrip(_WHITE_SPACE))) < start:
+                start = max(done, stripped)
             if token.rstrip:
                 end = len(text) - len(text[end:].lstrip(_WHITE_SPACE))
             if start > done:
                 yield text[done:start]
-            yield token.token_id
+            if start < end:  # else the token before it has taken all of this one's white space
+                yield token.token_id
             done = end
         if done < len(text):
             yield text[done:]
