@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,10 @@ from adept_fast.checkpoint.save import save_huggingface
 from adept_fast.checkpoint.save_native import save_native
 
 _CONFIG = small_config(vocab_size=4096, hidden_size=64, intermediate_size=96, num_hidden_layers=2)
+_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content | trim }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 _TENSORS = random_tensors(_CONFIG, dtype=torch.float16)
 
 
@@ -41,6 +46,20 @@ def _saved(path: Path) -> Path:
     return path
 
 
+def _tuned(path: Path) -> Path:
+    """As transformers saves a tuned model: no sentencepiece model, tokens added, a chat template."""
+    _saved(path)
+    (path / "tokenizer.model").unlink()
+    fast = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
+    flags = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
+    for token_id, name in ((2, "<|im_start|>"), (3, "<|im_end|>")):
+        fast["model"]["vocab"][token_id][0] = name
+        fast["added_tokens"].append({"id": token_id, "content": name, "special": True, **flags})
+    (path / "tokenizer.json").write_text(json.dumps(fast), encoding="utf-8")
+    (path / "chat_template.jinja").write_text(_TEMPLATE, encoding="utf-8")
+    return path
+
+
 def _native(path: Path, weights: str) -> Path:
     source = open_checkpoint(_huggingface(path.with_suffix(".source")))
     save_native(source, path, weights=weights, progress=False)
@@ -56,6 +75,7 @@ FORMATS: dict[str, Callable[[Path], Path]] = {
     "sharded": lambda path: _huggingface(path, shards=2),
     "torch-bin": _torch_bin,
     "saved": _saved,
+    "tuned": _tuned,
     "int8": lambda path: _native(path, "int8"),
     "int4": lambda path: _native(path, "int4"),
     "adept": _adept,

@@ -69,6 +69,18 @@ _NAMES = [
 ]  # fmt: skip
 
 
+_TEMPLATES = [
+    "{% for a in range(10**9) %}{% for b in range(10**9) %}x{% endfor %}{% endfor %}",
+    "{{ 'a' * 10**10 }}", "{{ 9**9**9 }}", "{{ ('%' ~ 10**9 ~ 'd') % 1 }}", "{{ [[1] * 10**5] * 10**5 }}",
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ cycler.__init__.__globals__.os.system('true') }}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{% include '/etc/passwd' %}", "{{ x.y.z }}",
+    "{{ messages.append(1) }}",
+    "{% set x = namespace(v='a') %}{% for a in range(99) %}{% set x.v = x.v ~ x.v %}{% endfor %}{{ x.v }}",
+    "{{ '\\ud800' }}", "{{ messages | map(attribute='role.__class__') | join }}", "{{ 1 / 0 }}",
+    "{{ messages | tojson(indent=10**9) }}", "{{ 'a' | center(10**10) }}", "{{ lipsum(10**9) }}",
+]  # fmt: skip
+
+
 def mutate(root: Path, random: Random) -> str:
     """Change one thing in the checkpoint at ``root``; returns what was changed."""
     files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
@@ -80,6 +92,8 @@ def mutate(root: Path, random: Random) -> str:
         choices = [_change_safetensors] * 3 + [_change_bytes]
     elif file.suffix in (".pt", ".bin"):
         choices = [_change_pickle] * 5 + [_change_bytes] * 2
+    elif file.suffix == ".jinja":
+        choices = [_change_template, _change_bytes]
     elif file.suffix == ".tar":
         choices = [_change_tar, _change_bytes]
     change = _replace_file if random.random() < 0.1 else random.choice(choices)
@@ -189,6 +203,14 @@ def _change_safetensors(file: Path, random: Random) -> str:
     stated = random.choice([len(header)] * 8 + [0, len(header) - 1, 2**63, 2**64 - 1])
     file.write_bytes(stated.to_bytes(8, "little") + header + contents[8 + length :])
     return f"header: {said}"
+
+
+def _change_template(file: Path, random: Random) -> str:
+    """A statement that takes for ever, or reaches out of the template, at one of its places."""
+    text, statement = file.read_text(encoding="utf-8"), random.choice(_TEMPLATES)
+    at = random.choice([0, len(text), text.index("{% endfor")])
+    file.write_text(text[:at] + statement + text[at:], encoding="utf-8")
+    return f"{statement} at {at}"
 
 
 def _change_tar(file: Path, random: Random) -> str:

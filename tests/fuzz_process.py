@@ -23,6 +23,11 @@ BYTES = 512 * 2**20
 _HARD_BYTES = 4 * 2**30  # of address space; between the two, what was allocated is seen and told
 _LONGEST_MESSAGE = 2000
 _TEXT = "human: Wie heißt\tdu? 🦉<0x0A>|ENDOFTEXT|\n\nadept:"
+_CHAT = [
+    {"role": "user", "content": " Hi "},
+    {"role": "assistant", "content": "Yes?"},
+    {"role": "user", "content": _TEXT},
+]
 
 # What reading files never has to do.
 _FORBIDDEN = (
@@ -130,8 +135,10 @@ def _run_and_exit(path: Path, load: Callable[[Path], tuple[Kind, str]], seconds:
 
 
 def _note(event: str, arguments: tuple[Any, ...], forbidden: list[str]) -> None:
-    # Modules are executed when they are imported; code that was made of a text has no file.
-    is_text = event == "exec" and not os.path.exists(getattr(arguments[0], "co_filename", ""))
+    # Modules are executed when they are imported; code that was made of a text has no file. What jinja has
+    # made of a chat template is run in its sandbox.
+    name = getattr(arguments[0], "co_filename", "") if event == "exec" else ""
+    is_text = event == "exec" and name not in ("<template>", "<unknown>") and not os.path.exists(name)
     if event in _FORBIDDEN or is_text:
         forbidden.append(event)
 
@@ -147,6 +154,7 @@ def load_checkpoint(path: Path) -> tuple[Kind, str]:
         checkpoint = open_checkpoint(path)
         tokenizer = checkpoint.tokenizer
         tokenizer.decode(tokenizer.encode(_TEXT))
+        tokenizer.apply_chat_template(_CHAT, add_generation_prompt=True)
         runtime = Runtime.load(checkpoint, device="cpu", max_seq_len=16, max_batch_size=2, progress=False)
         runtime.generate("Hi", max_new_tokens=4)
     except GenerationError as error:  # weights of any size may overflow

@@ -139,3 +139,11 @@ def test_ids_outside_the_vocabulary_are_refused(token_id: int) -> None:
 def test_bytes_that_are_no_model_are_refused(model: bytes) -> None:
     with pytest.raises(TokenizerError, match="given.model: not a sentencepiece model"):
         Tokenizer(model, source="given.model")
+
+
+def test_a_piece_that_is_no_text() -> None:
+    model = (demo_path() / "tokenizer.model").read_bytes()
+    damaged = model.replace("▁the".encode(), "▁t".encode() + b"\xffe", 1)
+    assert damaged != model
+    with pytest.raises(TokenizerError, match="given.model: a piece is not UTF-8 text"):
+        Tokenizer(damaged, source="given.model")

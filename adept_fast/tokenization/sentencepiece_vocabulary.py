@@ -109,11 +109,11 @@ class SentencePieceVocabulary:
             return text
         name = self.piece(token_id)
         if token_id in self._by_id and self._by_id[token_id].normalized:
-            name = self._processor.normalize(name)  # what it stands for, ▁ before it too
+            name = self._normalize(name)  # what it stands for, ▁ before it too
         return name.replace(_SPACE, " ")
 
     def name_at_start(self, token_id: int) -> str:
-        has_prefix = self._processor.normalize("a").startswith(_SPACE)
+        has_prefix = self._normalize("a").startswith(_SPACE)
         return self.shown_name(token_id).removeprefix(" " if has_prefix else "")
 
     def own_end(self) -> int | None:
@@ -162,7 +162,7 @@ class SentencePieceVocabulary:
         """Of tokens that stand in text as they are, and of those that stand in normalised text."""
         split = self.splits_special_tokens
         ignored = frozenset(token.token_id for token in tokens if split and token.special)
-        normalize = self._processor.normalize
+        normalize = self._normalize
         return (
             TokenFinder([(token.content, token) for token in tokens if not token.normalized], ignored),
             TokenFinder([(normalize(token.content), token) for token in tokens if token.normalized], ignored),
@@ -180,8 +180,15 @@ class SentencePieceVocabulary:
                 ids += self._processor.encode(part)
         return ids
 
+    def _normalize(self, text: str) -> str:
+        try:
+            normalized: str = self._processor.normalize(text)
+        except UnicodeDecodeError as error:
+            raise TokenizerError(f"{self.source}: its table of normalized text is not UTF-8") from error
+        return normalized
+
     def _encode_normalized(self, text: str, finder: TokenFinder) -> Iterator[int]:
-        parts = list(finder.split(self._processor.normalize(text)))
+        parts = list(finder.split(self._normalize(text)))
         if not any(isinstance(part, int) for part in parts):
             yield from self._processor.encode(text)
             return
@@ -202,4 +209,12 @@ def _read_processor(model: bytes, source: str) -> sentencepiece.SentencePiecePro
     except (RuntimeError, OSError, ValueError, TypeError) as error:
         reason = f"not a sentencepiece model ({error})"
         raise TokenizerError(why_unreadable(source, model, reason)) from error
+    try:
+        processor.id_to_piece(list(range(processor.vocab_size())))
+        if processor.vocab_size():
+            processor.decode([processor.unk_id()])  # written as a text that the model names
+    except UnicodeDecodeError as error:
+        raise TokenizerError(
+            f"{source}: a piece is not UTF-8 text ({error.reason} {error.object[:20]!r})"
+        ) from error
     return processor
