@@ -56,7 +56,7 @@ class FakeGpu:
         }
         for name, value in fake.items():
             monkeypatch.setattr(torch.cuda, name, value)
-        monkeypatch.setattr(torch, "ones", lambda size, device: gpu.holding(ones(size), device))
+        monkeypatch.setattr(torch, "ones", lambda size, device, dtype: gpu.holding(ones(size), device))
         monkeypatch.setattr(
             torch, "empty_like", lambda source: gpu.holding(None, source.device, source.nbytes)
         )
@@ -106,10 +106,10 @@ def test_a_copy_counts_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_buffer_is_a_gibibyte_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     FakeGpu(monkeypatch, free=80 * 1024 * MIB)
-    monkeypatch.setattr(torch, "ones", lambda size, device: asked.append(4 * size))
+    monkeypatch.setattr(torch, "ones", lambda size, device, dtype: asked.append(4 * size))
     bandwidth._buffer(GPU)
     FakeGpu(monkeypatch, free=9 * MIB + 70)
-    monkeypatch.setattr(torch, "ones", lambda size, device: asked.append(4 * size))
+    monkeypatch.setattr(torch, "ones", lambda size, device, dtype: asked.append(4 * size))
     bandwidth._buffer(GPU)
     assert asked == [1024 * MIB, (9 * MIB + 70) // 2 // 16 * 16]
 

@@ -22,6 +22,7 @@ from adept_fast.modeling import PersimmonForCausalLM
 # A conversion by the command that stops at its fifth tensor, says so, and waits to be ended.
 PROGRAM = """
 import signal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has its children ignore
 from adept_fast.checkpoint import weight_files
 from adept_fast.cli import main
 read, calls = weight_files.read_as, []
@@ -71,7 +72,7 @@ def test_a_conversion_that_is_ended_leaves_nothing(
     (partial,) = names(tmp_path)
     assert partial.startswith(".saved.partial-")
     process.send_signal(number)
-    _, said = process.communicate()
+    _, said = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in said
     assert names(tmp_path) == []
