@@ -22,7 +22,8 @@ from adept_fast.modeling import PersimmonForCausalLM
 # A conversion by the command that stops at its fifth tensor, says so, and waits to be ended.
 PROGRAM = """
 import signal
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has its children ignore
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup and background jobs have their children ignore these
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from adept_fast.checkpoint import weight_files
 from adept_fast.cli import main
 read, calls = weight_files.read_as, []
