@@ -30,7 +30,7 @@ def placed(arguments: dict[str, Any], one: str, other: str, bytes_shared: int) -
     Of a list it is a tensor in its middle. ``bytes_shared``: 0 puts them side by side.
     """
     value = arguments[other]
-    index = len(value) // 2
+    index = len(value) // 2 if isinstance(value, list) else 0
     second = value[index] if isinstance(value, list) else value
     first, other_at = _side_by_side(arguments[one], second, bytes_shared)
     moved = [*value[:index], other_at, *value[index + 1 :]] if isinstance(value, list) else other_at

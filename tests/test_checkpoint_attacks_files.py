@@ -103,6 +103,17 @@ class TestTar:
             path.write_bytes(plain[:length])
             assert_refused(path, "x.tar")
 
+    def test_a_negative_size(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path / "x.tar")
+        changed = bytearray(path.read_bytes())
+        with tarfile.open(path) as archive:
+            last = max(member.offset for member in archive)
+        changed[last + 124 : last + 136] = b"\xff" * 12  # -1, in base 256
+        changed[last + 148 : last + 156] = b" " * 8
+        changed[last + 148 : last + 156] = b"%06o\0 " % sum(changed[last : last + 512])
+        path.write_bytes(changed)
+        assert_refused(path, "x.tar", "has -1 bytes by its header")
+
     def test_headers_with_flipped_bits(self, tmp_path: Path) -> None:
         path = self.write(tmp_path / "x.tar")
         plain = path.read_bytes()

@@ -125,8 +125,10 @@ class _TarFolder:
         member = entries[0]
         if not member.isreg() or member.issparse():
             raise CheckpointError(f"{label}: is a link, a device or sparse; expected a regular file")
-        if member.offset_data + member.size > self._archive.size:
-            raise CheckpointError(f"{label}: has {member.size} bytes by its header, but the tar ends before")
+        if not 0 <= member.size <= self._archive.size - member.offset_data:
+            raise CheckpointError(
+                f"{label}: has {member.size} bytes by its header; expected at most what the tar has there"
+            )
         return FileRange(self._archive.file, member.offset_data, member.size, label)
 
 

@@ -211,7 +211,7 @@ def _read_processor(model: bytes, source: str) -> sentencepiece.SentencePiecePro
         raise TokenizerError(why_unreadable(source, model, reason)) from error
     try:
         processor.id_to_piece(list(range(processor.vocab_size())))
-        if processor.vocab_size():
+        if 0 <= processor.unk_id() < processor.vocab_size():
             processor.decode([processor.unk_id()])  # written as a text that the model names
     except UnicodeDecodeError as error:
         raise TokenizerError(
