@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from adept_fast.checkpoint.base import CheckpointError
+from adept_fast.checkpoint.file_range import FileRange
+from adept_fast.checkpoint.tar_members import is_tar
 from adept_fast.regular_file import RegularFile
 
 _BLOCK_BYTES = 2**22
@@ -51,19 +52,10 @@ def release_checksum(path: Path, *, progress: bool = True) -> ReleaseChecksum:
     if not path.is_file():
         raise CheckpointError(f"{path}: is no file here; {_EXPECTED}")
     file = RegularFile(path)
-    if not (path.suffix == ".tar" or _begins_like_a_tar(file)):
+    if not (path.suffix == ".tar" or is_tar(FileRange(file, 0, file.size, str(path)))):
         raise CheckpointError(f"{path}: is not a tar; {_EXPECTED}")
     md5 = _md5(file, progress)
     return ReleaseChecksum(md5, PUBLISHED_RELEASES.get(md5))
-
-
-def _begins_like_a_tar(file: RegularFile) -> bool:
-    block = file.read_at(0, min(file.size, tarfile.BLOCKSIZE))
-    try:
-        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except tarfile.TarError:
-        return False
-    return True
 
 
 def _md5(file: RegularFile, progress: bool) -> str:
