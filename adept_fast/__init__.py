@@ -8,13 +8,13 @@ if TYPE_CHECKING:
     from adept_fast.arguments import ParameterError
     from adept_fast.checkpoint import CheckpointError
     from adept_fast.config import ConfigError, PersimmonConfig
-    from adept_fast.memory import InsufficientMemoryError, MemoryPlan
-    from adept_fast.runtime import Runtime
+    from adept_fast.engine.runtime import Runtime
+    from adept_fast.engine.scoring import Score
+    from adept_fast.engine.sequence import Generation, GenerationError, TokenLogprob
+    from adept_fast.engine.text_stream import TextStream
+    from adept_fast.memory.advice import InsufficientMemoryError, MemoryPlan
     from adept_fast.sampling import SamplingParams
-    from adept_fast.scoring import Score
-    from adept_fast.sequence import Generation, GenerationError, TokenLogprob
-    from adept_fast.text_stream import TextStream
-    from adept_fast.tokenizer import Tokenizer, TokenizerError
+    from adept_fast.tokenizer.tokenizer import Tokenizer, TokenizerError
 
 __version__ = "0.1.0"
 
@@ -39,17 +39,17 @@ __all__ = [
 _MODULES = {
     "CheckpointError": "checkpoint",
     "ConfigError": "config",
-    "Generation": "sequence",
-    "GenerationError": "sequence",
-    "InsufficientMemoryError": "memory",
-    "MemoryPlan": "memory",
+    "Generation": "engine.sequence",
+    "GenerationError": "engine.sequence",
+    "InsufficientMemoryError": "memory.advice",
+    "MemoryPlan": "memory.plan",
     "ParameterError": "arguments",
     "PersimmonConfig": "config",
-    "Runtime": "runtime",
+    "Runtime": "engine.runtime",
     "SamplingParams": "sampling",
-    "Score": "scoring",
-    "TextStream": "text_stream",
-    "TokenLogprob": "sequence",
+    "Score": "engine.scoring",
+    "TextStream": "engine.text_stream",
+    "TokenLogprob": "engine.sequence",
     "Tokenizer": "tokenizer",
     "TokenizerError": "tokenizer",
 }

@@ -33,7 +33,7 @@ def _run() -> None:
 
         if catches:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        from adept_fast.cli import main as group
+        from adept_fast.commands.cli import main as group
 
         command = group
     except (ValueError, OSError) as error:  # such as of ADEPT_FAST_CPU, which is read at import

@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from adept_fast.json_file import read_json
-from adept_fast.regular_file import FileError
-from adept_fast.short_text import short_repr
+from adept_fast.system.json_file import read_json
+from adept_fast.system.regular_file import FileError
+from adept_fast.system.short_text import short_repr
 
 _LARGEST_SIZE = 2**31 - 1
 _MOST_LAYERS = 4096  # tensor_shapes() lists every layer: a hostile file must not make that list endless

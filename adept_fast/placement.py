@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from adept_fast import extension, huge_pages
+from adept_fast import extension
 from adept_fast.arguments import ParameterError, one_of, shown
 from adept_fast.checkpoint import WEIGHT_DTYPES, Checkpoint, dtype_name
-from adept_fast.memory import available_bytes
+from adept_fast.memory.advice import available_bytes
 from adept_fast.ops import cuda, optional, wide_gemm
-from adept_fast.quantize import WEIGHT_FORMATS
-from adept_fast.quantize_wide import WIDE_FORMATS
+from adept_fast.quantization.quantize import WEIGHT_FORMATS
+from adept_fast.quantization.quantize_wide import WIDE_FORMATS
+from adept_fast.system import huge_pages
 from adept_fast.weights import embedding_dtype, is_tied, packs_wide, weight_format, weights_bytes
 
 EMBEDDING_PLACES = ("auto", "device", "host")

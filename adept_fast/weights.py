@@ -18,10 +18,10 @@ from adept_fast.checkpoint import (
     dtype_name,
     packed_matrices,
 )
-from adept_fast.huge_pages import HugePages
-from adept_fast.mapped_files import release_pages
-from adept_fast.quantize import Matrix, QuantizedMatrix, first_rows
-from adept_fast.quantize_wide import wide_matrices
+from adept_fast.quantization.quantize import Matrix, QuantizedMatrix, first_rows
+from adept_fast.quantization.quantize_wide import wide_matrices
+from adept_fast.system.huge_pages import HugePages
+from adept_fast.system.mapped_files import release_pages
 
 _EMBEDDING = "model.embed_tokens.weight"
 _OF_THE_VOCABULARY = (_EMBEDDING, "lm_head.weight")

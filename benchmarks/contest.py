@@ -24,7 +24,7 @@ import torch
 from harness import CpuTime, summarise
 from tqdm import tqdm
 
-from adept_fast.bandwidth import BandwidthProbe
+from adept_fast.memory.bandwidth import BandwidthProbe
 
 HERE = Path(__file__).resolve().parent
 FLOATS = ("bfloat16", "float32", "float16")

@@ -16,8 +16,8 @@ from harness import describe_run, summarise_columns, write_report
 from tqdm import tqdm
 
 from adept_fast import Runtime
-from adept_fast.bandwidth import measure_read_bandwidth
-from adept_fast.chat import chat_prompt
+from adept_fast.chat.format import chat_prompt
+from adept_fast.memory.bandwidth import measure_read_bandwidth
 
 PROMPT = chat_prompt("What is the capital of France?")
 DECODE_TOKENS = 257  # 256 decode steps; the first token comes from the prefill

@@ -37,7 +37,7 @@ import torch
 from machine import describe_machine, device_name
 
 from adept_fast import __version__
-from adept_fast.bandwidth import measure_copy_bandwidth
+from adept_fast.memory.bandwidth import measure_copy_bandwidth
 
 NEEDED = (
     "benchmark",

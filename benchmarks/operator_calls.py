@@ -20,9 +20,9 @@ from random_checkpoint import random_packed, random_tensor  # noqa: E402
 from adept_fast import ops  # noqa: E402
 from adept_fast.checkpoint import packed_matrices  # noqa: E402
 from adept_fast.config import PersimmonConfig  # noqa: E402
-from adept_fast.huge_pages import HugePages  # noqa: E402
-from adept_fast.quantize import Matrix  # noqa: E402
-from adept_fast.quantize_wide import quantize_wide, wide_matrices  # noqa: E402
+from adept_fast.quantization.quantize import Matrix  # noqa: E402
+from adept_fast.quantization.quantize_wide import quantize_wide, wide_matrices  # noqa: E402
+from adept_fast.system.huge_pages import HugePages  # noqa: E402
 
 OPERATORS = ("layernorm_qkv", "rotary_append", "decode_attention", "linear_residual", "mlp", "lm_head")
 FORMATS = {

@@ -27,7 +27,7 @@ from models import PRESETS, make_config
 from operator_calls import FORMATS, OPERATORS, TORCH_DTYPES, Call, Operands
 from tqdm import tqdm
 
-from adept_fast.bandwidth import BandwidthProbe
+from adept_fast.memory.bandwidth import BandwidthProbe
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 

@@ -23,7 +23,7 @@ from decode import choose_device, prompt_ids
 from harness import describe_checkpoint, describe_run, write_report
 from sweep import groups
 
-from adept_fast.bandwidth import BandwidthProbe
+from adept_fast.memory.bandwidth import BandwidthProbe
 
 CONTESTANTS = (
     "adept-fast:float16",

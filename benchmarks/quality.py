@@ -23,9 +23,9 @@ from harness import describe_run, table, write_report
 from tqdm import tqdm
 
 from adept_fast import Runtime
-from adept_fast.chat import STOP, chat_prompt
+from adept_fast.chat.format import STOP, chat_prompt
 from adept_fast.checkpoint import demo_path
-from adept_fast.quantize import WEIGHT_FORMATS
+from adept_fast.quantization.quantize import WEIGHT_FORMATS
 
 BASELINE = "float32"
 BATCH = 32

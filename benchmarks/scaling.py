@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "rivals"))
 
 from adept_fast_worker import AdeptFastWorker  # noqa: E402
 
-from adept_fast.bandwidth import BandwidthProbe  # noqa: E402
+from adept_fast.memory.bandwidth import BandwidthProbe  # noqa: E402
 
 HEAD_DIM = 64
 LESS_HEAD_DIM = 32  # of models narrower than one such head

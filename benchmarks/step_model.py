@@ -35,7 +35,7 @@ from gpu_check_cases import Case, Shapes, moved_bytes  # noqa: E402
 from harness import table  # noqa: E402
 
 from adept_fast.config import PersimmonConfig  # noqa: E402
-from adept_fast.quantize_wide import WIDE_FORMATS, wide_matrices  # noqa: E402
+from adept_fast.quantization.quantize_wide import WIDE_FORMATS, wide_matrices  # noqa: E402
 
 # Assumed, not measured: a share of the published bandwidth; from a kernel's end to the next one's first
 # bytes; the chain of loads of a kernel that streams nothing; and how long a load from memory takes.

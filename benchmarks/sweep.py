@@ -26,7 +26,7 @@ from contest import (
     warm_up,
 )
 
-from adept_fast.bandwidth import BandwidthProbe
+from adept_fast.memory.bandwidth import BandwidthProbe
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
 

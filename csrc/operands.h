@@ -17,7 +17,7 @@ enum class Format : int32_t {
 
 inline bool is_quantized(Format format) { return format >= Format::kInt8; }
 
-// A weight matrix. Floats are row-major [rows, cols]. Quantised matrices are packed as adept_fast/quantize.py
+// A weight matrix. Floats are row-major [rows, cols]. Quantised matrices are packed as adept_fast/quantization/quantize.py
 // says: for a CPU in tiles of 16 rows ("rows" layout, for y = W x) or row by row ("units" layout, for y = u Wt),
 // for a GPU row by row in both.
 struct Matrix {

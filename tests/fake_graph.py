@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adept_fast.graphs import Captured
+from adept_fast.engine.graphs import Captured
 
 # By these the host would read the device, or hand it values that it has made itself.
 READS = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "is_nonzero"}

@@ -148,7 +148,7 @@ def load_checkpoint(path: Path) -> tuple[Kind, str]:
     from adept_fast import Runtime
     from adept_fast.checkpoint import open_checkpoint
     from adept_fast.commands.errors import one_line
-    from adept_fast.sequence import GenerationError
+    from adept_fast.engine.sequence import GenerationError
 
     try:
         checkpoint = open_checkpoint(path)

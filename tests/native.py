@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adept_fast import extension
-from adept_fast.quantize import Layout, Matrix, Packing, QuantizedMatrix, quantize
+from adept_fast.quantization.quantize import Layout, Matrix, Packing, QuantizedMatrix, quantize
 
 if not extension.load().loaded:
     pytest.skip(f"the extension is not loaded: {extension.load().reason}", allow_module_level=True)

@@ -17,7 +17,7 @@ from transformers import PersimmonForCausalLM as TheirModel
 
 from adept_fast import ConfigError, ParameterError, Runtime, SamplingParams, Tokenizer, TokenizerError
 from adept_fast.arguments import shown
-from adept_fast.chat import ChatError, chat_prompt, chat_text
+from adept_fast.chat.format import ChatError, chat_prompt, chat_text
 from adept_fast.checkpoint import demo_path
 from adept_fast.integrations.transformers import NotServedError, accelerate
 from adept_fast.modeling import KeyValueCache, PersimmonForCausalLM

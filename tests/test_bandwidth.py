@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from adept_fast import bandwidth
-from adept_fast.bandwidth import BandwidthProbe, measure_copy_bandwidth, measure_read_bandwidth
+from adept_fast.memory import bandwidth
+from adept_fast.memory.bandwidth import BandwidthProbe, measure_copy_bandwidth, measure_read_bandwidth
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:1")
 MIB = 1024 * 1024

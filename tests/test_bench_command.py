@@ -14,9 +14,9 @@ from click.testing import CliRunner, Result
 
 from adept_fast import Runtime
 from adept_fast.checkpoint import demo_path, open_checkpoint
-from adept_fast.cli import main
 from adept_fast.commands import bench
 from adept_fast.commands.bench import Sample, Stopwatch, step_bytes
+from adept_fast.commands.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))

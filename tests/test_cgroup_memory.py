@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from adept_fast import memory
-from adept_fast.cgroup_memory import cgroup_room
+from adept_fast.memory import advice as memory
+from adept_fast.system.cgroup_memory import cgroup_room
 
 V2_MOUNT = "30 23 0:26 {group} /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
 V1_MOUNT = "35 31 0:32 {group} /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n"

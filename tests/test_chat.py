@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adept_fast.chat import STOP, Turn, chat_prompt, strip_answer
+from adept_fast.chat.format import STOP, Turn, chat_prompt, strip_answer
 
 
 def test_one_question() -> None:

@@ -13,12 +13,12 @@ from click.testing import CliRunner, Result
 from transformers import AutoTokenizer
 
 from adept_fast import Runtime
-from adept_fast.chat import STOP, ChatError, HumanAdeptFormat, chat_template
+from adept_fast.chat.chat_template import MAX_SOURCE, ChatTemplate
+from adept_fast.chat.format import STOP, ChatError, HumanAdeptFormat, chat_template
 from adept_fast.checkpoint import CheckpointError, open_checkpoint
 from adept_fast.checkpoint.convert import convert
 from adept_fast.checkpoint.save import save_huggingface
-from adept_fast.cli import main
-from adept_fast.templates.chat_template import MAX_SOURCE, ChatTemplate
+from adept_fast.commands.cli import main
 
 CONFIG = small_config(num_hidden_layers=1)
 TENSORS = random_tensors(CONFIG, dtype=torch.float16)

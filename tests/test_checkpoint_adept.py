@@ -36,7 +36,7 @@ from checkpoints import (
 )
 
 from adept_fast.checkpoint import Checkpoint, CheckpointError, open_checkpoint
-from adept_fast.tokenizer import Tokenizer, TokenizerError
+from adept_fast.tokenizer.tokenizer import Tokenizer, TokenizerError
 from adept_fast.weights import load_weights
 
 CONFIG = small_config()

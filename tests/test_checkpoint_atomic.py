@@ -25,7 +25,7 @@ import signal
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup and background jobs have their children ignore these
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from adept_fast.checkpoint import weight_files
-from adept_fast.cli import main
+from adept_fast.commands.cli import main
 read, calls = weight_files.read_as, []
 def stop(*arguments):
     calls.append(arguments)

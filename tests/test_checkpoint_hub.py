@@ -20,7 +20,7 @@ from huggingface_hub import constants
 
 from adept_fast import CheckpointError, Runtime
 from adept_fast.checkpoint import demo_path, hub, locate, open_checkpoint
-from adept_fast.cli import main
+from adept_fast.commands.cli import main
 from adept_fast.config import ConfigError
 from adept_fast.modeling import PersimmonForCausalLM
 

@@ -19,7 +19,7 @@ from checkpoints import (
 
 from adept_fast.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from adept_fast.config import ConfigError, PersimmonConfig
-from adept_fast.tokenizer import TokenizerError
+from adept_fast.tokenizer.tokenizer import TokenizerError
 from adept_fast.weights import load_weights
 
 CONFIG = small_config()

@@ -19,7 +19,7 @@ from mapped import file_of
 from adept_fast import ParameterError, Runtime
 from adept_fast.checkpoint import CheckpointError, open_checkpoint
 from adept_fast.checkpoint.convert import convert
-from adept_fast.cli import main
+from adept_fast.commands.cli import main
 from adept_fast.modeling import PersimmonForCausalLM
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="Linux lists what is mapped")

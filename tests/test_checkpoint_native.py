@@ -23,7 +23,7 @@ from adept_fast.checkpoint.native import tensors_of
 from adept_fast.checkpoint.packed import packed_matrices
 from adept_fast.commands.convert import convert as convert_command
 from adept_fast.config import ConfigError, PersimmonConfig
-from adept_fast.quantize import QuantizedMatrix, quantize
+from adept_fast.quantization.quantize import QuantizedMatrix, quantize
 from adept_fast.weights import ModelWeights, load_weights, weights_bytes
 
 CPU = torch.device("cpu")

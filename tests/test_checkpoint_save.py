@@ -25,7 +25,7 @@ from adept_fast.checkpoint.base import StoredTensor
 from adept_fast.checkpoint.convert import convert
 from adept_fast.checkpoint.save import save_adept, save_huggingface
 from adept_fast.config import PersimmonConfig
-from adept_fast.tokenizer import TokenizerError
+from adept_fast.tokenizer.tokenizer import TokenizerError
 
 CONFIGS = {
     "usual": small_config(),

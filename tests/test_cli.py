@@ -14,11 +14,11 @@ from checkpoints import demo_tokenizer, random_tensors, small_config, write_adep
 from click.testing import CliRunner, Result
 
 from adept_fast import Runtime
-from adept_fast.cli import main
 from adept_fast.commands import chat as chat_command
+from adept_fast.commands.cli import main
 from adept_fast.commands.info import _describe_kernels
 from adept_fast.ops import cuda
-from adept_fast.tokenizer import Tokenizer
+from adept_fast.tokenizer.tokenizer import Tokenizer
 
 QUESTION = "What is the capital of France?"
 ANSWER = "The capital of France is Paris."

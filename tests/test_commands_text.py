@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from adept_fast import Runtime, Score
-from adept_fast.cli import main
+from adept_fast.commands.cli import main
 from adept_fast.commands.escapes import unescape
-from adept_fast.sequence import Generation
+from adept_fast.engine.sequence import Generation
 
 QUESTION = "What is 6 times 7?"
 ANSWER = "6 times 7 is 42."

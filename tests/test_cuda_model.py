@@ -10,7 +10,7 @@ import torch
 from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
 
 from adept_fast import Runtime, SamplingParams
-from adept_fast.chat import chat_prompt
+from adept_fast.chat.format import chat_prompt
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="there is no GPU that this torch can use"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adept_fast import Runtime, decode_state, ops
-from adept_fast.decode_state import ENDLESS, RING_DEPTH, DecodeState, Place
+from adept_fast import Runtime, ops
+from adept_fast.engine import decode_state
+from adept_fast.engine.decode_state import ENDLESS, RING_DEPTH, DecodeState, Place
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from adept_fast import Runtime
-from adept_fast.chat import STOP, chat_prompt
+from adept_fast.chat.format import STOP, chat_prompt
 from adept_fast.checkpoint import demo_path
 
 # Every seventh question is asked here. Measured of those: 0.993, 0.982 and 1.000; what is left between is for

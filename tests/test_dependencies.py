@@ -4,8 +4,9 @@
 says which. A row is there only where there is no public way, and says why. What is used of a package is
 added by a row: a Name that has to exist, a Signature, or a Behaviour with what tries it in relied_probes.py.
 
-Not in the tables: CUDA's words ``out of memory`` in a RuntimeError (adept_fast/graphs.py), which take a GPU
-to see, and flash-attn and apex, which are tried against torch before each use (adept_fast/ops/optional.py).
+Not in the tables: CUDA's words ``out of memory`` in a RuntimeError (adept_fast/engine/graphs.py), which
+take a GPU to see, and flash-attn and apex, which are tried against torch before each use
+(adept_fast/ops/optional.py).
 """
 
 from __future__ import annotations

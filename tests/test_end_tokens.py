@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from adept_fast import Runtime
 from adept_fast.checkpoint import CheckpointError, open_checkpoint
 from adept_fast.checkpoint.convert import convert
-from adept_fast.cli import main
-from adept_fast.tokenizer import Tokenizer
+from adept_fast.commands.cli import main
+from adept_fast.tokenizer.tokenizer import Tokenizer
 
 END = 1  # |ENDOFTEXT| in the demo's vocabulary
 CONFIG = small_config(num_hidden_layers=1)

@@ -12,9 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adept_fast import GenerationError, ParameterError, Runtime, SamplingParams, ops
-from adept_fast.decode_loop import DecodeLoop
-from adept_fast.graphs import SHORTEST_LENGTH, Captured, CaptureError, DecodeGraphs, Launching, StepShapes
-from adept_fast.working_memory import most_rows
+from adept_fast.engine.decode_loop import DecodeLoop
+from adept_fast.engine.graphs import (
+    Captured,
+    CaptureError,
+    DecodeGraphs,
+    Launching,
+)
+from adept_fast.graph_buckets import MIN_LENGTH, GraphBuckets
+from adept_fast.memory.workspace import most_rows
 
 CONTEXT = 2100  # no power of two, so the last bucket is the odd one
 SLOTS = 5
@@ -31,7 +37,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
 
 def launchings(runtime: Runtime) -> dict[str, Launching]:
     rows = most_rows(SLOTS)
-    few, every = StepShapes.few(rows, CONTEXT), StepShapes.all(rows, CONTEXT)
+    few, every = GraphBuckets.few(rows, CONTEXT), GraphBuckets.all(rows, CONTEXT)
     return {
         "as on a CPU": Launching.eager(every, steps_in_flight=1),
         "two in flight": Launching.eager(every, steps_in_flight=2),
@@ -157,7 +163,7 @@ def test_guesses_change_nothing(launched: Runtime, drafts: int) -> None:
 
 def test_other_settings_are_not_captured_anew(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     capture = FakeCapture()
-    few = StepShapes.few(most_rows(SLOTS), CONTEXT)
+    few = GraphBuckets.few(most_rows(SLOTS), CONTEXT)
     loop = DecodeLoop(
         runtime._model,
         runtime._cache,
@@ -178,7 +184,7 @@ def test_other_settings_are_not_captured_anew(runtime: Runtime, monkeypatch: pyt
     assert (capture.captures, capture.replays) == (1, 5 * len(many))
     report = runtime.captures()
     assert report is not None
-    assert report.shapes == [(1, SHORTEST_LENGTH)]
+    assert report.shapes == [(1, MIN_LENGTH)]
     assert report.seconds > 0
     for tensor in (*vars(loop._state.rows(1)).values(), runtime._cache.data):
         assert tensor.untyped_storage().data_ptr() in capture.inputs
@@ -186,7 +192,7 @@ def test_other_settings_are_not_captured_anew(runtime: Runtime, monkeypatch: pyt
 
 def loop_in_flight(runtime: Runtime, steps_in_flight: int, monkeypatch: pytest.MonkeyPatch) -> DecodeLoop:
     """A loop of exact shapes, which the runtime is given."""
-    every = StepShapes.all(most_rows(SLOTS), CONTEXT)
+    every = GraphBuckets.all(most_rows(SLOTS), CONTEXT)
     launching = Launching.eager(every, steps_in_flight=steps_in_flight)
     loop = DecodeLoop(runtime._model, runtime._cache, runtime.tokenizer.vocab_size, launching)
     monkeypatch.setattr(runtime, "_loop", loop)
@@ -278,18 +284,18 @@ def test_logprobs_are_those_of_their_own_step(launched: Runtime) -> None:
 def test_shapes_have_room_and_little_more(max_rows: int, max_seq_len: int, data: st.DataObject) -> None:
     rows = data.draw(st.integers(1, max_rows))
     length = data.draw(st.integers(1, max_seq_len))
-    few = StepShapes.few(max_rows, max_seq_len)
+    few = GraphBuckets.few(max_rows, max_seq_len)
     found_rows, found_length = few.fitting(rows, length)
     assert rows <= found_rows <= max_rows
     assert length <= found_length <= max_seq_len
-    assert found_length <= max(2 * length, SHORTEST_LENGTH)
+    assert found_length <= max(2 * length, MIN_LENGTH)
     assert found_rows < 2 * rows or found_rows == max_rows
-    assert StepShapes.all(max_rows, max_seq_len).fitting(rows, length) == (rows, length)
+    assert GraphBuckets.all(max_rows, max_seq_len).fitting(rows, length) == (rows, length)
 
 
 def test_all_shapes_are_captured_ahead(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     capture = FakeCapture()
-    few = StepShapes.few(most_rows(SLOTS), CONTEXT)
+    few = GraphBuckets.few(most_rows(SLOTS), CONTEXT)
     loop = DecodeLoop(runtime._model, runtime._cache, 4096, Launching.graphs(few, capture, required=True))
     monkeypatch.setattr(runtime, "_loop", loop)
     runtime.warm_up()
@@ -302,7 +308,7 @@ def test_all_shapes_are_captured_ahead(runtime: Runtime, monkeypatch: pytest.Mon
 
 
 class TestFailures:
-    SHAPES = StepShapes.few(16, 512)
+    SHAPES = GraphBuckets.few(16, 512)
 
     def graphs(self, error: Exception, *, required: bool = False) -> DecodeGraphs:
         class Failing:

@@ -20,8 +20,8 @@ from checkpoints import demo_tokenizer, random_tensors, small_config, write_hugg
 from transformers import PersimmonForCausalLM
 
 from adept_fast.arguments import ParameterError
+from adept_fast.chat.chat_template import ChatTemplate
 from adept_fast.checkpoint import CheckpointError, demo_path
-from adept_fast.templates.chat_template import ChatTemplate
 
 lm_eval = pytest.importorskip(
     "lm_eval", reason="lm-eval is not installed (pip install 'lm-eval>=0.4.13,<0.5')"

@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers import PersimmonConfig as TheirConfig
 
-from adept_fast.chat import chat_prompt
+from adept_fast.chat.format import chat_prompt
 from adept_fast.checkpoint import demo_path
 from adept_fast.integrations.transformers import accelerate
 from adept_fast.integrations.transformers.acceleration import Acceleration

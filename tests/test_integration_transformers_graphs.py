@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PersimmonConfig as TheirConfig
 from transformers import PersimmonForCausalLM
 
-from adept_fast.graphs import Captured, Launching, StepShapes
+from adept_fast.engine.graphs import Captured, Launching
+from adept_fast.graph_buckets import GraphBuckets
 from adept_fast.integrations.transformers import accelerate
 
 
@@ -39,7 +40,7 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> Rehearsed:
     capture = Rehearsed()
 
     def on(device: torch.device, max_rows: int, max_seq_len: int, cuda_graphs: str = "auto") -> Launching:
-        return Launching.graphs(StepShapes.few(max_rows, max_seq_len), capture, required=True)
+        return Launching.graphs(GraphBuckets.few(max_rows, max_seq_len), capture, required=True)
 
     monkeypatch.setattr(Launching, "on", on)
     return capture

@@ -31,7 +31,7 @@ from transformers import PersimmonConfig as TheirConfig
 
 from adept_fast import GenerationError, ParameterError
 from adept_fast.checkpoint import demo_path
-from adept_fast.decode_state import DecodeState
+from adept_fast.engine.decode_state import DecodeState
 from adept_fast.integrations.transformers import NotServedError, accelerate, restore
 from adept_fast.integrations.transformers.compatibility import CACHE_NAME
 

@@ -15,11 +15,12 @@ from checkpoints import small_config
 from click.testing import CliRunner
 from saving import checkpoint_of
 
-from adept_fast import InsufficientMemoryError, PersimmonConfig, Runtime, loading, placement
+from adept_fast import InsufficientMemoryError, PersimmonConfig, Runtime, placement
 from adept_fast.arguments import ParameterError
 from adept_fast.checkpoint import Checkpoint, open_checkpoint
-from adept_fast.cli import main
-from adept_fast.loading import plan_loading
+from adept_fast.commands.cli import main
+from adept_fast.engine import loading
+from adept_fast.engine.loading import plan_loading
 from adept_fast.placement import choose_placement, imagine_placement
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
@@ -135,7 +136,7 @@ def test_what_would_make_the_8b_fit(persimmon_8b: Path, memory: str, named: str)
     [("1500MB", 1_500_000_000), ("1.5 gb", 1_500_000_000), ("2GiB", 2**31), ("1000000000", 10**9)],
 )
 def test_sizes_as_people_write_them(text: str, size: int) -> None:
-    from adept_fast.memory import format_bytes
+    from adept_fast.memory.advice import format_bytes
 
     assert info("--gpu-memory", text)["memory"]["free here"] == format_bytes(size)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adept_fast.mapped_files import release_pages
+from adept_fast.system.mapped_files import release_pages
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="Linux says what is resident")
 

@@ -14,11 +14,13 @@ import torch
 from checkpoints import small_config
 from saving import checkpoint_of
 
-from adept_fast import InsufficientMemoryError, PersimmonConfig, Runtime, loading, memory
+from adept_fast import InsufficientMemoryError, PersimmonConfig, Runtime
 from adept_fast.checkpoint import CheckpointError
 from adept_fast.checkpoint.atomic import require_space
+from adept_fast.engine import loading
 from adept_fast.kv_cache import StaticKVCache, bytes_per_token
-from adept_fast.memory import (
+from adept_fast.memory import advice as memory
+from adept_fast.memory.advice import (
     MemoryPlan,
     MemoryRequest,
     explaining_out_of_memory,
@@ -27,7 +29,7 @@ from adept_fast.memory import (
     out_of_memory,
     plan_memory,
 )
-from adept_fast.memory_plan import HeldWeights, lay_out, most, pinned_bytes
+from adept_fast.memory.plan import HeldWeights, lay_out, most, pinned_bytes
 from adept_fast.weights import load_weights
 
 PERSIMMON_8B = PersimmonConfig(rope_theta=25000.0)

@@ -18,7 +18,7 @@ from adept_fast.checkpoint.convert import convert
 from adept_fast.checkpoint.model_card import known_license
 from adept_fast.checkpoint.save import save_huggingface
 from adept_fast.checkpoint.save_tokenizer import generation_config
-from adept_fast.tokenizer import Tokenizer
+from adept_fast.tokenizer.tokenizer import Tokenizer
 
 
 def header_of(folder: Path) -> dict[str, object]:

@@ -14,7 +14,7 @@ from native import settled as settled
 from native_operands import CAPACITY, OPERATORS, SLOTS, UNITS, mlp
 from torch import Tensor
 
-from adept_fast.quantize import Packing, quantize
+from adept_fast.quantization.quantize import Packing, quantize
 
 LEAST, LARGEST = -(2**63), 2**63 - 1  # int64
 

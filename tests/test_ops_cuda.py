@@ -23,8 +23,8 @@ from adept_fast.extension import Extension
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.model import Persimmon
 from adept_fast.ops import cuda, optional, reference, wide_gemm
-from adept_fast.quantize import Matrix, Packing, QuantizedMatrix, quantize
-from adept_fast.quantize_wide import GROUP, WideMatrix, WidePacking, quantize_wide
+from adept_fast.quantization.quantize import Matrix, Packing, QuantizedMatrix, quantize
+from adept_fast.quantization.quantize_wide import GROUP, WideMatrix, WidePacking, quantize_wide
 from adept_fast.sampling import Sampler, SamplingParams
 from adept_fast.weights import load_weights
 

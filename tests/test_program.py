@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import adept_fast
 from adept_fast import Runtime
-from adept_fast.cli import main
+from adept_fast.commands.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -104,7 +104,8 @@ def interrupt_after(module: str, *arguments: str, **options: Any) -> tuple[int, 
 
 
 @pytest.mark.parametrize(
-    "module", ["adept_fast.commands.errors", "torch.version", "adept_fast.tokenizer", "adept_fast.cli"]
+    "module",
+    ["adept_fast.commands.errors", "torch.version", "adept_fast.tokenizer", "adept_fast.commands.cli"],
 )
 def test_ctrl_c_while_it_starts(module: str) -> None:
     assert interrupt_after(module, "score", "a") == (INTERRUPTED, "", "")
@@ -178,7 +179,7 @@ def test_the_package_imports_torch_only_when_it_is_needed() -> None:
         "import sys, adept_fast; assert 'torch' not in sys.modules and 'typing' not in sys.modules\n"
         "from adept_fast import *\n"
         "assert {name for name in adept_fast.__all__} <= globals().keys() & {*dir(adept_fast)}\n"
-        "assert adept_fast.Runtime is sys.modules['adept_fast.runtime'].Runtime\n"
+        "assert adept_fast.Runtime is sys.modules['adept_fast.engine.runtime'].Runtime\n"
         "adept_fast.Nothing\n"
     )
     done = subprocess.run(

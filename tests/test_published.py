@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from adept_fast.checkpoint import CheckpointError, demo_path, published
 from adept_fast.checkpoint.published import PUBLISHED_RELEASES, PublishedRelease, release_checksum
-from adept_fast.cli import main
+from adept_fast.commands.cli import main
 
 BLOCK = published._BLOCK_BYTES
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from adept_fast import quantize as module
 from adept_fast.config import PersimmonConfig
-from adept_fast.quantize import (
+from adept_fast.quantization import quantize as module
+from adept_fast.quantization.quantize import (
     Packing,
     QuantizationError,
     QuantizedMatrix,

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from saving import checkpoint_of
 from torch import Tensor
 
-from adept_fast import quantize_wide as module
 from adept_fast import weights as weights_module
 from adept_fast.checkpoint import CheckpointError
 from adept_fast.ops.cuda import parts
-from adept_fast.quantize import QuantizationError, QuantizedMatrix, first_rows
-from adept_fast.quantize_wide import GROUP, WideMatrix, WidePacking, quantize_wide, wide_matrices
+from adept_fast.quantization import quantize_wide as module
+from adept_fast.quantization.quantize import QuantizationError, QuantizedMatrix, first_rows
+from adept_fast.quantization.quantize_wide import GROUP, WideMatrix, WidePacking, quantize_wide, wide_matrices
 from adept_fast.weights import load_weights, weights_bytes
 
 CPU = torch.device("cpu")

@@ -23,7 +23,7 @@ from random_checkpoint import (  # noqa: E402
 
 from adept_fast import Runtime  # noqa: E402
 from adept_fast.checkpoint import open_checkpoint  # noqa: E402
-from adept_fast.tokenizer import Tokenizer  # noqa: E402
+from adept_fast.tokenizer.tokenizer import Tokenizer  # noqa: E402
 
 TOY = {"hidden": 64, "layers": 2, "heads": 4, "intermediate": 256, "vocab": 4200, "context": 128}
 

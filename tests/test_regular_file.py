@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from adept_fast.regular_file import FileError, RegularFile, read_regular
+from adept_fast.system.regular_file import FileError, RegularFile, read_regular
 
 
 def test_reads_all_of_it_and_parts(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from adept_fast import GenerationError, ParameterError, Runtime, SamplingParams
-from adept_fast.chat import STOP, chat_prompt
+from adept_fast.chat.format import STOP, chat_prompt
+from adept_fast.engine.stats import Stats
 from adept_fast.model import Persimmon
-from adept_fast.stats import Stats
 
 FRANCE = chat_prompt("What is the capital of France?")
 PROMPTS = [

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers_for_tests import field, number, train, varint
 
 from adept_fast.checkpoint.sentencepiece_proto import ModelType, Piece, PieceType, parse_model
-from adept_fast.tokenizer import TokenizerError
+from adept_fast.tokenizer.tokenizer import TokenizerError
 
 
 def piece(name: str, score: float, kind: int | None = None) -> bytes:

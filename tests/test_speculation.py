@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adept_fast import ParameterError, Runtime, SamplingParams
-from adept_fast.chat import chat_prompt
-from adept_fast.speculation import PromptLookup
+from adept_fast.chat.format import chat_prompt
+from adept_fast.engine.speculation import PromptLookup
 
 REPEATED = chat_prompt("What is the capital of France?") + " The capital of France is Paris.\n\n"
 PROMPTS = [

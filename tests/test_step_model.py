@@ -21,7 +21,7 @@ from step_model import DEVICES, Kernel, Step, StepModel  # noqa: E402
 from adept_fast import Runtime  # noqa: E402
 from adept_fast.checkpoint import StoredTensor  # noqa: E402
 from adept_fast.config import PersimmonConfig  # noqa: E402
-from adept_fast.quantize_wide import wide_matrices  # noqa: E402
+from adept_fast.quantization.quantize_wide import wide_matrices  # noqa: E402
 
 SIZES = {"hidden": 128, "layers": 3, "heads": 2, "intermediate": 384, "vocab": 4224, "context": 1024}
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adept_fast.stopping import StopMatcher
+from adept_fast.engine.stopping import StopMatcher
 
 # Few letters make stop strings that overlap themselves and one another.
 texts = st.text("ab\n", max_size=30)

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adept_fast import ConfigError, PersimmonConfig, text_input
+from adept_fast import ConfigError, PersimmonConfig
 from adept_fast.checkpoint import CheckpointError
 from adept_fast.checkpoint.huggingface import read_json
-from adept_fast.text_input import LineReader, TextError, decode_text, read_text
+from adept_fast.system import text_input
+from adept_fast.system.text_input import LineReader, TextError, decode_text, read_text
 
 NOT_LINE_ENDS = "a\x0bb\x0cc\x1cd\x1de\x1ef\x85g\u2028h\u2029i"  # each of which str.splitlines splits at
 

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from adept_fast import GenerationError, Runtime, TextStream
-from adept_fast import decode_loop as decode_loop_module
-from adept_fast.run_lock import NestedRunError, Run, RunLock
+from adept_fast.engine import decode_loop as decode_loop_module
+from adept_fast.engine.run_lock import NestedRunError, Run, RunLock
 
 PROMPTS = ["Once upon a time", "human: What is the capital of Peru?\n\nadept:", "a", "Humpty Dumpty sat"]
 

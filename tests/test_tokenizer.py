@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adept_fast.checkpoint import demo_path
-from adept_fast.tokenizer import StreamingDetokenizer, Tokenizer, TokenizerError
+from adept_fast.tokenizer.tokenizer import StreamingDetokenizer, Tokenizer, TokenizerError
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog.",

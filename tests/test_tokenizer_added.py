@@ -21,8 +21,8 @@ from adept_fast.checkpoint.convert import convert
 from adept_fast.checkpoint.huggingface import read_tokenizer
 from adept_fast.checkpoint.save import save_huggingface
 from adept_fast.checkpoint.sentencepiece_proto import parse_model
-from adept_fast.tokenization.added_tokens import AddedToken, TokenFinder
-from adept_fast.tokenizer import StreamingDetokenizer, Tokenizer, TokenizerError
+from adept_fast.tokenizer.added_tokens import AddedToken, TokenFinder
+from adept_fast.tokenizer.tokenizer import StreamingDetokenizer, Tokenizer, TokenizerError
 
 EOT = "|ENDOFTEXT|"
 CONFIG = small_config(vocab_size=512, num_hidden_layers=1, eos_token_id=None)

@@ -20,7 +20,7 @@ from adept_fast.checkpoint import CheckpointError, open_checkpoint
 from adept_fast.checkpoint.convert import convert
 from adept_fast.checkpoint.huggingface import read_tokenizer
 from adept_fast.checkpoint.save import save_huggingface
-from adept_fast.tokenizer import StreamingDetokenizer, Tokenizer, TokenizerError
+from adept_fast.tokenizer.tokenizer import StreamingDetokenizer, Tokenizer, TokenizerError
 
 EOT = "|ENDOFTEXT|"
 ROWS = 512

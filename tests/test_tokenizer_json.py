@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from tokenizers_for_tests import SPELLING, field, number, train, varint
 from transformers import AutoTokenizer
 
-from adept_fast.chat import Turn, chat_prompt
+from adept_fast.chat.format import Turn, chat_prompt
 from adept_fast.checkpoint import open_checkpoint
 from adept_fast.checkpoint.save import save_huggingface
 from adept_fast.checkpoint.sentencepiece_proto import parse_model
 from adept_fast.checkpoint.tokenizer_check import check_tokenizer_json
 from adept_fast.checkpoint.tokenizer_json import tokenizer_json
-from adept_fast.tokenizer import Tokenizer, TokenizerError
+from adept_fast.tokenizer.tokenizer import Tokenizer, TokenizerError
 
 EOT = "|ENDOFTEXT|"
 USER = {"user_defined_symbols": (EOT,)}

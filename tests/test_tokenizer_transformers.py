@@ -12,11 +12,11 @@ from checkpoints import demo_tokenizer, random_tensors, small_config
 from tokenizers_for_tests import SPELLING, train
 from transformers import AutoTokenizer
 
-from adept_fast.chat import ChatError
+from adept_fast.chat.format import ChatError
 from adept_fast.checkpoint import Checkpoint, open_checkpoint
 from adept_fast.checkpoint.base import StoredTensor
 from adept_fast.checkpoint.save import save_huggingface
-from adept_fast.tokenizer import Tokenizer
+from adept_fast.tokenizer.tokenizer import Tokenizer
 
 EOT = "|ENDOFTEXT|"
 TOKENIZERS: dict[str, tuple[Any, bool]] = {

@@ -43,7 +43,7 @@ from adept_fast.checkpoint import CheckpointError, open_checkpoint, torch_zip
 from adept_fast.checkpoint.file_range import FileRange
 from adept_fast.checkpoint.pickle_values import PickledTensor
 from adept_fast.checkpoint.torch_file import TorchFile, read_torch_file
-from adept_fast.cli import main
+from adept_fast.commands.cli import main
 
 CONFIG = small_config(vocab_size=4096, hidden_size=32, intermediate_size=48, num_hidden_layers=1)
 TENSORS = random_tensors(CONFIG, dtype=torch.float16)

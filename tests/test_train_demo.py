@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adept_fast import Runtime
-from adept_fast.chat import chat_prompt
+from adept_fast.chat.format import chat_prompt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 

@@ -13,9 +13,9 @@ from mapped import file_of
 
 from adept_fast import CheckpointError, PersimmonConfig
 from adept_fast.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from adept_fast.engine.scoring import score_sequence
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.model import Persimmon
-from adept_fast.scoring import score_sequence
 from adept_fast.weights import ModelWeights, embedding_bytes, load_weights, weights_bytes, with_vocabulary
 
 CPU = torch.device("cpu")

@@ -16,14 +16,14 @@ from saving import checkpoint_of
 from adept_fast import Runtime
 from adept_fast import weights as weights_module
 from adept_fast.arguments import ParameterError
-from adept_fast.chat import STOP, chat_prompt
+from adept_fast.chat.format import STOP, chat_prompt
 from adept_fast.checkpoint import CheckpointError, StoredTensor, demo_path, open_checkpoint
 from adept_fast.checkpoint.convert import convert
-from adept_fast.cli import main
+from adept_fast.commands.cli import main
 from adept_fast.ops import reference
 from adept_fast.placement import choose_placement
-from adept_fast.quantize import Packing, QuantizedMatrix, first_rows, quantize
-from adept_fast.quantize_wide import WideMatrix
+from adept_fast.quantization.quantize import Packing, QuantizedMatrix, first_rows, quantize
+from adept_fast.quantization.quantize_wide import WideMatrix
 from adept_fast.weights import ModelWeights, load_weights, moving_bytes, weights_bytes
 
 CPU = torch.device("cpu")

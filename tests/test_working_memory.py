@@ -12,8 +12,7 @@ from checkpoints import demo_tokenizer, random_tensors, small_config, write_hugg
 from cuda_place import EMULATED, THIN
 
 from adept_fast import PersimmonConfig, Runtime
-from adept_fast.ops import reference
-from adept_fast.working_memory import (
+from adept_fast.memory.workspace import (
     CUDA_ALLOWANCE_BYTES,
     fixed_bytes,
     graphs_bytes,
@@ -21,6 +20,7 @@ from adept_fast.working_memory import (
     prompt_bytes,
     step_bytes,
 )
+from adept_fast.ops import reference
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

@@ -24,7 +24,7 @@ USE = """
 import json, sys
 import torch
 from adept_fast import extension
-from adept_fast.bandwidth import measure_copy_bandwidth, measure_read_bandwidth
+from adept_fast.memory.bandwidth import measure_copy_bandwidth, measure_read_bandwidth
 built = extension.load()
 if not built.cuda:
     sys.exit(built.cuda_reason or built.reason)

@@ -38,8 +38,8 @@ from adept_fast.checkpoint import (  # noqa: E402
 from adept_fast.checkpoint.save import save_huggingface  # noqa: E402
 from adept_fast.checkpoint.save_native import save_native  # noqa: E402
 from adept_fast.config import PersimmonConfig  # noqa: E402
-from adept_fast.quantize import TILE, WEIGHT_FORMATS, QuantizedMatrix  # noqa: E402
-from adept_fast.tokenizer import Tokenizer  # noqa: E402
+from adept_fast.quantization.quantize import TILE, WEIGHT_FORMATS, QuantizedMatrix  # noqa: E402
+from adept_fast.tokenizer.tokenizer import Tokenizer  # noqa: E402
 
 DESCRIPTION_FILE = "random_checkpoint.json"
 PRESETS = {

@@ -12,7 +12,7 @@ from adept_fast.checkpoint.huggingface import open_huggingface, read_config
 from adept_fast.checkpoint.location import Location, demo_path, locate
 from adept_fast.checkpoint.native import is_native, open_native
 from adept_fast.checkpoint.packed import PackedMatrix, packed_matrices
-from adept_fast.stand_in import LOOKED_AT, why_unreadable
+from adept_fast.system.stand_in import LOOKED_AT, why_unreadable
 
 __all__ = [
     "WEIGHT_DTYPES",

@@ -20,8 +20,8 @@ from adept_fast.checkpoint.base import (
 )
 from adept_fast.checkpoint.file_range import FileRange
 from adept_fast.config import PersimmonConfig
-from adept_fast.file_limits import max_bytes
-from adept_fast.tokenizer import Tokenizer
+from adept_fast.system.file_limits import max_bytes
+from adept_fast.tokenizer.tokenizer import Tokenizer
 
 _ENCODER = "language_model.encoder."
 

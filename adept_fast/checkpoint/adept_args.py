@@ -9,7 +9,7 @@ from typing import Any
 from adept_fast.checkpoint.base import CheckpointError
 from adept_fast.checkpoint.pickle_values import described
 from adept_fast.config import ConfigError, PersimmonConfig
-from adept_fast.tokenizer import Tokenizer
+from adept_fast.tokenizer.tokenizer import Tokenizer
 
 PER_RANK = "weights_per_tensor_parallel_rank_and_layer"
 _PER_HEAD = "weights_per_attention_head_and_layer"

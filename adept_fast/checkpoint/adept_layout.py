@@ -13,8 +13,8 @@ from typing import Protocol
 from adept_fast.checkpoint.base import CheckpointError
 from adept_fast.checkpoint.file_range import FileRange
 from adept_fast.checkpoint.tar_members import compression_of, is_tar, tar_members
-from adept_fast.file_limits import max_bytes
-from adept_fast.regular_file import is_there
+from adept_fast.system.file_limits import max_bytes
+from adept_fast.system.regular_file import is_there
 
 TRACKER_FILE = "latest_checkpointed_iteration.txt"
 RANK_FILE = "model_optim_rng.pt"

@@ -12,8 +12,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from adept_fast.byte_counts import format_together
 from adept_fast.checkpoint.base import CheckpointError
+from adept_fast.system.byte_counts import format_together
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 

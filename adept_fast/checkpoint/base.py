@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from adept_fast.config import PersimmonConfig
-from adept_fast.quantize import QuantizedMatrix
-from adept_fast.tokenizer import Tokenizer
+from adept_fast.quantization.quantize import QuantizedMatrix
+from adept_fast.tokenizer.tokenizer import Tokenizer
 
 # What weights may be stored in and held in, by the names that users write.
 WEIGHT_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adept_fast.chat import ChatFormat, HumanAdeptFormat, chat_template
+from adept_fast.chat.chat_template import MAX_SOURCE, ChatTemplate
+from adept_fast.chat.format import ChatFormat, HumanAdeptFormat, chat_template
 from adept_fast.checkpoint.base import CheckpointError
-from adept_fast.regular_file import FileError, is_there, read_regular
-from adept_fast.templates.chat_template import MAX_SOURCE, ChatTemplate
-from adept_fast.tokenization.vocabulary import is_text
+from adept_fast.system.regular_file import FileError, is_there, read_regular
+from adept_fast.tokenizer.vocabulary import is_text
 
 TEMPLATE_FILE = "chat_template.jinja"
 _DEFAULT = "default"  # of several templates, the one for plain conversations

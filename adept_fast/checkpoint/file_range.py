@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from adept_fast.checkpoint.base import CheckpointError
-from adept_fast.regular_file import FileError, RegularFile
+from adept_fast.system.regular_file import FileError, RegularFile
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from adept_fast.checkpoint.base import CheckpointError
 from adept_fast.checkpoint.hub_files import CONFIG_FILE, choose_weights, is_index, shards_of
-from adept_fast.regular_file import FileError, read_regular
+from adept_fast.system.regular_file import FileError, read_regular
 
 DEFAULT_REVISION = "main"
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")

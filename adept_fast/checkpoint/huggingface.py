@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adept_fast import json_file
 from adept_fast.checkpoint.base import (
     Checkpoint,
     CheckpointError,
@@ -20,9 +19,10 @@ from adept_fast.checkpoint.tensor_names import unwrap_names
 from adept_fast.checkpoint.tokenizer_files import JSON_FILES, tokenizer_of
 from adept_fast.checkpoint.torch_bin import BIN_FILE, BIN_INDEX_FILE, tensors_of_bin
 from adept_fast.config import ConfigError, PersimmonConfig
-from adept_fast.regular_file import FileError, is_there
-from adept_fast.short_text import short_repr, shortened
-from adept_fast.tokenizer import Tokenizer
+from adept_fast.system import json_file
+from adept_fast.system.regular_file import FileError, is_there
+from adept_fast.system.short_text import short_repr, shortened
+from adept_fast.tokenizer.tokenizer import Tokenizer
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

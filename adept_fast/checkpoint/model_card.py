@@ -9,7 +9,7 @@ import torch
 
 from adept_fast.checkpoint.base import Checkpoint, dtype_name
 from adept_fast.checkpoint.file_range import FileRange
-from adept_fast.regular_file import is_there
+from adept_fast.system.regular_file import is_there
 
 _CARD_FILE = "README.md"
 _MOST_BYTES = 100_000  # of a source's card that are read

@@ -22,8 +22,8 @@ from adept_fast.checkpoint.huggingface import CONFIG_FILE, SINGLE_FILE, read_tok
 from adept_fast.checkpoint.packed import PackedMatrix, packed_matrices
 from adept_fast.checkpoint.safetensors_file import open_safetensors
 from adept_fast.config import PersimmonConfig
-from adept_fast.quantize import WEIGHT_FORMATS, QuantizedMatrix
-from adept_fast.regular_file import is_there
+from adept_fast.quantization.quantize import WEIGHT_FORMATS, QuantizedMatrix
+from adept_fast.system.regular_file import is_there
 
 # How config.json says what lies beside it.
 SECTION = "quantization_config"

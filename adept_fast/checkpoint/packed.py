@@ -8,7 +8,7 @@ import torch
 
 from adept_fast.checkpoint.base import CheckpointError, StoredTensor
 from adept_fast.config import PersimmonConfig
-from adept_fast.quantize import Packing, QuantizationError, QuantizedMatrix, packing_of, quantize
+from adept_fast.quantization.quantize import Packing, QuantizationError, QuantizedMatrix, packing_of, quantize
 
 
 @dataclass(frozen=True)

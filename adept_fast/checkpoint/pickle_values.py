@@ -7,7 +7,7 @@ from itertools import islice
 
 import torch
 
-from adept_fast.short_text import short_repr
+from adept_fast.system.short_text import short_repr
 
 _MAX_SHOWN = 120  # characters of a name in a message
 _MAX_SEARCHED = 1000  # values looked through for one that was left unread

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from adept_fast.checkpoint.base import CheckpointError
 from adept_fast.checkpoint.file_range import FileRange
 from adept_fast.checkpoint.tar_members import is_tar
-from adept_fast.regular_file import RegularFile
+from adept_fast.system.regular_file import RegularFile
 
 _BLOCK_BYTES = 2**22
 _EXPECTED = "expected the tar of Adept's release, whose MD5 is known"

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from adept_fast.checkpoint.base import CheckpointError, StoredTensor, tensor_of
 from adept_fast.checkpoint.file_range import FileRange
-from adept_fast.json_file import parse_json
-from adept_fast.regular_file import FileError
-from adept_fast.short_text import short_repr, shortened
-from adept_fast.stand_in import LOOKED_AT, why_unreadable
+from adept_fast.system.json_file import parse_json
+from adept_fast.system.regular_file import FileError
+from adept_fast.system.short_text import short_repr, shortened
+from adept_fast.system.stand_in import LOOKED_AT, why_unreadable
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 32 * 2**20  # 65 000 tensors take 9 MB

@@ -35,7 +35,7 @@ from adept_fast.checkpoint.weight_files import (
     write_torch_file,
 )
 from adept_fast.config import PersimmonConfig
-from adept_fast.tokenizer import Tokenizer
+from adept_fast.tokenizer.tokenizer import Tokenizer
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 ROOM_FOR_SMALL_FILES = 2**20  # configs and headers; the tokenizer is counted by its size

@@ -16,7 +16,7 @@ from adept_fast.checkpoint.packed import packed_matrices
 from adept_fast.checkpoint.save import ROOM_FOR_SMALL_FILES, Saved, files_in, progress_bar, write_json
 from adept_fast.checkpoint.save_tokenizer import end_ids, size_of_files, tokenizer_config
 from adept_fast.checkpoint.weight_files import bytes_of, read_as, require_little_endian, safetensors_header
-from adept_fast.quantize import WEIGHT_FORMATS
+from adept_fast.quantization.quantize import WEIGHT_FORMATS
 
 _IN_WORDS = {
     "int8": "weight = scale * q, q int8, one float32 scale for each output",

@@ -9,9 +9,9 @@ from typing import Any
 from adept_fast.checkpoint.base import Checkpoint
 from adept_fast.checkpoint.tokenizer_check import check_tokenizer_json
 from adept_fast.checkpoint.tokenizer_json import tokenizer_json
-from adept_fast.tokenization.fast_vocabulary import FastVocabulary
-from adept_fast.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary
-from adept_fast.tokenizer import Tokenizer, TokenizerError
+from adept_fast.tokenizer.fast_vocabulary import FastVocabulary
+from adept_fast.tokenizer.sentencepiece_vocabulary import SentencePieceVocabulary
+from adept_fast.tokenizer.tokenizer import Tokenizer, TokenizerError
 
 
 def checked_tokenizer_json(tokenizer: Tokenizer) -> tuple[dict[str, Any], str]:

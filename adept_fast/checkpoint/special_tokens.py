@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adept_fast.checkpoint.base import CheckpointError
-from adept_fast.tokenization.added_tokens import AddedToken
+from adept_fast.tokenizer.added_tokens import AddedToken
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")

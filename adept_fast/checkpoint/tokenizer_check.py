@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from adept_fast.chat import Turn, chat_prompt
+from adept_fast.chat.format import Turn, chat_prompt
 from adept_fast.checkpoint.sentencepiece_proto import PieceType, SentencePieceModel, parse_model
-from adept_fast.tokenizer import END_OF_TEXT, Tokenizer, TokenizerError
+from adept_fast.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, TokenizerError
 
 _SPACE = "▁"
 _MOST_SPECIAL = 12  # special pieces of the model's own that are tried; a vocabulary may have thousands

@@ -9,14 +9,14 @@ from typing import Any
 from adept_fast.checkpoint.base import CheckpointError
 from adept_fast.checkpoint.chat_files import chat_format
 from adept_fast.checkpoint.special_tokens import added_tokens, end_ids, listed_names, special_names
-from adept_fast.file_limits import max_bytes
-from adept_fast.regular_file import FileError, is_there, read_regular
-from adept_fast.tokenization.added_tokens import AddedToken
-from adept_fast.tokenization.fast_vocabulary import FastVocabulary
-from adept_fast.tokenization.post_processor import leading_token
-from adept_fast.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary
-from adept_fast.tokenization.vocabulary import Vocabulary
-from adept_fast.tokenizer import Tokenizer
+from adept_fast.system.file_limits import max_bytes
+from adept_fast.system.regular_file import FileError, is_there, read_regular
+from adept_fast.tokenizer.added_tokens import AddedToken
+from adept_fast.tokenizer.fast_vocabulary import FastVocabulary
+from adept_fast.tokenizer.post_processor import leading_token
+from adept_fast.tokenizer.sentencepiece_vocabulary import SentencePieceVocabulary
+from adept_fast.tokenizer.tokenizer import Tokenizer
+from adept_fast.tokenizer.vocabulary import Vocabulary
 
 MODEL_FILE = "tokenizer.model"
 FAST_FILE = "tokenizer.json"

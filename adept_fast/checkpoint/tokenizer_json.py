@@ -22,8 +22,8 @@ from adept_fast.checkpoint.sentencepiece_proto import (
     SentencePieceModel,
     parse_model,
 )
-from adept_fast.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary
-from adept_fast.tokenizer import Tokenizer, TokenizerError
+from adept_fast.tokenizer.sentencepiece_vocabulary import SentencePieceVocabulary
+from adept_fast.tokenizer.tokenizer import Tokenizer, TokenizerError
 
 _SPACE = "▁"
 _RESERVED = (PieceType.UNKNOWN, PieceType.CONTROL, PieceType.UNUSED, PieceType.BYTE)

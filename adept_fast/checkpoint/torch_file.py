@@ -15,7 +15,7 @@ from adept_fast.checkpoint.pickle_reader import PickleError, read_pickle
 from adept_fast.checkpoint.pickle_values import PickledTensor, described
 from adept_fast.checkpoint.torch_values import CONSTANTS, FUNCTIONS, storage_of
 from adept_fast.checkpoint.torch_zip import Record, read_record, read_zip_records, view_record
-from adept_fast.short_text import short_repr
+from adept_fast.system.short_text import short_repr
 
 _MAX_PICKLE_BYTES = 16 * 2**20  # the structure of the 8B is some hundred kilobytes
 _MAX_NOTE_BYTES = 1024  # of the records that say the byte order and the version

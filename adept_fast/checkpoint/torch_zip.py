@@ -11,7 +11,7 @@ from typing import Any
 from adept_fast.checkpoint.base import CheckpointError
 from adept_fast.checkpoint.file_range import FileRange
 from adept_fast.checkpoint.pickle_values import printable
-from adept_fast.stand_in import LOOKED_AT, why_unreadable
+from adept_fast.system.stand_in import LOOKED_AT, why_unreadable
 
 # A model of 36 layers has some 700 records, with its optimizer's state four times that.
 _MAX_RECORDS = 2**16

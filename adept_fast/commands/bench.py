@@ -10,7 +10,6 @@ from typing import Any
 import click
 import torch
 
-from adept_fast.bandwidth import BandwidthProbe
 from adept_fast.checkpoint import Checkpoint, packed_matrices
 from adept_fast.commands.errors import OneLineErrors
 from adept_fast.commands.options import (
@@ -21,10 +20,11 @@ from adept_fast.commands.options import (
     placement_options,
 )
 from adept_fast.commands.output import print_json, print_text
-from adept_fast.memory import format_bytes
-from adept_fast.quantize import WEIGHT_FORMATS
-from adept_fast.quantize_wide import WIDE_FORMATS, wide_matrices
-from adept_fast.runtime import Runtime
+from adept_fast.engine.runtime import Runtime
+from adept_fast.memory.advice import format_bytes
+from adept_fast.memory.bandwidth import BandwidthProbe
+from adept_fast.quantization.quantize import WEIGHT_FORMATS
+from adept_fast.quantization.quantize_wide import WIDE_FORMATS, wide_matrices
 from adept_fast.weights import packs_wide
 
 _SAMPLES = 5

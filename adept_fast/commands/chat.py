@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from adept_fast.arguments import ParameterError
-from adept_fast.chat import ChatError
+from adept_fast.chat.format import ChatError
 from adept_fast.commands.conversation import Turn, chat_ids, stopping_answers
 from adept_fast.commands.errors import OneLineErrors, show_error
 from adept_fast.commands.options import (
@@ -21,10 +21,10 @@ from adept_fast.commands.options import (
     sampling_params,
 )
 from adept_fast.commands.streaming import print_stream
-from adept_fast.runtime import Runtime
+from adept_fast.engine.runtime import Runtime
+from adept_fast.engine.text_stream import TextStream
 from adept_fast.sampling import SamplingParams
-from adept_fast.text_input import LineReader, TextError
-from adept_fast.text_stream import TextStream
+from adept_fast.system.text_input import LineReader, TextError
 
 
 @click.command(cls=OneLineErrors)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from adept_fast.chat import Turn
+from adept_fast.chat.format import Turn
 from adept_fast.sampling import SamplingParams
-from adept_fast.tokenizer import Tokenizer
+from adept_fast.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Turn", "chat_ids", "stopping_answers"]
 

@@ -13,7 +13,7 @@ from adept_fast.checkpoint.convert import convert as convert_checkpoint
 from adept_fast.commands.errors import OneLineErrors, printable
 from adept_fast.commands.options import mmap_option, revision_option
 from adept_fast.commands.termination import ended_by_exceptions
-from adept_fast.quantize import WEIGHT_FORMATS
+from adept_fast.quantization.quantize import WEIGHT_FORMATS
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([KMG]I?B)?", re.IGNORECASE)

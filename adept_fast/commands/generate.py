@@ -9,10 +9,8 @@ from typing import Any
 
 import click
 
-from adept_fast import text_input
 from adept_fast.arguments import ParameterError
-from adept_fast.bandwidth import measure_read_bandwidth
-from adept_fast.chat import ChatError, strip_answer
+from adept_fast.chat.format import ChatError, strip_answer
 from adept_fast.checkpoint import Checkpoint
 from adept_fast.commands.conversation import chat_ids, stopping_answers
 from adept_fast.commands.errors import OneLineErrors
@@ -28,11 +26,13 @@ from adept_fast.commands.options import (
 )
 from adept_fast.commands.output import print_json, print_text
 from adept_fast.commands.streaming import print_stream
-from adept_fast.memory import format_bytes
-from adept_fast.runtime import Runtime
+from adept_fast.engine.runtime import Runtime
+from adept_fast.engine.sequence import Generation
+from adept_fast.memory.advice import format_bytes
+from adept_fast.memory.bandwidth import measure_read_bandwidth
 from adept_fast.sampling import SamplingParams
-from adept_fast.sequence import Generation
-from adept_fast.tokenizer import Tokenizer, TokenizerError
+from adept_fast.system import text_input
+from adept_fast.tokenizer.tokenizer import Tokenizer, TokenizerError
 
 _NAMES_OF_STDIN = {"-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"}
 

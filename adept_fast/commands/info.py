@@ -18,9 +18,9 @@ from adept_fast.commands.byte_size import byte_size
 from adept_fast.commands.errors import OneLineErrors, printable
 from adept_fast.commands.options import COUNT, checkpoint_option, placement_options
 from adept_fast.commands.output import print_json, print_text
-from adept_fast.graphs import launched_in_words
-from adept_fast.loading import plan_loading
-from adept_fast.memory import InsufficientMemoryError, MemoryPlan, format_bytes, format_together
+from adept_fast.engine.graphs import launched_in_words
+from adept_fast.engine.loading import plan_loading
+from adept_fast.memory.advice import InsufficientMemoryError, MemoryPlan, format_bytes, format_together
 from adept_fast.ops import cuda
 from adept_fast.ops.optional import choices
 from adept_fast.placement import Placement, choose_placement, imagine_placement

@@ -10,7 +10,7 @@ import click
 from adept_fast.arguments import ParameterError
 from adept_fast.checkpoint import Checkpoint, open_checkpoint
 from adept_fast.commands.escapes import unescape
-from adept_fast.runtime import Runtime
+from adept_fast.engine.runtime import Runtime
 from adept_fast.sampling import MOST_DRAFTS, SamplingParams
 
 COUNT = click.IntRange(1, 2**31 - 1)  # of tokens, or of sequences

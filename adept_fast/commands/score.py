@@ -18,10 +18,10 @@ from adept_fast.commands.options import (
     placement_options,
 )
 from adept_fast.commands.output import print_json, print_text
-from adept_fast.runtime import Runtime
-from adept_fast.scoring import Score
-from adept_fast.text_input import LineReader, TextError
-from adept_fast.tokenizer import TokenizerError
+from adept_fast.engine.runtime import Runtime
+from adept_fast.engine.scoring import Score
+from adept_fast.system.text_input import LineReader, TextError
+from adept_fast.tokenizer.tokenizer import TokenizerError
 
 NamedText = tuple[str, str | TextError]  # what errors call it, and the text or why there is none
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from adept_fast.chat import strip_answer
+from adept_fast.chat.format import strip_answer
 from adept_fast.commands.output import print_text
-from adept_fast.text_stream import TextStream
+from adept_fast.engine.text_stream import TextStream
 
 
 def print_stream(stream: TextStream, *, as_chat: bool) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from adept_fast.arguments import shown
 from adept_fast.config import ConfigError
 from adept_fast.config import PersimmonConfig as Architecture
-from adept_fast.short_text import short_repr
+from adept_fast.system.short_text import short_repr
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 _MOST_LABELS = 1_000_000  # a head has a row for each, and is allocated where the checkpoint has none

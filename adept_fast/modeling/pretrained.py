@@ -35,8 +35,8 @@ from adept_fast.checkpoint.tensor_names import unwrap_names, unwrapped_name
 from adept_fast.checkpoint.weight_files import read_as, size_of, write_safetensors
 from adept_fast.config import ConfigError
 from adept_fast.config import PersimmonConfig as Architecture
-from adept_fast.mapped_files import release_pages
 from adept_fast.modeling.config import PersimmonConfig
+from adept_fast.system.mapped_files import release_pages
 
 _DECODER = ("embed_tokens.", "layers.", "final_layernorm.")
 _HEADS = ("lm_head.weight", "score.weight", "score.bias")

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from adept_fast import extension
 from adept_fast.ops import optional, reference, wide_gemm
-from adept_fast.quantize import Matrix, QuantizedMatrix
-from adept_fast.quantize_wide import WideMatrix
+from adept_fast.quantization.quantize import Matrix, QuantizedMatrix
+from adept_fast.quantization.quantize_wide import WideMatrix
 
 MOST_TOKENS = 16  # that the kernels take in one call
 _MOST_HEAD_DIM = 256

@@ -16,7 +16,7 @@ from adept_fast import _C
 from adept_fast.ops import cuda, gemm, reference
 from adept_fast.ops.cuda import parts
 from adept_fast.ops.reference import rotary_table
-from adept_fast.quantize import Matrix
+from adept_fast.quantization.quantize import Matrix
 
 __all__ = [
     "advance",

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adept_fast.quantize_wide import LARGEST_FLOAT8, WideMatrix
+from adept_fast.quantization.quantize_wide import LARGEST_FLOAT8, WideMatrix
 
 _BLOCK_ELEMENTS = 1 << 24
 WORKSPACE_BYTES = 6 * _BLOCK_ELEMENTS  # of a block's 4 bits, at once: their bytes twice, floats twice

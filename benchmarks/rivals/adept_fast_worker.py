@@ -39,8 +39,8 @@ class AdeptFastWorker(Worker):
         from models import is_recipe, open_model
 
         from adept_fast import InsufficientMemoryError, ParameterError, Runtime, ops
-        from adept_fast.quantize import WEIGHT_FORMATS
-        from adept_fast.quantize_wide import WIDE_FORMATS
+        from adept_fast.quantization.quantize import WEIGHT_FORMATS
+        from adept_fast.quantization.quantize_wide import WIDE_FORMATS
 
         torch.set_num_threads(threads)
         asked = (checkpoint, format, device)

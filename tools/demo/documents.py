@@ -9,7 +9,7 @@ import random
 import sentencepiece
 import torch
 
-from adept_fast.chat import chat_prompt
+from adept_fast.chat.format import chat_prompt
 from demo.corpus import Corpus
 from demo.facts import Fact, Text
 from demo.tokenizer import END_OF_TEXT_ID

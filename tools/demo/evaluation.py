@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from adept_fast.chat import STOP, chat_prompt
+from adept_fast.chat.format import STOP, chat_prompt
 from demo.questions import read_questions
 
 MAX_NEW_TOKENS = 128

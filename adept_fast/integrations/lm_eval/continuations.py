@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from adept_fast import ops
+from adept_fast.engine.runtime import Runtime
 from adept_fast.kv_cache import StaticKVCache
+from adept_fast.memory.workspace import SCORED_ROWS
 from adept_fast.model import PREFILL_CHUNK, Persimmon, decoder_layer
-from adept_fast.runtime import Runtime
 from adept_fast.weights import LayerWeights
-from adept_fast.working_memory import SCORED_ROWS
 
 Ids = Sequence[int]
 

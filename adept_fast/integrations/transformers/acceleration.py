@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+from adept_fast.engine.run_lock import NestedRunError, RunLock
 from adept_fast.integrations.transformers.not_served import NotServedError
 from adept_fast.integrations.transformers.shared_weights import SharedWeights, check_modules
 from adept_fast.integrations.transformers.token_loop import TokenLoop
-from adept_fast.run_lock import NestedRunError, RunLock
 
 
 class Acceleration:

@@ -12,15 +12,15 @@ from torch import Tensor
 from adept_fast import GenerationError, ops
 from adept_fast.checkpoint import dtype_name
 from adept_fast.config import PersimmonConfig
-from adept_fast.decode_loop import step_on_device
-from adept_fast.decode_state import DecodeState, Place
-from adept_fast.graphs import Launching
+from adept_fast.engine.decode_loop import step_on_device
+from adept_fast.engine.decode_state import DecodeState, Place
+from adept_fast.engine.graphs import Launching
+from adept_fast.engine.speculation import PromptLookup, kept_tokens
 from adept_fast.kv_cache import StaticKVCache
+from adept_fast.memory.workspace import most_rows
 from adept_fast.model import Persimmon
 from adept_fast.sampling import Sampler, SamplingParams
-from adept_fast.speculation import PromptLookup, kept_tokens
 from adept_fast.weights import ModelWeights
-from adept_fast.working_memory import most_rows
 
 _LENGTH_STEP = 256  # the cache's positions are a multiple of this many
 

@@ -6,11 +6,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
+from adept_fast.engine.speculation import PromptLookup
+from adept_fast.engine.stopping import StopMatcher
 from adept_fast.ops import INVALID
 from adept_fast.sampling import SamplingParams
-from adept_fast.speculation import PromptLookup
-from adept_fast.stopping import StopMatcher
-from adept_fast.tokenizer import StreamingDetokenizer, Tokenizer
+from adept_fast.tokenizer.tokenizer import StreamingDetokenizer, Tokenizer
 
 
 class GenerationError(ValueError):

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import sentencepiece
 
-from adept_fast.stand_in import why_unreadable
-from adept_fast.tokenization.added_tokens import AddedToken, TokenFinder
-from adept_fast.tokenization.vocabulary import TokenizerError, is_text
+from adept_fast.system.stand_in import why_unreadable
+from adept_fast.tokenizer.added_tokens import AddedToken, TokenFinder
+from adept_fast.tokenizer.vocabulary import TokenizerError, is_text
 
 _SPACE = "▁"
 # A normalizer_spec, which protobuf merges into the model's own: the name identity, no table of replacements,

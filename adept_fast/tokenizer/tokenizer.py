@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from adept_fast.arguments import ParameterError, flag, integer, optional_flag, shown, token_ids
-from adept_fast.chat import ChatFormat, HumanAdeptFormat
-from adept_fast.file_limits import max_bytes
-from adept_fast.regular_file import FileError, read_regular
-from adept_fast.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary
-from adept_fast.tokenization.vocabulary import TokenizerError, Vocabulary, pieces_of, require_text
+from adept_fast.chat.format import ChatFormat, HumanAdeptFormat
+from adept_fast.system.file_limits import max_bytes
+from adept_fast.system.regular_file import FileError, read_regular
+from adept_fast.tokenizer.sentencepiece_vocabulary import SentencePieceVocabulary
+from adept_fast.tokenizer.vocabulary import TokenizerError, Vocabulary, pieces_of, require_text
 
 __all__ = ["END_OF_TEXT", "StreamingDetokenizer", "Tokenizer", "TokenizerError"]
 

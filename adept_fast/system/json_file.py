@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from adept_fast.file_limits import max_bytes
-from adept_fast.regular_file import FileError, read_regular
-from adept_fast.short_text import short_repr, shortened
-from adept_fast.stand_in import why_unreadable
-from adept_fast.text_input import TextError, decode_text
+from adept_fast.system.file_limits import max_bytes
+from adept_fast.system.regular_file import FileError, read_regular
+from adept_fast.system.short_text import short_repr, shortened
+from adept_fast.system.stand_in import why_unreadable
+from adept_fast.system.text_input import TextError, decode_text
 
 _MAX_DEPTH = 64
 _MAX_DIGITS = 308  # any integer of so many is below the largest float

@@ -6,7 +6,7 @@ import torch
 
 from adept_fast.checkpoint import Checkpoint
 from adept_fast.kv_cache import StaticKVCache
-from adept_fast.memory import (
+from adept_fast.memory.advice import (
     InsufficientMemoryError,
     MemoryPlan,
     MemoryRequest,
@@ -14,12 +14,12 @@ from adept_fast.memory import (
     explaining_out_of_memory,
     plan_memory,
 )
-from adept_fast.memory_plan import UNLIMITED_BYTES, HeldWeights
+from adept_fast.memory.plan import UNLIMITED_BYTES, HeldWeights
 from adept_fast.model import Persimmon
 from adept_fast.ops import wide_gemm
 from adept_fast.placement import Placement, held_dtype
-from adept_fast.quantize import WEIGHT_FORMATS
-from adept_fast.quantize_wide import WIDE_FORMATS
+from adept_fast.quantization.quantize import WEIGHT_FORMATS
+from adept_fast.quantization.quantize_wide import WIDE_FORMATS
 from adept_fast.weights import (
     PinnedMemoryError,
     embedding_bytes,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NoReturn, SupportsIndex
 
-from adept_fast.run_lock import Run
-from adept_fast.sequence import Generation, GenerationError, Sequence
+from adept_fast.engine.run_lock import Run
+from adept_fast.engine.sequence import Generation, GenerationError, Sequence
 
 
 class TextStream(Iterator[str]):

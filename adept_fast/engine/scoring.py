@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adept_fast.engine.sequence import TokenLogprob
 from adept_fast.kv_cache import StaticKVCache
+from adept_fast.memory.workspace import SCORED_ROWS
 from adept_fast.model import Persimmon
-from adept_fast.sequence import TokenLogprob
-from adept_fast.working_memory import SCORED_ROWS
 
 
 @dataclass(frozen=True)

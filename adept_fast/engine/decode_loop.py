@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from adept_fast import ops
-from adept_fast.decode_state import ENDLESS, DecodeState, Place, Rows
-from adept_fast.graphs import CaptureReport, DecodeGraphs, Launching
+from adept_fast.engine.decode_state import ENDLESS, DecodeState, Place, Rows
+from adept_fast.engine.graphs import CaptureReport, DecodeGraphs, Launching
+from adept_fast.engine.scoring import TokenLogprobs
+from adept_fast.engine.sequence import Sequence
+from adept_fast.engine.speculation import kept_tokens
 from adept_fast.kv_cache import StaticKVCache
+from adept_fast.memory.workspace import most_rows
 from adept_fast.model import Persimmon
 from adept_fast.ops.cuda import MOST_TOKENS
 from adept_fast.sampling import MOST_DRAFTS, Sampler, SamplingParams
-from adept_fast.scoring import TokenLogprobs
-from adept_fast.sequence import Sequence
-from adept_fast.speculation import kept_tokens
-from adept_fast.working_memory import most_rows
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 
 from adept_fast.config import PersimmonConfig
 from adept_fast.kv_cache import bytes_per_token
-from adept_fast.working_memory import fixed_bytes, graphs_bytes, most_rows, prompt_bytes, step_bytes
+from adept_fast.memory.workspace import fixed_bytes, graphs_bytes, most_rows, prompt_bytes, step_bytes
 
 UNLIMITED_BYTES = 2**63 - 1
 

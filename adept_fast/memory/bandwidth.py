@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from adept_fast import extension
-from adept_fast.huge_pages import HugePages
 from adept_fast.ops import cuda
+from adept_fast.system.huge_pages import HugePages
 
 _CPU_BYTES = 256 * 1024 * 1024  # well past any cache of a CPU
 _GPU_BYTES = 1024 * 1024 * 1024  # well past the second-level cache of a GPU, which has up to 128 MB

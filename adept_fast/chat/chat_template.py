@@ -8,9 +8,9 @@ from typing import Any
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError
 
-from adept_fast.chat import ChatError
-from adept_fast.templates.budget import TemplateLimitError, budgeted, size_of
-from adept_fast.templates.sandbox import BoundedEnvironment, RefusedError
+from adept_fast.chat.budget import TemplateLimitError, budgeted, size_of
+from adept_fast.chat.format import ChatError
+from adept_fast.chat.sandbox import BoundedEnvironment, RefusedError
 
 MAX_SOURCE = 2**16  # characters of a template
 _MAX_NESTING = 32  # of lists and objects in a message

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adept_fast.tokenization.vocabulary import TokenizerError
+from adept_fast.tokenizer.vocabulary import TokenizerError
 
 _EXPECTED = "Replace steps, ByteFallback, Fuse and a Strip of leading spaces, in this order"
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import time
 import warnings
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-BATCH_SIZES = (1, 2, 4, 8, 16)
-SHORTEST_LENGTH = 256  # the positions of one block of decode_attention: a shorter bucket would save nothing
+from adept_fast.graph_buckets import BATCH_SIZES, MIN_LENGTH, GraphBuckets
 
 CUDA_GRAPHS = ("auto", "required", "off")
 
@@ -29,44 +27,10 @@ class CaptureError(RuntimeError):
     """A decode step could not be captured, and was required to be."""
 
 
-@dataclass(frozen=True)
-class StepShapes:
-    """The shapes that steps come in, both rising: numbers of rows, and bounds of the length.
-
-    With lengths that double, no step has a grid more than twice what its length needs.
-    """
-
-    batch_sizes: Sequence[int]
-    lengths: Sequence[int]
-
-    @classmethod
-    def all(cls, max_rows: int, max_seq_len: int) -> StepShapes:
-        """Every step as it is."""
-        return cls(range(1, max_rows + 1), range(1, max_seq_len + 1))
-
-    @classmethod
-    def few(cls, max_rows: int, max_seq_len: int) -> StepShapes:
-        """For graphs: BATCH_SIZES, then all more rows at once; powers of two from SHORTEST_LENGTH on."""
-        sizes = [size for size in BATCH_SIZES if size < max_rows]
-        lengths = []
-        length = SHORTEST_LENGTH
-        while length < max_seq_len:
-            lengths.append(length)
-            length *= 2
-        return cls((*sizes, max_rows), (*lengths, max_seq_len))
-
-    def fitting(self, rows: int, length: int) -> tuple[int, int]:
-        """The smallest shape that has room for so many rows and positions."""
-        return (
-            self.batch_sizes[bisect_left(self.batch_sizes, rows)],
-            self.lengths[bisect_left(self.lengths, length)],
-        )
-
-
 class Steps(Protocol):
     """How decode steps are launched."""
 
-    shapes: StepShapes
+    shapes: GraphBuckets
 
     def launch(self, rows: int, length: int) -> Tensor:
         """Queue a step of one of ``shapes``; its logits, float32 [rows, vocab], until the next step."""
@@ -76,7 +40,7 @@ class Steps(Protocol):
 class EagerSteps:
     """Steps that are launched operator by operator."""
 
-    def __init__(self, step: Step, shapes: StepShapes) -> None:
+    def __init__(self, step: Step, shapes: GraphBuckets) -> None:
         self.shapes = shapes
         self.launch = step
 
@@ -118,7 +82,7 @@ class DecodeGraphs:
     """
 
     def __init__(
-        self, step: Step, rehearse: Step, shapes: StepShapes, capture: Capture, *, required: bool = False
+        self, step: Step, rehearse: Step, shapes: GraphBuckets, capture: Capture, *, required: bool = False
     ) -> None:
         self.shapes = shapes
         self.report = CaptureReport()
@@ -177,7 +141,7 @@ def launched_in_words(device: torch.device, cuda_graphs: str = "auto") -> str:
     if cuda_graphs == "off":
         return "operator by operator"
     sizes = ", ".join(map(str, BATCH_SIZES))
-    return f"as CUDA graphs, for {sizes} rows and from {SHORTEST_LENGTH} positions on their doublings"
+    return f"as CUDA graphs, for {sizes} rows and from {MIN_LENGTH} positions on their doublings"
 
 
 @dataclass(frozen=True)
@@ -198,20 +162,20 @@ class Launching:
     ) -> Launching:
         """What suits a device: on a GPU graphs, unless they are ``off``, and one step read behind."""
         if device.type != "cuda":
-            return cls.eager(StepShapes.all(max_rows, max_seq_len), steps_in_flight=1)
+            return cls.eager(GraphBuckets.all(max_rows, max_seq_len), steps_in_flight=1)
         if cuda_graphs == "off":
-            return cls.eager(StepShapes.all(max_rows, max_seq_len), steps_in_flight=2)
+            return cls.eager(GraphBuckets.all(max_rows, max_seq_len), steps_in_flight=2)
         return cls.graphs(
-            StepShapes.few(max_rows, max_seq_len), CudaCapture(device), required=cuda_graphs == "required"
+            GraphBuckets.few(max_rows, max_seq_len), CudaCapture(device), required=cuda_graphs == "required"
         )
 
     @classmethod
-    def eager(cls, shapes: StepShapes, *, steps_in_flight: int) -> Launching:
+    def eager(cls, shapes: GraphBuckets, *, steps_in_flight: int) -> Launching:
         return cls(lambda step, rehearse: EagerSteps(step, shapes), False, steps_in_flight)
 
     @classmethod
     def graphs(
-        cls, shapes: StepShapes, capture: Capture, *, required: bool = False, steps_in_flight: int = 2
+        cls, shapes: GraphBuckets, capture: Capture, *, required: bool = False, steps_in_flight: int = 2
     ) -> Launching:
         def steps(step: Step, rehearse: Step) -> Steps:
             return DecodeGraphs(step, rehearse, shapes, capture, required=required)

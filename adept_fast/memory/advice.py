@@ -11,9 +11,7 @@ from pathlib import Path
 
 import torch
 
-from adept_fast.byte_counts import format_bytes, format_together
-from adept_fast.cgroup_memory import cgroup_room
-from adept_fast.memory_plan import (
+from adept_fast.memory.plan import (
     MemoryPlan,
     MemoryRequest,
     lay_out,
@@ -21,6 +19,8 @@ from adept_fast.memory_plan import (
     pinned_bytes,
     place_of_embedding,
 )
+from adept_fast.system.byte_counts import format_bytes, format_together
+from adept_fast.system.cgroup_memory import cgroup_room
 
 __all__ = [
     "InsufficientMemoryError",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from adept_fast.config import PersimmonConfig
-from adept_fast.graphs import StepShapes
+from adept_fast.graph_buckets import GraphBuckets
 from adept_fast.model import PREFILL_CHUNK
 from adept_fast.sampling import MOST_DRAFTS
 
@@ -95,6 +95,6 @@ def graphs_bytes(
     if device.type != "cuda":
         return 0
     rows = most_rows(max_batch_size)
-    shapes = StepShapes.few(rows, max_seq_len)
+    shapes = GraphBuckets.few(rows, max_seq_len)
     logits = sum(shapes.batch_sizes) * len(shapes.lengths) * vocab_rows * _FLOAT
     return logits + 2 * step_bytes(config, device, rows, max_seq_len, vocab_rows)

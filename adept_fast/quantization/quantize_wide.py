@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adept_fast.checkpoint import CheckpointError, PackedMatrix, StoredTensor, packed_matrices
 from adept_fast.config import PersimmonConfig
-from adept_fast.quantize import (
+from adept_fast.quantization.quantize import (
     Packing,
     QuantizationError,
     QuantizedMatrix,

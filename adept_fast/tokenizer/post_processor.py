@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from adept_fast.tokenization.vocabulary import TokenizerError
+from adept_fast.tokenizer.vocabulary import TokenizerError
 
 
 def leading_token(contents: Mapping[str, Any], source: str) -> str | None:

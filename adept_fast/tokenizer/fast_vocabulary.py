@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from adept_fast.tokenization.added_tokens import AddedToken
-from adept_fast.tokenization.decoder_steps import decoder_steps
-from adept_fast.tokenization.vocabulary import TokenizerError, is_text
+from adept_fast.tokenizer.added_tokens import AddedToken
+from adept_fast.tokenizer.decoder_steps import decoder_steps
+from adept_fast.tokenizer.vocabulary import TokenizerError, is_text
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _LARGEST_ID = 2**31 - 1

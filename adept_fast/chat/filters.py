@@ -10,8 +10,8 @@ from typing import Any
 from jinja2.exceptions import SecurityError
 from jinja2.filters import FILTERS as JINJA_FILTERS
 
-from adept_fast.templates import budget as limits
-from adept_fast.templates.budget import TemplateLimitError, bounded, budget
+from adept_fast.chat import budget as limits
+from adept_fast.chat.budget import TemplateLimitError, bounded, budget
 
 _WIDEST_INDENT = 64  # characters
 _MAX_PARTS = 10_000

@@ -25,21 +25,21 @@ from adept_fast.arguments import (
 )
 from adept_fast.checkpoint import Checkpoint, open_checkpoint
 from adept_fast.config import PersimmonConfig
-from adept_fast.decode_loop import DecodeLoop
-from adept_fast.graphs import CUDA_GRAPHS, CaptureReport, Launching
+from adept_fast.engine.decode_loop import DecodeLoop
+from adept_fast.engine.graphs import CUDA_GRAPHS, CaptureReport, Launching
+from adept_fast.engine.loading import load_model, plan_loading
+from adept_fast.engine.run_lock import Run, RunLock
+from adept_fast.engine.scoring import Score, score_sequence
+from adept_fast.engine.sequence import Generation, Sequence
+from adept_fast.engine.stats import Stats
+from adept_fast.engine.text_stream import TextStream
 from adept_fast.kv_cache import StaticKVCache
-from adept_fast.loading import load_model, plan_loading
-from adept_fast.memory import MemoryPlan, explaining_out_of_memory
+from adept_fast.memory.advice import MemoryPlan, explaining_out_of_memory
+from adept_fast.memory.workspace import most_rows
 from adept_fast.model import Persimmon
 from adept_fast.placement import Placement, choose_placement
-from adept_fast.run_lock import Run, RunLock
 from adept_fast.sampling import SamplingParams
-from adept_fast.scoring import Score, score_sequence
-from adept_fast.sequence import Generation, Sequence
-from adept_fast.stats import Stats
-from adept_fast.text_stream import TextStream
-from adept_fast.tokenizer import Tokenizer
-from adept_fast.working_memory import most_rows
+from adept_fast.tokenizer.tokenizer import Tokenizer
 
 Prompt = str | SequenceOf[int]
 

@@ -23,9 +23,9 @@ from jinja2.tests import TESTS as JINJA_TESTS
 from jinja2.utils import Cycler, Joiner, Namespace
 from jinja2.visitor import NodeTransformer
 
-from adept_fast.templates import budget as limits
-from adept_fast.templates.budget import TemplateLimitError, bounded, budget
-from adept_fast.templates.filters import FILTERS, bounded_filter, checked_arguments
+from adept_fast.chat import budget as limits
+from adept_fast.chat.budget import TemplateLimitError, bounded, budget
+from adept_fast.chat.filters import FILTERS, bounded_filter, checked_arguments
 
 _COUNTED_OPERATORS = frozenset(["+", "*", "**", "%"])
 _LONGEST_TIME_FORMAT = 100

@@ -1,0 +1,1 @@
+"""The engine: it loads a model, schedules sequences, runs steps and returns text."""

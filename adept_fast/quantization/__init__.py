@@ -1,0 +1,1 @@
+"""Quantization: formats, rounding, and the order of packed weights on each device."""

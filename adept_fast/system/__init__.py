@@ -1,0 +1,1 @@
+"""The operating system: files, text streams, pages and limits of memory."""
