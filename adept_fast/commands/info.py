@@ -18,7 +18,7 @@ from adept_fast.commands.byte_size import byte_size
 from adept_fast.commands.errors import OneLineErrors, printable
 from adept_fast.commands.options import COUNT, checkpoint_option, placement_options
 from adept_fast.commands.output import print_json, print_text
-from adept_fast.engine.graphs import launched_in_words
+from adept_fast.engine.graphs import launch_description
 from adept_fast.engine.loading import plan_loading
 from adept_fast.memory.advice import InsufficientMemoryError, MemoryPlan, format_bytes, format_together
 from adept_fast.ops import cuda
@@ -79,7 +79,7 @@ def _report(location: Location, options: dict[str, Any]) -> dict[str, dict[str, 
             "weights": placement.weights_in_words,
             "pages": placement.pages_in_words,
             "cache": dtype_name(placement.cache_dtype),
-            "decode steps": launched_in_words(placement.device, options["cuda_graphs"]),
+            "decode steps": launch_description(placement.device, options["cuda_graphs"]),
             **_describe_kernels(placement),
         },
         "memory": {
