@@ -34,7 +34,7 @@ from lm_eval.api.registry import get_model  # noqa: E402
 from adept_fast.integrations.lm_eval import AdeptFastLM  # noqa: E402
 from adept_fast.integrations.lm_eval.generation import _NEUTRAL, generation_params  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FACTS = ROOT / "tools" / "evaluation" / "demo_facts.yaml"
 EXACT = {"dtype": "float32", "cache_dtype": "float32"}
 MAX_LENGTH = 40

@@ -11,7 +11,7 @@ import torch
 from adept_fast import Runtime
 from adept_fast.chat.format import chat_prompt
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 from demo.corpus import Corpus
 from demo.documents import DocumentSampler, RowPacker

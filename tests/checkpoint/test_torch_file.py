@@ -321,7 +321,7 @@ def test_nothing_runs_and_nothing_is_imported(tmp_path: Path) -> None:
     paths = [str(tmp_path / name) for name in ("program.py", "benign", "hostile", "stream")]
     done = subprocess.run(
         [sys.executable, *paths], capture_output=True, text=True, check=False, cwd=tmp_path / "trap",
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])  # Python's reader has printed what it was told to

@@ -17,7 +17,7 @@ import adept_fast
 from adept_fast import Runtime
 from adept_fast.commands.cli import main
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 INTERRUPTED = 130
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from cuda_on_cpu import build
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tools")]
 
 import gpu_build  # noqa: E402

@@ -18,7 +18,7 @@ from adept_fast.commands import bench
 from adept_fast.commands.bench import Sample, Stopwatch, step_bytes
 from adept_fast.commands.cli import main
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
 from random_checkpoint import make_config, write_random  # noqa: E402

@@ -23,7 +23,7 @@ from relied_upon import Behaviour, Name, Signature
 
 from adept_fast.extension.recipe.toolchain import STABLE_ABI
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FORMAT = "the file format of torch.save names it, and a checkpoint is written without its weights in memory"
 OVERRIDDEN = "lm-eval calls ours in its place"
 DECODES = "generate prepares a request and calls this; there is no public place between the two"

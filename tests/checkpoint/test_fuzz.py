@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).resolve().parents[1]
 
 # What the process that opens a checkpoint must not get away with, and one that is as it should be.
 PLANTED = """

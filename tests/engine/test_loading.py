@@ -23,7 +23,7 @@ from adept_fast.engine import loading
 from adept_fast.engine.loading import plan_loading
 from adept_fast.placement import choose_placement, imagine_placement
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 from random_checkpoint import tokenizer_model  # noqa: E402
 

@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 
 from adept_fast.integrations.lm_eval import AdeptFastLM  # noqa: E402
 
-FOLDER = Path(__file__).resolve().parent.parent / "tools" / "evaluation"
+FOLDER = Path(__file__).resolve().parents[2] / "tools" / "evaluation"
 
 
 def mmlu(at: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "benchmarks")]
 
 import gpu_check_stages  # noqa: E402
@@ -179,7 +179,7 @@ def test_operator_tests_are_thin_and_each_file_has_a_process(monkeypatch: pytest
     }
     assert gpu_check_stages.model_tests(5).passed is True
     assert [command[-1] for command in taken["commands"]] == [
-        "tests/test_graphs_cuda.py",
+        "tests/engine/test_graphs_cuda.py",
         "tests/test_cuda_model.py",
     ]
     assert all((ROOT / command[-1]).is_file() for command in taken["commands"])

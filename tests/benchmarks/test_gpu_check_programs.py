@@ -12,7 +12,7 @@ import pytest
 import torch
 from cuda_on_cpu import build
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "benchmarks")]
 
 import decode as decode_benchmark  # noqa: E402

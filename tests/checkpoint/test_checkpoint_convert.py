@@ -21,7 +21,7 @@ from adept_fast.checkpoint.convert import convert
 from adept_fast.checkpoint.save import save_adept, save_huggingface
 from adept_fast.commands.convert import convert as convert_command
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class TestAllOrNothing:
