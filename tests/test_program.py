@@ -181,19 +181,11 @@ def test_ctrl_c_while_a_model_is_loaded(command: list[str], monkeypatch: pytest.
 COMMANDS = sorted(main.commands)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "exit_code"),
-    [
-        (["--version"], 0),
-        (["--help"], 0),
-        *((["-h"] if command is None else [command, "--help"], 0) for command in (None, *COMMANDS)),
-        (["generate", "--top-p", "2"], 2),
-        (["convert", "demo", "there", "--weights", "int3"], 2),
-        (["no-such-command"], 2),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
-)
-def test_help_and_usage_errors_need_no_torch(arguments: list[str], exit_code: int) -> None:
+HEAVY = {"torch", "numpy", "sentencepiece", "jinja2", "tqdm", "safetensors", "tokenizers", "transformers"}
+
+
+def imported_by(*arguments: str) -> tuple[int, set[str]]:
+    """The exit code of the program, and the modules that it imported."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "adept_fast", *arguments],
         env=ENVIRONMENT,
@@ -201,13 +193,33 @@ def test_help_and_usage_errors_need_no_torch(arguments: list[str], exit_code: in
         text=True,
         check=False,
     )
-    assert done.returncode == exit_code
-    imported = {
-        line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")
-    }
-    assert "click" in imported
-    heavy = {"torch", "numpy", "sentencepiece", "jinja2", "tqdm", "safetensors", "tokenizers", "transformers"}
-    assert not heavy & imported
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    return done.returncode, {line.split("|")[-1].strip() for line in lines}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code"),
+    [
+        (["--version"], 0),
+        (["--help"], 0),
+        (["-h"], 0),
+        *(([command, "--help"], 0) for command in COMMANDS),
+        (["generate", "--top-p", "2"], 2),
+        (["convert", "demo", "there", "--weights", "int3"], 2),
+        (["no-such-command"], 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_help_and_usage_errors_need_no_torch(arguments: list[str], exit_code: int) -> None:
+    found, imported = imported_by(*arguments)
+    assert (found, "click" in imported) == (exit_code, True)
+    assert not HEAVY & imported
+
+
+def test_info_imports_only_what_it_needs() -> None:
+    exit_code, imported = imported_by("info")
+    assert (exit_code, "torch" in imported) == (0, True)
+    assert not {"jinja2", "tokenizers", "transformers", "huggingface_hub", "torch._dynamo"} & imported
 
 
 def test_each_command_has_a_module_that_runs_it() -> None:
