@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from adept_fast import ops
+from adept_fast import choices, ops
 from adept_fast.arguments import ParameterError, entries, flag, integer, number, shown, token_ids
 
 _LARGEST_SEED = 2**63 - 1
-MOST_DRAFTS = 15  # tokens guessed ahead of a step, which with them has 16
-
+MOST_DRAFTS = choices.MAX_DRAFTS
 
 # float32, in which they are applied, holds what a logit becomes by these, and by both at once.
 _TEMPERATURES = 1e-20, 1e20
