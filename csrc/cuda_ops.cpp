@@ -4,7 +4,7 @@
 // slot or position does not exist.
 #include "cuda_ops.h"
 
-#include "advance.h"
+#include "update_decode_state.h"
 #include "arguments.h"
 #include "cuda/kernels.h"
 #include "cuda/torch_device.h"
@@ -333,14 +333,14 @@ Tensor sample(const Tensor& logits, const Tensor& slots, const Tensor& positions
   return ids;
 }
 
-void advance(const Tensor& chosen, Tensor ids, Tensor slots, Tensor positions, const Tensor& limits, const Tensor& ends,
-             Tensor counts, Tensor ring) {
-  // The ring may be in the host's memory.
+void update_decode_state(const Tensor& chosen, Tensor ids, Tensor slots, Tensor positions, const Tensor& limits, const Tensor& ends,
+             Tensor counts, Tensor token_ring) {
+  // The token ring may be in the host's memory.
   const OnOneDevice device({"ids", ids}, {{"chosen", chosen}, {"slots", slots}, {"positions", positions},
                                           {"limits", limits}, {"ends", ends}, {"counts", counts}});
-  Advance operands = advance_operands(chosen, ids, slots, positions, limits, ends, counts, ring);
-  operands.ring = static_cast<int64_t*>(device_address("ring", ring, ids));
-  check(cuda::advance(operands, current_stream(ids)), "advance");
+  UpdateDecodeState operands = update_decode_state_operands(chosen, ids, slots, positions, limits, ends, counts, token_ring);
+  operands.token_ring = static_cast<int64_t*>(device_address("token_ring", token_ring, ids));
+  check(cuda::update_decode_state(operands, current_stream(ids)), "update_decode_state");
 }
 
 }  // namespace
@@ -356,7 +356,7 @@ void implement_operators(torch::stable::detail::StableLibrary& library) {
   library.impl("rotary_append", TORCH_BOX(&rotary_append));
   library.impl("decode_attention", TORCH_BOX(&decode_attention));
   library.impl("sample", TORCH_BOX(&sample));
-  library.impl("advance", TORCH_BOX(&advance));
+  library.impl("update_decode_state", TORCH_BOX(&update_decode_state));
 }
 
 }  // namespace adept::cuda_ops

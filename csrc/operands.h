@@ -114,7 +114,7 @@ struct Embed {
 };
 
 // What a decode step leaves for the next one, row by row, as adept_fast/ops/reference.py says it.
-struct Advance {
+struct UpdateDecodeState {
   const int64_t* chosen;  // [rows]
   int64_t rows;
   int64_t* ids;           // [rows]
@@ -125,10 +125,10 @@ struct Advance {
   int64_t slot_count;
   int64_t vocab;
   int64_t* counts;  // [rows], steps so far
-  int64_t* ring;    // [rows, depth], of words: the count in the upper half, the id in the lower
+  int64_t* token_ring;    // [rows, depth], of words: the count in the upper half, the id in the lower
   int64_t depth;
 };
 
-constexpr int64_t kAbsent = -2;  // what the ring says of a row that is left out
+constexpr int64_t kAbsent = -2;  // what the token ring says of a row that is left out
 
 }  // namespace adept

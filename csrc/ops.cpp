@@ -8,7 +8,7 @@
 
 #include <cstring>
 
-#include "advance.h"
+#include "update_decode_state.h"
 #include "arguments.h"
 #include "cpu/kernels.h"
 #include "overlap.h"
@@ -193,15 +193,15 @@ Tensor decode_step(const Tensor& ids, const Tensor& slots, const Tensor& positio
   return logits;
 }
 
-void advance(const Tensor& chosen, Tensor ids, Tensor slots, Tensor positions, const Tensor& limits, const Tensor& ends,
-             Tensor counts, Tensor ring) {
-  const Advance operands = advance_operands(chosen, ids, slots, positions, limits, ends, counts, ring);
+void update_decode_state(const Tensor& chosen, Tensor ids, Tensor slots, Tensor positions, const Tensor& limits, const Tensor& ends,
+             Tensor counts, Tensor token_ring) {
+  const UpdateDecodeState operands = update_decode_state_operands(chosen, ids, slots, positions, limits, ends, counts, token_ring);
   indices("positions", positions, slot_indices(slots, operands.rows, operands.slot_count), operands.rows,
           kMaxCount + 1);
   for (int64_t row = 0; row < operands.rows; ++row)
     ADEPT_REQUIRE(operands.counts[row] >= 0 && operands.counts[row] <= kMaxCount, "counts holds ",
                   operands.counts[row], "; expected 0 to ", kMaxCount);
-  advance_rows(operands);
+  update_rows(operands);
 }
 
 Tensor read(const Tensor& source) {
@@ -228,7 +228,7 @@ STABLE_TORCH_LIBRARY_IMPL(adept_fast, CPU, library) {
   library.impl("lm_head", TORCH_BOX(&adept::lm_head));
   library.impl("dequantize_units", TORCH_BOX(&adept::dequantize_units));
   library.impl("decode_step", TORCH_BOX(&adept::decode_step));
-  library.impl("advance", TORCH_BOX(&adept::advance));
+  library.impl("update_decode_state", TORCH_BOX(&adept::update_decode_state));
 }
 
 // What Python asks of the extension beside the operators: which instruction set they run on.

@@ -230,5 +230,7 @@ def step_on_device(
     """
     logits = model.decode_step(rows.ids, rows.slots, rows.positions, cache, length)
     chosen = sampler.choose(logits, rows.slots, rows.positions)  # [rows]
-    ops.advance(chosen, rows.ids, rows.slots, rows.positions, rows.limits, rows.ends, rows.counts, rows.ring)
+    ops.update_decode_state(
+        chosen, rows.ids, rows.slots, rows.positions, rows.limits, rows.ends, rows.counts, rows.token_ring
+    )
     return logits

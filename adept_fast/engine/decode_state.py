@@ -22,7 +22,7 @@ _POLLS_BETWEEN_LOOKS = 10_000  # for a step's end, before it is asked whether th
 
 @dataclass(frozen=True)
 class Rows:
-    """The first rows of a state, as views: int64 [rows], but for ``ends`` and ``ring``."""
+    """The first rows of a state, as views: int64 [rows], but for ``ends`` and ``token_ring``."""
 
     ids: Tensor  # what the next step is fed
     slots: Tensor  # of the cache; -1 where there is no sequence, or it has ended
@@ -30,7 +30,7 @@ class Rows:
     limits: Tensor  # the position of a sequence's last token
     ends: Tensor  # bool [slot_count, vocab], the tokens that end a slot's text
     counts: Tensor  # steps so far
-    ring: Tensor  # int64 [rows, RING_DEPTH]
+    token_ring: Tensor  # int64 [rows, RING_DEPTH]
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,10 @@ class DecodeState:
         self._ends = torch.zeros(slot_count, vocab_size, dtype=torch.bool, device=device)
         self._counts = torch.zeros(max_rows, dtype=torch.int64, device=device)
         on_a_gpu = device.type == "cuda"
-        self._ring = torch.zeros(max_rows, RING_DEPTH, dtype=torch.int64, pin_memory=on_a_gpu, device="cpu")
-        self._words = self._ring.numpy()
+        self._token_ring = torch.zeros(
+            max_rows, RING_DEPTH, dtype=torch.int64, pin_memory=on_a_gpu, device="cpu"
+        )
+        self._words = self._token_ring.numpy()
         self._steps = [0] * max_rows  # of each row, that were launched
         self._rows: dict[int, Rows] = {}
 
@@ -68,7 +70,7 @@ class DecodeState:
         if count not in self._rows:
             ids, slots, positions, limits = (held[:count] for held in self._held)
             self._rows[count] = Rows(
-                ids, slots, positions, limits, self._ends, self._counts[:count], self._ring[:count]
+                ids, slots, positions, limits, self._ends, self._counts[:count], self._token_ring[:count]
             )
         return self._rows[count]
 

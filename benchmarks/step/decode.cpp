@@ -57,7 +57,7 @@ State::State(const Shapes& shapes, int64_t tokens, int64_t positions, const std:
       limits(same<int64_t>(tokens, kForever)),
       step_counts(same<int64_t>(tokens, 0)),
       neuron_counts(same<int64_t>(2, 0)),
-      ring(tokens * kRingDepth),
+      token_ring(tokens * kRingDepth),
       ends(same<uint8_t>(tokens * shapes.vocab, 0)),
       seen(same<uint8_t>(tokens * shapes.vocab, 0)),
       temperature(same<float>(tokens, sampling == "top-p" || sampling == "top-k" ? 0.8f : 0)),
@@ -101,7 +101,7 @@ int64_t Decode::queue(const Case& item) {
   static const std::map<std::string, Alone> alone = {{"lm_head", &Decode::lm_head},
                                                      {"sample", &Decode::sample},
                                                      {"embed", &Decode::embed},
-                                                     {"advance", &Decode::advance},
+                                                     {"update_decode_state", &Decode::update_decode_state},
                                                      {"step", &Decode::step}};
   if (const auto found = of_layer.find(item.name); found != of_layer.end()) {
     for (int64_t i = 0; i < shapes_.layers; ++i) (this->*found->second)(i);
@@ -122,7 +122,7 @@ void Decode::poison(const Case& item) {
   for (const auto& [name, buffer] : floats)
     if (all || item.name == name) buffer->poison();
   if (all || item.name == "sample") state_.chosen.poison();
-  if (item.name == "advance") state_.ids.poison();
+  if (item.name == "update_decode_state") state_.ids.poison();
 }
 
 std::vector<float> Decode::output(const Case& item) const {
@@ -133,7 +133,7 @@ std::vector<float> Decode::output(const Case& item) const {
   if (name == "linear_residual") return state_.y.download();
   if (name == "mlp" || name == "embed") return state_.x.download();
   if (name == "sample") return as_floats(state_.chosen);
-  if (name == "advance") return as_floats(state_.ids);
+  if (name == "update_decode_state") return as_floats(state_.ids);
   return state_.logits.download();
 }
 
@@ -212,8 +212,8 @@ void Decode::embed() {
   check(cuda::embed({table, state_.ids.get(), state_.tokens, state_.x.get()}, stream_), "embed");
 }
 
-void Decode::advance() {
-  const Advance advance{state_.chosen.get(),
+void Decode::update_decode_state() {
+  const UpdateDecodeState operands{state_.chosen.get(),
                         state_.tokens,
                         state_.ids.get(),
                         state_.advancing_slots.get(),
@@ -223,9 +223,9 @@ void Decode::advance() {
                         state_.tokens,
                         shapes_.vocab,
                         state_.step_counts.get(),
-                        state_.ring.get(),
+                        state_.token_ring.get(),
                         kRingDepth};
-  check(cuda::advance(advance, stream_), "advance");
+  check(cuda::update_decode_state(operands, stream_), "update_decode_state");
 }
 
 void Decode::step() {
@@ -239,7 +239,7 @@ void Decode::step() {
   }
   lm_head();
   sample();
-  advance();
+  update_decode_state();
 }
 
 }  // namespace adept::bench
