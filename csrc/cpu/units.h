@@ -88,15 +88,15 @@ inline void add_rows(const Weight* const (&rows)[Rows], const Weight* const (&ne
                      const float (&units)[Tokens][Rows], int64_t columns, float* sums, int64_t stride) {
   for_columns(columns, [&](int64_t c, int lanes) {
     F32x16 weights[Rows];
-    ADEPT_UNROLL
+#pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
       weights[i] = lanes == kLanes ? load(rows[i] + c) : load_first(rows[i] + c, lanes);
       if (c * int64_t(sizeof(Weight)) % kCacheLine == 0) prefetch(next[i] + c);
     }
-    ADEPT_UNROLL
+#pragma GCC unroll 16
     for (int t = 0; t < Tokens; ++t) {
       F32x16 total = load_first(sums + t * stride + c, lanes);
-      ADEPT_UNROLL
+#pragma GCC unroll 16
       for (int i = 0; i < Rows; ++i) total = fma(weights[i], broadcast(units[t][i]), total);
       store_first(sums + t * stride + c, total, lanes);
     }
@@ -189,9 +189,9 @@ template <int Tokens>
 struct ColumnSums {
   // sums: [tokens, high and low, stride], at the first token and column; null for zeros.
   ColumnSums(const int32_t* sums, int64_t stride) {
-    ADEPT_UNROLL
+#pragma GCC unroll 16
     for (int t = 0; t < Tokens; ++t)
-      ADEPT_UNROLL
+#pragma GCC unroll 16
       for (int i = 0; i < 4; ++i) {
         high[t][i] = sums ? load(sums + 2 * t * stride + i * kLanes) : zero_i32();
         low[t][i] = sums ? load(sums + (2 * t + 1) * stride + i * kLanes) : zero_i32();
@@ -199,9 +199,9 @@ struct ColumnSums {
   }
 
   void store_to(int32_t* sums, int64_t stride) const {
-    ADEPT_UNROLL
+#pragma GCC unroll 16
     for (int t = 0; t < Tokens; ++t)
-      ADEPT_UNROLL
+#pragma GCC unroll 16
       for (int i = 0; i < 4; ++i) {
         store(sums + 2 * t * stride + i * kLanes, high[t][i]);
         store(sums + (2 * t + 1) * stride + i * kLanes, low[t][i]);
@@ -224,14 +224,14 @@ inline void int8_units(const int8_t* w, int64_t stride, const ActiveUnits& activ
         ColumnSums<kTokens> block(index == task.begin ? nullptr : to, stride);
         for (int64_t i = 0; i < at.count; i += 4) {
           U8x64 rows[4];
-          ADEPT_UNROLL
+#pragma GCC unroll 16
           for (int r = 0; r < 4; ++r) rows[r] = load_bytes(at.rows[i + r] + c);
           interleave4(rows);
-          ADEPT_UNROLL
+#pragma GCC unroll 16
           for (int t = 0; t < kTokens; ++t) {
             const U8x64 unit_high = broadcast4(units.high(token + t, index + i));
             const U8x64 unit_low = broadcast4(units.low(token + t, index + i));
-            ADEPT_UNROLL
+#pragma GCC unroll 16
             for (int v = 0; v < 4; ++v) {
               block.high[t][v] = dot4(block.high[t][v], unit_high, rows[v]);
               block.low[t][v] = dot4(block.low[t][v], unit_low, rows[v]);
