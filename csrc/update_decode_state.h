@@ -13,10 +13,12 @@ inline int64_t* mutable_indices(const char* name, const Tensor& tensor, int64_t 
   return static_cast<int64_t*>(tensor.mutable_data_ptr());
 }
 
-inline UpdateDecodeState update_decode_state_operands(const Tensor& chosen, const Tensor& ids, const Tensor& slots, const Tensor& positions,
-                                const Tensor& limits, const Tensor& ends, const Tensor& counts, const Tensor& token_ring) {
+inline UpdateDecodeState update_decode_state_operands(const Tensor& chosen, const Tensor& ids, const Tensor& slots,
+                                                      const Tensor& positions, const Tensor& limits, const Tensor& ends,
+                                                      const Tensor& counts, const Tensor& token_ring) {
   const int64_t rows = chosen.numel();
-  const Written written({{"ids", ids}, {"slots", slots}, {"positions", positions}, {"counts", counts}, {"token_ring", token_ring}});
+  const Written written(
+      {{"ids", ids}, {"slots", slots}, {"positions", positions}, {"counts", counts}, {"token_ring", token_ring}});
   written.check_apart({{"chosen", chosen}, {"limits", limits}, {"ends", ends}});
   UpdateDecodeState operands = {};
   operands.chosen = unchecked_indices("chosen", chosen, rows);
@@ -32,8 +34,9 @@ inline UpdateDecodeState update_decode_state_operands(const Tensor& chosen, cons
   operands.ends = data<bool>("ends", ends);
   operands.slot_count = ends.size(0);
   operands.vocab = ends.size(1);
-  ADEPT_REQUIRE(token_ring.dim() == 2 && token_ring.size(0) == rows && token_ring.size(1) > 0 && token_ring.is_contiguous(),
-                "token_ring has shape ", shape_of(token_ring), "; expected contiguous [", rows, ", 1 or more]");
+  ADEPT_REQUIRE(
+      token_ring.dim() == 2 && token_ring.size(0) == rows && token_ring.size(1) > 0 && token_ring.is_contiguous(),
+      "token_ring has shape ", shape_of(token_ring), "; expected contiguous [", rows, ", 1 or more]");
   check_dtype("token_ring", token_ring, ScalarType::Long);
   data<int64_t>("token_ring", token_ring);
   operands.token_ring = static_cast<int64_t*>(token_ring.mutable_data_ptr());

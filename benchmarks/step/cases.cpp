@@ -6,8 +6,8 @@
 namespace adept::bench {
 
 const std::vector<std::string> kOperators = {
-    "step", "layernorm_qkv", "rotary_append", "decode_attention", "linear_residual", "mlp", "lm_head", "sample", "embed",
-    "update_decode_state"};
+    "step",    "layernorm_qkv", "rotary_append", "decode_attention",   "linear_residual", "mlp",
+    "lm_head", "sample",        "embed",         "update_decode_state"};
 
 namespace {
 

@@ -46,8 +46,7 @@ double magnitude_of(const std::vector<float>& output) {
 
 void write_floats(const std::string& path, const std::vector<float>& values) {
   std::ofstream file(path, std::ios::binary);
-  file.write(reinterpret_cast<const char*>(values.data()),
-             static_cast<std::streamsize>(values.size() * sizeof(float)));
+  file.write(reinterpret_cast<const char*>(values.data()), static_cast<std::streamsize>(values.size() * sizeof(float)));
   if (!file.flush()) throw std::runtime_error("nothing can be written to " + path);
 }
 

@@ -12,8 +12,8 @@ namespace adept::ADEPT_ISA {
 // Sums must stay in registers, so every loop over them is unrolled by a pragma; without it GCC keeps them in memory.
 
 #if defined(__AVX512F__)
-constexpr int kFloatTokens = 6, kFloatRows = 4;      // 24 sums, 4 weights and an input in 32 registers
-constexpr int kQuantizedTokens = 6, kTiles = 2;      // 24 sums, 2 weights and 2 inputs
+constexpr int kFloatTokens = 6, kFloatRows = 4;  // 24 sums, 4 weights and an input in 32 registers
+constexpr int kQuantizedTokens = 6, kTiles = 2;  // 24 sums, 2 weights and 2 inputs
 #else
 constexpr int kFloatTokens = 2, kFloatRows = 2;
 constexpr int kQuantizedTokens = 2, kTiles = 1;

@@ -1,8 +1,8 @@
 // read: goes over memory as the kernels do and does nothing else with it; the bandwidth that they are judged by.
 #include <atomic>
 
-#include "threads.h"
 #include "products.h"
+#include "threads.h"
 
 namespace adept::ADEPT_ISA {
 

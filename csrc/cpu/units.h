@@ -22,7 +22,9 @@ class ActiveUnits {
  public:
   // units: [tokens, intermediate]
   ActiveUnits(const Threads& threads, const float* units, int64_t tokens, int64_t intermediate)
-      : tokens_(tokens), rows_(intermediate + 2 * kListPadding), values_(tokens * round_up(intermediate, kListPadding)) {
+      : tokens_(tokens),
+        rows_(intermediate + 2 * kListPadding),
+        values_(tokens * round_up(intermediate, kListPadding)) {
     for_columns(intermediate, [&](int64_t unit, int lanes) {
       uint32_t wanted = 0;
       for (int64_t t = 0; t < tokens; ++t) wanted |= nonzero_lanes(load_first(units + t * intermediate + unit, lanes));
@@ -56,7 +58,7 @@ class ActiveUnits {
 class UnitTasks {
  public:
   struct Task {
-    int64_t part, begin, end;            // of the list
+    int64_t part, begin, end;           // of the list
     int64_t first_column, last_column;  // last_column is past the end
   };
 
@@ -105,8 +107,8 @@ inline void add_rows(const Weight* const (&rows)[Rows], const Weight* const (&ne
 
 // sums: [tokens, stride], to be added to.
 template <class Weight>
-void add_float_units(const Weight* w, int64_t cols, const ActiveUnits& active, const UnitTasks::Task& task,
-                     float* sums, int64_t stride) {
+void add_float_units(const Weight* w, int64_t cols, const ActiveUnits& active, const UnitTasks::Task& task, float* sums,
+                     int64_t stride) {
   constexpr int kTokens = 4;
   for_blocks<kUnitsAtOnce>(task.begin, std::min(task.end, active.count()), [&](int64_t index, auto count) {
     constexpr int kRows = decltype(count)::value;
@@ -120,8 +122,8 @@ void add_float_units(const Weight* w, int64_t cols, const ActiveUnits& active, c
       float units[kCount][kRows];
       for (int t = 0; t < kCount; ++t)
         for (int i = 0; i < kRows; ++i) units[t][i] = active.units(token + t)[index + i];
-      add_rows(rows, next, units, task.last_column - task.first_column,
-               sums + token * stride + task.first_column, stride);
+      add_rows(rows, next, units, task.last_column - task.first_column, sums + token * stride + task.first_column,
+               stride);
     });
   });
 }

@@ -35,8 +35,8 @@ class ScaledUnits {
 
  private:
   // 16 groups of columns, of which `lanes` exist.
-  void scale(const Half* scales, int64_t row_groups, int lanes, const ActiveUnits& active,
-             const UnitTasks::Task& task, int64_t token, int64_t group) {
+  void scale(const Half* scales, int64_t row_groups, int lanes, const ActiveUnits& active, const UnitTasks::Task& task,
+             int64_t token, int64_t group) {
     const int64_t count = task.end - task.begin;
     Buffer<float> products(count * kLanes);
     F32x16 extreme = broadcast(0.0f), taint = broadcast(0.0f);
@@ -50,8 +50,7 @@ class ScaledUnits {
     }
     float steps[kLanes], inverses[kLanes];
     store(steps, fma(extreme, broadcast(1 / kFixedPointMax), taint));
-    for (int i = 0; i < kLanes; ++i)
-      inverses[i] = steps[i] > std::numeric_limits<float>::min() ? 1 / steps[i] : 0;
+    for (int i = 0; i < kLanes; ++i) inverses[i] = steps[i] > std::numeric_limits<float>::min() ? 1 / steps[i] : 0;
     std::memcpy(steps_ + token * stride_ + group, steps, sizeof steps);
     const F32x16 inverse = load(inverses);
     I32x16 sums = zero_i32();
