@@ -146,7 +146,7 @@ class ModelRunner:
         """One decode step from a state to that state, without the host: logits, float32 [rows, vocab]."""
         logits = self.model.decode_step(rows.ids, rows.slots, rows.positions, self.cache, length)
         chosen = self._sampler.choose(logits, rows.slots, rows.positions)  # [rows]
-        ops.advance(
+        ops.update_decode_state(
             chosen, rows.ids, rows.slots, rows.positions, rows.limits, rows.ends, rows.counts, rows.token_ring
         )
         return logits
