@@ -9,35 +9,23 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
 
-from adept_fast import GenerationError, Runtime, TextStream
-from adept_fast.engine import decode_loop as decode_loop_module
-from adept_fast.engine.run_lock import NestedRunError, Run, RunLock
+from adept_fast import GenerationError, Runtime, SamplingParams, TextStream
+from adept_fast.engine import engine as engine_module
+from adept_fast.engine import model_runner as model_runner_module
+from adept_fast.engine.sequence import Request
+from adept_fast.engine.turn import NestedRunError, Turns
+from adept_fast.model import PREFILL_CHUNK
 
 PROMPTS = ["Once upon a time", "human: What is the capital of Peru?\n\nadept:", "a", "Humpty Dumpty sat"]
-
-
-class Queue(deque[Any]):
-    """Of a RunLock, that tells when somebody has come to wait."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.arrivals = threading.Semaphore(0)
-
-    def append(self, ticket: Any) -> None:
-        super().append(ticket)
-        if len(self) > 1:
-            self.arrivals.release()
-
-    def await_arrival(self) -> None:
-        assert self.arrivals.acquire(timeout=60)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,23 +39,19 @@ def one_thread_a_call() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def loaded() -> Runtime:
-    return Runtime.load("demo", device="cpu", max_seq_len=128, max_batch_size=2, progress=False)
+    # Of int8, a row's sums do not depend on how many rows a step has.
+    return Runtime.load(
+        "demo", device="cpu", weights="int8", max_seq_len=128, max_batch_size=2, progress=False
+    )
 
 
 @pytest.fixture
-def runtime(loaded: Runtime, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
-    """Nobody holds its lock, before and afterwards."""
-    assert not loaded._lock._queue
-    monkeypatch.setattr(loaded._lock, "_queue", Queue())
+def runtime(loaded: Runtime) -> Iterator[Runtime]:
+    """No request is left when a test has ended."""
     yield loaded
     gc.collect()
-    assert not loaded._lock._queue
-
-
-def waiting(runtime: Runtime) -> Queue:
-    queue = runtime._lock._queue
-    assert isinstance(queue, Queue)
-    return queue
+    ids(loaded)
+    assert loaded.engine._scheduler.sequences() == ()
 
 
 class Call(threading.Thread):
@@ -140,25 +124,6 @@ def test_calls_of_several_threads_get_what_they_get_alone(runtime: Runtime, seed
         assert call.result() == expected[first::count]
 
 
-def test_calls_are_served_in_the_order_in_which_they_come(runtime: Runtime) -> None:
-    served: list[int] = []
-
-    def work(at: int) -> None:
-        with half_done(runtime):
-            served.append(at)
-
-    stream = half_done(runtime)
-    calls = []
-    for at in range(5):
-        calls.append(Call(lambda at=at: work(at)))  # type: ignore[misc]
-        waiting(runtime).await_arrival()
-    assert served == []
-    stream.close()
-    for call in calls:
-        call.result()
-    assert served == list(range(5))
-
-
 def exhaust(stream: TextStream) -> None:
     list(stream)
 
@@ -166,6 +131,13 @@ def exhaust(stream: TextStream) -> None:
 def leave_with(stream: TextStream) -> None:
     with pytest.raises(ZeroDivisionError), stream:
         raise ZeroDivisionError
+
+
+def drop(stream: TextStream) -> None:
+    """Garbage that only the collector finds, in another thread."""
+    cycle: list[Any] = [stream]
+    cycle.append(cycle)
+    del cycle
 
 
 ENDS = {
@@ -179,48 +151,151 @@ ENDS = {
 
 
 @pytest.mark.parametrize("how", ENDS)
-def test_another_thread_waits_until_a_stream_has_ended(runtime: Runtime, how: str) -> None:
+def test_a_stream_that_ends_frees_its_slot(runtime: Runtime, how: str) -> None:
     expected = ids(runtime)
-    stream = half_done(runtime)
-    call = Call(lambda: ids(runtime))
-    waiting(runtime).await_arrival()
-    assert call.is_alive()
-    ENDS[how](stream)
-    assert call.result() == expected
-    assert list(stream) == []
-    assert stream.result.finish_reason == ("length" if "exhausted" in how else "interrupted")
+    streams = [half_done(runtime) for _ in range(runtime.max_batch_size)]
+    for stream in streams:
+        ENDS[how](stream)
+        assert list(stream) == []
+        assert stream.result.finish_reason == ("length" if "exhausted" in how else "interrupted")
+    assert runtime.engine._scheduler.sequences() == ()
+    assert ids(runtime) == expected
 
 
-def test_a_stream_that_is_dropped_lets_others_go_on(runtime: Runtime) -> None:
+def test_streams_that_are_dropped_free_their_slots(runtime: Runtime) -> None:
     expected = ids(runtime)
-    stream = half_done(runtime)
-    call = Call(lambda: ids(runtime))
-    waiting(runtime).await_arrival()
-    del stream
-    assert call.result() == expected
-
-    # Garbage that only the collector finds, in whichever thread it runs.
-    cycle: list[Any] = [half_done(runtime)]
+    long = {"max_new_tokens": None, "ignore_eos": True}
+    streams = [runtime.stream(prompt, **long) for prompt in PROMPTS[:2]]
+    for stream in streams:
+        next(stream)
+    cycle: list[Any] = [streams, stream]
     cycle.append(cycle)
-    call = Call(lambda: ids(runtime))
-    waiting(runtime).await_arrival()
-    del cycle
+    del cycle, streams, stream
     Call(gc.collect).result()
-    assert call.result() == expected
+    steps = counting_steps(runtime)
+    assert ids(runtime) == expected
+    assert len(steps) <= 9  # and not the dropped streams' hundred
 
 
-def test_the_collector_may_run_while_a_call_queues(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the very moment at which the waiter has joined the queue, in its own thread."""
+def counting_steps(runtime: Runtime) -> list[int]:
+    """Grows by one entry a step of the engine."""
+    steps: list[int] = []
+    step = runtime.engine.step
+
+    def counted() -> None:
+        steps.append(1)
+        step()
+
+    runtime.engine.step = counted  # type: ignore[method-assign]
+    return steps
+
+
+@pytest.fixture(autouse=True)
+def own_step(loaded: Runtime) -> Iterator[None]:
+    yield
+    vars(loaded.engine).pop("step", None)
+
+
+def test_calls_join_while_others_decode(runtime: Runtime) -> None:
+    """A request that comes second ends first, if it is shorter, and both share steps."""
     expected = ids(runtime)
-    held: list[TextStream] = [Call(lambda: half_done(runtime)).result()]
-    append = Queue.append
+    stream = half_done(runtime)
+    steps = counting_steps(runtime)
+    assert ids(runtime) == expected
+    assert len(steps) == 8  # a prefill and seven steps
+    before = len(stream.result.token_ids)
+    assert before == 1 + 8
+    list(stream)
+    assert len(steps) == 8 + 20 - before
 
-    def collecting(queue: Queue, ticket: Any) -> None:
-        append(queue, ticket)
-        held.clear()
 
-    monkeypatch.setattr(Queue, "append", collecting)
-    assert Call(lambda: ids(runtime)).result() == expected
+def test_requests_begin_in_the_order_in_which_they_came(runtime: Runtime) -> None:
+    """More than there are slots, by threads of their own; those that wait take slots as they fall free."""
+    count = 7
+    begun: list[list[int]] = []
+    admit = runtime.engine._scheduler.admit
+    runtime.engine._scheduler.admit = lambda: [  # type: ignore[method-assign]
+        begun.append(sequence.prompt_ids) or sequence  # type: ignore[func-returns-value, attr-defined]
+        for sequence in admit()
+    ]
+    try:
+        prompts = [[5 + at] for at in range(count)]
+        handles = []
+        for prompt in prompts:
+            request = Request(prompt, SamplingParams(max_new_tokens=3, ignore_eos=True))
+            handles.append(Call(lambda request=request: runtime.engine.submit(request)).result())  # type: ignore[misc]
+        handles[-1].result()
+    finally:
+        del runtime.engine._scheduler.admit  # type: ignore[attr-defined]
+    assert begun == prompts
+
+
+def test_events_are_the_whole_generation(runtime: Runtime) -> None:
+    params = SamplingParams(max_new_tokens=12, logprobs=1, ignore_eos=True)
+    whole = runtime.generate(PROMPTS[0], params)
+    request = Request(runtime.tokenizer.encode(PROMPTS[0]), params)
+    events = list(runtime.engine.submit(request))
+    assert [token_id for event in events for token_id in event.token_ids] == whole.token_ids
+    assert "".join(event.text for event in events) == whole.text
+    assert [entry for event in events for entry in event.logprobs or ()] == whole.logprobs
+    assert [event.finish_reason for event in events] == [None] * (len(events) - 1) + ["length"]
+
+
+def test_a_cancelled_request_frees_its_slot_at_the_next_step(runtime: Runtime) -> None:
+    def request(tokens: int | None) -> Request:
+        return Request([5], SamplingParams(max_new_tokens=tokens, ignore_eos=True))
+
+    long = runtime.engine.submit_all([request(None), request(None)])
+    waiting = runtime.engine.submit(request(2))
+    cancelled = runtime.engine.submit(request(2))
+    next(long[0])
+    steps = counting_steps(runtime)
+    cancelled.cancel()
+    Call(long[1].cancel).result()
+    assert len(list(waiting)) == 2
+    assert len(steps) == 2
+    assert [event.finish_reason for event in cancelled] == ["interrupted"]
+    events = list(long[1])
+    assert events[-1].finish_reason == "interrupted"
+    assert long[1].sequence.generation(0).finish_reason == "interrupted"
+    long[0].cancel()
+    assert list(long[0])[-1].finish_reason == "interrupted"
+
+
+def test_a_long_prompt_does_not_stop_the_others(tmp_path: Path) -> None:
+    """Between two chunks of it, they take a step."""
+    config = small_config(max_position_embeddings=4096)
+    write_huggingface(tmp_path, config, random_tensors(config), demo_tokenizer())
+    runtime = Runtime.load(tmp_path, device="cpu", max_batch_size=2, progress=False)
+    params = SamplingParams(max_new_tokens=20, ignore_eos=True)
+    first, prompt = [5, 6, 7], [5 + at % 4000 for at in range(3 * PREFILL_CHUNK + 1)]
+    alone = [runtime.generate([ids], params)[0].token_ids for ids in (first, prompt)]
+    decoding = runtime.engine.submit(Request(first, params))
+    next(decoding)
+    joins = runtime.engine.submit(Request(prompt, params))
+    next(joins)
+    assert len(decoding.sequence.token_ids) == 1 + 4  # one step beside each of four chunks
+    assert [joins.result().token_ids, decoding.result().token_ids] == alone[::-1]
+
+
+def test_an_error_in_logits_ends_its_own_request_alone(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = ids(runtime)
+    step = runtime.engine.runner.model.decode_step
+
+    def damaged(ids: torch.Tensor, slots: torch.Tensor, *rest: Any) -> torch.Tensor:
+        logits = step(ids, slots, *rest)
+        logits[slots == 0] = float("nan")
+        return logits
+
+    monkeypatch.setattr(runtime.engine.runner.model, "decode_step", damaged)
+    request = Request(runtime.tokenizer.encode(PROMPTS[1]), SamplingParams(max_new_tokens=8))
+    broken, whole = runtime.engine.submit_all([request, request])
+    assert whole.result().token_ids == expected
+    assert next(broken).token_ids == tuple(expected[:1])
+    with pytest.raises(GenerationError, match="hold a NaN"):
+        next(broken)
 
 
 def test_a_stream_that_nobody_reads_holds_nothing(runtime: Runtime) -> None:
@@ -238,75 +313,32 @@ def test_a_stream_may_go_from_thread_to_thread(runtime: Runtime) -> None:
     expected = runtime.generate(PROMPTS[0], max_new_tokens=20, ignore_eos=True)
     stream = runtime.stream(PROMPTS[0], max_new_tokens=20, ignore_eos=True)
     pieces = [Call(lambda: next(stream)).result() for _ in range(3)]
-    # The thread that got the last piece is another one, so this one waits.
-    first = next(stream)
-    taken = [Call(lambda: next(stream)).result()]
-    call = Call(lambda: ids(runtime))
-    waiting(runtime).await_arrival()
-    text = "".join([*pieces, first, *taken, *stream])
+    text = "".join([*pieces, next(stream), Call(lambda: next(stream)).result(), *stream])
     assert text == expected.text
     assert stream.result.token_ids == expected.token_ids
-    call.result()
-
-
-def test_a_thread_that_begins_a_call_ends_its_own_stream(runtime: Runtime) -> None:
-    expected = ids(runtime)
-    for begin in (runtime.generate, runtime.score, lambda prompt: list(runtime.stream(prompt))):
-        stream = half_done(runtime)
-        begin("a")  # type: ignore[operator]
-        for _ in range(2):
-            with pytest.raises(GenerationError, match="ended when another generation began"):
-                next(stream)
-        assert stream.result.finish_reason == "interrupted"
-        assert stream.stop() == ""
-        assert list(stream) == []
-    # Others that wait come first.
-    stream = half_done(runtime)
-    call = Call(lambda: ids(runtime))
-    waiting(runtime).await_arrival()
-    assert ids(runtime) == call.result() == expected
-
-
-def test_a_stream_of_another_thread_is_not_ended(runtime: Runtime) -> None:
-    """Also where this thread had got a piece of it."""
-    expected = runtime.generate(PROMPTS[0], max_new_tokens=20, ignore_eos=True).text
-    stream = half_done(runtime)
-    handed_over, go_on = threading.Event(), threading.Event()
-    pieces: list[str] = [stream.result.text]
-
-    def read() -> None:
-        pieces.append(next(stream))
-        handed_over.set()
-        assert go_on.wait(timeout=60)
-        pieces.extend(stream)
-
-    reader = Call(read)
-    assert handed_over.wait(timeout=60)
-    helper = Call(lambda: (waiting(runtime).await_arrival(), go_on.set()))
-    ids(runtime)
-    reader.result()
-    helper.result()
-    assert "".join(pieces) == expected
 
 
 def test_stopping_a_stream_while_another_thread_awaits_a_piece(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, inside, stopped = runtime._model.decode_step, threading.Event(), threading.Event()
+    step, inside, go_on = runtime.engine.runner.model.decode_step, threading.Event(), threading.Event()
 
     def waits(*arguments: Any) -> Any:
         inside.set()
-        assert stopped.wait(timeout=60)
+        assert go_on.wait(timeout=60)
         return step(*arguments)
 
     stream = half_done(runtime)
     before = stream.result.text
-    monkeypatch.setattr(runtime._model, "decode_step", waits)
+    monkeypatch.setattr(runtime.engine.runner.model, "decode_step", waits)
     reader = Call(lambda: list(stream))
     assert inside.wait(timeout=60)
-    assert stream.stop() == ""
-    stopped.set()
-    pieces = reader.result()
+    cancel, cancelled = runtime.engine._scheduler.cancel, threading.Event()
+    monkeypatch.setattr(runtime.engine._scheduler, "cancel", lambda s: (cancel(s), cancelled.set()))
+    stopper = Call(stream.stop)
+    assert cancelled.wait(timeout=60)
+    go_on.set()
+    pieces = [*reader.result(), stopper.result()]
     assert before + "".join(pieces) == stream.result.text
     assert len(stream.result.token_ids) == 2
     assert stream.result.finish_reason == "interrupted"
@@ -315,7 +347,7 @@ def test_stopping_a_stream_while_another_thread_awaits_a_piece(
 
 def test_a_call_within_a_call_is_refused(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = ids(runtime)
-    step = runtime._model.decode_step
+    step = runtime.engine.runner.model.decode_step
     refused: list[BaseException] = []
 
     def asks(*arguments: Any) -> Any:
@@ -326,29 +358,33 @@ def test_a_call_within_a_call_is_refused(runtime: Runtime, monkeypatch: pytest.M
         return step(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(runtime._model, "decode_step", asks)
+        patched.setattr(runtime.engine.runner.model, "decode_step", asks)
         assert ids(runtime) == expected
         assert list(runtime.stream(PROMPTS[1], max_new_tokens=8))
     assert refused
 
 
-def test_an_error_in_the_middle_lets_others_go_on(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = ids(runtime)
+def test_an_error_of_a_step_lets_others_go_on(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of their texts, with a penalty on the tokens so far."""
+    params = SamplingParams(max_new_tokens=12, repetition_penalty=1.3, ignore_eos=True)
+    request = Request(runtime.tokenizer.encode(PROMPTS[0]), params)
+    expected = runtime.engine.submit(request).result().token_ids
+    other = runtime.engine.submit(request)
     stream = half_done(runtime)
-    call = Call(lambda: ids(runtime))
-    waiting(runtime).await_arrival()
-    step, broken = runtime._model.decode_step, threading.Event()
+    step, broken = runtime.engine.runner.step_runner.launch, threading.Event()
 
     def fails_once(*arguments: Any) -> Any:
+        logits = step(*arguments)
         if not broken.is_set():
             broken.set()
             raise ZeroDivisionError
-        return step(*arguments)
+        return logits
 
-    monkeypatch.setattr(runtime._model, "decode_step", fails_once)
+    monkeypatch.setattr(runtime.engine.runner.step_runner, "launch", fails_once)
     with pytest.raises(ZeroDivisionError):
         list(stream)
-    assert call.result() == expected
+    assert other.result().token_ids == expected
+    assert stream.result.finish_reason == "interrupted"
 
 
 @pytest.mark.parametrize("where", ["TokenLogprobs", "kept_tokens"])
@@ -367,71 +403,67 @@ def test_ctrl_c_at_any_place_of_a_step_leaves_a_runtime_that_works(
     ):
         with monkeypatch.context() as patched:
             if where == "TokenLogprobs":
-                real, calls = decode_loop_module.TokenLogprobs, iter(range(9))
-                # The first are the prompt's.
+                real, calls = model_runner_module.TokenLogprobs, iter(range(9))
                 patched.setattr(
-                    decode_loop_module,
+                    model_runner_module,
                     where,
                     lambda *args: real(*args) if next(calls) < 3 else interrupted(),  # noqa: B023
                 )
             else:
-                patched.setattr(decode_loop_module, where, interrupted)
+                patched.setattr(engine_module, where, interrupted)
             begin()
         assert ids(runtime) == expected
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals reach no thread here")
-def test_ctrl_c_while_a_call_queues(runtime: Runtime) -> None:
-    """In the main thread, which alone gets it, while another thread has the lock."""
+def test_ctrl_c_while_another_thread_steps(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the main thread, which alone gets it, and which waits for its request."""
     expected = ids(runtime)
-    held, let_go = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with half_done(runtime):
-            held.set()
-            assert let_go.wait(timeout=60)
-
-    holder = Call(hold)
-    assert held.wait(timeout=60)
     main = threading.main_thread().ident
     assert main is not None
-    pressed = threading.Event()
+    pressed, go_on = threading.Event(), threading.Event()
+    step = runtime.engine.runner.model.decode_step
+
+    def waits(*arguments: Any) -> Any:
+        """Holds the step of the other thread until the main thread was interrupted."""
+        if threading.get_ident() != main:
+            inside.set()
+            while not pressed.wait(timeout=0.05):
+                if is_waiting.is_set():
+                    signal.pthread_kill(main, signal.SIGINT)
+        return step(*arguments)
 
     def interrupt(*_: object) -> None:
         if not pressed.is_set():
             pressed.set()
             raise KeyboardInterrupt
 
-    def press() -> None:
-        """Until it is heard: a signal just before a lock is waited for does not end the wait."""
-        waiting(runtime).await_arrival()
-        while not pressed.wait(timeout=0.05):
-            signal.pthread_kill(main, signal.SIGINT)
-
+    inside, is_waiting = threading.Event(), threading.Event()
+    monkeypatch.setattr(runtime.engine.runner.model, "decode_step", waits)
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        for begin in (lambda: runtime.generate(PROMPTS[0]), lambda: runtime.score("a")):
-            pressed.clear()
-            presser = Call(press)
+        for begin in (lambda: runtime.generate(PROMPTS[0], max_new_tokens=50), lambda: runtime.score("a")):
+            for event in (pressed, inside, is_waiting, go_on):
+                event.clear()
+            other = Call(lambda: ids(runtime))
+            assert inside.wait(timeout=60)
+            is_waiting.set()
             try:
                 generation: Any = begin()
             except KeyboardInterrupt:
                 pass
             else:
-                assert (generation.finish_reason, generation.token_ids) == ("interrupted", [])
-            presser.result()
-            assert len(waiting(runtime)) == 1
+                assert generation.finish_reason == "interrupted"
+            assert other.result() == expected
     finally:
         signal.signal(signal.SIGINT, before)
-    let_go.set()
-    holder.result()
     assert ids(runtime) == expected
 
 
 def test_ctrl_c_in_the_very_release(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a call and of a stream: the thread that gets it goes on, and so do others then."""
+    """The thread that gets it goes on, and so do others then."""
 
-    def interrupted(lock: RunLock, ticket: object) -> None:
+    def interrupted(turns: Turns, turn: object) -> None:
         raise KeyboardInterrupt
 
     expected = ids(runtime)
@@ -441,17 +473,16 @@ def test_ctrl_c_in_the_very_release(runtime: Runtime, monkeypatch: pytest.Monkey
         lambda: list(runtime.stream("a", max_new_tokens=2)),
     ):
         with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
-            patched.setattr(RunLock, "release", interrupted)
+            patched.setattr(Turns, "_end", interrupted)
             begin()
-        assert len(waiting(runtime)) == 1
         assert ids(runtime) == expected
         assert Call(lambda: ids(runtime)).result() == expected
 
 
 FORK = """
 import os, signal, sys, threading
-from adept_fast import GenerationError, Runtime
-runtime = Runtime.load("demo", device="cpu", max_seq_len=64, progress=False)
+from adept_fast import Runtime
+runtime = Runtime.load("demo", device="cpu", max_batch_size=2, max_seq_len=64, progress=False)
 expected = runtime.generate("a", max_new_tokens=5).token_ids
 own = runtime.stream("b", max_new_tokens=5, ignore_eos=True)
 held, done = threading.Event(), threading.Event()
@@ -468,11 +499,8 @@ child = os.fork()
 if child == 0:
     signal.alarm(60)
     right = runtime.generate("a", max_new_tokens=5).token_ids == expected
-    try:
-        next(streams[0])
-        right = False
-    except GenerationError:
-        pass
+    list(streams[0])
+    right &= streams[0].result.finish_reason == "interrupted"
     os._exit(0 if right else 1)
 assert os.waitpid(child, 0)[1] == 0
 assert next(streams[0])
@@ -503,60 +531,41 @@ def test_a_child_does_not_wait_for_threads_that_it_does_not_have() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_whatever_threads_do_one_run_has_the_lock(seed: int) -> None:
-    """Runs are begun, left half done, handed over, closed, dropped and displaced; nobody waits forever."""
-    lock, count, each = RunLock(), 6, 1000
-    inside: list[int] = []  # runs that have begun and not ended
-    shared: deque[Run[int]] = deque()  # left half done, for whoever comes by
+def test_whatever_threads_do_one_has_the_turn(seed: int) -> None:
+    """Holds, work for others, work that is cut short: nobody waits forever, and no two work at once."""
+    turns, count, each = Turns(), 6, 300
+    inside: list[int] = []
+    done: set[int] = set()
     together = threading.Barrier(count)
 
-    def steps(mark: int) -> Iterator[int]:
+    def work_on(mark: int) -> None:
+        assert inside == []
         inside.append(mark)
         try:
-            for at in range(4):
-                assert inside == [mark]
-                yield at
-                assert inside == [mark]
+            if random.random() < 0.1:
+                raise ZeroDivisionError
+            done.update(waiting)
         finally:
             inside.remove(mark)
 
-    def advance(run: Run[int], most: int) -> None:
-        for at, _ in enumerate(run, 1):
-            if at == most:
-                break
+    waiting: set[int] = set()
 
     def work(first: int) -> None:
         chosen = random.Random(1000 * seed + first)
         together.wait(timeout=60)
         for at in range(each):
             mark = first * each + at
-            kind = chosen.choice(["hold", "run", "drop", "close", "share", "take", "displace", "cycle"])
-            if kind == "hold":
-                with lock.hold():
-                    list(steps(mark))
+            if chosen.random() < 0.3:
+                with turns.hold():
+                    assert inside == []
+                    inside.append(mark)
+                    inside.remove(mark)
                 continue
-            run = Run(lock, steps(mark))
-            advance(run, 9 if kind == "run" else chosen.randint(1, 3))
-            if kind == "close":
-                assert run.close()
-            elif kind == "share":
-                shared.append(run)
-            elif kind == "cycle":
-                held: list[Any] = [run]
-                held.append(held)
-            elif kind == "displace":
-                with lock.hold():
-                    assert run.displaced
-            del run
-            # What somebody has left must be ended by somebody, or those who wait would have to.
-            with suppress(IndexError):
-                while True:
-                    other = shared.popleft()
-                    if chosen.random() < 0.5:
-                        advance(other, 9)
-                    other.close()
-        with lock.hold():
-            pass  # which ends what this thread has left last
+            waiting.add(mark)
+            while mark not in done:
+                with suppress(ZeroDivisionError):
+                    turns.work_until(lambda: mark in done, lambda: work_on(mark))  # noqa: B023
+            waiting.discard(mark)
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -566,18 +575,17 @@ def test_whatever_threads_do_one_run_has_the_lock(seed: int) -> None:
             call.result()
     finally:
         sys.setswitchinterval(interval)
-    assert not lock._queue
     assert not inside
 
 
-def test_a_lock_that_was_left_is_not_released_twice() -> None:
-    lock = RunLock()
-    with lock.hold(), pytest.raises(NestedRunError), lock.hold():
+def test_a_turn_that_was_left_is_free() -> None:
+    turns = Turns()
+    with turns.hold(), pytest.raises(NestedRunError), turns.hold():
         pass
-    assert not lock._queue
-    with pytest.raises(ZeroDivisionError), lock.hold():
+    with pytest.raises(ZeroDivisionError), turns.hold():
         raise ZeroDivisionError
-    assert not lock._queue
+    with turns.hold():
+        pass
 
 
 def test_inference_in_another_thread_leaves_torch_as_it_was(runtime: Runtime) -> None:
