@@ -10,10 +10,11 @@ import click
 from adept_fast.checkpoint import WEIGHT_DTYPES
 from adept_fast.checkpoint.convert import FORMATS, ConversionReport, Format
 from adept_fast.checkpoint.convert import convert as convert_checkpoint
+from adept_fast.checkpoint.native import LAYOUTS
 from adept_fast.commands.errors import OneLineErrors, printable
 from adept_fast.commands.options import mmap_option, revision_option
 from adept_fast.commands.termination import ended_by_exceptions
-from adept_fast.quantization.quantize import WEIGHT_FORMATS
+from adept_fast.quantization.formats import NAMES
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([KMG]I?B)?", re.IGNORECASE)
@@ -39,8 +40,14 @@ def _parse_size(_context: click.Context, _parameter: click.Parameter, text: str)
 )
 @click.option(
     "--weights",
-    type=click.Choice(WEIGHT_FORMATS),
+    type=click.Choice(list(NAMES)),
     help="Pack the weights in 8 or 4 bits, for the native format.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(list(LAYOUTS)),
+    help="Of packed weights: row_major for every device, cpu_tiled for a CPU, which maps it without a copy.  "
+    "[default: row_major]",
 )
 @click.option(
     "--dtype", type=click.Choice(list(WEIGHT_DTYPES)), help="Convert the weights. [default: as stored]"
@@ -61,6 +68,7 @@ def convert(
     revision: str | None,
     to: Format | None,
     weights: str | None,
+    layout: str | None,
     dtype: str | None,
     shard_size: int,
     mmap: bool,
@@ -79,6 +87,7 @@ def convert(
             to=to,
             dtype=WEIGHT_DTYPES[dtype] if dtype else None,
             weights=weights,
+            layout=layout,
             max_shard_bytes=shard_size,
             mmap=mmap,
             progress=not quiet,
