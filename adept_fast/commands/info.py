@@ -16,7 +16,7 @@ from adept_fast.checkpoint import Checkpoint, Location, dtype_name, locate, open
 from adept_fast.checkpoint.published import release_checksum
 from adept_fast.commands.errors import printable
 from adept_fast.commands.output import print_json, print_text
-from adept_fast.engine.graphs import launched_in_words
+from adept_fast.engine.graphs import launch_description
 from adept_fast.engine.loading import plan_loading
 from adept_fast.memory.advice import InsufficientMemoryError, MemoryPlan, format_bytes, format_together
 from adept_fast.ops import cuda
@@ -59,7 +59,7 @@ def _report(location: Location, options: dict[str, Any]) -> dict[str, dict[str, 
             "weights": placement.weights_in_words,
             "pages": placement.pages_in_words,
             "cache": dtype_name(placement.cache_dtype),
-            "decode steps": launched_in_words(placement.device, options["cuda_graphs"]),
+            "decode steps": launch_description(placement.device, options["cuda_graphs"]),
             **_describe_kernels(placement),
         },
         "memory": {
