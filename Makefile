@@ -1,5 +1,5 @@
 # make demo   text from the shipped checkpoint      make test   the whole suite, in WORKERS processes
-# make lint   ruff and mypy                         make clean  forget what was built
+# make lint   ruff, mypy and clang-format           make clean  forget what was built
 # make test-fast  the tests that are not marked slow, operators with few of their shapes
 # make test-transformers VERSION=…  what runs on transformers, with that release of it, oldest or newest
 # make fuzz   open COUNT mutated checkpoints, and call the compiled operators CALLS times with random arguments
@@ -62,6 +62,7 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc benchmarks/step -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 
 bench: $(VENV)/installed-test
 	$(BIN)/python benchmarks/suite.py $(ARGS)

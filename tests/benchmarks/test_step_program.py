@@ -26,7 +26,7 @@ from step_program import Step  # noqa: E402
 FORMATS = ("float16", "fp8", "int4")
 OPERATORS = (
     *("step", "layernorm_qkv", "rotary_append", "decode_attention", "linear_residual"),
-    *("mlp", "lm_head", "sample", "embed", "advance"),
+    *("mlp", "lm_head", "sample", "embed", "update_decode_state"),
 )
 TINY = Shapes(layers=2, hidden=128, heads=2, intermediate=384, vocab=520)  # --tiny
 KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
@@ -96,7 +96,7 @@ def test_every_operator_is_there_in_every_setting(report: dict[str, Any]) -> Non
         (tokens, positions) for tokens in (1, 3) for positions in (5, 300)
     }
     assert {c.filter for c in cases if c.operator == "sample"} == {"greedy", "top-p", "top-k"}
-    assert Counter(c.operator for c in cases)["advance"] == 2
+    assert Counter(c.operator for c in cases)["update_decode_state"] == 2
 
 
 def test_bytes_are_those_of_the_formula_in_python(report: dict[str, Any]) -> None:
@@ -108,7 +108,10 @@ def test_bytes_are_those_of_the_formula_in_python(report: dict[str, Any]) -> Non
         assert entry["bound_seconds"] == pytest.approx(entry["bytes"] / read, rel=1e-6)
         assert entry["share"] == pytest.approx(entry["bound_seconds"] / entry["seconds"]["median"], rel=1e-6)
         assert 0 < entry["seconds"]["p10"] <= entry["seconds"]["median"] <= entry["seconds"]["p90"]
-        assert entry["mean_magnitude"] > 0 or case.operator in ("sample", "advance")  # id 0 is one too
+        assert entry["mean_magnitude"] > 0 or case.operator in (
+            "sample",
+            "update_decode_state",
+        )  # id 0 is one too
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
@@ -129,7 +132,9 @@ def test_the_step_is_the_real_step(fmt: str, setting: tuple[int, int, int], tmp_
 
 NOTHING = {
     "embed": "cudaError_t embed(const Embed&, cudaStream_t) { return cudaSuccess; }",
-    "advance": "cudaError_t advance(const Advance&, cudaStream_t) { return cudaSuccess; }",
+    "update_decode_state": (
+        "cudaError_t update_decode_state(const UpdateDecodeState&, cudaStream_t) { return cudaSuccess; }"
+    ),
     "rotary_append": "cudaError_t rotary_append(const RotaryAppend&, cudaStream_t) { return cudaSuccess; }",
 }
 
@@ -144,7 +149,7 @@ def test_a_kernel_that_does_nothing_is_seen(name: str, tmp_path: Path) -> None:
     without = compiled(f"step_no_{name}", [*kernels, source])
     report = measured(tmp_path, "--operator", f"{name},mlp", "--tokens", "3", code=1, program=without)
     failed = {entry["operator"]: entry.get("failed") for entry in report["measured"]}
-    expected = "an id was not written" if name == "advance" else "a result is not finite"
+    expected = "an id was not written" if name == "update_decode_state" else "a result is not finite"
     assert failed == {name: expected, "mlp": None}  # the rest is measured all the same
 
 
@@ -180,7 +185,7 @@ def test_what_does_not_fit_is_left_out_with_a_word(tmp_path: Path) -> None:
     assert found[16, 128]["seconds"]["median"] > 0
     layers = [
         "--operator",
-        "layernorm_qkv,advance",
+        "layernorm_qkv,update_decode_state",
         "--format",
         "float16",
         "--layers",

@@ -21,7 +21,7 @@ from adept_fast.checkpoint import CheckpointError, open_checkpoint, packed, save
 from adept_fast.checkpoint.convert import convert
 from adept_fast.checkpoint.native import tensors_of
 from adept_fast.checkpoint.packed import packed_matrices
-from adept_fast.commands.convert import convert as convert_command
+from adept_fast.commands.cli import convert as convert_command
 from adept_fast.config import ConfigError, PersimmonConfig
 from adept_fast.quantization.quantize import QuantizedMatrix, quantize
 from adept_fast.weights import ModelWeights, load_weights, weights_bytes

@@ -226,7 +226,7 @@ def test_info_describes_and_plans_without_loading() -> None:
         "linear_residual",
         "mlp",
         "lm_head",
-        "advance",
+        "update_decode_state",
     ]
     assert report["placement"]["pages"].startswith(("huge", "small ("))
     assert report["placement"]["decode steps"] == "as they are (a CPU has no graphs)"

@@ -11,7 +11,6 @@ from adept_fast.commands.errors import (
     MAX_CHARACTERS,
     OneLineErrors,
     OneLineErrorsGroup,
-    failing,
     one_line,
 )
 
@@ -203,12 +202,3 @@ def test_without_its_own_exit_a_command_raises_what_click_raises(runner):
     assert group.main(["work"], standalone_mode=False) is None
     with pytest.raises(click.ClickException, match="why"):
         group.main(["fail", "why"], standalone_mode=False)
-
-
-def test_a_failure_at_import_is_that_of_any_command(runner):
-    command = failing(ValueError("ADEPT is 1; expected 2"))
-    for arguments in ([], ["chat", "--help"], ["generate", "--prompt", "a", "-x"]):
-        result = runner.invoke(command, arguments)
-        assert (result.exit_code, result.output) == (1, "error: ADEPT is 1; expected 2\n")
-    for arguments in (["--debug"], ["chat", "--debug"]):
-        assert isinstance(runner.invoke(command, arguments).exception, ValueError)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import torch
 from click.testing import CliRunner
 
-import adept_fast
-from adept_fast import Runtime
+from adept_fast import Runtime, choices
+from adept_fast.checkpoint import WEIGHT_DTYPES, convert
 from adept_fast.commands.cli import main
+from adept_fast.ops import cuda
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -105,7 +108,14 @@ def interrupt_after(module: str, *arguments: str, **options: Any) -> tuple[int, 
 
 @pytest.mark.parametrize(
     "module",
-    ["adept_fast.commands.errors", "torch.version", "adept_fast.tokenizer", "adept_fast.commands.cli"],
+    [
+        "signal",
+        "adept_fast.commands.errors",
+        "adept_fast.commands.cli",
+        "torch.version",
+        "adept_fast.tokenizer",
+        "adept_fast.system.text_input",
+    ],
 )
 def test_ctrl_c_while_it_starts(module: str) -> None:
     assert interrupt_after(module, "score", "a") == (INTERRUPTED, "", "")
@@ -115,8 +125,8 @@ def test_a_caller_that_wants_ctrl_c_ignored() -> None:
     def ignore() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    exit_code, stdout, stderr = interrupt_after("torch.version", "--version", preexec_fn=ignore)
-    assert (exit_code, stdout, stderr) == (0, f"adept-fast, version {adept_fast.__version__}\n", "")
+    exit_code, stdout, stderr = interrupt_after("torch.version", "score", "a", preexec_fn=ignore)
+    assert (exit_code, stdout[-3:], stderr) == (0, "\ta\n", "")
 
 
 def test_a_conversation_in_a_terminal() -> None:
@@ -166,6 +176,62 @@ def test_ctrl_c_while_a_model_is_loaded(command: list[str], monkeypatch: pytest.
     monkeypatch.setattr(Runtime, "load", interrupt)
     result = CliRunner().invoke(main, command, input="a")
     assert (result.exit_code, result.stdout, result.stderr.strip()) == (INTERRUPTED, "", "")
+
+
+COMMANDS = sorted(main.commands)
+
+
+HEAVY = {"torch", "numpy", "sentencepiece", "jinja2", "tqdm", "safetensors", "tokenizers", "transformers"}
+
+
+def imported_by(*arguments: str) -> tuple[int, set[str]]:
+    """The exit code of the program, and the modules that it imported."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "adept_fast", *arguments],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    return done.returncode, {line.split("|")[-1].strip() for line in lines}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code"),
+    [
+        (["--version"], 0),
+        (["--help"], 0),
+        (["-h"], 0),
+        *(([command, "--help"], 0) for command in COMMANDS),
+        (["generate", "--top-p", "2"], 2),
+        (["convert", "demo", "there", "--weights", "int3"], 2),
+        (["no-such-command"], 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_help_and_usage_errors_need_no_torch(arguments: list[str], exit_code: int) -> None:
+    found, imported = imported_by(*arguments)
+    assert (found, "click" in imported) == (exit_code, True)
+    assert not HEAVY & imported
+
+
+def test_info_imports_only_what_it_needs() -> None:
+    exit_code, imported = imported_by("info")
+    assert (exit_code, "torch" in imported) == (0, True)
+    assert not {"jinja2", "tokenizers", "transformers", "huggingface_hub", "torch._dynamo"} & imported
+
+
+def test_each_command_has_a_module_that_runs_it() -> None:
+    for command in COMMANDS:
+        assert callable(importlib.import_module(f"adept_fast.commands.{command}").run)
+
+
+def test_options_offer_what_the_modules_behind_them_take() -> None:
+    """``choices`` is what the command line checks without those modules."""
+    assert tuple(WEIGHT_DTYPES.values()) == (torch.float32, torch.float16, torch.bfloat16)
+    assert set(get_args(convert.Format)) == set(choices.CHECKPOINT_FORMATS)
+    assert cuda.MOST_TOKENS == choices.MAX_STEP_TOKENS
 
 
 def test_the_script_that_is_installed_is_this_program() -> None:

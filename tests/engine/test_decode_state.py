@@ -44,7 +44,7 @@ def test_a_slot_ends_at_its_own_tokens_alone() -> None:
 def test_a_word_is_read_as_it_was_told(step: int, chosen: int) -> None:
     state = DecodeState(2, 1, 10, CPU)
     word = (step % 2**32 << 32 | chosen & 0xFFFFFFFF).to_bytes(8, "little")
-    state.rows(2).ring[1, step % RING_DEPTH] = int.from_bytes(word, "little", signed=True)
+    state.rows(2).token_ring[1, step % RING_DEPTH] = int.from_bytes(word, "little", signed=True)
     assert state.read(1, step) == chosen
     with pytest.raises(RuntimeError, match="of row 1 was launched, and left nothing in the ring"):
         state.read(1, step + RING_DEPTH)  # whose word would stand in its place

@@ -145,7 +145,7 @@ def test_sizes_as_people_write_them(text: str, size: int) -> None:
 def test_what_is_no_size_is_a_usage_error(text: str) -> None:
     result = CliRunner().invoke(main, ["info", "--gpu-memory", text])
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "is no size; expected a number with a unit" in result.stderr
+    assert "is not a size; expected a number with a unit" in result.stderr
 
 
 def test_a_gpu_is_not_imagined_for_a_cpu() -> None:

@@ -30,7 +30,7 @@ ORDER = [
     ["tokenizer"],
     ["chat", "config", "extension"],
     ["arguments"],
-    ["system"],
+    ["choices", "system"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 

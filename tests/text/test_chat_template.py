@@ -14,7 +14,8 @@ from click.testing import CliRunner, Result
 from transformers import AutoTokenizer
 
 from adept_fast import Runtime
-from adept_fast.chat.chat_template import MAX_SOURCE, ChatTemplate
+from adept_fast.chat.budget import MAX_SOURCE
+from adept_fast.chat.chat_template import ChatTemplate
 from adept_fast.chat.format import STOP, ChatError, HumanAdeptFormat, chat_template
 from adept_fast.checkpoint import CheckpointError, open_checkpoint
 from adept_fast.checkpoint.convert import convert
