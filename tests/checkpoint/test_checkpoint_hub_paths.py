@@ -141,6 +141,7 @@ class TestEverywhere:
         assert capfd.readouterr() == ("", "")
         assert not huggingface_hub.utils.are_progress_bars_disabled()
 
+    @pytest.mark.slow
     def test_a_process_downloads_once_and_then_works_offline(
         self, server: HubServer, tmp_path: Path, files: dict[str, bytes]
     ) -> None:

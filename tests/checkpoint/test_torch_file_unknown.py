@@ -189,6 +189,7 @@ class Calls:
         return self.call
 
 
+@pytest.mark.slow
 def test_nothing_runs_and_nothing_is_imported(tmp_path: Path) -> None:
     """Python announces imports, calls and files to a hook: none while a file of attacks is read.
 

@@ -89,6 +89,7 @@ class TestAgainstHf:
         assert found[0][0] > 0.95
 
 
+@pytest.mark.slow
 def test_lm_evals_own_command_finds_it_through_a_task_file(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "lm_eval", "--model", "adept-fast", "--model_args", "checkpoint=demo"]

@@ -200,6 +200,7 @@ def test_a_nan_ends_generation_with_a_sentence() -> None:
     assert text(model).shape == (1, 16)
 
 
+@pytest.mark.slow
 def test_without_transformers_the_import_says_so() -> None:
     program = "import sys; sys.modules['transformers'] = None; import adept_fast.integrations.transformers"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
