@@ -17,6 +17,7 @@ from torch import Tensor
 from adept_fast import ops
 from adept_fast.config import PersimmonConfig
 from adept_fast.kv_cache import StaticKVCache
+from adept_fast.ops.transfer import to_device
 from adept_fast.quantization.matrix import Matrix, first_rows
 from adept_fast.weights import LayerWeights, ModelWeights
 
@@ -76,13 +77,6 @@ def chunks(
         for part in chunk:
             unread[part.slot] = unread[part.slot].split(len(part.ids))[1]
         yield chunk
-
-
-def to_device(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Integers of the host on the device: int64 [rows, columns]. The host waits for no kernel."""
-    on_gpu = device.type == "cuda"
-    host = torch.tensor(rows, dtype=torch.int64, device="cpu", pin_memory=on_gpu)
-    return host.to(device, non_blocking=True)
 
 
 class Persimmon:
