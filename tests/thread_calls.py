@@ -1,31 +1,14 @@
-"""Calls in other threads, and a lock's queue that tells when one has come to wait."""
+"""Calls in other threads, and streams that are left half done."""
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from adept_fast import Runtime, TextStream
 
 PROMPTS = ["Once upon a time", "human: What is the capital of Peru?\n\nadept:", "a", "Humpty Dumpty sat"]
-
-
-class Queue(deque[Any]):
-    """Of a RunLock, that tells when somebody has come to wait."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.arrivals = threading.Semaphore(0)
-
-    def append(self, ticket: Any) -> None:
-        super().append(ticket)
-        if len(self) > 1:
-            self.arrivals.release()
-
-    def await_arrival(self) -> None:
-        assert self.arrivals.acquire(timeout=60)
 
 
 class Call(threading.Thread):
@@ -50,12 +33,6 @@ class Call(threading.Thread):
         if self._error is not None:
             raise self._error
         return self._outcome
-
-
-def waiting(runtime: Runtime) -> Queue:
-    queue = runtime._lock._queue
-    assert isinstance(queue, Queue)
-    return queue
 
 
 def half_done(runtime: Runtime) -> TextStream:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -301,7 +301,7 @@ class TestModel:
         assert found["model_weights"] == "int8"
         assert found["model_num_parameters"] > 6_000_000
 
-    def test_scoring_waits_for_a_stream_of_another_thread(self) -> None:
+    def test_scoring_leaves_a_stream_of_another_thread_whole(self) -> None:
         model = AdeptFastLM("demo", batch_size=3, max_length=128)
         pairs = [request("loglikelihood", "The capital of France is", " Paris")]
         (expected,) = model.loglikelihood(pairs, disable_tqdm=True)
@@ -310,9 +310,6 @@ class TestModel:
         pieces = [next(stream)]
         with ThreadPoolExecutor(1) as pool:
             scored = pool.submit(model.loglikelihood, pairs, disable_tqdm=True)
-            while len(model.runtime._lock._queue) < 2:
-                done, _ = wait([scored], timeout=0.01)
-                assert not done
             pieces += stream
             assert scored.result(timeout=60) == [expected]
         assert "".join(pieces) == whole
