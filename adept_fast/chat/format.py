@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from adept_fast.arguments import shown
+from adept_fast.system.short_text import short_repr
 
 _SPEAKERS = {"user": "human", "assistant": "adept"}  # roles, as transformers calls them
 
@@ -97,9 +97,9 @@ class Turn:
 def chat_prompt(question: str, history: Sequence[Turn] = ()) -> str:
     """The prompt that has the model answer ``question`` after the turns before it. Raises ChatError."""
     if not isinstance(question, str):
-        raise ChatError(f"question is {shown(question)}; expected text")
+        raise ChatError(f"question is {short_repr(question)}; expected text")
     if not isinstance(history, Sequence) or not all(isinstance(turn, Turn) for turn in history):
-        raise ChatError(f"history is {shown(history)}; expected a list of Turn")
+        raise ChatError(f"history is {short_repr(history)}; expected a list of Turn")
     blocks = [f"human: {turn.human}\n\nadept: {turn.adept}" for turn in history]
     return "\n\n".join([*blocks, f"human: {question}\n\nadept:"])
 
@@ -114,20 +114,22 @@ def chat_text(messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: b
     Raises ChatError for no messages, another role (there is no system role), or content that is no text.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
-        raise ChatError(f"messages is {shown(messages)}; expected a list of messages")
+        raise ChatError(f"messages is {short_repr(messages)}; expected a list of messages")
     if not messages:
         raise ChatError("messages is empty; expected at least one")
     if not isinstance(add_generation_prompt, bool):
-        raise ChatError(f"add_generation_prompt is {shown(add_generation_prompt)}; expected True or False")
+        raise ChatError(
+            f"add_generation_prompt is {short_repr(add_generation_prompt)}; expected True or False"
+        )
     blocks = []
     for at, message in enumerate(messages):
         if not isinstance(message, Mapping):
-            raise ChatError(f"messages[{at}] is {shown(message)}; expected a role and a content")
+            raise ChatError(f"messages[{at}] is {short_repr(message)}; expected a role and a content")
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str) or role not in _SPEAKERS:
-            raise ChatError(f"messages[{at}] has the role {shown(role)}; expected 'user' or 'assistant'")
+            raise ChatError(f"messages[{at}] has the role {short_repr(role)}; expected 'user' or 'assistant'")
         if not isinstance(content, str):
-            raise ChatError(f"messages[{at}] has the content {shown(content)}; expected text")
+            raise ChatError(f"messages[{at}] has the content {short_repr(content)}; expected text")
         blocks.append(f"{_SPEAKERS[role]}: {content}")
     return "\n\n".join([*blocks, "adept:"] if add_generation_prompt else blocks)
 

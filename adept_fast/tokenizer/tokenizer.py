@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from adept_fast.arguments import ParameterError, flag, integer, optional_flag, shown, token_ids
+from adept_fast.arguments import ParameterError, flag, integer, optional_flag, token_ids
 from adept_fast.chat.format import ChatFormat, HumanAdeptFormat
 from adept_fast.system.file_limits import max_bytes
 from adept_fast.system.regular_file import FileError, read_regular
+from adept_fast.system.short_text import short_repr
 from adept_fast.tokenizer.sentencepiece_vocabulary import SentencePieceVocabulary
 from adept_fast.tokenizer.vocabulary import TokenizerError, Vocabulary, pieces_of, require_text
 
@@ -53,7 +54,7 @@ class Tokenizer:
         chat_format: ChatFormat | None = None,
     ) -> None:
         if not (bos_token is None or isinstance(bos_token, str)):
-            raise TokenizerError(f"bos_token is {shown(bos_token)}; expected a piece or None")
+            raise TokenizerError(f"bos_token is {short_repr(bos_token)}; expected a piece or None")
         # Asking for all of the protocol would ask a vocabulary without a sentencepiece model for it.
         if not isinstance(model, bytes) and not hasattr(type(model), "encode_with_names"):
             raise TokenizerError(
@@ -74,7 +75,7 @@ class Tokenizer:
     def from_file(cls, path: str | Path, *, add_bos: bool = False, bos_token: str | None = None) -> Tokenizer:
         """Read a ``tokenizer.model`` (or Adept's ``adept_vocab.model``)."""
         if not isinstance(path, (str, os.PathLike)):
-            raise TokenizerError(f"path is {shown(path)}; expected a str or a Path")
+            raise TokenizerError(f"path is {short_repr(path)}; expected a str or a Path")
         try:
             model = read_regular(path, max_bytes("tokenizer.model"))
         except FileError as error:
@@ -104,7 +105,7 @@ class Tokenizer:
         with _as_tokenizer_errors():
             add_bos = optional_flag("add_bos", add_bos)
         if not isinstance(text, str):
-            raise TokenizerError(f"text is {shown(text)}; expected a str")
+            raise TokenizerError(f"text is {short_repr(text)}; expected a str")
         require_text(text)
         ids = self.vocabulary.encode(text)
         if not (self.add_bos if add_bos is None else add_bos):
@@ -244,7 +245,7 @@ class Tokenizer:
             named = self.vocabulary.find(bos_token)
             if named is None:
                 raise TokenizerError(
-                    f"{self.source} has no piece {shown(bos_token)}, which the checkpoint names as BOS"
+                    f"{self.source} has no piece {short_repr(bos_token)}, which the checkpoint names as BOS"
                 )
             return named
         choices = (self.vocabulary.find(END_OF_TEXT), self.vocabulary.own_bos(), self.eos_id)

@@ -16,11 +16,11 @@ from transformers import PersimmonConfig as TheirConfig
 from transformers import PersimmonForCausalLM as TheirModel
 
 from adept_fast import ConfigError, ParameterError, Runtime, SamplingParams, Tokenizer, TokenizerError
-from adept_fast.arguments import shown
 from adept_fast.chat.format import ChatError, chat_prompt, chat_text
 from adept_fast.checkpoint import demo_path
 from adept_fast.integrations.transformers import NotServedError, accelerate
 from adept_fast.modeling import KeyValueCache, PersimmonForCausalLM
+from adept_fast.system.short_text import short_repr
 
 
 class Odd:
@@ -192,7 +192,7 @@ def test_wrong_types_are_one_sentence(demo: Runtime, wrong: str) -> None:
 
 @pytest.mark.parametrize("name", ["input_ids", "inputs_embeds", "attention_mask", "position_ids"])
 @pytest.mark.parametrize(
-    "value", [[[1, 2]], "text", np.zeros((1, 2)), 7, torch.zeros(1, 2).bool()], ids=shown
+    "value", [[[1, 2]], "text", np.zeros((1, 2)), 7, torch.zeros(1, 2).bool()], ids=short_repr
 )
 def test_modules_take_tensors(name: str, value: Any) -> None:
     inputs: dict[str, Any] = {"input_ids": torch.tensor([[1, 2]])}
@@ -272,9 +272,9 @@ def test_arrays_of_ids(demo: Runtime) -> None:
 
 
 def test_values_are_shown_shortened() -> None:
-    assert shown("a" * 1000).startswith("'aaa")
-    assert all(len(shown(value)) <= 120 for value in WRONG.values())
-    assert shown(10**400) == "an integer of about 398 digits"
-    assert shown(-(2**40)) == "-1099511627776"
-    assert shown(torch.tensor(3)) == "Tensor of torch.int64 and shape [] (3)"
-    assert shown(np.zeros((2, 3))) == "ndarray of float64 and shape [2, 3]"
+    assert short_repr("a" * 1000).startswith("'aaa")
+    assert all(len(short_repr(value)) <= 150 for value in WRONG.values())
+    assert short_repr(10**400) == "an integer of 1329 bits"
+    assert short_repr(-(2**40)) == "-1099511627776"
+    assert short_repr(torch.tensor(3)) == "Tensor of torch.int64 and shape [] (3)"
+    assert short_repr(np.zeros((2, 3))) == "ndarray of float64 and shape [2, 3]"
