@@ -77,6 +77,7 @@ def test_the_first_python_block_prints_what_its_comment_says(capsys: pytest.Capt
     assert capsys.readouterr().out.splitlines()[0] == said[1].removeprefix(" ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", blocks("console"))
 def test_console_blocks_print_what_they_say(block: str, workplace: Path) -> None:
     environment = os.environ | {
