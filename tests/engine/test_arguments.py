@@ -16,7 +16,7 @@ from transformers import PersimmonConfig as TheirConfig
 from transformers import PersimmonForCausalLM as TheirModel
 
 from adept_fast import ConfigError, ParameterError, Runtime, SamplingParams, Tokenizer, TokenizerError
-from adept_fast.chat.format import ChatError, chat_prompt, chat_text
+from adept_fast.chat.format import ChatError, HumanAdeptFormat, chat_prompt
 from adept_fast.checkpoint import demo_path
 from adept_fast.integrations.transformers import NotServedError, accelerate
 from adept_fast.modeling import KeyValueCache, PersimmonForCausalLM
@@ -142,9 +142,9 @@ TABLE: list[tuple[str, Callable[[Runtime, Any], object], set[str]]] = [
     ("token id", lambda r, v: TOKENIZER.piece(v), {"integer", "bool"}),
     ("token id", lambda r, v: TOKENIZER.is_control(v), {"integer", "bool"}),
     ("messages", lambda r, v: TOKENIZER.apply_chat_template(v), set()),
-    ("messages", lambda r, v: chat_text([v]), set()),
-    ("role", lambda r, v: chat_text([{"role": v, "content": "a"}]), set()),
-    ("content", lambda r, v: chat_text([{"role": "user", "content": v}]), TEXTS),
+    ("messages", lambda r, v: HumanAdeptFormat().text([v]), set()),
+    ("role", lambda r, v: HumanAdeptFormat().text([{"role": v, "content": "a"}]), set()),
+    ("content", lambda r, v: HumanAdeptFormat().text([{"role": "user", "content": v}]), TEXTS),
     (
         "tokenize",
         lambda r, v: TOKENIZER.apply_chat_template([{"role": "user", "content": "a"}], tokenize=v),
@@ -152,7 +152,7 @@ TABLE: list[tuple[str, Callable[[Runtime, Any], object], set[str]]] = [
     ),
     (
         "add_generation_prompt",
-        lambda r, v: chat_text([{"role": "user", "content": "a"}], add_generation_prompt=v),
+        lambda r, v: HumanAdeptFormat().text([{"role": "user", "content": "a"}], add_generation_prompt=v),
         {"bool"},
     ),
     ("question", lambda r, v: chat_prompt(v), TEXTS),
