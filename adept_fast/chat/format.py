@@ -1,4 +1,4 @@
-"""Chat formats, and the one that Persimmon's chat models are tuned for: ``human: …\\n\\nadept: …``."""
+"""Chat formats, and that of Persimmon's chat models: ``human: …\\n\\nadept: …``."""
 
 from __future__ import annotations
 
