@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from adept_fast import choices, ops
-from adept_fast.arguments import ParameterError, entries, flag, integer, number, shown, token_ids
+from adept_fast.arguments import ParameterError, entries, flag, integer, number, token_ids
 from adept_fast.ops.transfer import to_device
+from adept_fast.system.short_text import short_repr
 
 _LARGEST_SEED = 2**63 - 1
 MOST_DRAFTS = choices.MAX_DRAFTS
@@ -217,7 +218,7 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
     texts = [stop] if isinstance(stop, str) else entries("stop", stop, "a string, or a list of strings")
     for text in texts:
         if not isinstance(text, str) or not text:
-            raise ParameterError(f"stop has {shown(text)}; expected strings that are not empty")
+            raise ParameterError(f"stop has {short_repr(text)}; expected strings that are not empty")
     return tuple(str(text) for text in texts)
 
 

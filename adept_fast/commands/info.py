@@ -14,7 +14,6 @@ import torch
 from adept_fast import __version__, ops
 from adept_fast.checkpoint import Checkpoint, Location, dtype_name, locate, open_checkpoint
 from adept_fast.checkpoint.published import release_checksum
-from adept_fast.commands.errors import printable
 from adept_fast.commands.output import print_json, print_text
 from adept_fast.engine.graphs import launch_description
 from adept_fast.engine.loading import plan_loading
@@ -22,6 +21,7 @@ from adept_fast.memory.advice import InsufficientMemoryError, MemoryPlan, format
 from adept_fast.ops import cuda
 from adept_fast.ops.optional import choices
 from adept_fast.placement import Placement, choose_placement, imagine_placement
+from adept_fast.system.short_text import printable
 
 
 def run(options: dict[str, Any]) -> None:
