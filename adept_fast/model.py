@@ -101,7 +101,7 @@ class Persimmon:
         self.token_bounds = ops.token_bounds(weights.layers[0].w_down_t)
         # Of the decode steps: rows of the down-projections that were read, and all there were.
         self.unit_counts = torch.zeros(2, dtype=torch.int64, device=weights.device)
-        self._native_step = ops.native_step(
+        self._native_step = ops.cpu_step(
             weights, self._lm_head, self.cos, self.sin, config.layer_norm_eps, self.scale, self.unit_counts
         )
 

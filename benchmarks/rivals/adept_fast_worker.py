@@ -69,7 +69,7 @@ class AdeptFastWorker(Worker):
             "weight_bytes": self.runtime.bytes_read_per_step(0),
             "resident_bytes": {"weights": plan.weights_bytes, "cache": plan.cache_bytes},
             "load_seconds": self.runtime.load_seconds,
-            "operators": {part.operator: part.kind for part in ops.implementations()},
+            "operators": {part.operator: part.implementation for part in ops.explain(torch.device("cpu"))},
             "notes": "the timed step also turns the token into text",
         }
 
