@@ -1,7 +1,7 @@
 """Runs the benchmarks that the README shows, one after the other, and rewrites it.
 
-    python benchmarks/suite.py             # the short form: under five minutes on two cores
-    python benchmarks/suite.py --full --model-folder FOLDER --python llama.cpp=PATH
+    python -m benchmarks suite             # the short form: under five minutes on two cores
+    python -m benchmarks suite --full --model-folder FOLDER --python llama.cpp=PATH
 
 Results belong to a commit. On a tree without uncommitted changes they go to ``benchmarks/results/DEVICE``
 when all have been measured, and the README and its plots are rewritten; else they go to a temporary folder,
@@ -20,14 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from decode import choose_device
-from harness import git, has_uncommitted_changes
-from machine import device_name, results_folder
-from models import random_model
 
-HERE = Path(__file__).resolve().parent
+from benchmarks.machine import device_name, results_folder
+from benchmarks.models import random_model
+from benchmarks.options import PYTHON, choose_device, device_option
+from benchmarks.result_file import git, has_uncommitted_changes
+from benchmarks.workers import ROOT, environment
+
 OURS = ("adept-fast:float16", "adept-fast:bfloat16", "adept-fast:int8", "adept-fast:int4")
-RIVALS = (
+BASELINES = (
     "llama.cpp:F16",
     "llama.cpp:BF16",
     "llama.cpp:Q8_0",
@@ -49,11 +50,11 @@ class Run:
     result: str
     model: tuple[str, float] | None
     options: tuple[str, ...]
-    takes_rivals: bool = False
+    takes_baselines: bool = False
 
 
-def contestants(*names: str) -> tuple[str, ...]:
-    return tuple(part for name in names for part in ("--contestant", name))
+def runtimes(*names: str) -> tuple[str, ...]:
+    return tuple(part for name in names for part in ("--runtime", name))
 
 
 SHORT = (
@@ -62,8 +63,8 @@ SHORT = (
         "decode",
         "decode-small",
         ("small", 0.5),
-        ("--steps", "32", "--samples", "5", "--attempts", "2", *contestants(*OURS, *RIVALS)),
-        takes_rivals=True,
+        ("--steps", "32", "--samples", "5", "--attempts", "2", *runtimes(*OURS, *BASELINES)),
+        takes_baselines=True,
     ),
     Run(
         "scaling",
@@ -81,8 +82,8 @@ FULL = (
         "decode",
         "decode-small",
         ("small", 0.5),
-        ("--steps", "96", "--samples", "9", *contestants(*OURS, *RIVALS, *COMPILED)),
-        takes_rivals=True,
+        ("--steps", "96", "--samples", "9", *runtimes(*OURS, *BASELINES, *COMPILED)),
+        takes_baselines=True,
     ),
     Run(
         "decode",
@@ -90,16 +91,16 @@ FULL = (
         ("0.7g", 0.5),
         (
             *("--samples", "7", "--steps", "16", "--longest-sample", "1.0", "--attempts", "4"),
-            *contestants(*OURS, *RIVALS, *COMPILED),
+            *runtimes(*OURS, *BASELINES, *COMPILED),
         ),
-        takes_rivals=True,
+        takes_baselines=True,
     ),
     Run(
         "decode",
         "decode-0.7g-90",
         ("0.7g", 0.9),
-        ("--samples", "7", "--steps", "16", "--longest-sample", "1.0", *contestants(*AT_90)),
-        takes_rivals=True,
+        ("--samples", "7", "--steps", "16", "--longest-sample", "1.0", *runtimes(*AT_90)),
+        takes_baselines=True,
     ),
     Run("batch", "batch-0.7g", ("0.7g", 0.5), ("--samples", "5")),
     Run(
@@ -109,9 +110,9 @@ FULL = (
         (
             *("--samples", "5", "--attempts", "2", "--max-bandwidth-change", "9"),
             *(part for length in (128, 512, 2048) for part in ("--prompt-tokens", str(length))),
-            *contestants(*OURS, "transformers:bfloat16"),
+            *runtimes(*OURS, "transformers:bfloat16"),
         ),
-        takes_rivals=True,
+        takes_baselines=True,
     ),
     Run(
         "load",
@@ -119,16 +120,16 @@ FULL = (
         ("0.7g", 0.5),
         (
             *("--samples", "5", "--attempts", "2"),
-            *contestants(*OURS, "transformers:bfloat16", "llama.cpp:F16", "llama.cpp:Q4_0"),
+            *runtimes(*OURS, "transformers:bfloat16", "llama.cpp:F16", "llama.cpp:Q4_0"),
         ),
-        takes_rivals=True,
+        takes_baselines=True,
     ),
     Run(
         "memory",
         "memory-0.7g",
         ("0.7g", 0.5),
-        ("--samples", "3", *contestants(*OURS, "transformers:bfloat16", "llama.cpp:F16", "llama.cpp:Q4_0")),
-        takes_rivals=True,
+        ("--samples", "3", *runtimes(*OURS, "transformers:bfloat16", "llama.cpp:F16", "llama.cpp:Q4_0")),
+        takes_baselines=True,
     ),
     Run("scaling", "scaling-small", None, ("--samples", "7", "--format", "float16", "--format", "int8")),
     Run("operators", "operators-8b", None, ("--model", "8b", "--samples", "7", "--attempts", "3")),
@@ -161,8 +162,8 @@ GPU_FULL = (
             *("--batch", "1", "--context", "128", "--steps", "64", "--samples", "5"),
         ),
     ),
-    Run("decode", "decode-8b-settings", None, (*ON_8B, "--zeros", "0,90", *contestants(*CUDA[:3]))),
-    Run("decode", "decode-8b-rivals", None, (*ON_8B, "--zeros", "0", *contestants(*CUDA[3:]))),
+    Run("decode", "decode-8b-settings", None, (*ON_8B, "--zeros", "0,90", *runtimes(*CUDA[:3]))),
+    Run("decode", "decode-8b-rivals", None, (*ON_8B, "--zeros", "0", *runtimes(*CUDA[3:]))),
     Run(
         "operators",
         "operators-8b",
@@ -174,7 +175,7 @@ GPU_FULL = (
         "prefill-0.7g",
         ("0.7g", 0.5),
         (
-            *("--device", "cuda", "--samples", "5", *contestants(*CUDA)),
+            *("--device", "cuda", "--samples", "5", *runtimes(*CUDA)),
             *(part for length in (128, 2048, 16384) for part in ("--prompt-tokens", str(length))),
         ),
     ),
@@ -183,21 +184,15 @@ GPU_FULL = (
 
 @click.command()
 @click.option("--full", is_flag=True, help="All of them, on larger models.")
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    help="A GPU if there is one.",
-)
+@device_option("auto")
 @click.option("--only", multiple=True, metavar="RESULT", help="Of them only this one; several times.")
 @click.option("--threads", type=click.IntRange(min=1), help="[default: one for each core]")
 @click.option(
     "--model-folder",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where random models, and what rivals make of them, are kept.  [default: nowhere]",
+    help="Where random models, and what baselines convert them to, are kept.  [default: nowhere]",
 )
-@click.option("--python", "pythons", multiple=True, metavar="RUNTIME=PATH", help="As decode.py has it.")
+@PYTHON
 @click.option("--dry-run", is_flag=True, help="Print the commands.")
 def main(
     full: bool,
@@ -220,7 +215,7 @@ def main(
     threads = threads or os.cpu_count() or 1
     reason = why_no_result()
     cores = os.cpu_count() if place.type == "cpu" else None
-    folder = HERE / "results" / results_folder(device_name(place), cores)
+    folder = ROOT / "benchmarks" / "results" / results_folder(device_name(place), cores)
     with tempfile.TemporaryDirectory() as temporary:
         output = Path(tempfile.mkdtemp(prefix="adept-fast-results-"))
         failed: list[str] = []
@@ -233,7 +228,7 @@ def main(
             if run.model:
                 random_model(*run.model, models)
             began = time.monotonic()
-            done = subprocess.run(command, check=False, cwd=HERE.parent, env=environment())
+            done = subprocess.run(command, check=False, cwd=ROOT, env=os.environ | environment())
             failed += [run.result] if done.returncode else []
             click.echo(f"{run.result}: {time.monotonic() - began:.0f} s\n")
     if dry_run:
@@ -247,7 +242,7 @@ def main(
 
 
 def command_of(run: Run, models: Path, output: Path, threads: int, pythons: tuple[str, ...]) -> list[str]:
-    command = [sys.executable, f"benchmarks/{run.program}.py"]
+    command = [sys.executable, "-m", "benchmarks", run.program]
     if run.program == "decode" and "--device" not in run.options:
         command += ["--device", "cpu"]
     if run.model:
@@ -257,7 +252,7 @@ def command_of(run: Run, models: Path, output: Path, threads: int, pythons: tupl
         command += ["--threads", ",".join(map(str, sorted({1, threads})))]
     else:
         command += ["--threads", str(threads)]
-    if run.takes_rivals:
+    if run.takes_baselines:
         command += [part for python in pythons for part in ("--python", python)]
     return [*command, *run.options, "--output", str(output / f"{run.result}.json")]
 
@@ -269,20 +264,11 @@ def why_no_result() -> str:
     return "the tree has uncommitted changes" if has_uncommitted_changes() else ""
 
 
-def environment() -> dict[str, str]:
-    paths = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-
-
 def keep(output: Path, folder: Path) -> None:
     """Move the results to their place, and rewrite the README with them."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in sorted(output.iterdir()):
         shutil.move(file, folder / file.name)
     output.rmdir()
-    command = [sys.executable, "benchmarks/readme.py", "--device", folder.name]
-    subprocess.run(command, check=True, cwd=HERE.parent, env=environment())
-
-
-if __name__ == "__main__":
-    main()
+    command = [sys.executable, "-m", "benchmarks", "readme", "--device", folder.name]
+    subprocess.run(command, check=True, cwd=ROOT, env=os.environ | environment())

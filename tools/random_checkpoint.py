@@ -16,7 +16,6 @@ import json
 import math
 import statistics
 import struct
-import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,20 +25,18 @@ import click
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from adept_fast.checkpoint import (  # noqa: E402
+from adept_fast.checkpoint import (
     Checkpoint,
     PackedMatrix,
     StoredTensor,
     demo_path,
     packed_matrices,
 )
-from adept_fast.checkpoint.save import save_huggingface  # noqa: E402
-from adept_fast.checkpoint.save_native import save_native  # noqa: E402
-from adept_fast.config import PersimmonConfig  # noqa: E402
-from adept_fast.quantization.quantize import TILE, WEIGHT_FORMATS, QuantizedMatrix  # noqa: E402
-from adept_fast.tokenizer.tokenizer import Tokenizer  # noqa: E402
+from adept_fast.checkpoint.save import save_huggingface
+from adept_fast.checkpoint.save_native import save_native
+from adept_fast.config import PersimmonConfig
+from adept_fast.quantization.quantize import TILE, WEIGHT_FORMATS, QuantizedMatrix
+from adept_fast.tokenizer.tokenizer import Tokenizer
 
 DESCRIPTION_FILE = "random_checkpoint.json"
 PRESETS = {

@@ -1,0 +1,1 @@
+"""What can be measured: a command in each module."""
