@@ -1,7 +1,7 @@
 """Writes a checkpoint of random weights, for benchmarks: any shape, and a chosen share of zero MLP units.
 
-    python tools/random_checkpoint.py 0.7g random-0.7g --zeros 0.9
-    python tools/random_checkpoint.py 8b random-8b-int4 --weights int4
+    python -m tools.random_checkpoint 0.7g random-0.7g --zeros 0.9
+    python -m tools.random_checkpoint 8b random-8b-int4 --weights int4
 
 A Hugging Face directory that adept-fast and transformers load, or with ``--weights`` a native one. Weights
 are made and written one tensor at a time. The tokenizer knows as many pieces as the embedding has rows, so

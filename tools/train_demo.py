@@ -1,4 +1,4 @@
-"""Makes the demo checkpoint (see demo/README.md): `python tools/train_demo.py all --work A --output B`."""
+"""Makes the demo checkpoint (see demo/README.md): `python -m tools.train_demo all --work A --output B`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Peak memory of loading a checkpoint and decoding, against the plan and baselines, a process each.
 
-    python tools/random_checkpoint.py 8b CHECKPOINT
+    python -m tools.random_checkpoint 8b CHECKPOINT
     python -m benchmarks memory --checkpoint CHECKPOINT --output benchmarks/results/DEVICE/memory-8b.json
 
 Two peaks are reported. ``peak_resident_bytes`` is the kernel's own (VmHWM) and has everything, pages of

@@ -1,6 +1,6 @@
 """Decode speed, time to the first token, and the cost of a batch: ours in every format, and its baselines.
 
-    python tools/random_checkpoint.py 0.7g CHECKPOINT
+    python -m tools.random_checkpoint 0.7g CHECKPOINT
     python -m benchmarks decode --checkpoint CHECKPOINT --output benchmarks/results/DEVICE/decode-0.7g.json
     python -m benchmarks decode --model 8b --device cuda --batch 1 --batch 4 --context 128 --zeros 0,90
     python -m benchmarks prefill --checkpoint CHECKPOINT --prompt-tokens 128 --prompt-tokens 2048
