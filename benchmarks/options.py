@@ -172,7 +172,7 @@ SPEED: Columns = {
 def print_figures(
     measured: dict[str, dict[str, Any]], absent: dict[str, str] | None = None, columns: Columns = SPEED
 ) -> None:
-    """A row for each job, with the samples behind it; then who is absent, and why."""
+    """A row for each job, with the samples behind it; then the absent runtimes, and why."""
     rows = [
         [
             name,

@@ -1,21 +1,21 @@
 """The result file of a benchmark: figures, the run and the machine that they belong to.
 
-A result file is JSON, ``benchmarks/results/<device>/<benchmark>.json``, and says:
+A result file is JSON, ``benchmarks/results/<device>/<benchmark>.json``, with the keys:
 
 ``benchmark``, ``command``, ``date``, ``commit``, ``uncommitted_changes``
-    what was run, and on which code
+    the run and its code
 ``device``, ``machine``, ``threads``, ``versions``
-    where, and with what
+    the machine and the software
 ``copy_bandwidth_bytes_per_second``
-    of a GPU: what a copy moves, bytes read and written counted; it is no limit of what only reads
+    of a GPU: bytes that a copy reads and writes; no limit for kernels that only read
 ``samples``
-    how many were asked for
+    of each job, as requested
 ``changes``
-    added by hand where there were uncommitted changes: what they were. Without it such a file is no result
+    added by hand if there were uncommitted changes: a description. Without it such a file is no result
 ``measured``
     name → figures. A figure is ``{"median", "p10", "p90"}``; other values are facts, not figures.
 
-and whatever else a benchmark adds. ``check_report`` holds a report to this.
+and further keys of each benchmark. ``check_report`` checks a report.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ NEEDED = (
     "samples",
     "measured",
 )
-# Without these nobody could repeat a result, or say what it is of.
+# Without these nobody could repeat a result.
 NEVER_EMPTY = ("benchmark", "command", "commit", "device")
 
 
@@ -71,7 +71,7 @@ def summarise_columns(samples: list[dict[str, float]]) -> dict[str, dict[str, fl
 def describe_run(
     benchmark: str, samples: int, threads: int, device: torch.device | None = None
 ) -> dict[str, Any]:
-    """What a reader needs to judge the figures, and to repeat them; ``device`` is None for a CPU."""
+    """The keys that every benchmark has but ``measured``; ``device`` is None for a CPU."""
     return {
         "benchmark": benchmark,
         "command": " ".join(["python -m benchmarks", *map(without_folders, sys.argv[1:])]),
@@ -92,26 +92,26 @@ def describe_run(
 
 
 def _copy_bandwidth(device: torch.device | None) -> dict[str, float]:
-    """Of a GPU, where it is less than the read bandwidth, which stands beside each figure."""
+    """Of a GPU: there it is less than the read bandwidth."""
     if device is None or device.type != "cuda":
         return {}
     return {"copy_bandwidth_bytes_per_second": measure_copy_bandwidth(device)}
 
 
 def without_folders(argument: str) -> str:
-    """An argument of a command, where it is or ends in an absolute path, without this machine's folders."""
+    """An argument of a command; an absolute path at its end loses this machine's folders."""
     before, equals, path = argument.rpartition("=")
     return f"{before}{equals}…/{Path(path).name}" if path.startswith("/") else argument
 
 
 def has_uncommitted_changes() -> bool:
-    """Of what could change a figure: results and the README that shows them are not among it."""
+    """In files that could change a figure: results, and the README that shows them, could not."""
     places = (":(top)", ":(top,exclude)benchmarks/results", ":(top,exclude)README.md")
     return bool(git("status", "--porcelain", "--untracked-files=no", "--", *places))
 
 
 def git(*arguments: str) -> str:
-    """What git says of this checkout; empty where this is none."""
+    """The output of git in this checkout; empty if this is none."""
     here = Path(__file__).resolve().parent
     try:
         done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True)
@@ -121,7 +121,7 @@ def git(*arguments: str) -> str:
 
 
 def describe_checkpoint(path: Path) -> dict[str, Any]:
-    """Shapes, and of a random checkpoint how it was made; not where it lies on this machine."""
+    """Shapes, and how a random checkpoint was made; not its path."""
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     made = path / "random_checkpoint.json"
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -132,7 +132,7 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_report(report: Mapping[str, Any]) -> None:
-    """ValueError where a report is not what this file's first lines promise."""
+    """Raises ValueError if a report lacks keys, or a figure is in no order."""
     missing = [name for name in NEEDED if name not in report]
     if missing:
         raise ValueError(f"the report lacks {', '.join(missing)}")

@@ -152,7 +152,7 @@ GPU_SHORT = (
     Run("operators", "operators-small", None, ("--device", "cuda", "--model", "small", "--samples", "5")),
 )
 GPU_FULL = (
-    # Everyone where each is at its best; ours over all settings; so the rivals that need no compiling.
+    # All runtimes in the best setting of each; ours, and baselines that need no compiling, in all settings.
     Run(
         "decode",
         "decode-8b",
@@ -248,7 +248,7 @@ def command_of(run: Run, models: Path, output: Path, threads: int, pythons: tupl
     if run.model:
         preset, zeros = run.model
         command += ["--checkpoint", str(models / f"{preset}-{100 * zeros:g}")]
-    if run.program == "scaling":  # which takes several numbers, the most of them elsewhere
+    if run.program == "scaling":  # which takes several numbers of threads
         command += ["--threads", ",".join(map(str, sorted({1, threads})))]
     else:
         command += ["--threads", str(threads)]
@@ -258,14 +258,14 @@ def command_of(run: Run, models: Path, output: Path, threads: int, pythons: tupl
 
 
 def why_no_result() -> str:
-    """Why what is measured now is no result; empty where it is one."""
+    """Why a measurement now is no result; empty if it is one."""
     if not git("rev-parse", "HEAD"):
         return "this is no checkout of git, so there is no commit to name"
     return "the tree has uncommitted changes" if has_uncommitted_changes() else ""
 
 
 def keep(output: Path, folder: Path) -> None:
-    """Move the results to their place, and rewrite the README with them."""
+    """Move the results to their folder, and rewrite the README with them."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in sorted(output.iterdir()):
         shutil.move(file, folder / file.name)

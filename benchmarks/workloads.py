@@ -1,4 +1,4 @@
-"""What a runtime is timed at: decode steps after a prompt, or reading a prompt."""
+"""The timed work of a runtime: decode steps after a prompt, or reading a prompt."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Setting:
 
 
 class Workload(Protocol):
-    """What is timed in a setting."""
+    """The timed work in a setting."""
 
     def room(self, context: int) -> int:
         """Tokens of the cache."""

@@ -18,7 +18,7 @@ from benchmarks.models import open_model
 class EagerWorker(TorchBaseline):
     model: Persimmon | None = None
     cache: Cache | None = None
-    at = 0  # where the next token stands
+    at = 0  # position of the next token
 
     def hello(self) -> dict[str, Any]:
         return {"versions": {"torch": torch.__version__, "python": platform.python_version()}}

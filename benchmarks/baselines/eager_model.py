@@ -2,7 +2,7 @@
 
 Nothing but ``torch.nn`` and scaled_dot_product_attention, and a static cache; no operator of adept_fast's. It
 runs in any dtype, on any device, as it is or through torch.compile. Modules bear transformers' names, so a
-checkpoint's tensors are its state dict. In float16 the squares of units above 256 overflow, here as in
+checkpoint's tensors are its state dict. In float16 the squares of activations above 256 overflow, here as in
 transformers.
 """
 
@@ -144,7 +144,7 @@ class Persimmon(nn.Module):
 
         Args:
             ids: int64 [batch, tokens].
-            positions: int64 [tokens], where they stand in every sequence of the batch.
+            positions: int64 [tokens], in every sequence of the batch.
             length: how many positions of the cache are looked at, those of these tokens included; None for
                 all it has room for, so that no shape changes from step to step.
         """

@@ -1,7 +1,7 @@
 """llama.cpp, through llama-cpp-python's thin binding of its C functions: llama_decode and an argmax by NumPy.
 
-Settings are llama.cpp's own (float16 cache, flash attention where it sees fit, weights repacked for the CPU
-where it does that). Build it for the machine at hand, as our kernels are chosen for it:
+Settings are llama.cpp's own: a float16 cache, flash attention and weights repacked for the CPU as it chooses.
+Build it for this machine, as our kernels are chosen for it:
 
     CMAKE_ARGS="-DGGML_NATIVE=ON" pip install llama-cpp-python --no-binary llama-cpp-python
     pip install gguf torch safetensors
@@ -103,7 +103,7 @@ class LlamaCppWorker(Worker):
         return {"seconds": time.perf_counter() - started}
 
     def _release(self) -> None:
-        """Let go of what an earlier load took."""
+        """Free what an earlier load allocated."""
         if self.model is not None:
             self.llama.llama_free(self.context)
             self.llama.llama_model_free(self.model)
@@ -125,7 +125,7 @@ try:
     import llama_cpp as _llama_cpp
 
     _quiet = _llama_cpp.llama_log_callback(_no_log)  # kept: C code goes on calling it
-except ImportError:  # hello() says so
+except ImportError:  # hello() reports it
     _quiet = None
 
 

@@ -96,7 +96,7 @@ def tensor_bytes(shape: tuple[int, ...], format: str) -> int:
 
 
 def _stored_shape(shape: tuple[int, ...], kind: gguf.GGMLQuantizationType) -> tuple[int, ...]:
-    """That of the array that ``quantize`` returns, which is how the writer wants to be told."""
+    """The shape of the array that ``quantize`` returns, which the writer expects."""
     if _stored_dtype(kind) == np.uint8:
         return tuple(gguf.quant_shape_to_byte_shape(shape, kind))
     return shape

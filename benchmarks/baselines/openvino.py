@@ -2,8 +2,8 @@
 
 Exported once for each format, beside the checkpoint: ``float16`` keeps the weights as they are stored,
 ``int8`` and ``int4`` compress them as optimum-intel does by default (which leaves lm_head in 8 bits beside
-int4). Settings are OpenVINO's own for latency; it computes in bfloat16 where the processor can, and keeps the
-cache in 8 bits where it thinks fit.
+int4). Settings are OpenVINO's own for latency; it may compute in bfloat16
+and keep the cache in 8 bits.
 
     pip install "optimum-intel[openvino]"
 """
@@ -54,7 +54,7 @@ class OpenVinoWorker(Worker):
         self.inputs = {name for port in compiled.inputs for name in port.names}
         self.request = compiled.create_infer_request()
         config = read_config(checkpoint)
-        # The file holds the embedding too, in 8 bits where it is compressed; of that a step reads one row.
+        # The file holds the embedding too, in 8 bits if it is compressed; a step reads one row of it.
         embedding = config["vocab_size"] * config["hidden_size"] * (2 if format == "float16" else 1)
         self.weight_bytes = (exported / "openvino_model.bin").stat().st_size - embedding
         precision = compiled.get_property("KV_CACHE_PRECISION")

@@ -1,10 +1,10 @@
-"""What a benchmark and its workers say to each other: JSON objects, one a line, over stdin and stdout.
+"""The protocol of a benchmark and its workers: JSON objects, one a line, over stdin and stdout.
 
 A worker is one runtime in a process, and an interpreter, of its own. This file needs nothing but the standard
 library, so that it runs in whatever environment the runtime is installed in. A request is ``{"op": name,
 …arguments}``; the answer is what the worker's method of that name returns, or ``{"error": sentence}``.
 
-What is timed is the same for every runtime. ``decode``: after the prompt has been read, ``steps`` times a
+The same is timed for every runtime. ``decode``: after the prompt has been read, ``steps`` times a
 token id goes in and the most likely next one comes out, known to Python. ``prefill``: the ids of a prompt go
 in and the most likely next one comes out.
 """
@@ -25,7 +25,7 @@ class Worker:
     """A runtime. Every method returns what the answer holds."""
 
     def hello(self) -> dict[str, Any]:
-        """Import the runtime: ``{"versions": …}``. An ImportError here says that the rival is absent."""
+        """Import the runtime: ``{"versions": …}``. After an ImportError the runtime is absent."""
         raise NotImplementedError
 
     def load(
@@ -33,7 +33,7 @@ class Worker:
     ) -> dict[str, Any]:
         """Load the weights in ``format``, with room for ``batch`` sequences of ``context`` tokens.
 
-        May be called again, for another room; Absent where there is not so much.
+        May be called again with other room; raises Absent if memory does not suffice.
 
         ``{"weight_bytes": what a step reads of weights, "notes": what a reader has to know}``
         """
@@ -49,7 +49,7 @@ class Worker:
 
 
 class Absent(Exception):  # noqa: N818 - a state, not a mistake
-    """The rival cannot take part, in one sentence."""
+    """The runtime cannot take part, in one sentence."""
 
 
 def serve(worker: Worker) -> None:

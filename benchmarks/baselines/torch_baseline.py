@@ -24,7 +24,7 @@ CHUNK = 16384  # tokens of all prompts together that are read at once, which bou
 
 
 class TorchBaseline(Worker):
-    """A model of which a subclass makes a step; ids stay on the device, and the host waits for none."""
+    """A subclass makes the steps; ids stay on the device, and the host waits for none."""
 
     no_grad: Any = torch.inference_mode
 
@@ -34,10 +34,10 @@ class TorchBaseline(Worker):
         torch.set_num_threads(threads)
         torch.backends.cuda.matmul.allow_tf32 = False  # float32 is float32, as everywhere else
         dtype = getattr(torch, format)
-        asked = (checkpoint, format, device)
+        wanted = (checkpoint, format, device)
         started = time.perf_counter()
         self.forget_cache()
-        if getattr(self, "_loaded", None) != asked:
+        if getattr(self, "_loaded", None) != wanted:
             self._loaded: tuple[str, str, str] | None = None
             self.forget_model()
         self.device, self.dtype, self.config = torch.device(device), dtype, read_config(checkpoint)
@@ -48,7 +48,7 @@ class TorchBaseline(Worker):
         try:
             if self._loaded is None:
                 self.load_model(Path(checkpoint))
-                self._loaded = asked
+                self._loaded = wanted
             loaded = time.perf_counter()
             with self.no_grad():
                 facts = self.warm_up()
@@ -86,7 +86,7 @@ class TorchBaseline(Worker):
         raise NotImplementedError
 
     def warm_up(self) -> dict[str, Any]:
-        """Whatever a first step costs that later ones do not; what there is to say of it."""
+        """Run steps that cost more than later ones; returns facts for the report."""
         return {}
 
     def read(self, ids: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class TorchBaseline(Worker):
         raise NotImplementedError
 
     def rewind(self, tokens: int) -> bool:
-        """Forget all but so many tokens, so that a prompt need not be read again; False where it must."""
+        """Keep the first ``tokens`` of the cache, so that a prompt is not read again; False if it must be."""
         return False
 
     def step(self, ids: Tensor) -> Tensor:
@@ -110,12 +110,12 @@ class TorchBaseline(Worker):
         raise NotImplementedError
 
     def forget_cache(self) -> None:
-        """Let go of what belongs to one batch and one context."""
+        """Free what belongs to one batch and one context."""
         self._prompt: Tensor | None = None
         self._first: Tensor | None = None
 
     def forget_model(self) -> None:
-        """Let go of the weights too."""
+        """Free the weights too."""
 
     def steps_after(self, prompt: Tensor) -> Callable[[], None]:
         """Read the prompts, unless they are those of the last time; then each call is a step."""
@@ -134,7 +134,7 @@ class TorchBaseline(Worker):
         return step
 
     def _check_room(self, held: bool) -> None:
-        """Raises Absent where weights and cache do not fit, before the machine runs out of memory."""
+        """Raises Absent if weights and cache do not fit, before the machine runs out of memory."""
         embedding = self.config["vocab_size"] * self.config["hidden_size"] * self.dtype.itemsize
         needed = self.cache_bytes * self.capacity * self.batch
         needed += 0 if held else self.weight_bytes + embedding
@@ -144,7 +144,7 @@ class TorchBaseline(Worker):
 
 
 def timed(device: torch.device, steps: int, step: Callable[[], None]) -> float:
-    """Seconds of so many steps: on a GPU by its own clock, which all of them are queued between."""
+    """Seconds of ``steps`` calls; on a GPU between two events of its stream."""
     if device.type != "cuda":
         started = time.perf_counter()
         for _ in range(steps):
@@ -182,6 +182,6 @@ def compiled(function: Callable[..., Tensor], device: torch.device) -> Callable[
 
 
 def mark_static(tensors: list[Tensor]) -> None:
-    """Tensors that compiled code may write to where they lie: otherwise no CUDA graph is made of it."""
+    """Let compiled code write these tensors in place: otherwise it makes no CUDA graph."""
     for tensor in tensors:
         torch._dynamo.mark_static_address(tensor)

@@ -67,7 +67,7 @@ class TransformersWorker(TorchBaseline):
         self.model = None
 
     def _use(self, model: Any) -> None:
-        # transformers renamed it, so its own signature says what it is.
+        # transformers renamed it, so the name is read from its signature.
         accepted = inspect.signature(model.forward).parameters
         self.cache_argument = "cache" if "cache" in accepted else "past_key_values"
         self.model = model.eval().to(self.device)

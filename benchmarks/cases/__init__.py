@@ -1,1 +1,1 @@
-"""What can be measured: a command in each module."""
+"""The cases: each a command."""

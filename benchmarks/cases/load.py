@@ -4,8 +4,8 @@
 
 Timed from the start of the process: ``import`` until it answers with its version, ``load``, and the first
 token of a short prompt. ``warm``: the checkpoint's files were read before, and the system still holds them.
-``dropped``: the system was asked to let go of them (posix_fadvise, which needs no privilege); how much of
-them was resident then is looked up (mincore), and where they stayed, that row is absent. Python and its
+``dropped``: posix_fadvise, which needs no privilege, has dropped them from the page cache; mincore counts the
+pages that stayed, and if there are many, that row is absent. Python and its
 libraries are warm in both.
 """
 
@@ -133,7 +133,7 @@ def figures(starts: list[Start], dropped: Counter[str]) -> dict[str, Any]:
 
 
 def files_of(checkpoint: Path) -> Iterator[Path]:
-    """Everything below a checkpoint, what rivals made of it too; or the file that it is."""
+    """Everything below a checkpoint, what baselines convert it to included; or the file itself."""
     if checkpoint.is_file():
         yield checkpoint
     yield from (file for file in sorted(checkpoint.rglob("*")) if file.is_file())

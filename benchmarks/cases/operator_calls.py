@@ -27,7 +27,7 @@ FORMATS = {
 FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TORCH_DTYPES = ("float16", "bfloat16")
 OF_CACHE = ("rotary_append", "decode_attention")  # which have no weights; ours keeps the cache in float16
-FAR = 10.0  # a unit's bias, so that no input moves it across 0
+FAR = 10.0  # a neuron's bias, so that no input moves it across 0
 QKV = "model.layers.0.self_attn.query_key_value.weight"
 DENSE = "model.layers.0.self_attn.dense.weight"
 UP = "model.layers.0.mlp.dense_h_to_4h.weight"
@@ -75,7 +75,7 @@ class Operands:
         return self._made[key]
 
     def _normal(self, name: str, *shape: int) -> Tensor:
-        """The same for everyone who asks for that name."""
+        """The same tensor for every use of a name."""
 
         def make() -> Tensor:
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
@@ -116,17 +116,17 @@ class Operands:
     def _untransposed(self, matrix: Tensor) -> Tensor:
         return matrix.t().contiguous() if matrix.is_cuda else self._huge.copy(matrix.t())
 
-    def _unit_bias(self) -> Tensor:
-        """Such that the chosen share of units is 0, spread over them, for every token."""
+    def _up_bias(self) -> Tensor:
+        """Such that the chosen share of neurons, in random order, is inactive for every token."""
 
         def make() -> Tensor:
-            units = self._config.intermediate_size
-            bias = torch.full((units,), FAR)
-            order = torch.randperm(units, generator=torch.Generator().manual_seed(0))
-            bias[order[: round(self._zeros * units)]] = -FAR
+            neurons = self._config.intermediate_size
+            bias = torch.full((neurons,), FAR)
+            order = torch.randperm(neurons, generator=torch.Generator().manual_seed(0))
+            bias[order[: round(self._zeros * neurons)]] = -FAR
             return bias.to(self._device)
 
-        return self._kept("unit bias", make)
+        return self._kept("up bias", make)
 
     def _cache(self, dtype: torch.dtype, number: int) -> Tensor:
         """[k/v, slots, heads, positions, head_dim]."""
@@ -166,11 +166,11 @@ class Operands:
 
     def _our_mlp(self, fmt: str, number: int) -> Call:
         hidden, eps = self._config.hidden_size, self._config.layer_norm_eps
-        x, norm, b_up = self._x(), self._norm(hidden), self._unit_bias()
+        x, norm, b_up = self._x(), self._norm(hidden), self._up_bias()
         up, down = self._matrix(UP, fmt, number), self._matrix(DOWN, fmt, number)
         b_down = self._normal("down bias", hidden)
-        needed = int((b_up > 0).sum()) / len(b_up)
-        read = _bytes(*norm, up, b_up, b_down) + round(needed * _bytes(down))
+        active = int((b_up > 0).sum()) / len(b_up)
+        read = _bytes(*norm, up, b_up, b_down) + round(active * _bytes(down))
         return Call(lambda: ops.mlp(x, *norm, eps, up, b_up, down, b_down), read)
 
     def _our_lm_head(self, fmt: str, number: int) -> Call:
@@ -222,13 +222,13 @@ class Operands:
 
     def _torch_mlp(self, fmt: str, number: int) -> Call:
         hidden, eps = self._config.hidden_size, self._config.layer_norm_eps
-        tensors = (self._x(), *self._norm(hidden), self._unit_bias(), self._normal("down bias", hidden))
+        tensors = (self._x(), *self._norm(hidden), self._up_bias(), self._normal("down bias", hidden))
         x, gamma, beta, b_up, b_down = self._in(fmt, *tensors)
         up, down = self._plain(UP, fmt, number), self._plain(DOWN, fmt, number)
 
         def run() -> Tensor:
-            units = F.linear(F.layer_norm(x, (hidden,), gamma, beta, eps), up, b_up).relu().square()
-            return x + F.linear(units, down, b_down)
+            activations = F.linear(F.layer_norm(x, (hidden,), gamma, beta, eps), up, b_up).relu().square()
+            return x + F.linear(activations, down, b_down)
 
         return Call(run, _bytes(gamma, beta, up, b_up, down, b_down))
 

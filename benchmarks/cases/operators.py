@@ -5,7 +5,7 @@
 Ours in every format of weights, torch in float16 and bfloat16; those of one operator take turns. The weights
 are the same tensors, in huge pages on a CPU; as many sets of them take turns as the last cache cannot hold.
 ``bytes_per_step`` is what ours has to read, rows of zeros left out, and what torch has to, all of them.
-``times_as_fast`` is against torch in the same dtype, where ours is packed against bfloat16. ``sample`` is not
+``times_as_fast`` is against torch in the same dtype, for packed weights against bfloat16. ``sample`` is not
 among them: on a CPU it is torch itself, and on a GPU benchmarks/step times it.
 """
 
@@ -166,7 +166,7 @@ class Timed:
 
 
 def captured(run: Callable[[], None]) -> Callable[[], None]:
-    """What replays a graph of all that ``run`` starts."""
+    """Replays a graph of all kernels that ``run`` launches."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
@@ -194,8 +194,8 @@ def seconds_on_gpu(run: Callable[[], None], rounds: int) -> float:
 def against_torch(job: str, compared: dict[str, Any]) -> dict[str, float] | None:
     """How many times as fast ours is as torch in its dtype; None for torch itself."""
     dtype = job.partition(":")[2]
-    rival = f"torch:{dtype if dtype in TORCH_DTYPES else PACKED_AGAINST}"
-    figure: dict[str, float] | None = compared.get(job, {}).get(rival, {}).get("speedup")
+    baseline = f"torch:{dtype if dtype in TORCH_DTYPES else PACKED_AGAINST}"
+    figure: dict[str, float] | None = compared.get(job, {}).get(baseline, {}).get("speedup")
     return figure
 
 

@@ -1,4 +1,4 @@
-"""What packed weights lose: how likely the right answers are, and how many are given word for word.
+"""The loss of packed weights: how likely the right answers are, and how many are given word for word.
 
     python -m benchmarks quality --output benchmarks/results/DEVICE/quality.json
 
@@ -65,7 +65,7 @@ def main(every: int, threads: int, output: Path | None) -> None:
 
 @dataclass(frozen=True)
 class Texts:
-    """What a format said: its answers, and the tokens of its stories."""
+    """The answers of a format, and the tokens of its stories."""
 
     answers: list[str]
     stories: list[list[int]]
@@ -111,8 +111,8 @@ def same_tokens(texts: list[list[int]], baseline: list[list[int]]) -> float:
 def answer_logprobs(runtime: Runtime, prompt: str, answer: str) -> list[float]:
     """Of each token of the answer, given the prompt."""
     (score,) = runtime.score([f"{prompt} {answer}"])
-    asked = len(runtime.tokenizer.encode(prompt))
-    return [logprob for logprob in score.logprobs[asked:] if logprob is not None]
+    prompt_tokens = len(runtime.tokenizer.encode(prompt))
+    return [logprob for logprob in score.logprobs[prompt_tokens:] if logprob is not None]
 
 
 def share(outcomes: Iterable[bool]) -> float:

@@ -1,4 +1,4 @@
-"""What a decode step costs as one thing after another grows: layers, width, context, batch, zeros, threads.
+"""The time of a decode step along six axes: layers, width, context, batch, inactive neurons, threads.
 
     python -m benchmarks scaling --output benchmarks/results/DEVICE/scaling-small.json
 
@@ -36,7 +36,7 @@ FITTED = ("layers", "hidden", "context", "batch", "zeros")
 
 @dataclass(frozen=True)
 class Point:
-    """A model, and what it is asked to do."""
+    """A model, and the setting it decodes in."""
 
     format: str
     layers: int
@@ -66,9 +66,9 @@ def axis(name: str, default: str, number: type[int] | type[float] = int) -> Call
     )
 
 
-def powers_up_to(most: int) -> list[int]:
-    """1, 2, 4, … and ``most``."""
-    return sorted({most, *(1 << at for at in range(most.bit_length()))})
+def powers_up_to(maximum: int) -> list[int]:
+    """1, 2, 4, … and ``maximum``."""
+    return sorted({maximum, *(1 << at for at in range(maximum.bit_length()))})
 
 
 @click.command()
@@ -110,7 +110,7 @@ def main(model: str, formats: tuple[str, ...], steps: int, **options: Any) -> No
 
 
 def all_points(base: dict[str, int], formats: Iterable[str], lists: dict[str, list[Any]]) -> dict[str, Point]:
-    """``float16 layers 4`` → the point; off its axis a point is the preset, with the least of the rest."""
+    """``float16 layers 4`` → the point; off its axis it is the preset, with the smallest other values."""
     points: dict[str, Point] = {}
     for fmt in formats:
         start = Point(
@@ -196,7 +196,7 @@ def fits(samples: dict[str, Samples]) -> dict[str, dict[str, float]]:
         clean = [sample for sample in taken if sample is not None]
         if axis in FITTED and clean:
             groups.setdefault(f"{fmt} {axis}", []).append(middle(clean))
-            if axis != "batch":  # where arithmetic may be the limit
+            if axis != "batch":  # arithmetic may limit it
                 groups.setdefault(f"{fmt} all but batch", []).append(middle(clean))
     lines = {name: line_through(group) for name, group in groups.items()}
     return {name: line for name, line in lines.items() if line is not None}

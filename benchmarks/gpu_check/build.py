@@ -3,7 +3,7 @@
     python -m benchmarks.gpu_check.build --architecture 90            # both, or: make gpu-build ARCH=90
     python -m benchmarks.gpu_check.build --architecture 90 --step     # the program alone: make step ARCH=90
 
-The extension goes to ``adept_fast``, where it is found while its sources are what they were, and the program
+The extension goes to ``adept_fast``, and is used as long as its sources are the same; the program
 of ``benchmarks/step`` to ``build/step``. Both hold the CUDA runtime, so that they can be carried to a machine
 without a toolkit. The kernels are compiled once for both; nvcc is found as for every build.
 """
@@ -39,7 +39,7 @@ CSRC, OBJECTS, PROGRAM = ROOT / "csrc", ROOT / "build" / "objects", ROOT / "buil
 
 
 def main() -> int:
-    """Build; the exit code is 1 where that failed, its reason the last line."""
+    """Build; the exit code is 1 if that failed, its reason the last line."""
     parser = argparse.ArgumentParser(description="Build the extension and the step program for a GPU.")
     parser.add_argument("--architecture", default="", help="such as 90, or 9.0; by default of the GPU here")
     parser.add_argument("--step", action="store_true", help="the step program alone")

@@ -5,14 +5,14 @@
 
 Between the two, the checkout is carried along with what the first made, which git ignores:
 ``adept_fast/_C.abi3.so``, ``adept_fast/_C.build.json`` and ``build/step``. The check uses that extension
-where its sources are those of the checkout and its kernels run on the GPU. Where there is none, it builds
+if its sources are those of the checkout and its kernels run on the GPU. If there is none, it builds
 first, which needs nvcc and takes minutes more.
 
 Every stage has a limit of time, and the result file is written anew after each: a run that is stopped keeps
 what it has. Figures are judged by their lower bound: the bytes that have to be moved, at the read bandwidth
 that was measured in the same run.
 
-Exits with 0 where everything passed, 1 where something did not, 2 where there is no GPU.
+Exits with 0 if everything passed, 1 if something failed, 2 without a GPU.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from benchmarks.gpu_check.stages import ROOT
     type=click.Path(dir_okay=False, path_type=Path),
     help="Where the JSON goes.  [default: benchmarks/results/DEVICE/gpu-check.json, or gpu-baselines.json]",
 )
-@click.option("--commit", help="What is checked, where this is no checkout of git.")
+@click.option("--commit", help="The commit that is checked, if this is no checkout of git.")
 @click.pass_context
 def main(
     context: click.Context,
@@ -97,7 +97,7 @@ def main(
 
 
 def without_gpu() -> str:
-    """Why there is nothing to check; empty where there is a GPU."""
+    """Why there is nothing to check; empty if there is a GPU."""
     if torch.cuda.is_available():
         return ""
     if torch.version.cuda is None:

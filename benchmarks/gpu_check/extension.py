@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.gpu_check.stages import ROOT, Outcome, run_process
 
 USE_SECONDS = 20
-BUILD_SECONDS = 300  # beside the time of the check, and only where nothing was carried along
+BUILD_SECONDS = 300  # not part of the time of the check, and only if nothing was carried along
 DEVICE = "cuda"
 BUILDER = "benchmarks.gpu_check.build"
 
@@ -41,7 +41,7 @@ print(json.dumps({
 
 @dataclass
 class FoundExtension:
-    """What was found, and the stages that it took: name, outcome, seconds."""
+    """The extension, and the stages that it took: name, outcome, seconds."""
 
     facts: dict[str, Any] = field(default_factory=dict)  # for the report
     stages: list[tuple[str, Outcome, float]] = field(default_factory=list)
@@ -53,7 +53,7 @@ class FoundExtension:
 
 
 def find_extension(capability: str) -> FoundExtension:
-    """Use what is there, for a GPU of that capability; build only where it cannot be used."""
+    """Use the extension that is there; build one for that capability only if it cannot be used."""
     found = FoundExtension()
     refused = _use(found, "carried along or built before")
     if refused is not None:

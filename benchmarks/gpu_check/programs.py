@@ -28,7 +28,7 @@ BASELINES = {
 
 
 class StepProgram:
-    """Times a step and its operators: ``measured`` gets its figures by case, ``step`` the rest it says."""
+    """Times a step and its operators: ``measured`` gets its figures by case, ``step`` the rest."""
 
     def __init__(self, report: dict[str, Any]) -> None:
         self._report = report
@@ -54,12 +54,12 @@ class StepProgram:
 class Decode:
     """Times the decode step of the 8B's shapes; its report stands under ``decode``, by the stage's name.
 
-    ``who`` is adept-fast, for all of our formats, or one of BASELINES.
+    ``runtime`` is adept-fast, for all of our formats, or one of BASELINES.
     """
 
-    def __init__(self, report: dict[str, Any], who: str) -> None:
+    def __init__(self, report: dict[str, Any], runtime: str) -> None:
         self._report = report
-        self._who = who
+        self._runtime = runtime
 
     def __call__(self, seconds: float) -> Outcome:
         with tempfile.TemporaryDirectory() as folder:
@@ -68,8 +68,8 @@ class Decode:
             taken = _read(written)
         measured = taken.get("measured", {})
         if taken:
-            self._report.setdefault("decode", {})[self._who] = taken
-        if not measured and self._who in BASELINES:  # that it is not installed is no fault of ours
+            self._report.setdefault("decode", {})[self._runtime] = taken
+        if not measured and self._runtime in BASELINES:  # that it is not installed is no fault of ours
             return Outcome(None, ended.outcome(ended.lines[-1] if ended.lines else "").said, ended.lines)
         said = f"{len(measured)} settings"
         if absent := taken.get("absent"):
@@ -79,24 +79,24 @@ class Decode:
     @property
     def command(self) -> list[str]:
         """As the committed results were measured."""
-        is_ours = self._who not in BASELINES
+        is_ours = self._runtime not in BASELINES
         options = ["--model", "8b", "--device", "cuda", "--batch", "1", "--context", "128"]
         options += ["--samples", str(SAMPLES), "--longest-sample", "0.5", "--steps", "64", "--threads", "8"]
         options += ["--attempts", "2", "--zeros", "0,90" if is_ours else "0"]
-        variants = OURS if is_ours else (self._who,)
+        variants = OURS if is_ours else (self._runtime,)
         named = [part for variant in variants for part in ("--runtime", variant)]
         return [sys.executable, "-m", "benchmarks", "decode", *options, *named]
 
 
 def _as_many_as_fit(ended: Ended, said: str, count: int) -> Outcome:
-    """What the limit cut off is of less value, by the order of the programs; nothing at all is a failure."""
+    """A program measures the most valuable first, so what the limit cuts off is no failure; no figure is."""
     if ended.ran_out and count:
         return Outcome(True, f"{said}, as many as fit")
     return ended.outcome(said)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A program's results; empty where it wrote none, or was stopped while it wrote."""
+    """A program's results; empty if it wrote none, or was stopped while it wrote."""
     try:
         taken: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):

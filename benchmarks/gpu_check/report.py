@@ -1,4 +1,4 @@
-"""What ``gpu-check`` prints last: tables of figures, each beside the share of it that the lower bound is."""
+"""The tables that ``gpu-check`` prints last: figures, and the lower bound's share of each."""
 
 from __future__ import annotations
 

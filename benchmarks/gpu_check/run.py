@@ -43,12 +43,12 @@ def baseline_stages(report: dict[str, Any]) -> list[Stage]:
 
 
 def limit_seconds(stages: Iterable[Stage]) -> float:
-    """What a run of these may take in all, with an extension that was carried along."""
+    """The limit of a run of these, with an extension that was carried along."""
     return USE_SECONDS + sum(stage.longest for stage in stages)
 
 
 class Check:
-    """What was found so far, and where that is written."""
+    """The report so far, and the file that it is written to."""
 
     def __init__(self, report: dict[str, Any], output: Path) -> None:
         self.report = report
@@ -97,7 +97,7 @@ def new_report(name: str, commit: str | None, found: FoundExtension) -> dict[str
 
 
 def last_line(*command: str) -> str:
-    """Of what a program prints; empty where it is not there."""
+    """The last line that a program prints; empty if it is not installed."""
     if shutil.which(command[0]) is None:
         return ""
     done = subprocess.run(command, capture_output=True, text=True, check=False)

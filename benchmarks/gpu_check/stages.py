@@ -18,28 +18,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-KEPT_LINES = 40  # of what a process says last
+KEPT_LINES = 40  # the last of a process
 SANITIZER = "========= "  # begins its lines
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the check; without ``least`` seconds left it is not begun."""
+    """A part of the check; without ``shortest`` seconds left it is not begun."""
 
     name: str
     longest: float  # seconds
-    least: float
+    shortest: float
     run: Callable[[float], Outcome]  # given how many seconds it may take
 
     def seconds(self, left: float) -> float:
-        """How long it may take where so much is left; 0 where it is not worth it."""
-        return min(self.longest, left) if left >= self.least else 0.0
+        """How long it may take if ``left`` seconds are left; 0 if that is too little."""
+        return min(self.longest, left) if left >= self.shortest else 0.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a stage went; ``passed`` is None where it could not say, such as where a tool is not there."""
+    """How a stage went; ``passed`` is None if it could not run, such as without a tool."""
 
     passed: bool | None
     said: str
@@ -66,9 +66,9 @@ def run_process(
     variables: Mapping[str, str] | None = None,
     started: Callable[[Callable[[], None]], None] = lambda stop: None,
 ) -> Ended:
-    """Run a command from the repository's root, and end it and all that it started when its time is up.
+    """Run a command from the repository's root; at its limit, end it and all that it started.
 
-    ``started`` gets what ends it before.
+    ``started`` gets a function that ends it earlier.
     """
     lines: deque[str] = deque(maxlen=KEPT_LINES)
     ran_out, over = threading.Event(), threading.Event()
@@ -113,7 +113,7 @@ def _end_group(process: subprocess.Popen[str]) -> None:
 def run_side_by_side(
     commands: Sequence[list[str]], seconds: float, variables: Mapping[str, str], at_once: int
 ) -> list[Ended]:
-    """Each as ``run_process``, so many at the same time, and all together in that time."""
+    """Each as ``run_process``, up to ``at_once`` at the same time, all together in ``seconds``."""
     deadline = time.monotonic() + seconds
     stops: list[Callable[[], None]] = []
 
@@ -182,7 +182,7 @@ def sanitize_tests(tool: str) -> Callable[[float], Outcome]:
             return Outcome(None, "compute-sanitizer is not installed")
         before = [sanitizer, "--tool", tool, "--target-processes", "all", "--error-exitcode", "9"]
         before += ["--kernel-regex", "kns=_ZN5adept"]  # torch's own kernels are not looked at
-        # What torch keeps for later hides where an allocation ends.
+        # torch's cache of freed memory would hide the end of an allocation.
         variables = {**OPERATORS, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         files = operator_test_files()
         return outcome_of_tests(files, [run_process([*before, *PYTEST, *files], seconds, variables)])
@@ -191,7 +191,7 @@ def sanitize_tests(tool: str) -> Callable[[float], Outcome]:
 
 
 def outcome_of_tests(files: list[str], ended: list[Ended]) -> Outcome:
-    """Of all processes of pytest together: most tests have to have run, and none to have failed.
+    """Of all processes of pytest together: more tests have run than were skipped, and none failed.
 
     There is a process for each file, or one for all.
     """

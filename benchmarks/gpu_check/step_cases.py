@@ -15,7 +15,7 @@ LAYER = ("layernorm_qkv", "rotary_append", "decode_attention", "linear_residual"
 
 @dataclass(frozen=True)
 class Shapes:
-    """Of a model, Persimmon-8B unless told otherwise."""
+    """Of a model, by default Persimmon-8B."""
 
     hidden: int = 4096
     heads: int = 64
@@ -37,7 +37,7 @@ class Case:
     operator: str
     tokens: int
     format: str = "float16"  # of the weights, or of the cache
-    zeros: float = 0.0  # the share of the MLP's units that are 0
+    zeros: float = 0.0  # the share of inactive neurons
     positions: int = 0
     filter: str = ""  # of sample
 
@@ -80,7 +80,7 @@ def head_format(fmt: str) -> str:
 
 
 def moved_bytes(case: Case, shapes: Shapes) -> int:
-    """What a call has to move: each input read once, each output written once, and no row of zeros read."""
+    """Bytes of a call: each input read once, each output written once, no row of inactive neurons read."""
     hidden, tokens = shapes.hidden, case.tokens
     x = 4 * tokens * hidden
     if case.operator == "layer":
@@ -89,7 +89,7 @@ def moved_bytes(case: Case, shapes: Shapes) -> int:
     if case.operator == "step":
         layer = moved_bytes(replace(case, operator="layer"), shapes)
         head = replace(case, operator="lm_head", format=head_format(case.format))
-        rest = (replace(case, operator=name) for name in ("embed", "sample", "advance"))
+        rest = (replace(case, operator=name) for name in ("embed", "sample", "update_decode_state"))
         return shapes.layers * layer + sum(moved_bytes(part, shapes) for part in (head, *rest))
     if case.operator == "layernorm_qkv":
         return matrix_bytes(case.format, 3 * hidden, hidden, 3 * hidden) + 4 * 5 * hidden + 4 * x
@@ -111,7 +111,7 @@ def moved_bytes(case: Case, shapes: Shapes) -> int:
         return 4 * tokens * shapes.vocab
     if case.operator == "embed":
         return 8 * tokens + 2 * tokens * hidden + x
-    if case.operator == "advance":
+    if case.operator == "update_decode_state":
         return tokens * (5 * 8 + 1 + 4 * 8)  # what is read of a row, one of its ends, what is written
     raise ValueError(f"no operator is called {case.operator}")
 

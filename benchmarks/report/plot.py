@@ -1,7 +1,7 @@
 """Draws what the README shows of the result files, as SVG, once for light backgrounds and once for dark ones.
 
-What is drawn is decided first, as plain numbers (``Kind.figures``), and these stand in the SVG too: so a plot
-can be held to its result file without drawing it again. The same numbers and the same matplotlib give the
+``Kind.figures`` decides what is drawn, as plain numbers, which are stored in the SVG too: so a plot can be
+compared with its result file without drawing it again. The same numbers and the same matplotlib give the
 same bytes. ``readme`` calls this.
 """
 
@@ -48,7 +48,7 @@ class NoPlotError(ValueError):
 
 
 def speed_figures(reports: Sequence[Report]) -> Figures:
-    """Of every contestant: tokens a second, and what they would be if memory were the only limit."""
+    """Tokens a second of every row, measured and if memory were the only limit."""
     bars = [
         {
             "name": name,
@@ -65,12 +65,12 @@ def speed_figures(reports: Sequence[Report]) -> Figures:
         if "bytes_per_step" in values
     ]
     if not bars:
-        raise NoPlotError("the report has no contestant with figures; there is nothing to draw")
+        raise NoPlotError("the report has no row with figures; there is nothing to draw")
     return {"bars": bars}
 
 
 def tokens_a_step(values: dict[str, Any]) -> int:
-    """As many as sequences: what was measured says both."""
+    """The number of sequences, from the two figures that were measured."""
     milliseconds = values["milliseconds_per_step"]["median"]
     return max(1, round(values["tokens_per_second"]["median"] * milliseconds / 1e3))
 
@@ -81,7 +81,7 @@ def speed_words(figures: Figures) -> str:
 
 
 def _axis_figures(reports: Sequence[Report], axis: str) -> Figures:
-    """Of the rows along an axis: milliseconds of a step, and of reading its bytes at the bandwidth then."""
+    """Milliseconds of a step and of reading its bytes, for the rows along an axis."""
     lines: dict[str, list[dict[str, Any]]] = {}
     for report in reports:
         for values in _rows_along(report, axis):
@@ -100,7 +100,7 @@ def _axis_figures(reports: Sequence[Report], axis: str) -> Figures:
 
 
 def _rows_along(report: Report, axis: str) -> list[dict[str, Any]]:
-    """Those of scaling.py's axis, or of decode.py those whose other settings are the first that were run."""
+    """Rows of an axis of ``scaling``, or rows of ``decode`` with the other settings of the first."""
     rows = [values for values in report["measured"].values() if "bytes_per_step" in values]
     if report["benchmark"] == "scaling":
         return [values for values in rows if values["axis"] == axis]
@@ -118,7 +118,7 @@ def zeros_figures(reports: Sequence[Report]) -> Figures:
 
 
 def fits_figures(reports: Sequence[Report]) -> Figures:
-    """Of scaling.py, all points: milliseconds of reading a step's bytes → of the step; and the lines."""
+    """All points of ``scaling``: milliseconds of reading a step's bytes → of the step; and the lines."""
     clouds: dict[str, list[list[float]]] = {}
     for report in reports:
         for name, values in report["measured"].items():
@@ -127,7 +127,7 @@ def fits_figures(reports: Sequence[Report]) -> Figures:
                 point = [round(1e3 * floor, 3), round(values["milliseconds_per_step"]["median"], 3)]
                 clouds.setdefault(name.rpartition(" ")[0], []).append(point)
     if not clouds:
-        raise NoPlotError("the report has no points of scaling.py; there is nothing to draw")
+        raise NoPlotError("the report has no points of scaling; there is nothing to draw")
     fits = {
         name: [round(1e3 * fit["seconds"], 3), round(fit["times_the_floor"], 3)]
         for report in reports
@@ -310,7 +310,7 @@ def draw(kind: str, figures: Figures, theme: str, file: Path) -> None:
 
 
 def figures_in(file: Path) -> Figures | None:
-    """The numbers that a plot was drawn from; None where there is no plot."""
+    """The numbers that a plot was drawn from; None if there is no plot."""
     if not file.is_file():
         return None
     description = next(ElementTree.parse(file).getroot().iter(_DESCRIPTION), None)

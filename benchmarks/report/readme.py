@@ -1,11 +1,11 @@
-"""Writes the README's figures from the result files, or says that they differ.
+"""Writes the README's figures from the result files, or reports that they differ.
 
     python -m benchmarks readme          # rewrites the sections, and plots whose figures have changed
-    python -m benchmarks readme --check  # exit code 1 where README or plots are not those of the files
+    python -m benchmarks readme --check  # exit code 1 if README or plots are not those of the files
 
 A section stands between ``<!-- begin: KIND DEVICE/NAME … -->`` and ``<!-- end -->``: KIND, or several joined
-by ``+``, says what is made of ``benchmarks/results/DEVICE/NAME.json``, and below it stands where the figures
-come from. What is written by hand is left alone.
+by ``+``, names the tables and plots made of ``benchmarks/results/DEVICE/NAME.json``; the source of the
+figures follows. Text outside of sections stays.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ Report = dict[str, Any]
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Change nothing; fail where something would.")
+@click.option("--check", is_flag=True, help="Change nothing; fail if something would change.")
 @click.option(
     "--device",
     metavar="FOLDER",
-    help="Take what benchmarks/results/FOLDER has, where a section shows another device's.",
+    help="Show results of benchmarks/results/FOLDER in place of another device's, if they exist.",
 )
 def main(check: bool, device: str | None) -> None:
     """Bring the README's figures up to date."""
@@ -57,13 +57,13 @@ def main(check: bool, device: str | None) -> None:
 
 
 def rewrite(text: str, device: str | None = None, results: Path = RESULTS) -> str:
-    """The README with every section as the result files say.
+    """The README with every section made anew from the result files.
 
     Raises ValueError for a section of an unknown kind, or whose file is not there or is no result.
     """
 
     def section(match: re.Match[str]) -> str:
-        kinds, names = match[1].split("+"), places(match[2].split(), device, results)
+        kinds, names = match[1].split("+"), result_names(match[2].split(), device, results)
         reports = [read_result(results / f"{name}.json") for name in names]
         parts = [part(kind, reports, names) for kind in kinds]
         body = "\n\n".join([*parts, origin(reports, names)])
@@ -73,7 +73,7 @@ def rewrite(text: str, device: str | None = None, results: Path = RESULTS) -> st
 
 
 def part(kind: str, reports: Sequence[Report], names: Sequence[str]) -> str:
-    """What a kind makes of reports: Markdown."""
+    """The Markdown of one kind for these reports."""
     if kind in plot.KINDS:
         return picture(kind, reports, names)
     if kind not in RENDERERS:
@@ -86,7 +86,7 @@ def update_plots(text: str, device: str | None, *, check: bool, results: Path = 
     """Draw the plots whose figures are not those of the files; returns their names, drawn or not."""
     stale = []
     for kinds, names in SECTION.findall(text):
-        files = places(names.split(), device, results)
+        files = result_names(names.split(), device, results)
         for kind in filter(plot.KINDS.__contains__, kinds.split("+")):
             figures = plot.KINDS[kind].figures([read_result(results / f"{name}.json") for name in files])
             for theme in plot.THEMES:
@@ -98,14 +98,14 @@ def update_plots(text: str, device: str | None, *, check: bool, results: Path = 
     return stale
 
 
-def places(names: Sequence[str], device: str | None, results: Path) -> list[str]:
-    """Those of ``device``, where it has them all."""
+def result_names(names: Sequence[str], device: str | None, results: Path) -> list[str]:
+    """The same results of ``device``, if it has them all."""
     other = [f"{device}/{name.rpartition('/')[2]}" for name in names]
     return other if device and all((results / f"{name}.json").is_file() for name in other) else list(names)
 
 
 def read_result(path: Path) -> Report:
-    """Raises ValueError where there is none, or one that nobody could repeat.
+    """Raises ValueError if there is none, or one that nobody could repeat.
 
     Changes that were not committed must be described in ``changes``.
     """
@@ -118,7 +118,7 @@ def read_result(path: Path) -> Report:
 
 
 def origin(reports: Sequence[Report], names: Sequence[str]) -> str:
-    """Where, when and on which code, and who was to take part and did not."""
+    """Device, date and commit of the figures, and the runtimes that are absent."""
     said = "; ".join(dict.fromkeys(_origin_of(report) for report in reports))
     files = ", ".join(f"[{Path(name).name}.json](benchmarks/results/{name}.json)" for name in names)
     absent: dict[str, list[str]] = {}
@@ -173,37 +173,44 @@ def all_measured(reports: Sequence[Report]) -> dict[str, dict[str, Any]]:
     return {name: values for report in reports for name, values in report["measured"].items()}
 
 
-def decode(reports: Sequence[Report]) -> str:
-    rows = [
-        [
-            name,
-            megabytes(values),
-            figure(values.get("tokens_per_second"), 1),
-            figure(values.get("share_of_bandwidth"), 2),
+Values = dict[str, Any]
+Column = tuple[str, Callable[[Values], str]]
+
+
+def shown(name: str, digits: int, factor: float = 1.0) -> Callable[[Values], str]:
+    return lambda values: figure(values.get(name), digits, factor)
+
+
+def gigabytes(name: str) -> Callable[[Values], str]:
+    return lambda values: f"{values[name] / 1e9:.1f} GB" if name in values else NO_FIGURE
+
+
+def table_of(*columns: Column, first: str = "") -> Callable[[Sequence[Report]], str]:
+    """A row for each name in ``measured``."""
+
+    def render(reports: Sequence[Report]) -> str:
+        rows = [
+            [name, *(cell(values) for _, cell in columns)] for name, values in all_measured(reports).items()
         ]
-        for name, values in all_measured(reports).items()
-    ]
-    return markdown(["", "MB a token", "tokens a second (p10 to p90)", "share of the bandwidth"], rows)
+        return markdown([first, *(header for header, _ in columns)], rows)
+
+    return render
+
+
+MEGABYTES: Column = ("MB a token", megabytes)
+SPEED: Column = ("tokens a second (p10 to p90)", shown("tokens_per_second", 1))
+SHARE: Column = ("share of the bandwidth", shown("share_of_bandwidth", 2))
 
 
 def throughput(reports: Sequence[Report]) -> str:
     """Steps on a GPU. The bandwidth beside them is that of a copy, no limit: no share of it is shown."""
-    rows = [
-        [
-            name,
-            megabytes(values),
-            figure(values.get("tokens_per_second"), 1),
-            figure(values.get("milliseconds_per_step"), 2),
-            figure(values.get("bytes_per_second"), 2, 1e-12),
-        ]
-        for name, values in all_measured(reports).items()
-    ]
-    header = ["", "MB a token", "tokens a second (p10 to p90)", "ms a step (p10 to p90)"]
-    return f"{markdown([*header, 'TB a second (p10 to p90)'], rows)}\n\n{copies(reports)}"
+    steps: Column = ("ms a step (p10 to p90)", shown("milliseconds_per_step", 2))
+    rate: Column = ("TB a second (p10 to p90)", shown("bytes_per_second", 2, 1e-12))
+    return f"{table_of(MEGABYTES, SPEED, steps, rate)(reports)}\n\n{copies(reports)}"
 
 
 def copies(reports: Sequence[Report]) -> str:
-    """The bandwidth beside the samples, over all contestants."""
+    """The bandwidth beside the samples, over all rows."""
     medians = [
         values["read_bandwidth_bytes_per_second"]["median"] / 1e12
         for values in all_measured(reports).values()
@@ -230,40 +237,17 @@ def demo(reports: Sequence[Report]) -> str:
     return markdown(["", "median (p10 to p90)"], rows)
 
 
-def memory(reports: Sequence[Report]) -> str:
-    def gigabytes(values: dict[str, Any], name: str) -> str:
-        return f"{values[name] / 1e9:.1f} GB" if name in values else NO_FIGURE
-
+def prefill(reports: Sequence[Report]) -> str:
     rows = [
         [
-            name,
-            figure(values.get("tokens_per_second"), 1),
-            figure(values.get("share_of_bandwidth"), 2),
-            gigabytes(values, "peak_resident_bytes"),
-            gigabytes(values, "limit_bytes"),
-        ]
-        for name, values in all_measured(reports).items()
-    ]
-    header = ["", "tokens a second (p10 to p90)", "share of the bandwidth", "peak memory"]
-    return markdown([*header, "weights, cache and 1 GB"], rows)
-
-
-def prefill(reports: Sequence[Report]) -> str:
-    rows = [[name, str(length), figure(values, 0)] for name, length, values in _prompts(reports)]
-    return markdown(["", "tokens of the prompt", "read a second (p10 to p90)"], rows)
-
-
-def _prompts(reports: Sequence[Report]) -> list[tuple[str, int, Any]]:
-    """Contestant, length of its prompt, and the figure."""
-    return [
-        (
             name.partition(", ")[0],
-            values.get("prompt_tokens", report["prompt_tokens"]),
-            values.get("tokens_per_second"),
-        )
+            str(values.get("prompt_tokens", report["prompt_tokens"])),
+            figure(values.get("tokens_per_second"), 0),
+        ]
         for report in reports
         for name, values in report["measured"].items()
     ]
+    return markdown(["", "tokens of the prompt", "read a second (p10 to p90)"], rows)
 
 
 def batch(reports: Sequence[Report]) -> str:
@@ -288,42 +272,18 @@ def scaling(reports: Sequence[Report]) -> str:
     return markdown(["what grows", "time of a step", "r²"], rows)
 
 
-def operators(reports: Sequence[Report]) -> str:
-    rows = [
-        [
-            name,
-            megabytes(values),
-            figure(values.get("milliseconds_per_step"), 2),
-            figure(values.get("share_of_bandwidth"), 2),
-            figure(values.get("times_as_fast"), 2),
-        ]
-        for name, values in all_measured(reports).items()
-    ]
-    return markdown(["", "MB", "ms (p10 to p90)", "share of the bandwidth", "against PyTorch"], rows)
-
-
-def load(reports: Sequence[Report]) -> str:
-    rows = [
-        [name, *(figure(values.get(f"{part}_seconds"), 2) for part in ("import", "load", "total"))]
-        for name, values in all_measured(reports).items()
-    ]
-    return markdown(["seconds, median (p10 to p90)", "import", "load", "start to first token"], rows)
-
-
 def accelerated(reports: Sequence[Report]) -> str:
+    sides = ("accelerated", "plain")
     rows = [
         [
             case,
-            *(
-                figure(report["measured"][f"{case}, {side}"].get("tokens_per_second"), 1)
-                for side in ("accelerated", "plain")
-            ),
+            *(figure(report["measured"][f"{case}, {side}"].get("tokens_per_second"), 1) for side in sides),
             figure(times, 2),
         ]
         for report in reports
         for case, times in report["times_as_fast"].items()
     ]
-    return markdown(["tokens a second, median (p10 to p90)", "accelerated", "plain", "times as fast"], rows)
+    return markdown(["tokens a second, median (p10 to p90)", *sides, "times as fast"], rows)
 
 
 def quality(reports: Sequence[Report]) -> str:
@@ -342,20 +302,32 @@ def quality(reports: Sequence[Report]) -> str:
 
 
 RENDERERS: dict[str, Callable[[Sequence[Report]], str]] = {
-    function.__name__: function
-    for function in (
-        decode,
-        demo,
-        memory,
-        prefill,
-        batch,
-        scaling,
-        operators,
-        load,
-        accelerated,
-        quality,
-        throughput,
-    )
+    "decode": table_of(MEGABYTES, SPEED, SHARE),
+    "demo": demo,
+    "memory": table_of(
+        SPEED,
+        SHARE,
+        ("peak memory", gigabytes("peak_resident_bytes")),
+        ("weights, cache and 1 GB", gigabytes("limit_bytes")),
+    ),
+    "prefill": prefill,
+    "batch": batch,
+    "scaling": scaling,
+    "operators": table_of(
+        ("MB", megabytes),
+        ("ms (p10 to p90)", shown("milliseconds_per_step", 2)),
+        SHARE,
+        ("against PyTorch", shown("times_as_fast", 2)),
+    ),
+    "load": table_of(
+        ("import", shown("import_seconds", 2)),
+        ("load", shown("load_seconds", 2)),
+        ("start to first token", shown("total_seconds", 2)),
+        first="seconds, median (p10 to p90)",
+    ),
+    "accelerated": accelerated,
+    "quality": quality,
+    "throughput": throughput,
 }
 
 
@@ -365,7 +337,7 @@ def plot_name(kind: str, names: Sequence[str], theme: str) -> str:
 
 
 def picture(kind: str, reports: Sequence[Report], names: Sequence[str]) -> str:
-    """The plot for light and dark backgrounds; what it shows in words, for who cannot see it."""
+    """The plot for light and dark backgrounds; what it shows in words, for those who cannot see it."""
     dark, light = (f"benchmarks/results/{plot_name(kind, names, theme)}" for theme in ("dark", "light"))
     words = plot.KINDS[kind].words(plot.KINDS[kind].figures(reports))
     return (
