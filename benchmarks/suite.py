@@ -27,157 +27,100 @@ from benchmarks.options import PYTHON, choose_device, device_option
 from benchmarks.result_file import git, has_uncommitted_changes
 from benchmarks.workers import ROOT, environment
 
-OURS = ("adept-fast:float16", "adept-fast:bfloat16", "adept-fast:int8", "adept-fast:int4")
-BASELINES = (
-    "llama.cpp:F16",
-    "llama.cpp:BF16",
-    "llama.cpp:Q8_0",
-    "llama.cpp:Q4_0",
-    "openvino:float16",
-    "eager:bfloat16",
-    "transformers:bfloat16",
-)
-COMPILED = ("eager-compiled:bfloat16", "transformers-compiled:bfloat16")  # which takes them a minute
-CUDA = ("adept-fast:float16", "adept-fast:fp8", "adept-fast:int4", "eager:float16", "transformers:float16")
-AT_90 = ("adept-fast:float16", "adept-fast:bfloat16", "llama.cpp:F16", "llama.cpp:BF16")
+OURS = "adept-fast:float16 adept-fast:bfloat16 adept-fast:int8 adept-fast:int4"
+LLAMA_CPP = "llama.cpp:F16 llama.cpp:BF16 llama.cpp:Q8_0 llama.cpp:Q4_0"
+BASELINES = f"{LLAMA_CPP} openvino:float16 eager:bfloat16 transformers:bfloat16"
+COMPILED = "eager-compiled:bfloat16 transformers-compiled:bfloat16"  # compiling takes a minute
+STARTED = f"{OURS} transformers:bfloat16 llama.cpp:F16 llama.cpp:Q4_0"
+OURS_ON_CUDA = "adept-fast:float16 adept-fast:fp8 adept-fast:int4"
+BASELINES_ON_CUDA = "eager:float16 transformers:float16"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A program, the result it writes, the random model it takes (preset and zeros, or none), and options."""
+    """A case, the result it writes, its options, its random model (preset and zeros) and its runtimes."""
 
     program: str
     result: str
-    model: tuple[str, float] | None
-    options: tuple[str, ...]
-    takes_baselines: bool = False
+    options: str
+    model: tuple[str, float] | None = None
+    runtimes: str = ""
+
+    @property
+    def arguments(self) -> list[str]:
+        named = [part for name in self.runtimes.split() for part in ("--runtime", name)]
+        return [*self.options.split(), *named]
+
+    @property
+    def takes_baselines(self) -> bool:
+        """Whether some of its runtimes may be installed elsewhere."""
+        return self.model is not None and bool(self.runtimes)
 
 
-def runtimes(*names: str) -> tuple[str, ...]:
-    return tuple(part for name in names for part in ("--runtime", name))
-
-
+SMALL, MIDDLE, MIDDLE_90 = ("small", 0.5), ("0.7g", 0.5), ("0.7g", 0.9)
+DEMO = Run("demo", "demo", "--samples 9")
 SHORT = (
-    Run("demo", "demo", None, ("--samples", "9")),
-    Run(
-        "decode",
-        "decode-small",
-        ("small", 0.5),
-        ("--steps", "32", "--samples", "5", "--attempts", "2", *runtimes(*OURS, *BASELINES)),
-        takes_baselines=True,
-    ),
+    DEMO,
+    Run("decode", "decode-small", "--steps 32 --samples 5 --attempts 2", SMALL, f"{OURS} {BASELINES}"),
     Run(
         "scaling",
         "scaling-small",
-        None,
-        (
-            *("--layers", "4,8,12", "--hidden", "256,512,1024", "--context", "64,1024,2048"),
-            *("--batch", "1,2,4", "--zeros", "0,0.5,0.9,0.95", "--samples", "5", "--attempts", "2"),
-        ),
+        "--layers 4,8,12 --hidden 256,512,1024 --context 64,1024,2048 --batch 1,2,4 "
+        "--zeros 0,0.5,0.9,0.95 --samples 5 --attempts 2",
     ),
 )
+LONG_STEPS = "--samples 7 --steps 16 --longest-sample 1.0"
+EVERYONE = f"{OURS} {BASELINES} {COMPILED}"
 FULL = (
-    *SHORT[:1],
-    Run(
-        "decode",
-        "decode-small",
-        ("small", 0.5),
-        ("--steps", "96", "--samples", "9", *runtimes(*OURS, *BASELINES, *COMPILED)),
-        takes_baselines=True,
-    ),
-    Run(
-        "decode",
-        "decode-0.7g",
-        ("0.7g", 0.5),
-        (
-            *("--samples", "7", "--steps", "16", "--longest-sample", "1.0", "--attempts", "4"),
-            *runtimes(*OURS, *BASELINES, *COMPILED),
-        ),
-        takes_baselines=True,
-    ),
+    DEMO,
+    Run("decode", "decode-small", "--steps 96 --samples 9", SMALL, EVERYONE),
+    Run("decode", "decode-0.7g", f"{LONG_STEPS} --attempts 4", MIDDLE, EVERYONE),
     Run(
         "decode",
         "decode-0.7g-90",
-        ("0.7g", 0.9),
-        ("--samples", "7", "--steps", "16", "--longest-sample", "1.0", *runtimes(*AT_90)),
-        takes_baselines=True,
+        LONG_STEPS,
+        MIDDLE_90,
+        "adept-fast:float16 adept-fast:bfloat16 llama.cpp:F16 llama.cpp:BF16",
     ),
-    Run("batch", "batch-0.7g", ("0.7g", 0.5), ("--samples", "5")),
+    Run("batch", "batch-0.7g", "--samples 5", MIDDLE),
     Run(
         "prefill",
         "prefill-0.7g",
-        ("0.7g", 0.5),
-        (
-            *("--samples", "5", "--attempts", "2", "--max-bandwidth-change", "9"),
-            *(part for length in (128, 512, 2048) for part in ("--prompt-tokens", str(length))),
-            *runtimes(*OURS, "transformers:bfloat16"),
-        ),
-        takes_baselines=True,
+        "--samples 5 --attempts 2 --max-bandwidth-change 9 "
+        "--prompt-tokens 128 --prompt-tokens 512 --prompt-tokens 2048",
+        MIDDLE,
+        f"{OURS} transformers:bfloat16",
     ),
-    Run(
-        "load",
-        "load-0.7g",
-        ("0.7g", 0.5),
-        (
-            *("--samples", "5", "--attempts", "2"),
-            *runtimes(*OURS, "transformers:bfloat16", "llama.cpp:F16", "llama.cpp:Q4_0"),
-        ),
-        takes_baselines=True,
-    ),
-    Run(
-        "memory",
-        "memory-0.7g",
-        ("0.7g", 0.5),
-        ("--samples", "3", *runtimes(*OURS, "transformers:bfloat16", "llama.cpp:F16", "llama.cpp:Q4_0")),
-        takes_baselines=True,
-    ),
-    Run("scaling", "scaling-small", None, ("--samples", "7", "--format", "float16", "--format", "int8")),
-    Run("operators", "operators-8b", None, ("--model", "8b", "--samples", "7", "--attempts", "3")),
-    Run("quality", "quality", None, ("--every", "7")),
+    Run("load", "load-0.7g", "--samples 5 --attempts 2", MIDDLE, STARTED),
+    Run("memory", "memory-0.7g", "--samples 3", MIDDLE, STARTED),
+    Run("scaling", "scaling-small", "--samples 7 --format float16 --format int8"),
+    Run("operators", "operators-8b", "--model 8b --samples 7 --attempts 3"),
+    Run("quality", "quality", "--every 7"),
 )
-
-
 ON_8B = (
-    *("--device", "cuda", "--model", "8b", "--samples", "5"),
-    *("--batch", "1", "--batch", "4", "--batch", "16"),
-    *("--context", "128", "--context", "2048", "--context", "16384"),
+    "--device cuda --model 8b --samples 5 --batch 1 --batch 4 --batch 16 "
+    "--context 128 --context 2048 --context 16384"
 )
 GPU_SHORT = (
-    Run(
-        "decode",
-        "decode-small",
-        None,
-        ("--device", "cuda", "--model", "small", "--zeros", "0,50,90,95", "--samples", "5"),
-    ),
-    Run("operators", "operators-small", None, ("--device", "cuda", "--model", "small", "--samples", "5")),
+    Run("decode", "decode-small", "--device cuda --model small --zeros 0,50,90,95 --samples 5"),
+    Run("operators", "operators-small", "--device cuda --model small --samples 5"),
 )
 GPU_FULL = (
     # All runtimes in the best setting of each; ours, and baselines that need no compiling, in all settings.
     Run(
         "decode",
         "decode-8b",
-        None,
-        (
-            *("--device", "cuda", "--model", "8b", "--zeros", "0,50,90,95"),
-            *("--batch", "1", "--context", "128", "--steps", "64", "--samples", "5"),
-        ),
+        "--device cuda --model 8b --zeros 0,50,90,95 --batch 1 --context 128 --steps 64 --samples 5",
     ),
-    Run("decode", "decode-8b-settings", None, (*ON_8B, "--zeros", "0,90", *runtimes(*CUDA[:3]))),
-    Run("decode", "decode-8b-rivals", None, (*ON_8B, "--zeros", "0", *runtimes(*CUDA[3:]))),
-    Run(
-        "operators",
-        "operators-8b",
-        None,
-        (*("--device", "cuda", "--model", "8b"), *("--tokens", "1", "--tokens", "4", "--tokens", "16")),
-    ),
+    Run("decode", "decode-8b-settings", f"{ON_8B} --zeros 0,90", runtimes=OURS_ON_CUDA),
+    Run("decode", "decode-8b-rivals", f"{ON_8B} --zeros 0", runtimes=BASELINES_ON_CUDA),
+    Run("operators", "operators-8b", "--device cuda --model 8b --tokens 1 --tokens 4 --tokens 16"),
     Run(
         "prefill",
         "prefill-0.7g",
-        ("0.7g", 0.5),
-        (
-            *("--device", "cuda", "--samples", "5", *runtimes(*CUDA)),
-            *(part for length in (128, 2048, 16384) for part in ("--prompt-tokens", str(length))),
-        ),
+        "--device cuda --samples 5 --prompt-tokens 128 --prompt-tokens 2048 --prompt-tokens 16384",
+        MIDDLE,
+        f"{OURS_ON_CUDA} {BASELINES_ON_CUDA}",
     ),
 )
 
@@ -222,7 +165,7 @@ def main(
         for run in chosen:
             models = (model_folder or Path(temporary)).resolve()
             command = command_of(run, models, output, threads, pythons)
-            click.echo(f"$ {' '.join(command[1:])}", err=True)
+            click.echo(f"$ python {' '.join(command[1:])}", err=True)
             if dry_run:
                 continue
             if run.model:
@@ -254,7 +197,7 @@ def command_of(run: Run, models: Path, output: Path, threads: int, pythons: tupl
         command += ["--threads", str(threads)]
     if run.takes_baselines:
         command += [part for python in pythons for part in ("--python", python)]
-    return [*command, *run.options, "--output", str(output / f"{run.result}.json")]
+    return [*command, *run.arguments, "--output", str(output / f"{run.result}.json")]
 
 
 def why_no_result() -> str:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from step_bytes import Shapes, head_format
 from torch import Tensor
 
 from adept_fast.ops import reference
 from adept_fast.quantization.quantize import Matrix
 from adept_fast.quantization.quantize_wide import WideMatrix
-from benchmarks.gpu_check.step_cases import Shapes, head_format
 
 EPS = 1e-5
 FAR = 10.0  # where the biases of active units lie, and the negative of it for the others

@@ -9,11 +9,12 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_check.stages import ROOT, Ended, Outcome, run_process
-from benchmarks.gpu_check.step_cases import Case
 
 PROGRAM = ROOT / "build" / "step"
 OURS = ("adept-fast:float16", "adept-fast:fp8", "adept-fast:int4")
@@ -25,6 +26,41 @@ BASELINES = {
     "eager-compiled:float16": 180,
     "transformers-compiled:float16": 180,
 }
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator, or all of a ``layer`` or a ``step`` in turn, in one setting."""
+
+    operator: str
+    tokens: int
+    format: str = "float16"  # of the weights, or of the cache
+    zeros: float = 0.0  # the share of inactive neurons
+    positions: int = 0
+    filter: str = ""  # of sample
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Case:
+        """Of an entry in the results of ``benchmarks/step``."""
+        return cls(
+            entry["operator"],
+            entry["tokens"],
+            entry["format"],
+            entry["sparsity_percent"] / 100,
+            entry["positions"],
+            entry["sampling"] if entry["operator"] == "sample" else "",
+        )
+
+    @property
+    def setting(self) -> str:
+        """Everything but the tokens."""
+        zeros = f"{self.zeros:.0%} zeros" if self.operator in ("mlp", "layer", "step") else ""
+        positions = f"{self.positions} positions" if self.positions else ""
+        return ", ".join(filter(None, (self.operator, self.format, zeros, positions, self.filter)))
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting}, {self.tokens} token{'s' if self.tokens > 1 else ''}"
 
 
 class StepProgram:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.gpu_check.step_cases import Case
+from benchmarks.gpu_check.programs import Case
 from benchmarks.result_file import table
 
 

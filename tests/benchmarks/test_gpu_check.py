@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from cuda_weights import weights
+from step_bytes import Shapes, moved_bytes
 from torch import Tensor
 
 from benchmarks.cases.operators import copies_beyond
+from benchmarks.gpu_check.programs import Case
 from benchmarks.gpu_check.report import print_of
-from benchmarks.gpu_check.step_cases import Case, Shapes, moved_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 

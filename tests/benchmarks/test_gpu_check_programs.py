@@ -20,10 +20,9 @@ from benchmarks.gpu_check import extension as gpu_check_extension
 from benchmarks.gpu_check import programs as gpu_check_programs
 from benchmarks.gpu_check import run as gpu_check_run
 from benchmarks.gpu_check.extension import find_extension
-from benchmarks.gpu_check.programs import BASELINES, OURS, Decode, StepProgram
+from benchmarks.gpu_check.programs import BASELINES, OURS, Case, Decode, StepProgram
 from benchmarks.gpu_check.report import print_of
 from benchmarks.gpu_check.stages import Ended, Outcome
-from benchmarks.gpu_check.step_cases import Case
 from benchmarks.result_file import check_report, describe_run
 
 ROOT = Path(__file__).resolve().parents[2]

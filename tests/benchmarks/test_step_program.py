@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 from cuda_on_cpu import build
+from step_bytes import Shapes, moved_bytes, needed_units
 from step_program import Step
 
 from benchmarks.gpu_check import build as gpu_build
-from benchmarks.gpu_check.step_cases import Case, Shapes, moved_bytes, needed_units
+from benchmarks.gpu_check.programs import Case
 
 ROOT = Path(__file__).resolve().parents[2]
 

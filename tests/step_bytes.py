@@ -1,13 +1,10 @@
-"""The operators' cases that are timed, and how many bytes a call of each has to move.
-
-``benchmarks/step``, which times them, counts the same bytes in C++; its tests hold one against the other.
-"""
+"""Bytes that the step and its operators move, counted from shapes; benchmarks/step counts them in C++."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+
+from benchmarks.gpu_check.programs import Case
 
 GROUP = 128  # weights in 4 bits that share a scale
 LAYER = ("layernorm_qkv", "rotary_append", "decode_attention", "linear_residual", "mlp")
@@ -28,41 +25,6 @@ class Shapes:
     @property
     def head_dim(self) -> int:
         return self.hidden // self.heads
-
-
-@dataclass(frozen=True)
-class Case:
-    """One operator, or all of a ``layer`` or a ``step`` in turn, in one setting."""
-
-    operator: str
-    tokens: int
-    format: str = "float16"  # of the weights, or of the cache
-    zeros: float = 0.0  # the share of inactive neurons
-    positions: int = 0
-    filter: str = ""  # of sample
-
-    @classmethod
-    def of(cls, entry: Mapping[str, Any]) -> Case:
-        """Of an entry in the results of ``benchmarks/step``."""
-        return cls(
-            entry["operator"],
-            entry["tokens"],
-            entry["format"],
-            entry["sparsity_percent"] / 100,
-            entry["positions"],
-            entry["sampling"] if entry["operator"] == "sample" else "",
-        )
-
-    @property
-    def setting(self) -> str:
-        """Everything but the tokens."""
-        zeros = f"{self.zeros:.0%} zeros" if self.operator in ("mlp", "layer", "step") else ""
-        positions = f"{self.positions} positions" if self.positions else ""
-        return ", ".join(filter(None, (self.operator, self.format, zeros, positions, self.filter)))
-
-    @property
-    def name(self) -> str:
-        return f"{self.setting}, {self.tokens} token{'s' if self.tokens > 1 else ''}"
 
 
 def matrix_bytes(fmt: str, rows: int, cols: int, scale_count: int) -> int:
