@@ -105,8 +105,8 @@ def without_folders(argument: str) -> str:
 
 
 def has_uncommitted_changes() -> bool:
-    """In files that could change a figure: results, and the README that shows them, could not."""
-    places = (":(top)", ":(top,exclude)benchmarks/results", ":(top,exclude)README.md")
+    """In files that could change a figure: results, and the pages that show them, could not."""
+    places = (":(top)", *(f":(top,exclude){page}" for page in ("benchmarks/results", "README.md", "docs")))
     return bool(git("status", "--porcelain", "--untracked-files=no", "--", *places))
 
 

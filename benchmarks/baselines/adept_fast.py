@@ -31,7 +31,8 @@ class AdeptFastWorker(PublicApiWorker):
             raise Absent(str(error)) from error
         self._loaded = wanted
         # The one look behind the public interface: the size of the matrices whose rows may be left out.
-        self.down_bytes = sum(layer.w_down_t.nbytes for layer in self.runtime._model.weights.layers)
+        weights = self.runtime.engine.runner.model.weights
+        self.down_bytes = sum(layer.w_down_t.nbytes for layer in weights.layers)
         plan = self.runtime.memory()
         return {
             "weight_bytes": self.runtime.bytes_read_per_step(0),

@@ -14,8 +14,8 @@ from torch import Tensor
 from adept_fast import ops
 from adept_fast.checkpoint import packed_matrices
 from adept_fast.config import PersimmonConfig
-from adept_fast.quantization.quantize import Matrix
-from adept_fast.quantization.quantize_wide import quantize_wide, wide_matrices
+from adept_fast.quantization.layouts import formats_of, layout_of
+from adept_fast.quantization.matrix import Matrix, quantize
 from adept_fast.system.huge_pages import HugePages
 from tools.random_checkpoint import random_packed, random_tensor
 
@@ -99,11 +99,12 @@ class Operands:
             tensor = random_tensor(name, shape, FLOATS[fmt], 0.0, number, self._device)
             tensor = tensor.t().contiguous() if name == DOWN else tensor
             return tensor if tensor.is_cuda else self._huge.copy(tensor)
+        weights, layout = formats_of(self._device)[fmt], layout_of(self._device)
+        packed = packed_matrices(self._config, weights, layout)[name]
         if self._device.type == "cuda":
-            wide = wide_matrices(self._config, fmt)[name]
             floats = random_tensor(name, shape, torch.float16, 0.0, number, self._device)
-            return quantize_wide(floats.t() if name == DOWN else floats, wide.packing)
-        return random_packed(packed_matrices(self._config, fmt)[name], number)
+            return quantize(floats.t() if name == DOWN else floats, packed.spec, layout)
+        return random_packed(packed, number)
 
     def _plain(self, name: str, fmt: str, number: int) -> Tensor:
         """As torch takes it, [out, in]."""

@@ -1,4 +1,4 @@
-"""Writes the README's figures from the result files, or reports that they differ.
+"""Writes the figures of the README and of docs/benchmarks.md from the result files, or reports changes.
 
     python -m benchmarks readme          # rewrites the sections, and plots whose figures have changed
     python -m benchmarks readme --check  # exit code 1 if README or plots are not those of the files
@@ -22,7 +22,11 @@ import click
 from benchmarks.report import plot
 
 ROOT = Path(__file__).resolve().parents[2]
-README = ROOT / "README.md"
+# The pages that show figures, and the folder of the results in their links.
+PAGES = {
+    ROOT / "README.md": "benchmarks/results",
+    ROOT / "docs" / "benchmarks.md": "../benchmarks/results",
+}
 RESULTS = ROOT / "benchmarks" / "results"
 SECTION = re.compile(r"^<!-- begin: (\S+) ([^>]+?) -->\n.*?^<!-- end -->$", re.MULTILINE | re.DOTALL)
 WIDTH = 118
@@ -39,25 +43,28 @@ Report = dict[str, Any]
     help="Show results of benchmarks/results/FOLDER in place of another device's, if they exist.",
 )
 def main(check: bool, device: str | None) -> None:
-    """Bring the README's figures up to date."""
+    """Bring the figures of the README and of docs/benchmarks.md up to date."""
     try:
-        text = README.read_text(encoding="utf-8")
-        stale = update_plots(text, device, check=check)
-        written = rewrite(text, device)
+        texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
+        stale = update_plots("\n".join(texts.values()), device, check=check)
+        written = {page: rewrite(text, device, folder=PAGES[page]) for page, text in texts.items()}
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    stale += [README.name] if written != text else []
+    stale += [page.name for page in PAGES if written[page] != texts[page]]
     if check and stale:
         raise click.ClickException(
             f"not what the result files say: {', '.join(stale)}; run python -m benchmarks readme"
         )
     if not check:
-        README.write_text(written, encoding="utf-8")
+        for page, text in written.items():
+            page.write_text(text, encoding="utf-8")
     click.echo(f"{'as the result files say' if not stale else 'rewritten: ' + ', '.join(stale)}")
 
 
-def rewrite(text: str, device: str | None = None, results: Path = RESULTS) -> str:
-    """The README with every section made anew from the result files.
+def rewrite(
+    text: str, device: str | None = None, results: Path = RESULTS, folder: str = "benchmarks/results"
+) -> str:
+    """A page with every section made anew from the result files; ``folder`` is theirs in the page's links.
 
     Raises ValueError for a section of an unknown kind, or whose file is not there or is no result.
     """
@@ -66,7 +73,7 @@ def rewrite(text: str, device: str | None = None, results: Path = RESULTS) -> st
         kinds, names = match[1].split("+"), result_names(match[2].split(), device, results)
         reports = [read_result(results / f"{name}.json") for name in names]
         parts = [part(kind, reports, names) for kind in kinds]
-        body = "\n\n".join([*parts, origin(reports, names)])
+        body = "\n\n".join([*parts, origin(reports, names)]).replace("benchmarks/results/", f"{folder}/")
         return f"<!-- begin: {match[1]} {' '.join(names)} -->\n{body}\n<!-- end -->"
 
     return SECTION.sub(section, text)

@@ -16,6 +16,7 @@ from adept_fast.checkpoint import demo_path, open_checkpoint
 from adept_fast.commands import bench
 from adept_fast.commands.bench import Sample, Stopwatch, step_bytes
 from adept_fast.commands.cli import main
+from adept_fast.quantization.formats import FORMATS
 from tools.random_checkpoint import make_config, write_random
 
 SAMPLE = Sample(seconds=0.1, bytes_read=1e6, bandwidth=2e7, zero_share=0.0, batch_size=1)
@@ -69,7 +70,7 @@ def test_its_figures_add_up() -> None:
     assert report["share_of_limit"] == pytest.approx(share, rel=0.01)
     # The shipped model leaves rows out: some, and no more than the down-projections have.
     runtime = Runtime.load("demo", dtype="float32", device="cpu", progress=False)
-    down = sum(layer.w_down_t.nbytes for layer in runtime._model.weights.layers)
+    down = sum(layer.w_down_t.nbytes for layer in runtime.engine.runner.model.weights.layers)
     dense = runtime.bytes_read_per_step(0)
     cache = report["bytes_per_step"] - (dense - report["zero_share"] * down)
     assert 0.1 < report["zero_share"] < 0.99
@@ -80,7 +81,7 @@ def test_its_figures_add_up() -> None:
             assert advice["bytes_per_step"] < report["bytes_per_step"]
             limit = 2 * 5e12 / advice["bytes_per_step"]
             assert advice["limit_tokens_per_second"] == pytest.approx(limit)
-    assert [advice["weights"] for advice in report["advice"][:2]] == ["int8", "int4"]
+    assert [advice["weights"] for advice in report["advice"][:2]] == ["int8", "int4-g32"]
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +103,12 @@ def test_what_a_format_would_read_is_what_it_reads(name: str, fmt: str, padded: 
     assert runtime.tokenizer.vocab_size < checkpoint.config.vocab_size or name == "demo"
     weights = runtime.placement.weights
     assert step_bytes(checkpoint, runtime, weights) == runtime.bytes_read_per_step(0)
-    down = sum(layer.w_down_t.nbytes for layer in runtime._model.weights.layers)
+    down = sum(layer.w_down_t.nbytes for layer in runtime.engine.runner.model.weights.layers)
     skipped = step_bytes(checkpoint, runtime, weights) - step_bytes(checkpoint, runtime, weights, 0.25)
     assert skipped == pytest.approx(down / 4)
     # Another format's bytes are told without loading it.
     other = Runtime.load(path, device="cpu", max_seq_len=32, weights="int8", progress=False)
-    assert step_bytes(checkpoint, runtime, "int8") == other.bytes_read_per_step(0)
+    assert step_bytes(checkpoint, runtime, FORMATS["int8"]) == other.bytes_read_per_step(0)
 
 
 def test_the_line_is_as_the_readme_has_it() -> None:
