@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from benchmarks.baselines.eager import EagerWorker
 from benchmarks.baselines.protocol import serve
-from benchmarks.baselines.torch_baseline import WARM_UP_STEPS, compiled, mark_static, synchronize
+from benchmarks.baselines.torch_baseline import Compiled, mark_static
 
 
-class EagerCompiledWorker(EagerWorker):
-    no_grad = torch.no_grad
-
+class EagerCompiledWorker(Compiled, EagerWorker):
     def notes(self) -> str:
         return "plain PyTorch through torch.compile; attention over all the cache has room for, masked"
 
-    def warm_up(self) -> dict[str, Any]:
+    def function(self) -> Callable[..., Tensor]:
         assert self.model is not None
-        started = time.perf_counter()
-        torch.compiler.reset()
-        self.compiled = compiled(self.model.last_logits, self.device)
-        prompt = torch.full((self.batch, 1), 5, device=self.device)
-        self.read(prompt)
+        return self.model.last_logits
+
+    def read_chunk(self, ids: Tensor, start: int) -> Tensor:
+        logits = super().read_chunk(ids, start)
         assert self.cache is not None
         mark_static([*self.cache.keys, *self.cache.values])
-        for _ in range(WARM_UP_STEPS):
-            self.step(prompt)
-        synchronize(self.device)
-        return {"compile_seconds": time.perf_counter() - started}
+        return logits
 
     def step(self, ids: Tensor) -> Tensor:
         torch.compiler.cudagraph_mark_step_begin()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import adept_fast
-from adept_fast import Runtime
+from adept_fast import Runtime, extension
 from benchmarks.baselines.protocol import Worker, serve
 
 FLOATS = ("float32", "float16", "bfloat16")
@@ -35,6 +35,7 @@ class PublicApiWorker(Worker):
         return {
             "weight_bytes": self.runtime.bytes_read_per_step(0),
             "load_seconds": self.runtime.load_seconds,
+            "without_extension": "" if extension.load().loaded else extension.load().reason,
         }
 
     def decode(self, prompts: list[list[int]], steps: int) -> dict[str, Any]:

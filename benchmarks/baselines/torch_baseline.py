@@ -143,6 +143,28 @@ class TorchBaseline(Worker):
             raise Absent(f"it takes {needed / 1e9:.1f} GB more, and {room / 1e9:.1f} GB are free")
 
 
+class Compiled(TorchBaseline):
+    """Its step goes through torch.compile: a subclass names what is compiled, and calls ``compiled``."""
+
+    no_grad = torch.no_grad
+    compiled: Callable[..., Tensor]
+
+    def function(self) -> Callable[..., Tensor]:
+        """The function of a step."""
+        raise NotImplementedError
+
+    def warm_up(self) -> dict[str, Any]:
+        started = time.perf_counter()
+        torch.compiler.reset()
+        self.compiled = compiled(self.function(), self.device)
+        prompt = torch.full((self.batch, 1), 5, device=self.device)
+        self.read(prompt)
+        for _ in range(WARM_UP_STEPS):
+            self.step(prompt)
+        synchronize(self.device)
+        return {"compile_seconds": time.perf_counter() - started}
+
+
 def timed(device: torch.device, steps: int, step: Callable[[], None]) -> float:
     """Seconds of ``steps`` calls; on a GPU between two events of its stream."""
     if device.type != "cuda":

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.baselines.protocol import serve
-from benchmarks.baselines.torch_baseline import WARM_UP_STEPS, compiled, synchronize
+from benchmarks.baselines.torch_baseline import Compiled
 from benchmarks.baselines.transformers import TransformersWorker
 
 
-class TransformersCompiledWorker(TransformersWorker):
-    no_grad = torch.no_grad
-
+class TransformersCompiledWorker(Compiled, TransformersWorker):
     def notes(self) -> str:
         attention = self.model.config._attn_implementation
         return f"attention: {attention}, over all that the static cache has room for"
 
-    def warm_up(self) -> dict[str, Any]:
-        started = time.perf_counter()
-        torch.compiler.reset()
-        self.compiled = compiled(self._logits, self.device)
-        prompt = torch.full((self.batch, 1), 5, device=self.device)
-        self.read(prompt)
-        for _ in range(WARM_UP_STEPS):
-            self.step(prompt)
-        synchronize(self.device)
-        return {"compile_seconds": time.perf_counter() - started}
+    def function(self) -> Callable[..., Tensor]:
+        return self._logits
 
     def read_chunk(self, ids: Tensor, start: int) -> Tensor:
         if self.cache is None:

@@ -62,12 +62,19 @@ class Tree:
             raise WorkerError(f"adept_fast was imported from {source}; expected it from {self.packages}")
         return worker
 
-    def load(self, checkpoint: Path, variant: Variant, threads: int) -> dict[str, Any]:
+    def loaded_worker(self, checkpoint: Path, variant: Variant, threads: int) -> Worker:
+        worker = self.worker(variant, threads)
+        worker.load(checkpoint, threads=threads, context=CONTEXT, batch=BATCH)
+        if reason := worker.facts["without_extension"]:
+            worker.close()
+            raise WorkerError(f"{self.name} has no extension: {reason}")
+        return worker
+
+    def start(self, checkpoint: Path, variant: Variant, threads: int) -> dict[str, Any]:
         """A sample of a new process, from its start to the first token."""
         started = time.perf_counter()
-        worker = self.worker(variant, threads)
+        worker = self.loaded_worker(checkpoint, variant, threads)
         try:
-            worker.load(checkpoint, threads=threads, context=CONTEXT, batch=BATCH)
             worker.call("prefill", prompt=prompt_ids(16))
             return {"seconds_per_step": time.perf_counter() - started}
         finally:
@@ -145,8 +152,7 @@ def compare(
     tokens: dict[str, int] = {}
     try:
         for tree in trees:
-            workers.append(tree.worker(variant, threads))
-            workers[-1].load(checkpoint, threads=threads, context=CONTEXT, batch=BATCH)
+            workers.append(tree.loaded_worker(checkpoint, variant, threads))
         for measure, (workload, setting) in MEASURES.items():
             for tree, worker in zip(trees, workers, strict=True):
                 name = f"{variant} {measure}, {tree.name}"
@@ -158,7 +164,7 @@ def compare(
             worker.close()
     # Alone, since each start takes a process's memory for itself.
     starts = {
-        f"{variant} {LOAD}, {tree.name}": Job(functools.partial(tree.load, checkpoint, variant, threads))
+        f"{variant} {LOAD}, {tree.name}": Job(functools.partial(tree.start, checkpoint, variant, threads))
         for tree in trees
     }
     taken, lost = sample_in_turn(starts, arguments.samples, arguments.limits)

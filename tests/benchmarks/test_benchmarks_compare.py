@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from benchmarks.samples import Limits
 from benchmarks.workers import ROOT, Variant, Worker, WorkerError
 
 INT8 = Variant.parse("adept-fast:int8")
-PACKAGE = "__version__ = 'planted'\nclass Runtime: pass\n"
+PACKAGE = "__version__ = 'planted'\nextension = Runtime = None\n"
 
 
 def tree(folder: Path, packages: Path) -> Tree:
@@ -58,7 +59,7 @@ def test_the_trees_take_turns_and_the_ratio_is_the_others_time_over_ours(
 
         def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
             calls.append((self.name, operation))
-            return {"seconds": seconds[self.name] * arguments.get("steps", 1)}
+            return {"seconds": seconds[self.name] * arguments.get("steps", 1), "without_extension": ""}
 
         def close(self) -> None:
             calls.append((self.name, "close"))
@@ -96,6 +97,16 @@ class NoTime:
 
 
 compare_no_time = NoTime()
+
+
+def test_a_tree_without_its_extension_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It would run in plain PyTorch, and be slower for that alone."""
+    worker = SimpleNamespace(
+        facts={"without_extension": "no compiler"}, load=lambda *_, **__: None, close=lambda: None
+    )
+    monkeypatch.setattr(Tree, "worker", lambda self, variant, threads: worker)
+    with pytest.raises(WorkerError, match="0123abc has no extension: no compiler"):
+        Tree("0123abc", tmp_path, tmp_path).loaded_worker(tmp_path, INT8, 1)
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="commits are of a clone")
