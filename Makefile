@@ -65,23 +65,23 @@ lint: $(VENV)/installed-test
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc benchmarks/step -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 
 bench: $(VENV)/installed-test
-	$(BIN)/python benchmarks/suite.py $(ARGS)
+	$(BIN)/python -m benchmarks suite $(ARGS)
 
 bench-full: $(VENV)/installed-test
-	$(BIN)/python benchmarks/suite.py --full $(ARGS)
+	$(BIN)/python -m benchmarks suite --full $(ARGS)
 
 # With what the caller has, where no environment was made yet: a machine with a GPU may have no network.
 gpu-check:
-	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) tools/gpu_check.py $(ARGS)
+	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) -m benchmarks gpu-check $(ARGS)
 
 gpu-baselines:
-	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) tools/gpu_check.py --baselines $(ARGS)
+	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) -m benchmarks gpu-check --baselines $(ARGS)
 
 step:
-	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) tools/gpu_build.py --step --architecture '$(ARCH)'
+	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_check.build --step --architecture '$(ARCH)'
 
 gpu-build:
-	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) tools/gpu_build.py --architecture '$(ARCH)'
+	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_check.build --architecture '$(ARCH)'
 
 clean:
 	rm -rf $(VENV) $(VENV)-transformers-* build dist adept_fast.egg-info adept_fast/_C.*
