@@ -11,7 +11,7 @@ from adept_fast import extension
 from adept_fast.arguments import ParameterError, one_of
 from adept_fast.checkpoint import WEIGHT_DTYPES, Checkpoint, dtype_name
 from adept_fast.memory.advice import available_bytes
-from adept_fast.ops import cuda, optional, wide_gemm
+from adept_fast.ops import cuda, optional
 from adept_fast.quantization.formats import WeightFormat
 from adept_fast.quantization.layouts import formats_of, kernel_formats, layout_of
 from adept_fast.system import huge_pages
@@ -76,7 +76,7 @@ class Placement:
     @property
     def unpacking_bytes(self) -> int:
         """What a long prompt takes to turn weights into floats, block by block."""
-        return wide_gemm.WORKSPACE_BYTES if self.weights and self.device.type == "cuda" else 0
+        return cuda.DEQUANTIZING_BYTES if self.weights and self.device.type == "cuda" else 0
 
 
 def choose_placement(

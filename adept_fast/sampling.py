@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adept_fast import choices, ops
 from adept_fast.arguments import ParameterError, entries, flag, integer, number, token_ids
+from adept_fast.ops.transfer import to_device
 from adept_fast.system.short_text import short_repr
 
 _LARGEST_SEED = 2**63 - 1
@@ -132,8 +133,8 @@ class Sampler:
         self._repetition_penalty[slot] = params.repetition_penalty
         self._seed[slot] = secrets.randbits(63) if params.seed is None else params.seed
         if params.repetition_penalty != 1:
-            self._seen[slot] = False
-            self._seen[slot, sorted({i for i in seen_ids if i < self._seen.shape[1]})] = True
+            known = sorted({token_id for token_id in seen_ids if token_id < self._seen.shape[1]})
+            self._seen[slot].fill_(False).index_fill_(0, to_device([known], self._seen.device)[0], True)
 
     def stop(self, slot: int) -> None:
         """Take a slot back: its settings no longer count."""

@@ -218,8 +218,8 @@ def test_info_describes_and_plans_without_loading() -> None:
     assert report["config"]["hidden_size"] == 256
     assert report["versions"]["torch"] == torch.__version__
     assert "3 × 100 tokens" in report["memory"]["cache"]
-    native = [name for name, what in report["operators"].items() if what.startswith("native (C++, ")]
-    assert native == [
+    kernels = [name for name, what in report["operators"].items() if what.startswith("kernel (C++, ")]
+    assert kernels == [
         "layernorm_qkv",
         "rotary_append",
         "decode_attention",
