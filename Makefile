@@ -30,9 +30,9 @@ INSTALL = $(PIP) install --quiet --progress-bar off --disable-pip-version-check
 demo: $(VENV)/installed
 	@$(BIN)/adept-fast generate --chat --prompt "What is the capital of France?"
 
-# One that has run its own tests takes over some of another's.
+# A file is one process's, so what a module makes for its tests is made once; in order, as large files come early.
 WORKERS ?= 2
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/installed-test
 	$(PYTEST) $(ARGS)

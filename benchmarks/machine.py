@@ -54,7 +54,7 @@ def instruction_set() -> str:
     """That of the CPU's kernels; empty if the extension is not loaded."""
     if not extension.load().loaded:
         return ""
-    from adept_fast.ops.native import instruction_set as in_use
+    from adept_fast.ops.cpu import instruction_set as in_use
 
     return in_use()
 
