@@ -38,7 +38,10 @@ class AdeptFastWorker(PublicApiWorker):
             "weight_bytes": self.runtime.bytes_read_per_step(0),
             "resident_bytes": {"weights": plan.weights_bytes, "cache": plan.cache_bytes},
             "load_seconds": self.runtime.load_seconds,
-            "operators": {part.operator: part.kind for part in ops.implementations()},
+            "operators": {
+                choice.operator: choice.implementation
+                for choice in ops.explain(self.runtime.placement.device, tokens=batch)
+            },
             "notes": "the timed step also turns the token into text",
         }
 
