@@ -39,8 +39,7 @@ class AdeptFastWorker(PublicApiWorker):
             "resident_bytes": {"weights": plan.weights_bytes, "cache": plan.cache_bytes},
             "load_seconds": self.runtime.load_seconds,
             "operators": {
-                choice.operator: choice.implementation
-                for choice in ops.explain(self.runtime.placement.device, tokens=batch)
+                choice.operator: choice.implementation for choice in ops.explain(torch.device(device))
             },
             "notes": "the timed step also turns the token into text",
         }
