@@ -23,8 +23,9 @@ from adept_fast.checkpoint.native import tensors_of
 from adept_fast.checkpoint.packed import packed_matrices
 from adept_fast.commands.convert import convert as convert_command
 from adept_fast.config import ConfigError, PersimmonConfig
+from adept_fast.memory.footprint import footprint
 from adept_fast.quantization.quantize import QuantizedMatrix, quantize
-from adept_fast.weights import ModelWeights, load_weights, weights_bytes
+from adept_fast.weights import ModelWeights, load_weights
 
 CPU = torch.device("cpu")
 CONFIGS = {
@@ -82,7 +83,10 @@ class TestRoundTrip:
         for one, other in zip(parts_of(found), parts_of(expected), strict=True):
             assert one.dtype == other.dtype
             assert torch.equal(one, other)
-        assert weights_bytes(native, torch.float16) == weights_bytes(source, torch.float16, weights)
+        assert (
+            footprint(native, torch.float16).total_bytes
+            == footprint(source, torch.float16, weights).total_bytes
+        )
 
     @every_format
     @every_config

@@ -20,7 +20,7 @@ from adept_fast.engine.graphs import (
     Launching,
 )
 from adept_fast.graph_buckets import MIN_LENGTH, GraphBuckets
-from adept_fast.memory.workspace import most_rows
+from adept_fast.memory.workspace import max_rows
 
 CONTEXT = 2100  # no power of two, so the last bucket is the odd one
 SLOTS = 5
@@ -36,7 +36,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
 
 
 def launchings(runtime: Runtime) -> dict[str, Launching]:
-    rows = most_rows(SLOTS)
+    rows = max_rows(SLOTS)
     few, every = GraphBuckets.few(rows, CONTEXT), GraphBuckets.all(rows, CONTEXT)
     return {
         "as on a CPU": Launching.eager(every, steps_in_flight=1),
@@ -163,7 +163,7 @@ def test_guesses_change_nothing(launched: Runtime, drafts: int) -> None:
 
 def test_other_settings_are_not_captured_anew(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     capture = FakeCapture()
-    few = GraphBuckets.few(most_rows(SLOTS), CONTEXT)
+    few = GraphBuckets.few(max_rows(SLOTS), CONTEXT)
     loop = DecodeLoop(
         runtime._model,
         runtime._cache,
@@ -192,7 +192,7 @@ def test_other_settings_are_not_captured_anew(runtime: Runtime, monkeypatch: pyt
 
 def loop_in_flight(runtime: Runtime, steps_in_flight: int, monkeypatch: pytest.MonkeyPatch) -> DecodeLoop:
     """A loop of exact shapes, which the runtime is given."""
-    every = GraphBuckets.all(most_rows(SLOTS), CONTEXT)
+    every = GraphBuckets.all(max_rows(SLOTS), CONTEXT)
     launching = Launching.eager(every, steps_in_flight=steps_in_flight)
     loop = DecodeLoop(runtime._model, runtime._cache, runtime.tokenizer.vocab_size, launching)
     monkeypatch.setattr(runtime, "_loop", loop)
@@ -295,7 +295,7 @@ def test_shapes_have_room_and_little_more(max_rows: int, max_seq_len: int, data:
 
 def test_all_shapes_are_captured_ahead(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     capture = FakeCapture()
-    few = GraphBuckets.few(most_rows(SLOTS), CONTEXT)
+    few = GraphBuckets.few(max_rows(SLOTS), CONTEXT)
     loop = DecodeLoop(runtime._model, runtime._cache, 4096, Launching.graphs(few, capture, required=True))
     monkeypatch.setattr(runtime, "_loop", loop)
     runtime.warm_up()

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from adept_fast import weights as weights_module
 from adept_fast.checkpoint import CheckpointError
+from adept_fast.memory.footprint import footprint
 from adept_fast.ops.cuda import parts
 from adept_fast.quantization import quantize_wide as module
 from adept_fast.quantization.quantize import QuantizationError, QuantizedMatrix, first_rows
 from adept_fast.quantization.quantize_wide import GROUP, WideMatrix, WidePacking, quantize_wide, wide_matrices
-from adept_fast.weights import load_weights, weights_bytes
+from adept_fast.weights import load_weights
 
 CPU = torch.device("cpu")
 PACKINGS = [
@@ -236,7 +237,7 @@ class TestModels:
         layers: list[Any] = [part for layer in loaded.layers for part in vars(layer).values()]
         parts_read = [*layers, loaded.final_gamma, loaded.final_beta, loaded.lm_head]
         held = sum(part.nbytes for part in [loaded.embedding, *parts_read] if part is not None)
-        assert held == weights_bytes(checkpoint, torch.float16, weights)
+        assert held == footprint(checkpoint, torch.float16, weights).total_bytes
         unused = 4160 - 4096  # rows of lm_head, of 64 bytes and a float32 scale each
         read = sum(part.nbytes for part in parts_read if part is not None)
         assert loaded.bytes_per_step(4096) == read - unused * (64 + 4)

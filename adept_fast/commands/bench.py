@@ -10,7 +10,7 @@ from typing import Any
 import click
 import torch
 
-from adept_fast.checkpoint import Checkpoint, packed_matrices
+from adept_fast.checkpoint import Checkpoint
 from adept_fast.commands.errors import OneLineErrors
 from adept_fast.commands.options import (
     COUNT,
@@ -20,12 +20,13 @@ from adept_fast.commands.options import (
     placement_options,
 )
 from adept_fast.commands.output import print_json, print_text
+from adept_fast.commands.placement_words import describe_weights
 from adept_fast.engine.runtime import Runtime
-from adept_fast.memory.advice import format_bytes
 from adept_fast.memory.bandwidth import BandwidthProbe
-from adept_fast.quantization.quantize import WEIGHT_FORMATS
-from adept_fast.quantization.quantize_wide import WIDE_FORMATS, wide_matrices
-from adept_fast.weights import packs_wide
+from adept_fast.memory.footprint import tensor_bytes
+from adept_fast.placement import packed_formats
+from adept_fast.system.byte_counts import format_bytes
+from adept_fast.weights import EMBEDDING
 
 _SAMPLES = 5
 _SAMPLE_SECONDS = 0.4
@@ -34,7 +35,7 @@ _FEWEST_STEPS = 4
 _MOST_AT_ONCE = 16  # sequences: what kernels for a few tokens are made for
 _WORTH_SAYING = 1.05  # times as fast
 _DOWN = "mlp.dense_4h_to_h.weight"
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def bench(**options: Any) -> None:
     runtime = load_runtime(checkpoint, options, max_batch_size=more)
     stopwatch = Stopwatch(runtime, checkpoint, context)
     samples = [stopwatch.sample(batch_size) for _ in range(_SAMPLES)]
-    report = _report(runtime, samples) | {
+    report = _report(runtime, checkpoint, samples) | {
         "advice": _narrower(runtime, checkpoint, samples)
         + _more_at_once(stopwatch, samples, more)
         + _other_threads(stopwatch, samples)
@@ -138,23 +139,15 @@ def step_bytes(
 
     Of the down-projections only the rows whose unit is not 0.
     """
-    config, placement = checkpoint.config, runtime.placement
-    shapes = {name: shape for name, shape in config.tensor_shapes().items() if name != _EMBEDDING}
-    shapes[_HEAD] = head = (runtime.tokenizer.vocab_size, config.hidden_size)
-    planned = wide_matrices if packs_wide(checkpoint, placement.device) else packed_matrices
-    packed = planned(config, weights) if weights else {}
-    total = 0.0
-    for name, shape in shapes.items():
-        if name in packed:
-            size = packed[name].packing.nbytes(head if name == _HEAD else packed[name].shape)
-        else:
-            kept = torch.float32 if len(shape) == 1 else placement.dtype
-            size = torch.Size(shape).numel() * kept.itemsize
-        total += size * (1 - zero_share) if name.endswith(_DOWN) else size
-    return total
+    placement = runtime.placement
+    rows = runtime.tokenizer.vocab_size
+    sizes = tensor_bytes(checkpoint, placement.dtype, weights, placement.device, rows)
+    if _HEAD in sizes:  # or the embedding is the output matrix
+        del sizes[EMBEDDING]
+    return sum(size * (1 - zero_share) if name.endswith(_DOWN) else size for name, size in sizes.items())
 
 
-def _report(runtime: Runtime, samples: list[Sample]) -> dict[str, Any]:
+def _report(runtime: Runtime, checkpoint: Checkpoint, samples: list[Sample]) -> dict[str, Any]:
     speeds = [sample.tokens_per_second for sample in samples]
     return {
         "tokens_per_second": _median(speeds),
@@ -167,7 +160,7 @@ def _report(runtime: Runtime, samples: list[Sample]) -> dict[str, Any]:
         "zero_share": _median([sample.zero_share for sample in samples]),
         "batch_size": samples[0].batch_size,
         "device": str(runtime.placement.device),
-        "weights": runtime.placement.weights_in_words,
+        "weights": describe_weights(checkpoint, runtime.placement),
         "threads": torch.get_num_threads(),
     }
 
@@ -181,7 +174,7 @@ def _narrower(runtime: Runtime, checkpoint: Checkpoint, samples: list[Sample]) -
     zeros = _median([sample.zero_share for sample in samples])
     cache = now - step_bytes(checkpoint, runtime, runtime.placement.weights, samples[0].zero_share)
     advice = []
-    for weights in WIDE_FORMATS if device.type == "cuda" else WEIGHT_FORMATS:
+    for weights in packed_formats(device):
         read = step_bytes(checkpoint, runtime, weights, zeros) + cache
         if now / read > _WORTH_SAYING:
             limit = samples[0].batch_size * bandwidth / read

@@ -16,7 +16,7 @@ from adept_fast.engine.scoring import TokenLogprobs
 from adept_fast.engine.sequence import Sequence
 from adept_fast.engine.speculation import kept_tokens
 from adept_fast.kv_cache import StaticKVCache
-from adept_fast.memory.workspace import most_rows
+from adept_fast.memory.workspace import max_rows
 from adept_fast.model import Persimmon
 from adept_fast.ops.cuda import MOST_TOKENS
 from adept_fast.sampling import MOST_DRAFTS, Sampler, SamplingParams
@@ -60,7 +60,7 @@ class DecodeLoop:
     def __init__(
         self, model: Persimmon, cache: StaticKVCache, vocab_size: int, launching: Launching | None = None
     ) -> None:
-        rows, slots, device = most_rows(cache.max_batch_size), cache.max_batch_size, model.device
+        rows, slots, device = max_rows(cache.max_batch_size), cache.max_batch_size, model.device
         launching = launching or Launching.on(device, rows, cache.max_seq_len)
         self._model = model
         self._cache = cache

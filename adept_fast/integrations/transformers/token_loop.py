@@ -17,7 +17,7 @@ from adept_fast.engine.decode_state import DecodeState, Place
 from adept_fast.engine.graphs import Launching
 from adept_fast.engine.speculation import PromptLookup, kept_tokens
 from adept_fast.kv_cache import StaticKVCache
-from adept_fast.memory.workspace import most_rows
+from adept_fast.memory.workspace import max_rows
 from adept_fast.model import Persimmon
 from adept_fast.sampling import Sampler, SamplingParams
 from adept_fast.weights import ModelWeights
@@ -63,7 +63,7 @@ class TokenLoop:
         self._most_drafts = 0
         self._ahead: deque[Found] = deque()
         self._next: list[Place] = []  # what the state will go on from by itself
-        device, state_rows = weights.device, most_rows(rows)
+        device, state_rows = weights.device, max_rows(rows)
         # Made in inference mode, tensors could not be written to outside of it.
         with torch.inference_mode(False):
             self._state, self._idle = (
