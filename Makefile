@@ -1,5 +1,5 @@
 # make demo   text from the shipped checkpoint      make test   the whole suite
-# make lint   ruff and mypy                         make clean  forget what was built
+# make lint   ruff, mypy and clang-format           make clean  forget what was built
 # make test-transformers VERSION=…  what runs on transformers, with that release of it, oldest or newest
 # make fuzz   open COUNT mutated checkpoints, and call the compiled operators CALLS times with random arguments
 # make bench       measure in under five minutes, on two cores, and rewrite the README's figures and plots
@@ -34,7 +34,7 @@ test: $(VENV)/installed-test
 # Where the release of transformers that is tested stands before the packages of $(VENV).
 VERSION ?= oldest
 OTHER := $(VENV)-transformers-$(VERSION)
-TESTS_WITH_TRANSFORMERS := $(wildcard tests/test_integration_transformers*.py tests/test_modeling*.py)
+TESTS_WITH_TRANSFORMERS := $(wildcard tests/integrations/test_integration_transformers*.py) tests/modeling
 REQUIREMENT = $(if $(filter oldest,$(VERSION)),transformers==$(OLDEST_TRANSFORMERS).*,$(if $(filter \
 	newest,$(VERSION)),--upgrade transformers,transformers==$(VERSION)))
 OLDEST_TRANSFORMERS := $(shell sed -n 's/^transformers = \["transformers>=\([0-9.]*\)"\]/\1/p' pyproject.toml)
@@ -55,6 +55,7 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc benchmarks/step -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 
 bench: $(VENV)/installed-test
 	$(BIN)/python benchmarks/suite.py $(ARGS)

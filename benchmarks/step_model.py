@@ -164,7 +164,7 @@ class StepModel:
             *self._mlp(step),
             *self._matmul("lm_head", step, config.vocab_size, 1),
             *(self._small(f"sample {part}", "sample", step) for part in range(1, 4)),
-            self._small("advance", "advance", step),
+            self._small("update_decode_state", "update_decode_state", step),
         ]
 
     def seconds(self, step: Step) -> float:
@@ -267,7 +267,7 @@ OF_NO_WEIGHTS: dict[str, tuple[Any, ...]] = {
     "rotary_append": ("float16",),
     "embed": ("float16",),
     "sample": ("float32", 0.0, 0, "greedy"),
-    "advance": ("int64",),
+    "update_decode_state": ("int64",),
 }
 _LAYER = r"model\.layers\.0\."
 # Of the first layer, as all layers are alike.

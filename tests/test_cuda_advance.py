@@ -1,4 +1,4 @@
-"""advance in CUDA against its definition, and as a reader of the ring sees it."""
+"""update_decode_state in CUDA against its definition, and as a reader of the ring sees it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SEEDS = 6 if THIN else 40
 def moved(state: State, place: Place) -> State:
     """As the operator takes it: the ring stays in the host's memory, pinned."""
     on_device = {name: tensor.to(place.device, copy=True) for name, tensor in state.items()}
-    return on_device | {"ring": place.pinned(state["ring"])}
+    return on_device | {"token_ring": place.pinned(state["token_ring"])}
 
 
-def advance(place: Place, state: State) -> State:
+def update_decode_state(place: Place, state: State) -> State:
     """The state behind the step; ``state`` stays as it is."""
     after = moved(state, place)
-    assert place.operators.advance(**after) is None
+    assert place.operators.update_decode_state(**after) is None
     if place is GPU:
         torch.cuda.synchronize()  # the ring is the host's already
     return {name: tensor.cpu() for name, tensor in after.items()}
@@ -41,13 +41,13 @@ def assert_same(found: State, expected: State, what: object = "") -> None:
 def test_advance(place: Place, rows: int) -> None:
     for seed in range(SEEDS):
         state = random_state(rows, depth=1 + seed % 5, seed=seed)
-        assert_same(advance(place, state), advanced(state), seed)
+        assert_same(update_decode_state(place, state), advanced(state), seed)
 
 
 @every_place
 def test_more_rows_than_a_warp_has_lanes(place: Place) -> None:
     state = random_state(77, depth=3, seed=0)
-    assert_same(advance(place, state), advanced(state))
+    assert_same(update_decode_state(place, state), advanced(state))
 
 
 @every_place
@@ -55,7 +55,7 @@ def test_any_integers(place: Place) -> None:
     """No value of the device's memory can be refused: each writes its own row, and nothing past it."""
     for seed in range(SEEDS):
         state = extreme_state(33, depth=1 + seed % 5, seed=seed)
-        assert_same(advance(place, state), advanced(state), seed)
+        assert_same(update_decode_state(place, state), advanced(state), seed)
 
 
 @pytest.mark.parametrize("count", [2**63 - 1, 2**63 - 2, -(2**63), -1])
@@ -64,7 +64,7 @@ def test_the_last_counts_have_a_slot_of_the_ring(place: Place, count: int) -> No
     for depth in (1, 3, 7, 8):
         state = random_state(3, depth=depth, seed=0)
         state["counts"][:] = count
-        assert_same(advance(place, state), advanced(state), depth)
+        assert_same(update_decode_state(place, state), advanced(state), depth)
 
 
 @pytest.mark.parametrize("count", [0, 2**31 - 2, 2**32 - 2, 2**40])
@@ -77,13 +77,13 @@ def test_the_ring_goes_round(place: Place, count: int) -> None:
     told: list[int] = []
     for step in range(10):
         state["chosen"][:] = step % VOCAB
-        place.operators.advance(**state)
+        place.operators.update_decode_state(**state)
         if place is GPU:
             torch.cuda.synchronize()
         told.append(step % VOCAB)
         for back, id_ in enumerate(reversed(told[-4:])):
             number = count + step + 1 - back
-            words = state["ring"][:, number % 4].tolist()
+            words = state["token_ring"][:, number % 4].tolist()
             assert [read(word) for word in words] == [(number % 2**32, id_), (number % 2**32, -2)]
 
 
@@ -98,10 +98,10 @@ def test_replays_of_a_capture_tell_the_host(place: Place) -> None:
 
     def step() -> None:
         place.operators.embed(table, state["ids"])
-        place.operators.advance(**state)
+        place.operators.update_decode_state(**state)
 
     replay = captured(step) if place is GPU else step
-    words = state["ring"].numpy()
+    words = state["token_ring"].numpy()
     begun = int(state["counts"][0])
     for number in range(begun + 1, begun + 100):
         replay()
@@ -150,7 +150,7 @@ def test_what_ends_a_text(place: Place) -> None:
         state[name][:] = torch.tensor(values)
     state["ends"][:] = False
     state["ends"][0, 3] = state["ends"][3, VOCAB - 1] = True
-    after = advance(place, state)
+    after = update_decode_state(place, state)
     assert after["slots"].tolist() == [-1 if row[4] else row[1] for row in rows]
     assert after["ids"].tolist() == [max(row[0], 0) for row in rows]
     assert after["positions"].tolist() == [6] * len(rows)
@@ -160,11 +160,11 @@ def test_what_ends_a_text(place: Place) -> None:
 def test_a_slot_that_does_not_exist_is_absent(place: Place) -> None:
     state = random_state(4, depth=2, seed=0)
     state["slots"][:] = torch.tensor([SLOTS, -2, 2**40, -(2**40)])
-    after = advance(place, state)
+    after = update_decode_state(place, state)
     for name in ("ids", "slots", "positions"):
         assert torch.equal(after[name], state[name])
     count = after["counts"]
-    words = after["ring"].gather(1, (count % 2)[:, None])[:, 0].tolist()
+    words = after["token_ring"].gather(1, (count % 2)[:, None])[:, 0].tolist()
     assert [read(word)[1] for word in words] == [reference.ABSENT] * 4
 
 
@@ -173,24 +173,24 @@ def test_the_same_in_any_order(place: Place) -> None:
     state = random_state(77, depth=5, seed=2)
     for order in place.orders:
         with place.order(order):
-            assert_same(advance(place, state), advanced(state), order)
+            assert_same(update_decode_state(place, state), advanced(state), order)
 
 
 @every_place
 def test_no_rows(place: Place) -> None:
     state = random_state(0, depth=2, seed=0)
-    assert_same(advance(place, state), state)
+    assert_same(update_decode_state(place, state), state)
 
 
 def test_a_ring_that_the_device_cannot_write_to_is_refused() -> None:
     state = random_state(2, depth=2, seed=0)
     before = {name: tensor.clone() for name, tensor in state.items()}
-    call = EMULATED.operators.advance
+    call = EMULATED.operators.update_decode_state
     from cuda_on_cpu import library
 
     with (
         library.unpinned(),
-        pytest.raises(RuntimeError, match=r"^ring is in memory of the host that the GPU"),
+        pytest.raises(RuntimeError, match=r"^token_ring is in memory of the host that the GPU"),
     ):
         call(**state)
     assert_same(state, before)
@@ -201,7 +201,7 @@ def test_without_kernels_it_is_the_definition(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(cuda, "unavailable", lambda device: "no nvcc")
     state = random_state(5, depth=2, seed=0)
     expected = advanced(state)
-    cuda.advance(**state)
+    cuda.update_decode_state(**state)
     assert_same(state, expected)
 
 
@@ -209,10 +209,10 @@ def test_without_kernels_it_is_the_definition(monkeypatch: pytest.MonkeyPatch) -
 def test_the_wrapper_calls_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "operators", place.operators)
     monkeypatch.setattr(cuda, "unavailable", lambda device: None)
-    monkeypatch.setattr(reference, "advance", None)
+    monkeypatch.setattr(reference, "update_decode_state", None)
     state = random_state(5, depth=2, seed=0)
     after = moved(state, place)
-    cuda.advance(**after)
+    cuda.update_decode_state(**after)
     if place is GPU:
         torch.cuda.synchronize()
     assert_same({name: tensor.cpu() for name, tensor in after.items()}, advanced(state))
@@ -224,9 +224,9 @@ def wrong(name: str) -> list[tuple[Tensor, str]]:
     cases = [(good.int(), f"{name} has dtype")]
     if name == "ends":
         return [*cases, (good[0], "ends has shape [7]; expected contiguous [slots, vocab], each 1 or more")]
-    if name == "ring":
-        said = "ring has shape [3, 0]; expected contiguous [3, 1 or more]"
-        return [*cases, (good[:2], "ring has shape [2, 2]"), (good[:, :0], said)]
+    if name == "token_ring":
+        said = "token_ring has shape [3, 0]; expected contiguous [3, 1 or more]"
+        return [*cases, (good[:2], "token_ring has shape [2, 2]"), (good[:, :0], said)]
     return [*cases, (good.repeat_interleave(2)[::2], f"{name} is not contiguous")]
 
 
@@ -238,5 +238,5 @@ def wrong(name: str) -> list[tuple[Tensor, str]]:
 def test_a_wrong_argument_is_named(name: str, value: Tensor, says: str) -> None:
     state = random_state(3, depth=2, seed=0) | {name: value}
     with pytest.raises(RuntimeError) as caught:
-        EMULATED.operators.advance(**state)
+        EMULATED.operators.update_decode_state(**state)
     assert says in str(caught.value)

@@ -20,8 +20,18 @@ PAIRS = [
     for pair in pairs(operator, OPERATORS[operator]("float16"))
 ]
 # May be in the host's memory, or there is no other argument to be beside.
-ANYWHERE = {"embed": ("table", "ids"), "advance": ("ids", "ring"), "copy": ("source",), "read": ("source",)}
-FIRST = {"rotary_append": "qkv", "decode_attention": "q", "sample": "logits", "advance": "ids"}  # others: x
+ANYWHERE = {
+    "embed": ("table", "ids"),
+    "update_decode_state": ("ids", "token_ring"),
+    "copy": ("source",),
+    "read": ("source",),
+}
+FIRST = {
+    "rotary_append": "qkv",
+    "decode_attention": "q",
+    "sample": "logits",
+    "update_decode_state": "ids",
+}  # others: x
 BESIDE = [
     (operator, name)
     for operator in ON_A_GPU

@@ -37,7 +37,7 @@ NAMES = (
     "linear_residual",
     "mlp",
     "lm_head",
-    "advance",
+    "update_decode_state",
 )
 # Positions in one split of the attention, and in several.
 LIVE = {"ids": [7, 200, 31], "slots": [4, 0, 2], "positions": [3, 280, 9]}
@@ -102,7 +102,7 @@ class Rows:
         self.limits = torch.full((rows,), CAPACITY, device=place.device)
         self.ends = torch.zeros(SLOTS, VOCABULARY, dtype=torch.bool, device=place.device)
         self.counts = torch.zeros(rows, dtype=torch.int64, device=place.device)
-        self.ring = place.pinned(torch.zeros(rows, 4, dtype=torch.int64))
+        self.token_ring = place.pinned(torch.zeros(rows, 4, dtype=torch.int64))
         self.seen = torch.zeros(SLOTS, VOCABULARY, dtype=torch.bool, device=place.device)
 
     @torch.inference_mode()
@@ -110,8 +110,8 @@ class Rows:
         """The logits and the chosen ids of all rows, on the CPU; the state moves on."""
         logits = model.decode_step_by_operators(self.ids, self.slots, self.positions, cache, CAPACITY)
         chosen = cuda.sample(logits, self.slots, self.positions, *self._settings(), self.seen)
-        ops.advance(
-            chosen, self.ids, self.slots, self.positions, self.limits, self.ends, self.counts, self.ring
+        ops.update_decode_state(
+            chosen, self.ids, self.slots, self.positions, self.limits, self.ends, self.counts, self.token_ring
         )
         return logits.cpu(), chosen.cpu()
 
@@ -143,7 +143,7 @@ def steps(model: Persimmon, rows: Rows, count: int = 3) -> tuple[Tensor, Tensor,
         chosen.append(of_step[1][rows.places])
         assert not of_step[0].isnan().any()
         assert (of_step[1][absent] == ops.INVALID).all()
-        words = [read(word) for word in rows.ring[:, step % 4].tolist()]
+        words = [read(word) for word in rows.token_ring[:, step % 4].tolist()]
         assert [word[1] for word in words] == [
             int(of_step[1][row]) if row in rows.places else -2 for row in range(len(rows.ids))
         ]

@@ -1,4 +1,4 @@
-"""advance and embed in C++: against their definition, which test_ops_reference.py holds to a plain loop."""
+"""update_decode_state and embed in C++ against their definition, which test_ops_reference.py tests."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def test_advance_is_the_definition() -> None:
     for seed in range(200):
         state = random_state(ROWS[seed % len(ROWS)], depth=1 + seed % 5, seed=seed)
         expected = {name: tensor.clone() for name, tensor in state.items()}
-        reference.advance(**expected)
-        assert call.advance(**state) is None
+        reference.update_decode_state(**expected)
+        assert call.update_decode_state(**state) is None
         for name, tensor in state.items():
             assert torch.equal(tensor, expected[name]), (name, seed)
 
@@ -25,8 +25,8 @@ def test_advance_is_the_definition() -> None:
 def test_advance_by_its_wrapper() -> None:
     state = random_state(5, depth=3, seed=1)
     expected = {name: tensor.clone() for name, tensor in state.items()}
-    call.advance(**expected)
-    ops.advance(**state)
+    call.update_decode_state(**expected)
+    ops.update_decode_state(**state)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
 
 

@@ -140,7 +140,7 @@ WRONG = [
             ("mlp", ("counts",)),
             ("rotary_append", ("cos", "sin", "slots", "positions", "cache_layer")),
             ("decode_attention", ("q", "lengths", "cache_layer")),
-            ("advance", ("chosen", "ids", "limits", "counts", "ring")),
+            ("update_decode_state", ("chosen", "ids", "limits", "counts", "token_ring")),
         )
         for name in names
     ),
@@ -153,16 +153,18 @@ WRONG = [
             ("rotary_append", ("slots", "positions")),
             ("decode_attention", ("slots", "lengths")),
             ("decode_step", ("slots", "positions")),
-            ("advance", ("ids", "slots", "positions", "limits", "counts", "ring")),
+            ("update_decode_state", ("ids", "slots", "positions", "limits", "counts", "token_ring")),
         )
         for name in names
         for change in (Tensor.int, lambda x: x[:1], lambda x: x[None], strided)
     ),
-    Wrong("advance", "chosen", Tensor.int, "chosen has dtype"),
-    Wrong("advance", "chosen", strided, "chosen is not contiguous"),
-    Wrong("advance", "chosen", lambda x: x[:1], "ids has shape [2]; expected [1]"),
+    Wrong("update_decode_state", "chosen", Tensor.int, "chosen has dtype"),
+    Wrong("update_decode_state", "chosen", strided, "chosen is not contiguous"),
+    Wrong("update_decode_state", "chosen", lambda x: x[:1], "ids has shape [2]; expected [1]"),
     *(
-        Wrong("advance", name, with_last(value), f"{name} holds {value}; expected 0 to {2**63 - 2}")
+        Wrong(
+            "update_decode_state", name, with_last(value), f"{name} holds {value}; expected 0 to {2**63 - 2}"
+        )
         for name in ("counts", "positions")
         for value in (-1, LEAST, LARGEST)
     ),
@@ -184,16 +186,26 @@ WRONG = [
         for fmt in native.FORMATS
         for value in (-1, 2**31, LEAST, LARGEST)
     ),
-    Wrong("advance", "ring", lambda x: x[:, :0], "ring has shape [2, 0]; expected contiguous [2, 1 or more]"),
-    Wrong("advance", "ends", Tensor.byte, "ends has dtype"),
     Wrong(
-        "advance",
+        "update_decode_state",
+        "token_ring",
+        lambda x: x[:, :0],
+        "token_ring has shape [2, 0]; expected contiguous [2, 1 or more]",
+    ),
+    Wrong("update_decode_state", "ends", Tensor.byte, "ends has dtype"),
+    Wrong(
+        "update_decode_state",
         "ends",
         lambda x: x[0],
         "ends has shape [35]; expected contiguous [slots, vocab], each 1 or more",
     ),
-    Wrong("advance", "ends", lambda x: x[:, :0], "ends has shape [4, 0]; expected contiguous [slots, vocab]"),
-    Wrong("advance", "ends", strided, "ends has shape"),
+    Wrong(
+        "update_decode_state",
+        "ends",
+        lambda x: x[:, :0],
+        "ends has shape [4, 0]; expected contiguous [slots, vocab]",
+    ),
+    Wrong("update_decode_state", "ends", strided, "ends has shape"),
     *(
         Wrong(operator, name, with_last(value), f"{name} holds {value}; expected {least} to {most}")
         for operator, name, least, most in (
@@ -204,7 +216,7 @@ WRONG = [
             ("decode_step", "ids", 0, 34),
             ("decode_step", "slots", -1, SLOTS - 1),
             ("decode_step", "positions", 0, CAPACITY - 1),
-            ("advance", "slots", -1, SLOTS - 1),
+            ("update_decode_state", "slots", -1, SLOTS - 1),
         )
         for value in (least - 1, most + 1, 2**62, LEAST, LARGEST)
     ),
@@ -256,7 +268,7 @@ def test_a_wrong_argument_is_named_before_anything_is_written(wrong: Wrong) -> N
     arguments[wrong.argument] = wrong.change(arguments[wrong.argument])
     written = {
         name: arguments[name]
-        for name in ("cache", "cache_layer", "counts", "out", "ids", "slots", "positions", "ring")
+        for name in ("cache", "cache_layer", "counts", "out", "ids", "slots", "positions", "token_ring")
         if name in arguments
     }
     before = {name: tensor.clone() for name, tensor in written.items()}

@@ -359,7 +359,7 @@ class TestImplementations:
             *NAMES,
             "embed",
             "sample",
-            "advance",
+            "update_decode_state",
         }
         assert kinds["mlp"][1] == "CUDA; plain PyTorch above 16 tokens"
         assert kinds["prefill_attention"] == ("reference", "PyTorch")

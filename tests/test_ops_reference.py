@@ -234,7 +234,7 @@ def test_advance_is_the_plain_loop() -> None:
     for seed in range(200):
         state = random_state(ROWS[seed % len(ROWS)], depth=1 + seed % 5, seed=seed)
         expected = advanced(state)
-        reference.advance(**state)
+        reference.update_decode_state(**state)
         for name, tensor in state.items():
             assert torch.equal(tensor, expected[name]), (name, seed)
 
@@ -243,7 +243,7 @@ def test_advance_takes_any_integers() -> None:
     for seed in range(50):
         state = extreme_state(33, depth=1 + seed % 5, seed=seed)
         expected = advanced(state)
-        reference.advance(**state)
+        reference.update_decode_state(**state)
         for name, tensor in state.items():
             assert torch.equal(tensor, expected[name]), (name, seed)
 
@@ -303,9 +303,9 @@ def test_a_text_is_read_from_the_ring_behind_the_steps() -> None:
     told = []
     for step in chosen:
         state["chosen"][:] = torch.tensor(step)
-        reference.advance(**state)
+        reference.update_decode_state(**state)
         count = int(state["counts"][0])
-        words = [read(word) for word in state["ring"][:, count % 4].tolist()]
+        words = [read(word) for word in state["token_ring"][:, count % 4].tolist()]
         assert {number for number, _ in words} == {count % 2**32}
         told.append([id_ for _, id_ in words])
     assert [row[0] for row in told] == [5, 5, 6, -2, -2, -2, -2, -2]
@@ -320,7 +320,7 @@ def test_a_text_is_read_from_the_ring_behind_the_steps() -> None:
 def test_an_id_that_is_none_ends_a_text(chosen: int) -> None:
     state = random_state(1, depth=2, seed=3)
     state["slots"][:], state["limits"][:], state["chosen"][:] = 2, 99, chosen
-    reference.advance(**state)
+    reference.update_decode_state(**state)
     assert state["slots"].tolist() == [-1]
     assert state["ids"].tolist() == [max(chosen, 0)]
 
@@ -339,7 +339,7 @@ def test_no_operator_of_a_step_looks_at_values() -> None:
     appended = [bare(tensor) for tensor in (*norms, *norms)], [bare(table) for table in tables]
     q = reference.rotary_append(bare(qkv), *appended[0], EPS, *appended[1], *at, bare(cache))
     attended = reference.decode_attention(q, bare(cache), at[0], at[1] + 1, 6, 0.25)
-    reference.advance(**{name: bare(tensor) for name, tensor in state.items()})
+    reference.update_decode_state(**{name: bare(tensor) for name, tensor in state.items()})
     assert attended.shape == (2, 32)
 
 
@@ -355,6 +355,6 @@ def test_every_operator_says_what_runs_it() -> None:
         "mlp",
         "lm_head",
         "sample",
-        "advance",
+        "update_decode_state",
     }
     assert all(entry.kind in ("native", "reference") and entry.reason for entry in ops.implementations())

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from adept_fast import extension
+from adept_fast.choices import MAX_STEP_TOKENS
 from adept_fast.config import PersimmonConfig
 from adept_fast.graph_buckets import GraphBuckets
 from adept_fast.model import PREFILL_CHUNK
-from adept_fast.sampling import MOST_DRAFTS
 
 SCORED_ROWS = 64  # logits are computed for this many tokens at once: a row of the 8B's takes a megabyte
 
@@ -31,7 +31,7 @@ _EAGER_SAMPLING = 64  # bytes a logit: itself, its probability in float64, those
 
 def max_rows(max_batch_size: int) -> int:
     """Of a decode step: one of each sequence, or one sequence with all its drafts."""
-    return max(max_batch_size, 1 + MOST_DRAFTS)
+    return max(max_batch_size, MAX_STEP_TOKENS)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ if extension.load().loaded:
 else:
     from adept_fast.ops import reference as chosen  # type: ignore[no-redef]
 
-advance = chosen.advance
+update_decode_state = chosen.update_decode_state
 decode_attention = chosen.decode_attention
 embed = chosen.embed
 layernorm_qkv = chosen.layernorm_qkv
@@ -36,7 +36,7 @@ __all__ = [
     "ABSENT",
     "INVALID",
     "Implementation",
-    "advance",
+    "update_decode_state",
     "decode_attention",
     "embed",
     "implementations",
@@ -54,7 +54,7 @@ __all__ = [
 
 _PLAIN = ("embed", "prefill_attention", "sample")  # of which a CPU has no other implementation
 _PRODUCTS = ("layernorm_qkv", "linear_residual", "mlp", "lm_head")
-_ANY_SIZE = ("embed", "sample", "advance")  # for which a GPU's kernels take any number of tokens
+_ANY_SIZE = ("embed", "sample", "update_decode_state")  # for which a GPU's kernels take any number of tokens
 _IN_ORDER = (
     "embed",
     "layernorm_qkv",
@@ -65,7 +65,7 @@ _IN_ORDER = (
     "lm_head",
     "prefill_attention",
     "sample",
-    "advance",
+    "update_decode_state",
 )
 
 

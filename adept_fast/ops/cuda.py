@@ -165,7 +165,7 @@ def sample(
     return ids
 
 
-def advance(
+def update_decode_state(
     chosen: Tensor,
     ids: Tensor,
     slots: Tensor,
@@ -173,11 +173,13 @@ def advance(
     limits: Tensor,
     ends: Tensor,
     counts: Tensor,
-    ring: Tensor,
+    token_ring: Tensor,
 ) -> None:
     """As ``ops/reference.py`` has it; the kernel writes to a ring in pinned memory without a wait."""
-    move_on = operators.advance if unavailable(ids.device) is None else reference.advance
-    move_on(chosen, ids, slots, positions, limits, ends, counts, ring)
+    move_on = (
+        operators.update_decode_state if unavailable(ids.device) is None else reference.update_decode_state
+    )
+    move_on(chosen, ids, slots, positions, limits, ends, counts, token_ring)
 
 
 def parts(w: Matrix) -> tuple[Tensor, Tensor | None]:
