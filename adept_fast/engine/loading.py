@@ -19,7 +19,7 @@ from adept_fast.model import Persimmon
 from adept_fast.ops import wide_gemm
 from adept_fast.placement import Placement, held_dtype
 from adept_fast.quantization.formats import WeightFormat
-from adept_fast.quantization.layouts import kernel_formats
+from adept_fast.quantization.layouts import advised_formats
 from adept_fast.weights import (
     PinnedMemoryError,
     embedding_bytes,
@@ -124,5 +124,5 @@ def _smaller_formats(checkpoint: Checkpoint, placement: Placement) -> list[Weigh
     """Those that would pack the matrices in fewer bits than they have."""
     if checkpoint.weights is not None:
         return []
-    formats, now = kernel_formats(placement.device), placement.weights
+    formats, now = advised_formats(placement.device), placement.weights
     return [smaller for smaller in formats if now is None or smaller.bits < now.bits]

@@ -189,8 +189,8 @@ class TestPlanning:
     @pytest.mark.parametrize(
         ("weights", "device", "others"),
         [
-            (None, "cpu", ["int8", "int4-g32"]),
-            ("int8", "cpu", ["int4-g32"]),
+            (None, "cpu", ["int8", "int4-g128"]),
+            ("int8", "cpu", ["int4-g128"]),
             ("int4", "cpu", []),
             (None, "cuda", ["fp8", "int4-g128"]),
             ("fp8", "cuda", ["int4-g128"]),

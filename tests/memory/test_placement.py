@@ -94,7 +94,7 @@ def test_what_is_asked_for_is_taken(tmp_path: Path) -> None:
     ("weights", "words"),
     [
         ("fp8", "fp8, embedding float16 (packed from float16)"),
-        ("int4", "int4-g128, lm_head fp8, embedding float16 (packed from float16)"),
+        ("int4", "int4-g128, lm_head int8, embedding float16 (packed from float16)"),
     ],
 )
 def test_a_gpu_has_packings_of_its_own(tmp_path: Path, a_gpu: None, weights: str, words: str) -> None:
@@ -108,9 +108,9 @@ def test_a_gpu_has_packings_of_its_own(tmp_path: Path, a_gpu: None, weights: str
 @pytest.mark.parametrize(
     ("device", "weights", "allowed"),
     [
-        ("cuda", "int8", "fp8 or int4-g128 or int4"),
-        ("cpu", "fp8", "int8 or int4-g32 or int4"),
-        ("cuda", "int3", "fp8 or int4-g128 or int4"),
+        ("cuda", "int4-g32", "int8 or fp8 or int4-g128 or int4"),
+        ("cpu", "fp8", "int8 or int4-g32 or int4-g128 or int4"),
+        ("cuda", "int3", "int8 or fp8 or int4-g128 or int4"),
     ],
 )
 def test_a_packing_of_the_other_device_is_refused(
@@ -128,7 +128,10 @@ def test_what_a_native_checkpoint_holds_is_taken_on_a_gpu_too(tmp_path: Path, a_
     for weights in (None, "int8"):
         placed = choose_placement(native, "cuda", "auto", "float16", weights)
         assert placed.weights_in_words == "int8, embedding float16 (as stored)"
-        assert placed.unreadable == "the kernels take fp8 and int4-g128, not int8"
+        assert placed.unreadable is None
+    convert(tmp_path / "source", tmp_path / "g32", weights="int4-g32", progress=False)
+    placed = choose_placement(open_checkpoint(tmp_path / "g32"), "cuda", "auto", "float16")
+    assert placed.unreadable == "the kernels take int8 and fp8 and int4-g128, not int4-g32"
 
 
 def test_matrices_that_the_kernels_do_not_take(tmp_path: Path, a_gpu: None) -> None:
