@@ -87,9 +87,9 @@ class Engine:
         self.runner = runner
         self._tokenizer = tokenizer
         self._guard = guard
-        self._scheduler = Scheduler(runner.cache.max_batch_size)
+        self._scheduler = Scheduler(runner.cache.max_batch_size, runner.model.token_bounds)
         self._turns = Turns()
-        self._scheduled: list[ScheduledSequence] = []  # rows of the steps in flight; empty if they changed
+        self._scheduled: list[ScheduledSequence] = []  # the rows of the steps in flight
         self._pending: deque[tuple[PendingStep, list[ScheduledSequence]]] = deque()
         self._is_unfinished = False  # the last step was cut short
         _engines.add(self)
@@ -182,7 +182,6 @@ class Engine:
     def _retire(self) -> None:
         for sequence in self._scheduler.retire():
             self.runner.stop(sequence.slot)
-            self._scheduled = []
 
     def _recover(self) -> None:
         """Go on after a step that was cut short, by Ctrl-C or an error, from the tokens accepted so far."""
@@ -221,12 +220,12 @@ class Engine:
         logprobs = None if top is None else TokenLogprobs(logits, chosen, top)
         for row, (sequence, token_id) in enumerate(zip(sequences, chosen.tolist(), strict=True)):
             sequence.accept([token_id], _logprobs_of(sequence, logprobs, [row]))
-        self._scheduled = []  # their rows join
 
     def _decode(self, decoding: list[Sequence]) -> None:
         """Launch steps, as many as may be in flight, and read the oldest."""
-        if not self._scheduled:
+        if [entry.sequence for entry in self._scheduled] != decoding:  # the rows change
             self._read_all()
+            self._scheduled = []
             decoding = [sequence for sequence in decoding if not sequence.is_finished]
             if not decoding:
                 return

@@ -167,7 +167,7 @@ class Runtime:
 
     def stats(self) -> Stats:
         """What the decode steps so far have found to skip."""
-        return Stats(*self._model.unit_counts.tolist())
+        return Stats(*self.engine.runner.model.unit_counts.tolist())
 
     def warm_up(self) -> None:
         """Load what the first prompt and step would wait for, and on a GPU capture steps.
@@ -184,7 +184,7 @@ class Runtime:
     def bytes_read_per_step(self, context_tokens: int) -> int:
         """What decoding one token of one sequence reads, when ``context_tokens`` stand before it."""
         context_tokens = integer("context_tokens", context_tokens, 0)
-        weights = self._model.weights.bytes_per_step(self.tokenizer.vocab_size)
+        weights = self.engine.runner.model.weights.bytes_per_step(self.tokenizer.vocab_size)
         return weights + self._plan.cache_bytes_per_token * context_tokens
 
     @overload
@@ -323,10 +323,6 @@ class Runtime:
             Request(self._encode(prompt, add_bos) or self.tokenizer.encode("", add_bos=True), settings)
             for prompt, settings in zip(prompts, params, strict=True)
         ]
-
-    @property
-    def _model(self) -> Persimmon:
-        return self.engine.runner.model
 
 
 def _open(path_or_name: object, revision: str | None, *, mmap: bool, progress: bool) -> Checkpoint:

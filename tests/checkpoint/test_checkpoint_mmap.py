@@ -93,6 +93,7 @@ def test_a_file_truncated_after_it_was_opened(tmp_path: Path, write: Callable[[P
     assert "\n" not in said
 
 
+@pytest.mark.slow
 def test_a_mapped_file_that_is_truncated_ends_the_process(tmp_path: Path) -> None:
     """Why there is the option: no error can be raised here."""
     file = huggingface(tmp_path / "model")

@@ -75,7 +75,7 @@ def test_its_figures_add_up() -> None:
     assert report["share_of_limit"] == pytest.approx(share, rel=0.01)
     # The shipped model leaves rows out: some, and no more than the down-projections have.
     runtime = Runtime.load("demo", dtype="float32", device="cpu", progress=False)
-    down = sum(layer.w_down_t.nbytes for layer in runtime._model.weights.layers)
+    down = sum(layer.w_down_t.nbytes for layer in runtime.engine.runner.model.weights.layers)
     dense = runtime.bytes_read_per_step(0)
     cache = report["bytes_per_step"] - (dense - report["zero_share"] * down)
     assert 0.1 < report["zero_share"] < 0.99
@@ -108,7 +108,7 @@ def test_what_a_format_would_read_is_what_it_reads(name: str, fmt: str, padded: 
     assert runtime.tokenizer.vocab_size < checkpoint.config.vocab_size or name == "demo"
     weights = runtime.placement.weights
     assert step_bytes(checkpoint, runtime, weights) == runtime.bytes_read_per_step(0)
-    down = sum(layer.w_down_t.nbytes for layer in runtime._model.weights.layers)
+    down = sum(layer.w_down_t.nbytes for layer in runtime.engine.runner.model.weights.layers)
     skipped = step_bytes(checkpoint, runtime, weights) - step_bytes(checkpoint, runtime, weights, 0.25)
     assert skipped == pytest.approx(down / 4)
     # Another format's bytes are told without loading it.

@@ -22,6 +22,8 @@ from adept_fast.commands.cli import main
 from adept_fast.ops import cuda
 from adept_fast.quantization.formats import NAMES
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 INTERRUPTED = 130

@@ -211,14 +211,14 @@ def test_room_for_unpacking_weights_comes_off_the_context() -> None:
 
 def test_the_plan_is_what_the_runtime_takes(demo: Runtime) -> None:
     planned = demo.memory()
-    weights = demo._model.weights
+    weights = demo.engine.runner.model.weights
     tensors = {id(weights.embedding): weights.embedding, id(weights.lm_head): weights.lm_head}
     assert planned.weights_bytes == (
         weights.bytes_per_step(demo.config.vocab_size)
         - weights.lm_head.nbytes
         + sum(tensor.nbytes for tensor in tensors.values())
     )
-    assert planned.cache_bytes == demo._cache.data.nbytes
+    assert planned.cache_bytes == demo.engine.runner.cache.data.nbytes
     assert demo.bytes_read_per_step(10) - demo.bytes_read_per_step(0) == 10 * planned.cache_bytes_per_token
 
 
