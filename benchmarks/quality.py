@@ -27,7 +27,7 @@ from adept_fast.chat.format import STOP, chat_prompt
 from adept_fast.checkpoint import demo_path
 
 BASELINE = "float32"
-FORMATS = ("int8", "int4")
+FORMATS = ("int8", "int4-g32", "int4-g128")
 BATCH = 32
 STORIES = tuple(
     f"Tell me a story about a {animal}."

@@ -22,6 +22,7 @@ from adept_fast.quantization.matrix import parts_of as parts
 
 MOST_TOKENS = 16  # that the kernels take in one call
 _MOST_HEAD_DIM = 256
+_FORMATS = kernel_formats(torch.device("cuda"))
 _TRIAL_WORDS = 4096  # that are read to see whether kernels run
 VECTOR = 8  # the kernels take rows in multiples of this many elements
 
@@ -194,7 +195,7 @@ def _is_readable(w: Matrix) -> bool:
     if isinstance(w, Tensor):
         known = w.dtype in (torch.float16, torch.bfloat16)
     else:
-        known = isinstance(w, GpuMatrix) and w.spec.format in kernel_formats(w.device)
+        known = isinstance(w, GpuMatrix) and w.spec.format in _FORMATS
     return known and w.shape[1] % VECTOR == 0
 
 

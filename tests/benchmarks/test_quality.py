@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from quality import same_tokens  # noqa: E402
 
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*/quality.json"))
-FORMATS = ["float32", "int8", "int4"]
+FORMATS = ["float32", "int8", "int4-g32", "int4-g128"]
 
 
 def rows_of(report: dict) -> list[str]:
