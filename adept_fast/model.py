@@ -17,6 +17,7 @@ from torch import Tensor
 from adept_fast import ops
 from adept_fast.config import PersimmonConfig
 from adept_fast.kv_cache import StaticKVCache
+from adept_fast.ops.transfer import to_device
 from adept_fast.quantization.matrix import Matrix, first_rows
 from adept_fast.weights import LayerWeights, ModelWeights
 
@@ -78,13 +79,6 @@ def chunks(
         yield chunk
 
 
-def to_device(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Integers of the host on the device: int64 [rows, columns]. The host waits for no kernel."""
-    on_gpu = device.type == "cuda"
-    host = torch.tensor(rows, dtype=torch.int64, device="cpu", pin_memory=on_gpu)
-    return host.to(device, non_blocking=True)
-
-
 class Persimmon:
     """A decoder over loaded weights.
 
@@ -107,7 +101,7 @@ class Persimmon:
         self.token_bounds = ops.token_bounds(weights.layers[0].w_down_t)
         # Of the decode steps: rows of the down-projections that were read, and all there were.
         self.unit_counts = torch.zeros(2, dtype=torch.int64, device=weights.device)
-        self._native_step = ops.native_step(
+        self._native_step = ops.cpu_step(
             weights, self._lm_head, self.cos, self.sin, config.layer_norm_eps, self.scale, self.unit_counts
         )
 

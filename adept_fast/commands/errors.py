@@ -10,6 +10,7 @@ import click
 
 from adept_fast.commands.interrupts import INTERRUPTED
 from adept_fast.commands.output import naming_stdout, prepare_output
+from adept_fast.system.short_text import printable
 
 MAX_CHARACTERS = 600  # of a message
 
@@ -115,15 +116,6 @@ def one_line(error: BaseException | str) -> str:
         return line
     # The beginning names the thing, and the end says what is expected; what is long is a value between.
     return line[:_HEAD] + _CUT + line[len(line) - (MAX_CHARACTERS - _HEAD - len(_CUT)) :]
-
-
-def printable(text: str) -> str:
-    """The text with escapes for what is not printable, newlines too."""
-    # File and tensor names come from files that may be hostile: no escape sequence may reach the terminal.
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in text
-    )
 
 
 def _exit_status(run: Callable[[], Any]) -> int:

@@ -20,7 +20,6 @@ from adept_fast.arguments import (
     optional_flag,
     optional_text,
     path_or_str,
-    shown,
     token_ids,
 )
 from adept_fast.checkpoint import Checkpoint, open_checkpoint
@@ -39,6 +38,7 @@ from adept_fast.memory.workspace import most_rows
 from adept_fast.model import Persimmon
 from adept_fast.placement import Placement, choose_placement
 from adept_fast.sampling import SamplingParams
+from adept_fast.system.short_text import short_repr
 from adept_fast.tokenizer.tokenizer import Tokenizer
 
 Prompt = str | SequenceOf[int]
@@ -358,5 +358,5 @@ def _settings(
         )
     for entry in each:
         if not isinstance(entry, SamplingParams):
-            raise ParameterError(f"params has {shown(entry)}; expected {expected}")
+            raise ParameterError(f"params has {short_repr(entry)}; expected {expected}")
     return each

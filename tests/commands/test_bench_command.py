@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,7 @@ from adept_fast.commands import bench
 from adept_fast.commands.bench import Sample, Stopwatch, step_bytes
 from adept_fast.commands.cli import main
 from adept_fast.quantization.formats import FORMATS
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-from random_checkpoint import make_config, write_random  # noqa: E402
+from tools.random_checkpoint import make_config, write_random
 
 SAMPLE = Sample(seconds=0.1, bytes_read=1e6, bandwidth=2e7, zero_share=0.0, batch_size=1)
 REPORT = {

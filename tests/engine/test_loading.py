@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import struct
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,7 @@ from adept_fast.commands.cli import main
 from adept_fast.engine import loading
 from adept_fast.engine.loading import plan_loading
 from adept_fast.placement import choose_placement, imagine_placement
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-
-from random_checkpoint import tokenizer_model  # noqa: E402
+from tools.random_checkpoint import tokenizer_model
 
 PIECES = 262_144 - 70_000  # about so many of the 8B's rows are in use
 GB = 10**9
