@@ -1,4 +1,4 @@
-"""``adept-fast info``: what a checkpoint is, what it takes, and what would run it here."""
+"""``adept-fast info``: a checkpoint, the memory it needs, and the operators that would run it here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from adept_fast.system.short_text import printable
 
 
 def run(options: dict[str, Any]) -> None:
-    # First: what follows fails where the tar is damaged, and downloads a hub id, which is no tar.
+    # First, since the rest fails if the tar is damaged, and downloads a hub id, which is not a tar.
     verified = {"release": _verify(options["checkpoint"])} if options["verify"] else {}
     if verified and not options["as_json"]:
         print_text(_as_text(verified))
@@ -102,7 +102,7 @@ def _describe_checkpoint(checkpoint: Checkpoint, location: Location) -> dict[str
 
 
 def _plan(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Placement, MemoryPlan | str]:
-    """Where it would run, and the plan, or why it does not fit."""
+    """The placement, and the memory plan or the reason why it does not fit."""
     asked = {name: options[name] for name in ("dtype", "cache_dtype", "weights", "embedding")}
     if options["gpu_memory"] is None:
         placement = choose_placement(checkpoint, options["device"], **asked)
@@ -147,7 +147,7 @@ def _describe_operators(config: PersimmonConfig, placement: Placement) -> dict[s
 
 
 def _describe_kernels(placement: Placement) -> dict[str, str]:
-    """Whether the CUDA kernels run on the GPU that is here, by running one; nothing where none is chosen."""
+    """Whether the CUDA kernels run on this GPU, found by running one; empty for other devices."""
     if placement.device.type != "cuda" or placement.imagined_bytes is not None:
         return {}
     fault = cuda.fault(placement.device)
@@ -157,7 +157,7 @@ def _describe_kernels(placement: Placement) -> dict[str, str]:
 def _vocabulary(checkpoint: Checkpoint, placement: Placement) -> str:
     rows = checkpoint.config.vocab_size
     held = placement.vocab_rows or rows
-    return f"all {rows} rows" if held == rows else f"{held} of {rows} rows, those that the tokenizer uses"
+    return f"all {rows} rows" if held == rows else f"{held} of {rows} rows, which the tokenizer uses"
 
 
 def _describe_plan(plan: MemoryPlan) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _describe_plan(plan: MemoryPlan) -> dict[str, Any]:
 def _device_name(placement: Placement) -> str:
     device = placement.device
     if placement.imagined_bytes is not None:
-        return f"{device} (only imagined, with kernels that run and a host that has room for what is pinned)"
+        return f"{device} (not here: planned as if its kernels run and the host has room for pinned memory)"
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)"

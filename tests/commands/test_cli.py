@@ -88,7 +88,7 @@ def test_stats_go_to_stderr() -> None:
     result = run("generate", "--chat", "--prompt", QUESTION, "--stats")
     assert result.stdout == ANSWER + "\n"
     assert "tokens/s over 7 steps" in result.stderr
-    assert "GB/s that memory delivers" in result.stderr
+    assert "GB/s of the memory" in result.stderr
 
 
 def test_the_checkpoint_can_come_from_the_environment(tmp_path: Path) -> None:

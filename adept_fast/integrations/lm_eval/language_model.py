@@ -144,7 +144,7 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return {
             "model_num_parameters": self.runtime.config.num_parameters,
             "model_dtype": dtype_name(placement.dtype),
-            "model_weights": placement.weights,
+            "model_weights": None if placement.weights is None else placement.weights.name,
             "model_device": str(placement.device),
         }
 
