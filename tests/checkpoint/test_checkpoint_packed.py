@@ -23,13 +23,14 @@ from adept_fast.arguments import ParameterError
 from adept_fast.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from adept_fast.checkpoint.convert import convert
 from adept_fast.config import PersimmonConfig
+from adept_fast.memory.footprint import footprint
 from adept_fast.placement import choose_placement
 from adept_fast.quantization.formats import FORMATS, NAMES
 from adept_fast.quantization.layout_cpu import TiledMatrix
 from adept_fast.quantization.layout_gpu import GpuMatrix
 from adept_fast.quantization.layout_plain import RowMajorMatrix
 from adept_fast.quantization.matrix import QuantizedMatrix
-from adept_fast.weights import ModelWeights, load_weights, weights_bytes
+from adept_fast.weights import ModelWeights, load_weights
 
 CPU = torch.device("cpu")
 FILE = "model.safetensors"
@@ -100,7 +101,8 @@ class TestEveryDevice:
         assert isinstance(found.lm_head, layout)
         assert isinstance(expected.lm_head, layout)
         assert found.lm_head.spec == expected.lm_head.spec
-        assert weights_bytes(checkpoint, torch.bfloat16) == weights_bytes(source, torch.bfloat16, chosen)
+        counted = [footprint(one, torch.bfloat16, chosen) for one in (checkpoint, source)]
+        assert counted[0].total_bytes == counted[1].total_bytes
 
     @pytest.mark.parametrize("weights", ["int8", "int4"])
     def test_a_runtime_says_what_it_says_of_the_floats(self, tmp_path: Path, weights: str) -> None:
@@ -151,17 +153,17 @@ class TestEveryDevice:
 
     def test_float8_is_not_run_on_a_cpu(self, packed: Path) -> None:
         with pytest.raises(ParameterError, match="weights is fp8; expected int8 or int4-g32 or .* on cpu"):
-            choose_placement(open_checkpoint(packed), "cpu", "auto", "float16")
+            choose_placement(open_checkpoint(packed), CPU, "auto", "float16")
 
     def test_int4_is_whichever_a_checkpoint_has(self, tmp_path: Path) -> None:
         checkpoint_of(tmp_path / "source")
         convert(tmp_path / "source", tmp_path / "packed", weights="int4-g32", progress=False)
         checkpoint = open_checkpoint(tmp_path / "packed")
         for asked in ("int4", "int4-g32", None):
-            placed = choose_placement(checkpoint, "cpu", "auto", "float16", asked)
+            placed = choose_placement(checkpoint, CPU, "auto", "float16", asked)
             assert placed.weights == FORMATS["int4-g32"]
         with pytest.raises(CheckpointError, match="packed as int4-g32; .* not 'int4-g128'"):
-            choose_placement(checkpoint, "cpu", "auto", "float16", "int4-g128")
+            choose_placement(checkpoint, CPU, "auto", "float16", "int4-g128")
 
 
 class TestFiles:
