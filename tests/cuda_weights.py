@@ -15,7 +15,7 @@ from cuda_place import Place
 from torch import Tensor
 
 FLOATS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-FORMATS = (*FLOATS, "fp8", "int4")
+FORMATS = (*FLOATS, "int8", "fp8", "int4")
 GROUP = 128  # weights in 4 bits that share a scale
 EPS = 1e-5
 EPS32 = torch.finfo(torch.float32).eps
@@ -55,6 +55,12 @@ def weights(fmt: str, rows: int, columns: int, layout: Literal["rows", "units"] 
     if fmt in FLOATS:
         values = drawn.to(FLOATS[fmt])
         return Weights(values, None, values.double())
+    if fmt == "int8":
+        inputs = 1 if layout == "rows" else 0
+        scales = drawn.abs().amax(inputs, keepdim=True).clamp(min=1e-6) / 127
+        bytes_ = (drawn / scales).round().to(torch.int8)
+        bytes_.flatten()[::7] = -128  # which any file may hold
+        return Weights(bytes_, scales.flatten(), bytes_.double() * scales.double())
     if fmt == "fp8":
         inputs = 1 if layout == "rows" else 0
         scales = drawn.abs().amax(inputs, keepdim=True).clamp(min=1e-6) / 448

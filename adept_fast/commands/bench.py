@@ -18,7 +18,7 @@ from adept_fast.engine.runtime import Runtime
 from adept_fast.memory.bandwidth import BandwidthProbe
 from adept_fast.memory.footprint import tensor_bytes
 from adept_fast.quantization.formats import WeightFormat
-from adept_fast.quantization.layouts import kernel_formats
+from adept_fast.quantization.layouts import advised_formats
 from adept_fast.system.byte_counts import format_bytes
 from adept_fast.weights import EMBEDDING
 
@@ -153,7 +153,7 @@ def _narrower(runtime: Runtime, checkpoint: Checkpoint, samples: list[Sample]) -
     zeros = _median([sample.zero_share for sample in samples])
     cache = now - step_bytes(checkpoint, runtime, runtime.placement.weights, samples[0].zero_share)
     advice = []
-    for weights in kernel_formats(device):
+    for weights in advised_formats(device):
         read = step_bytes(checkpoint, runtime, weights, zeros) + cache
         if now / read > _MIN_GAIN:
             limit = samples[0].batch_size * bandwidth / read

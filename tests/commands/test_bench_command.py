@@ -81,7 +81,7 @@ def test_its_figures_add_up() -> None:
             assert advice["bytes_per_step"] < report["bytes_per_step"]
             limit = 2 * 5e12 / advice["bytes_per_step"]
             assert advice["limit_tokens_per_second"] == pytest.approx(limit)
-    assert [advice["weights"] for advice in report["advice"][:2]] == ["int8", "int4-g32"]
+    assert [advice["weights"] for advice in report["advice"][:2]] == ["int8", "int4-g128"]
 
 
 @pytest.fixture(scope="module")

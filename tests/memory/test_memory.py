@@ -23,14 +23,15 @@ from adept_fast.memory import advice as memory
 from adept_fast.memory.advice import explaining_out_of_memory, out_of_memory, plan_memory
 from adept_fast.memory.footprint import Footprint
 from adept_fast.memory.plan import MemoryPlan, MemoryRequest, largest, pinned_bytes
+from adept_fast.quantization.formats import FORMATS
 from adept_fast.system.byte_counts import format_bytes, format_together
 from adept_fast.weights import load_weights
 
 PERSIMMON_8B = PersimmonConfig(rope_theta=25000.0)
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 FLOATS = Footprint(None, 16_000_000_000, 2_000_000_000)
-FP8 = Footprint("fp8", 8_000_000_000, 2_000_000_000)
-INT4 = Footprint("int4", 5_000_000_000, 2_000_000_000)
+FP8 = Footprint(FORMATS["fp8"], 8_000_000_000, 2_000_000_000)
+INT4 = Footprint(FORMATS["int4-g128"], 5_000_000_000, 2_000_000_000)
 
 
 def request(available: int, **keywords: Any) -> MemoryRequest:
@@ -87,15 +88,19 @@ ADVICE: list[tuple[int, dict[str, Any], str]] = [
     (18_000_000_000, {"max_seq_len": 16384, "max_batch_size": 4}, 'embedding "host"'),
     (15_000_000_000, {}, 'weights "fp8"'),
     (15_000_000_000, {"embedding": "auto"}, 'weights "fp8"'),
-    (8_500_000_000, {}, 'weights "int4"'),
-    (8_500_000_000, {"other_weights": (INT4,), "weights": FP8}, 'weights "int4"'),
+    (8_500_000_000, {}, 'weights "int4-g128"'),
+    (8_500_000_000, {"other_weights": (INT4,), "weights": FP8}, 'weights "int4-g128"'),
     (50_000_000_000, {"embedding": "host", "host_available_bytes": 2**31 - 1}, 'embedding "device"'),
     (
         8_000_000_000,
         {"cache_dtype": torch.float32, "weights": INT4, "other_weights": (), "max_batch_size": 3},
         'cache_dtype "float16"',
     ),
-    (6_500_000_000, {"max_batch_size": 2}, 'only max_batch_size 1 and embedding "host" and weights "int4"'),
+    (
+        6_500_000_000,
+        {"max_batch_size": 2},
+        'only max_batch_size 1 and embedding "host" and weights "int4-g128"',
+    ),
     (1_000_000_000, {}, "no context fits; the least, max_batch_size 1 and embedding"),
 ]
 
