@@ -114,7 +114,7 @@ class ScoredSequence:
         return Segment(self.slot, start + self._read, tokens[self._read :])
 
     def targets(self, first_row: int, count: int) -> list[Target]:
-        """The tokens that the next ``count`` tokens predict; the first of these is row ``first_row`` of a chunk."""
+        """The tokens that the next ``count`` tokens predict; ``first_row`` is the first one's in its chunk."""
         _, start = self._segment()
         found = []
         for at in range(count):

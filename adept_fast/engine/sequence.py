@@ -55,10 +55,10 @@ class Timings:
 class Generation:
     """The result of a request.
 
-    ``text`` goes on exactly where the prompt ends, usually with a space. ``finish_reason``: ``eos`` the model
-    ended the text, ``stop`` a stop string or stop token did, ``length`` max_new_tokens or the context was
-    reached, ``interrupted`` Ctrl-C or a cancellation ended it. ``token_ids`` does not hold the token that ended
-    the text. ``logprobs`` has an entry for each of ``token_ids``, or is None if not requested.
+    ``text`` goes on exactly where the prompt ends, usually with a space. ``finish_reason``: ``eos`` the
+    model ended the text, ``stop`` a stop string or stop token did, ``length`` max_new_tokens or the context
+    was reached, ``interrupted`` Ctrl-C or a cancellation ended it. ``token_ids`` does not hold the token that
+    ended the text. ``logprobs`` has an entry for each of ``token_ids``, or is None if not requested.
     """
 
     text: str
