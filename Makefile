@@ -1,5 +1,6 @@
-# make demo   text from the shipped checkpoint      make test   the whole suite
+# make demo   text from the shipped checkpoint      make test   the whole suite, in WORKERS processes
 # make lint   ruff, mypy and clang-format           make clean  forget what was built
+# make test-fast  the tests that are not marked slow, operators with few of their shapes
 # make test-transformers VERSION=…  what runs on transformers, with that release of it, oldest or newest
 # make fuzz   open COUNT mutated checkpoints, and call the compiled operators CALLS times with random arguments
 # make bench       measure in under five minutes, on two cores, and rewrite the README's figures and plots
@@ -9,6 +10,7 @@
 # make gpu-check   test and time the CUDA kernels on this machine's GPU, with what gpu-build made for it
 # make gpu-baselines  time what other runtimes make of the same step on this machine's GPU
 #
+# WORKERS    processes that share the tests, of one thread each
 # PYTHON     the interpreter to start from; a torch that it has is used as it is
 # TORCH      what to install where it has none; without an NVIDIA driver the CPU's release
 # ARCH       what step and gpu-build are built for, such as 90; by default the GPU that is here
@@ -22,14 +24,21 @@ BIN := $(VENV)/bin
 PIP = $(shell test -x $(BIN)/pip && echo $(BIN)/python -m pip || echo $(PYTHON) -m pip --python $(BIN)/python)
 INSTALL = $(PIP) install --quiet --progress-bar off --disable-pip-version-check
 
-.PHONY: demo test test-transformers fuzz lint bench bench-full step gpu-build gpu-check gpu-baselines clean
+.PHONY: demo test test-fast test-transformers fuzz lint bench bench-full step gpu-build gpu-check gpu-baselines clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
 	@$(BIN)/adept-fast generate --chat --prompt "What is the capital of France?"
 
+# A file is one process's, so what a module makes for its tests is made once; in order, as large files come early.
+WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(PYTEST) $(ARGS)
+
+test-fast: $(VENV)/installed-test
+	ADEPT_FAST_TESTS=thin $(PYTEST) -m 'not slow' $(ARGS)
 
 # Where the release of transformers that is tested stands before the packages of $(VENV).
 VERSION ?= oldest
@@ -44,8 +53,6 @@ test-transformers: $(OTHER)/installed
 
 COUNT ?= 5000
 CALLS ?= 100000
-COUNT ?= 5000
-CALLS ?= 100000
 fuzz: $(VENV)/installed-test
 	$(BIN)/python tests/fuzz_checkpoints.py --count $(COUNT) $(ARGS)
 	$(BIN)/python tests/fuzz_operators.py --calls $(CALLS) $(ARGS)
@@ -58,23 +65,23 @@ lint: $(VENV)/installed-test
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc benchmarks/step -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 
 bench: $(VENV)/installed-test
-	$(BIN)/python benchmarks/suite.py $(ARGS)
+	$(BIN)/python -m benchmarks suite $(ARGS)
 
 bench-full: $(VENV)/installed-test
-	$(BIN)/python benchmarks/suite.py --full $(ARGS)
+	$(BIN)/python -m benchmarks suite --full $(ARGS)
 
 # With what the caller has, where no environment was made yet: a machine with a GPU may have no network.
 gpu-check:
-	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) tools/gpu_check.py $(ARGS)
+	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) -m benchmarks gpu-check $(ARGS)
 
 gpu-baselines:
-	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) tools/gpu_check.py --baselines $(ARGS)
+	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) -m benchmarks gpu-check --baselines $(ARGS)
 
 step:
-	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) tools/gpu_build.py --step --architecture '$(ARCH)'
+	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_check.build --step --architecture '$(ARCH)'
 
 gpu-build:
-	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) tools/gpu_build.py --architecture '$(ARCH)'
+	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_check.build --architecture '$(ARCH)'
 
 clean:
 	rm -rf $(VENV) $(VENV)-transformers-* build dist adept_fast.egg-info adept_fast/_C.*

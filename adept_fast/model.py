@@ -17,7 +17,8 @@ from torch import Tensor
 from adept_fast import ops
 from adept_fast.config import PersimmonConfig
 from adept_fast.kv_cache import StaticKVCache
-from adept_fast.quantization.quantize import Matrix, first_rows
+from adept_fast.ops.transfer import to_device
+from adept_fast.quantization.matrix import Matrix, first_rows
 from adept_fast.weights import LayerWeights, ModelWeights
 
 PREFILL_CHUNK = 512  # tokens; bounds the attention's scores and the MLP's activations, and fills a GEMM
@@ -42,27 +43,40 @@ class Segment:
         return Segment(self.slot, self.start, self.ids[:count]), rest
 
 
-def chunks(segments: Iterable[Segment], max_tokens: int = PREFILL_CHUNK) -> Iterator[list[Segment]]:
-    """The segments in order, cut into lists of at most ``max_tokens`` tokens; all but the last are full."""
-    chunk: list[Segment] = []
-    room = max_tokens
-    for segment in segments:
-        while segment.ids:
-            part, segment = segment.split(room)
+def next_chunk(
+    segments: Iterable[Segment], bounds: Sequence[int], max_tokens: int = PREFILL_CHUNK
+) -> list[Segment]:
+    """The beginnings of segments to read in one pass; none if all segments are empty.
+
+    A segment is cut every ``max_tokens`` tokens, wherever the others end. With ``bounds``
+    (``Persimmon.token_bounds``), segments share a pass only if each of them alone, and all of them together,
+    lie between the same two bounds. So the same code computes a prompt alone and in company.
+    """
+    parts = [segment.split(max_tokens)[0] for segment in segments if segment.ids]
+    if not parts:
+        return []
+
+    def bound_of(part: Segment) -> int:
+        return next((bound for bound in bounds if len(part.ids) <= bound), max_tokens)
+
+    bound = room = bound_of(parts[0])
+    chunk = []
+    for part in parts:
+        if bound_of(part) == bound and len(part.ids) <= room:
             chunk.append(part)
             room -= len(part.ids)
-            if room == 0:
-                yield chunk
-                chunk, room = [], max_tokens
-    if chunk:
+    return chunk
+
+
+def chunks(
+    segments: Iterable[Segment], bounds: Sequence[int] = (), max_tokens: int = PREFILL_CHUNK
+) -> Iterator[list[Segment]]:
+    """All chunks of the segments, by ``next_chunk``. No two segments may have one slot."""
+    unread = {segment.slot: segment for segment in segments}
+    while chunk := next_chunk(unread.values(), bounds, max_tokens):
+        for part in chunk:
+            unread[part.slot] = unread[part.slot].split(len(part.ids))[1]
         yield chunk
-
-
-def to_device(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Integers of the host on the device: int64 [rows, columns]. The host waits for no kernel."""
-    on_gpu = device.type == "cuda"
-    host = torch.tensor(rows, dtype=torch.int64, device="cpu", pin_memory=on_gpu)
-    return host.to(device, non_blocking=True)
 
 
 class Persimmon:
@@ -83,9 +97,11 @@ class Persimmon:
             config.rotary_dim, config.rope_theta, max_seq_len, weights.device
         )  # each [max_seq_len, rotary_dim / 2]
         self._lm_head = first_rows(weights.lm_head, vocab_size)
+        # Numbers of tokens up to which other code computes products than above them.
+        self.token_bounds = ops.token_bounds(weights.layers[0].w_down_t)
         # Of the decode steps: rows of the down-projections that were read, and all there were.
         self.unit_counts = torch.zeros(2, dtype=torch.int64, device=weights.device)
-        self._native_step = ops.native_step(
+        self._native_step = ops.cpu_step(
             weights, self._lm_head, self.cos, self.sin, config.layer_norm_eps, self.scale, self.unit_counts
         )
 
@@ -101,7 +117,7 @@ class Persimmon:
 
         Returns the logits after the last token, float32 [1, vocab_size].
         """
-        for chunk in chunks([Segment(slot, start, ids.tolist())]):
+        for chunk in chunks([Segment(slot, start, ids.tolist())], self.token_bounds):
             hidden = self.prefill_chunk(chunk, cache)
         return self.logits(hidden[-1:])
 

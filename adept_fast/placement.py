@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from adept_fast import extension
-from adept_fast.arguments import ParameterError, one_of, shown
+from adept_fast.arguments import ParameterError, one_of
 from adept_fast.checkpoint import WEIGHT_DTYPES, Checkpoint, dtype_name
 from adept_fast.memory.available import available_bytes
 from adept_fast.memory.footprint import footprint
-from adept_fast.quantization.quantize import WEIGHT_FORMATS
-from adept_fast.quantization.quantize_wide import WIDE_FORMATS
+from adept_fast.quantization.formats import WeightFormat
+from adept_fast.quantization.layouts import formats_of, layout_of
+from adept_fast.system.short_text import short_repr
 from adept_fast.weights import embedding_dtype, weight_format
 
 
@@ -28,7 +29,7 @@ class Placement:
     device: torch.device
     dtype: torch.dtype
     cache_dtype: torch.dtype
-    weights: str | None
+    weights: WeightFormat | None
     dtype_reason: str
 
 
@@ -44,16 +45,9 @@ def choose_placement(
     Raises ParameterError for a name that is not known, and CheckpointError if the checkpoint's weights are
     packed in another format than ``weights``.
     """
-    formats = packed_formats(device)
-    # A native checkpoint's own format is accepted on every device.
-    is_known = isinstance(weights, str) and (weights == checkpoint.weights or weights in formats)
-    if weights is not None and not is_known:
-        raise ParameterError(
-            f"weights is {shown(weights)}; expected {' or '.join(formats)} on {device}, or None"
-        )
+    packed = _chosen_weights(checkpoint, device, weights)
     asked = _dtype_name("dtype", dtype, "auto")
     cache = WEIGHT_DTYPES[_dtype_name("cache_dtype", cache_dtype)]
-    packed = weight_format(checkpoint, weights)
     if packed is None:
         held, reason = _matrix_dtype(checkpoint, device, asked)
         return Placement(device, held, cache, None, reason)
@@ -62,24 +56,36 @@ def choose_placement(
     return Placement(device, embedding_dtype(checkpoint, wanted, packed), cache, packed, reason)
 
 
-def packed_formats(device: torch.device) -> tuple[str, ...]:
-    """The formats that matrices can be packed in while loading, the largest first."""
-    return WIDE_FORMATS if device.type == "cuda" else WEIGHT_FORMATS
-
-
 def find_device(asked: object) -> torch.device:
     """The device of that name, or as torch has it. Raises ParameterError if it is not here."""
     if isinstance(asked, str) and asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = str(asked) if isinstance(asked, (str, torch.device)) else ""
     if not re.fullmatch("(cpu|cuda)(:[0-9]{1,3})?", name):
-        raise ParameterError(f"device is {shown(asked)}; expected auto, cpu, cuda or cuda:N")
+        raise ParameterError(f"device is {short_repr(asked)}; expected auto, cpu, cuda or cuda:N")
     device = torch.device(name)
     if device.type == "cpu":
         return torch.device("cpu")  # without the index that a CPU may be given, and that no tensor has
     if (device.index or 0) >= torch.cuda.device_count():
         raise ParameterError(f"device is {name!r}; this torch sees {torch.cuda.device_count()} CUDA devices")
     return device
+
+
+def _chosen_weights(checkpoint: Checkpoint, device: torch.device, weights: object) -> WeightFormat | None:
+    """The format of the matrices, None for floats. ``int4`` is also whichever a checkpoint has."""
+    stored, formats = checkpoint.weights, formats_of(device)
+    if stored is not None:
+        formats |= {stored.name: stored} | ({"int4": stored} if stored.bits == 4 else {})
+    if weights is not None and not (isinstance(weights, str) and weights in formats):
+        raise ParameterError(
+            f"weights is {short_repr(weights)}; expected {' or '.join(formats)} on {device}, or None"
+        )
+    chosen = weight_format(checkpoint, formats[str(weights)] if weights is not None else None)
+    if chosen is not None and not layout_of(device).holds(chosen):
+        raise ParameterError(
+            f"weights is {chosen.name}; expected {' or '.join(formats_of(device))} on {device}, or a GPU"
+        )
+    return chosen
 
 
 def _matrix_dtype(checkpoint: Checkpoint, device: torch.device, name: str) -> tuple[torch.dtype, str]:

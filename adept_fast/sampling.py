@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from adept_fast import choices, ops
-from adept_fast.arguments import ParameterError, entries, flag, integer, number, shown, token_ids
+from adept_fast.arguments import ParameterError, entries, flag, integer, number, token_ids
+from adept_fast.ops.transfer import to_device
+from adept_fast.system.short_text import short_repr
 
 _LARGEST_SEED = 2**63 - 1
 MOST_DRAFTS = choices.MAX_DRAFTS
@@ -131,8 +133,8 @@ class Sampler:
         self._repetition_penalty[slot] = params.repetition_penalty
         self._seed[slot] = secrets.randbits(63) if params.seed is None else params.seed
         if params.repetition_penalty != 1:
-            self._seen[slot] = False
-            self._seen[slot, sorted({i for i in seen_ids if i < self._seen.shape[1]})] = True
+            known = sorted({token_id for token_id in seen_ids if token_id < self._seen.shape[1]})
+            self._seen[slot].fill_(False).index_fill_(0, to_device([known], self._seen.device)[0], True)
 
     def stop(self, slot: int) -> None:
         """Take a slot back: its settings no longer count."""
@@ -216,7 +218,7 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
     texts = [stop] if isinstance(stop, str) else entries("stop", stop, "a string, or a list of strings")
     for text in texts:
         if not isinstance(text, str) or not text:
-            raise ParameterError(f"stop has {shown(text)}; expected strings that are not empty")
+            raise ParameterError(f"stop has {short_repr(text)}; expected strings that are not empty")
     return tuple(str(text) for text in texts)
 
 

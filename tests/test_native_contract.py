@@ -19,7 +19,7 @@ from native_operands import HIDDEN, OF_A_GPU, OF_WEIGHTS, OPERATORS, mlp
 from torch import Tensor
 
 import adept_fast
-from adept_fast.ops import native as module
+from adept_fast.ops import cpu as module
 from adept_fast.ops import reference
 
 CASES = [
@@ -118,7 +118,7 @@ def test_no_tokens(name: str, fmt: str) -> None:
 
 NO_SIZES = """
 import torch
-from adept_fast.ops import native
+from adept_fast.ops import cpu
 
 call, z, none, at = torch.ops.adept_fast, torch.zeros, torch.zeros(0).long(), torch.zeros(1).long()
 layer = [z(16), z(16), z(48, 16), z(0), z(48), *[z(0)] * 4, z(16, 16), z(0), z(16)]
@@ -183,7 +183,7 @@ def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-WHICH = "from adept_fast.ops import native; print(native.instruction_set())"
+WHICH = "from adept_fast.ops import cpu; print(cpu.instruction_set())"
 
 
 @pytest.mark.parametrize("isa", [isa for isa in native.INSTRUCTION_SETS if isa in ("portable", "avx2")])

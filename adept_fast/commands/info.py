@@ -1,4 +1,4 @@
-"""``adept-fast info``: what a checkpoint is, what it takes, and what would run it here."""
+"""``adept-fast info``: a checkpoint, the memory it needs, and the operators that would run it here."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ import torch
 from adept_fast import __version__, ops
 from adept_fast.checkpoint import Checkpoint, Location, dtype_name, locate, open_checkpoint
 from adept_fast.checkpoint.published import release_checksum
-from adept_fast.commands.errors import printable
 from adept_fast.commands.output import print_json, print_text
-from adept_fast.commands.placement_words import (
-    describe_embedding,
-    describe_pages,
-    describe_weights,
-    unreadable_reason,
-)
+from adept_fast.commands.placement_words import describe_embedding, describe_pages, describe_weights
+from adept_fast.config import PersimmonConfig
 from adept_fast.engine.graphs import launch_description
 from adept_fast.engine.loading import request_memory
 from adept_fast.memory.advice import InsufficientMemoryError, plan_memory
 from adept_fast.memory.plan import MemoryPlan, MemoryRequest
 from adept_fast.memory.workspace import allowance_reason
+from adept_fast.model import PREFILL_CHUNK
 from adept_fast.ops import cuda
 from adept_fast.ops.optional import choices
 from adept_fast.placement import Placement
+from adept_fast.quantization.formats import MatrixSpec
+from adept_fast.quantization.layouts import layout_of
+from adept_fast.quantization.matrix import Matrix
 from adept_fast.system.byte_counts import format_bytes, format_together
+from adept_fast.system.short_text import printable
 
 
 def run(options: dict[str, Any]) -> None:
-    # First: what follows fails where the tar is damaged, and downloads a hub id, which is no tar.
+    # First, since the rest fails if the tar is damaged, and downloads a hub id, which is not a tar.
     verified = {"release": _verify(options["checkpoint"])} if options["verify"] else {}
     if verified and not options["as_json"]:
         print_text(_as_text(verified))
@@ -70,7 +70,7 @@ def _report(location: Location, options: dict[str, Any]) -> dict[str, dict[str, 
         "config": dataclasses.asdict(checkpoint.config),
         "placement": {
             "device": _device_name(placement.device, imagined),
-            "weights": describe_weights(checkpoint, placement),
+            "weights": describe_weights(placement),
             "pages": describe_pages(request),
             "cache": dtype_name(placement.cache_dtype),
             "decode steps": launch_description(placement.device, options["cuda_graphs"]),
@@ -97,7 +97,7 @@ def _describe_checkpoint(checkpoint: Checkpoint, location: Location) -> dict[str
         "path": str(checkpoint.path),
         "format": checkpoint.format,
         "stored dtype": dtype_name(checkpoint.dtype),
-        **({"packed weights": checkpoint.weights} if checkpoint.weights else {}),
+        **({"packed weights": checkpoint.weights.name} if checkpoint.weights else {}),
         "weight files": "memory-mapped" if checkpoint.mmap else "copied",
         **({"left unread": list(checkpoint.left_unread)} if checkpoint.left_unread else {}),
         "parameters": config.num_parameters,
@@ -121,20 +121,31 @@ def _request(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Placement
 
 def _describe_software(checkpoint: Checkpoint, placement: Placement) -> dict[str, dict[str, str]]:
     optional = choices(placement.device, placement.cache_dtype, checkpoint.config.head_dim)
-    attention = optional["flash-attn"]
-    entries = ops.implementations(
-        placement.device,
-        unreadable_reason(checkpoint, placement),
-        f"flash-attn {attention.version}" if attention.used else None,
-    )
     return {
-        "operators": {entry.operator: f"{entry.kind} ({entry.reason})" for entry in entries},
+        "operators": _describe_operators(checkpoint.config, placement),
         "optional packages": {name: str(choice) for name, choice in optional.items()},
     }
 
 
+def _describe_operators(config: PersimmonConfig, placement: Placement) -> dict[str, str]:
+    """What runs each operator for one token, and for a long prompt if that differs."""
+    device, shape = placement.device, (1, config.hidden_size)
+    matrix: Matrix = torch.empty(shape, dtype=placement.dtype, device=device)
+    if placement.weights is not None:
+        matrix = layout_of(device).empty(MatrixSpec(placement.weights, shape), device)
+    cache = torch.empty(2, 1, 1, 1, config.head_dim, dtype=placement.cache_dtype, device=device)
+    decode, prefill = (
+        ops.explain(device, tokens=tokens, matrix=matrix, cache_layer=cache) for tokens in (1, PREFILL_CHUNK)
+    )
+    return {
+        one.operator: f"{one.implementation} ({one.reason})"
+        + ("" if one.implementation == many.implementation else f"; {many.implementation} ({many.reason})")
+        for one, many in zip(decode, prefill, strict=True)
+    }
+
+
 def _describe_kernels(device: torch.device) -> dict[str, str]:
-    """Whether the CUDA kernels run on the GPU that is here, by running one; nothing if none is chosen."""
+    """Whether the CUDA kernels run on this GPU, found by running one; empty for other devices."""
     if device.type != "cuda":
         return {}
     fault = cuda.fault(device)
@@ -143,7 +154,7 @@ def _describe_kernels(device: torch.device) -> dict[str, str]:
 
 def _vocabulary(request: MemoryRequest) -> str:
     rows, held = request.config.vocab_size, request.vocab_rows
-    return f"all {rows} rows" if held == rows else f"{held} of {rows} rows, those that the tokenizer uses"
+    return f"all {rows} rows" if held == rows else f"{held} of {rows} rows, which the tokenizer uses"
 
 
 def _describe_plan(plan: MemoryPlan) -> dict[str, Any]:
@@ -169,7 +180,7 @@ def _working_memory(plan: MemoryPlan) -> str:
 
 def _device_name(device: torch.device, imagined: bool) -> str:
     if imagined:
-        return f"{device} (only imagined, with kernels that run and a host that has room for what is pinned)"
+        return f"{device} (not here: planned as if its kernels run and the host has room for pinned memory)"
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)"

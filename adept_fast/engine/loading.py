@@ -13,7 +13,8 @@ from adept_fast.memory.footprint import Footprint, footprint
 from adept_fast.memory.plan import UNLIMITED_BYTES, MemoryPlan, MemoryRequest
 from adept_fast.model import Persimmon
 from adept_fast.ops import cuda, optional
-from adept_fast.placement import Placement, choose_placement, find_device, packed_formats
+from adept_fast.placement import Placement, choose_placement, find_device
+from adept_fast.quantization.layouts import kernel_formats
 from adept_fast.weights import PinnedMemoryError, is_tied, load_weights
 
 _CPU = torch.device("cpu")
@@ -129,9 +130,9 @@ def _pinning_refusal(checkpoint: Checkpoint, placement: Placement, unavailable: 
     return None if unavailable is None else f"only the CUDA kernels look it up on the host: {unavailable}"
 
 
-def _smaller_formats(checkpoint: Checkpoint, placement: Placement) -> tuple[str, ...]:
+def _smaller_formats(checkpoint: Checkpoint, placement: Placement) -> list[str]:
     """Those that would pack the matrices in fewer bits than they have."""
-    formats = packed_formats(placement.device)
     if checkpoint.weights is not None:
-        return ()
-    return formats[formats.index(placement.weights) + 1 :] if placement.weights else formats
+        return []
+    formats, now = kernel_formats(placement.device), placement.weights
+    return [smaller.name for smaller in formats if now is None or smaller.bits < now.bits]

@@ -13,12 +13,13 @@ from adept_fast.engine.graphs import CaptureReport, CudaGraphRunner, LaunchPolic
 from adept_fast.engine.scoring import TokenLogprobs
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.memory.workspace import max_rows
-from adept_fast.model import Persimmon, Segment, to_device
-from adept_fast.ops.cuda import MOST_TOKENS
+from adept_fast.model import Persimmon, Segment
+from adept_fast.ops.cuda import MAX_TOKENS
+from adept_fast.ops.transfer import to_device
 from adept_fast.sampling import Sampler, SamplingParams
 
 # On a GPU more tokens than the kernels take, so that the libraries of GEMMs load too.
-_WARMUP_TOKENS = {"cpu": 2, "cuda": 2 * MOST_TOKENS}
+_WARMUP_TOKENS = {"cpu": 2, "cuda": 2 * MAX_TOKENS}
 _WARMUP_PARAMS = (SamplingParams(), SamplingParams(temperature=1.0, top_k=2, top_p=0.5, min_p=0.1, seed=0))
 
 

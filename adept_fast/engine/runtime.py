@@ -20,7 +20,6 @@ from adept_fast.arguments import (
     optional_flag,
     optional_text,
     path_or_str,
-    shown,
     token_ids,
 )
 from adept_fast.checkpoint import Checkpoint, open_checkpoint
@@ -40,6 +39,7 @@ from adept_fast.memory.workspace import max_rows
 from adept_fast.model import Persimmon
 from adept_fast.placement import Placement
 from adept_fast.sampling import SamplingParams
+from adept_fast.system.short_text import short_repr
 from adept_fast.tokenizer.tokenizer import Tokenizer
 
 Prompt = str | SequenceOf[int]
@@ -173,7 +173,7 @@ class Runtime:
 
     def stats(self) -> Stats:
         """What the decode steps so far have found to skip."""
-        return Stats(*self._model.unit_counts.tolist())
+        return Stats(*self.engine.runner.model.unit_counts.tolist())
 
     def warm_up(self) -> None:
         """Load what the first prompt and step would wait for, and on a GPU capture steps.
@@ -190,7 +190,7 @@ class Runtime:
     def bytes_read_per_step(self, context_tokens: int) -> int:
         """What decoding one token of one sequence reads, when ``context_tokens`` stand before it."""
         context_tokens = integer("context_tokens", context_tokens, 0)
-        weights = self._model.weights.bytes_per_step(self.tokenizer.vocab_size)
+        weights = self.engine.runner.model.weights.bytes_per_step(self.tokenizer.vocab_size)
         return weights + self._plan.cache_bytes_per_token * context_tokens
 
     @overload
@@ -330,10 +330,6 @@ class Runtime:
             for prompt, settings in zip(prompts, params, strict=True)
         ]
 
-    @property
-    def _model(self) -> Persimmon:
-        return self.engine.runner.model
-
 
 def _open(path_or_name: object, revision: str | None, *, mmap: bool, progress: bool) -> Checkpoint:
     if not isinstance(path_or_name, Checkpoint):
@@ -368,5 +364,5 @@ def _settings(
         )
     for entry in each:
         if not isinstance(entry, SamplingParams):
-            raise ParameterError(f"params has {shown(entry)}; expected {expected}")
+            raise ParameterError(f"params has {short_repr(entry)}; expected {expected}")
     return each

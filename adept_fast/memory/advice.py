@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 
 from adept_fast.memory.available import available_bytes
+from adept_fast.memory.footprint import Footprint
 from adept_fast.memory.plan import MemoryPlan, MemoryRequest, largest
 from adept_fast.system.byte_counts import format_bytes, format_together
 
@@ -135,9 +136,13 @@ def _changes(plan: MemoryPlan) -> Iterator[tuple[str, MemoryRequest, str]]:
         other = "device" if embedding == "host" else "host"
         yield f'embedding "{other}"', request, other
     for footprint in request.other_weights:
-        yield f'weights "{footprint.weights}"', replace(request, weights=footprint), embedding
+        yield _weights(footprint), replace(request, weights=footprint), embedding
     if request.cache_dtype.itemsize > 2:
         yield 'cache_dtype "float16"', replace(request, cache_dtype=torch.float16), embedding
+
+
+def _weights(footprint: Footprint) -> str:
+    return f'weights "{footprint.weights.name if footprint.weights else None}"'
 
 
 def _all_changes(plan: MemoryPlan) -> tuple[str, MemoryRequest, str]:
@@ -150,7 +155,7 @@ def _all_changes(plan: MemoryPlan) -> tuple[str, MemoryRequest, str]:
     if request.other_weights:
         smallest = min(request.other_weights, key=lambda footprint: footprint.other_bytes)
         request = replace(request, weights=smallest)
-        settings.append(f'weights "{smallest.weights}"')
+        settings.append(_weights(smallest))
     if request.cache_dtype.itemsize > 2:
         request = replace(request, cache_dtype=torch.float16)
         settings.append('cache_dtype "float16"')

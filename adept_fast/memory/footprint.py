@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from adept_fast.checkpoint import Checkpoint
-from adept_fast.ops import wide_gemm
+from adept_fast.ops import cuda
+from adept_fast.quantization.formats import WeightFormat
 from adept_fast.weights import (
     EMBEDDING,
     embedding_dtype,
     is_tied,
     matrices_to_pack,
-    packs_wide,
     weight_format,
     with_vocabulary,
 )
@@ -31,7 +31,7 @@ class Footprint:
     a long prompt takes to turn packed weights into floats.
     """
 
-    weights: str | None
+    weights: WeightFormat | None
     other_bytes: int
     embedding_bytes: int = 0
     loading_bytes: int = 0
@@ -46,7 +46,7 @@ class Footprint:
 def footprint(
     checkpoint: Checkpoint,
     dtype: torch.dtype,
-    weights: str | None = None,
+    weights: WeightFormat | None = None,
     device: torch.device = _CPU,
     vocab_rows: int | None = None,
 ) -> Footprint:
@@ -59,14 +59,14 @@ def footprint(
         other_bytes=sum(sizes.values()) - embedding,
         embedding_bytes=embedding,
         loading_bytes=_loading_bytes(checkpoint, dtype, weights, device, vocab_rows),
-        unpacking_bytes=wide_gemm.WORKSPACE_BYTES if weights and packs_wide(checkpoint, device) else 0,
+        unpacking_bytes=cuda.DEQUANTIZING_BYTES if weights and device.type == "cuda" else 0,
     )
 
 
 def tensor_bytes(
     checkpoint: Checkpoint,
     dtype: torch.dtype,
-    weights: str | None = None,
+    weights: WeightFormat | None = None,
     device: torch.device = _CPU,
     vocab_rows: int | None = None,
 ) -> dict[str, int]:
@@ -86,7 +86,7 @@ def tensor_bytes(
 def _loading_bytes(
     checkpoint: Checkpoint,
     dtype: torch.dtype,
-    weights: str | None,
+    weights: WeightFormat | None,
     device: torch.device,
     vocab_rows: int | None,
 ) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,8 @@ from adept_fast.checkpoint import demo_path, open_checkpoint
 from adept_fast.commands import bench
 from adept_fast.commands.bench import Sample, Stopwatch, step_bytes
 from adept_fast.commands.cli import main
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-from random_checkpoint import make_config, write_random  # noqa: E402
+from adept_fast.quantization.formats import FORMATS
+from tools.random_checkpoint import make_config, write_random
 
 SAMPLE = Sample(seconds=0.1, bytes_read=1e6, bandwidth=2e7, zero_share=0.0, batch_size=1)
 REPORT = {
@@ -74,18 +70,18 @@ def test_its_figures_add_up() -> None:
     assert report["share_of_limit"] == pytest.approx(share, rel=0.01)
     # The shipped model leaves rows out: some, and no more than the down-projections have.
     runtime = Runtime.load("demo", dtype="float32", device="cpu", progress=False)
-    down = sum(layer.w_down_t.nbytes for layer in runtime._model.weights.layers)
+    down = sum(layer.w_down_t.nbytes for layer in runtime.engine.runner.model.weights.layers)
     dense = runtime.bytes_read_per_step(0)
     cache = report["bytes_per_step"] - (dense - report["zero_share"] * down)
     assert 0.1 < report["zero_share"] < 0.99
     per_token = runtime.memory().cache_bytes_per_token
-    assert 2 * 20 * per_token <= cache <= 2 * (20 + bench._MOST_STEPS) * per_token
+    assert 2 * 20 * per_token <= cache <= 2 * (20 + bench._MAX_STEPS) * per_token
     for advice in report["advice"]:
         if "weights" in advice:
             assert advice["bytes_per_step"] < report["bytes_per_step"]
             limit = 2 * 5e12 / advice["bytes_per_step"]
             assert advice["limit_tokens_per_second"] == pytest.approx(limit)
-    assert [advice["weights"] for advice in report["advice"][:2]] == ["int8", "int4"]
+    assert [advice["weights"] for advice in report["advice"][:2]] == ["int8", "int4-g32"]
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +103,12 @@ def test_what_a_format_would_read_is_what_it_reads(name: str, fmt: str, padded: 
     assert runtime.tokenizer.vocab_size < checkpoint.config.vocab_size or name == "demo"
     weights = runtime.placement.weights
     assert step_bytes(checkpoint, runtime, weights) == runtime.bytes_read_per_step(0)
-    down = sum(layer.w_down_t.nbytes for layer in runtime._model.weights.layers)
+    down = sum(layer.w_down_t.nbytes for layer in runtime.engine.runner.model.weights.layers)
     skipped = step_bytes(checkpoint, runtime, weights) - step_bytes(checkpoint, runtime, weights, 0.25)
     assert skipped == pytest.approx(down / 4)
     # Another format's bytes are told without loading it.
     other = Runtime.load(path, device="cpu", max_seq_len=32, weights="int8", progress=False)
-    assert step_bytes(checkpoint, runtime, "int8") == other.bytes_read_per_step(0)
+    assert step_bytes(checkpoint, runtime, FORMATS["int8"]) == other.bytes_read_per_step(0)
 
 
 def test_the_line_is_as_the_readme_has_it() -> None:
@@ -124,7 +120,7 @@ def test_the_line_is_as_the_readme_has_it() -> None:
     assert bench._as_line(REPORT | {"advice": advice}) == (
         "28.3 tokens/s of 34.1 possible (1.14 GB a token at 39 GB/s, 83%); "
         "--weights int8 would read 575 MB: up to 67.8 tokens/s; "
-        "4 at once gave 61.0 tokens/s in all; OMP_NUM_THREADS=2 gave 40.0 tokens/s"
+        "4 sequences at once gave 61.0 tokens/s in total; OMP_NUM_THREADS=2 gave 40.0 tokens/s"
     )
     assert "1.14 GB a step" in bench._as_line(REPORT | {"batch_size": 4})
     assert bench._as_line(REPORT | {"tokens_per_second": 40.0, "share_of_limit": 1.17}) == (
@@ -177,7 +173,7 @@ def test_a_packed_checkpoint_is_not_told_to_pack(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--context", "600"], "context is 600; expected at most 507, so that 4 steps fit behind it"),
+        (["--context", "600"], "context is 600; expected at most 507, which leaves 4 steps"),
         (["--max-seq-len", "30", "--context", "26"], "context is 26; expected at most 25"),
         (["--checkpoint", "/absent"], "/absent: there is no such file"),
     ],

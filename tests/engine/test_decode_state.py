@@ -7,21 +7,21 @@ import torch
 
 from adept_fast import Runtime, ops
 from adept_fast.engine import decode_state
-from adept_fast.engine.decode_state import ENDLESS, RING_DEPTH, DecodeState, Place
+from adept_fast.engine.decode_state import ENDLESS, RING_DEPTH, DecodeState, RowInput
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
 def looked_at_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode_state, "_POLLS_BETWEEN_LOOKS", 10)
+    monkeypatch.setattr(decode_state, "_POLLS_BETWEEN_CHECKS", 10)
 
 
 def test_what_is_placed_keeps_its_addresses_and_leaves_the_rest_absent() -> None:
     state = DecodeState(5, 3, 10, CPU)
     rows = state.rows(5)
     addresses = [tensor.data_ptr() for tensor in vars(rows).values()]
-    state.place([Place(7, 2, 30, 40), Place(8, 0, 5)])
+    state.place([RowInput(7, 2, 30, 40), RowInput(8, 0, 5)])
     assert rows.ids.tolist()[:2] == [7, 8]
     assert rows.slots.tolist() == [2, 0, -1, -1, -1]
     assert rows.positions.tolist()[:2] == [30, 5]
@@ -57,7 +57,7 @@ def test_a_step_that_never_came_is_an_error_and_no_wait() -> None:
 
 def test_an_end_that_the_host_does_not_know_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = Runtime.load("demo", device="cpu", progress=False)
-    state = runtime._loop._state
+    state = runtime.engine.runner._state
     monkeypatch.setattr(state, "end_at", lambda slot, token_ids: state._ends.fill_(True))
     with pytest.raises(RuntimeError, match="slot 0 has ended on the device before its text has"):
         runtime.generate("Once upon a time", max_new_tokens=5, ignore_eos=True)

@@ -6,19 +6,15 @@ import dataclasses
 
 import pytest
 import torch
-from adept_fast.engine.decode_loop import DecodeLoop
 from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
 from fake_graph import FakeCapture, NotCapturableError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adept_fast import GenerationError, ParameterError, Runtime, SamplingParams, ops
-from adept_fast.engine.graphs import (
-    Captured,
-    CaptureError,
-    DecodeGraphs,
-    Launching,
-)
+from adept_fast import ParameterError, Runtime, SamplingParams, ops
+from adept_fast.engine.engine import Engine
+from adept_fast.engine.graphs import Captured, CaptureError, CudaGraphRunner, LaunchPolicy
+from adept_fast.engine.model_runner import ModelRunner
 from adept_fast.graph_buckets import MIN_LENGTH, GraphBuckets
 from adept_fast.memory.workspace import max_rows
 
@@ -35,36 +31,42 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
     return Runtime.load(path, device="cpu", max_batch_size=SLOTS, progress=False)
 
 
-def launchings(runtime: Runtime) -> dict[str, Launching]:
+def policies() -> dict[str, LaunchPolicy]:
     rows = max_rows(SLOTS)
     few, every = GraphBuckets.few(rows, CONTEXT), GraphBuckets.all(rows, CONTEXT)
     return {
-        "as on a CPU": Launching.eager(every, steps_in_flight=1),
-        "two in flight": Launching.eager(every, steps_in_flight=2),
-        "the eager twin": Launching.eager(few, steps_in_flight=2),
-        "far ahead": Launching.eager(few, steps_in_flight=9),
-        "captured": Launching.graphs(few, FakeCapture(), required=True),
-        "captured, far ahead": Launching.graphs(few, FakeCapture(), required=True, steps_in_flight=5),
+        "as on a CPU": LaunchPolicy(every, 1),
+        "two in flight": LaunchPolicy(every, 2),
+        "the eager twin": LaunchPolicy(few, 2),
+        "far ahead": LaunchPolicy(few, 9),
+        "captured": LaunchPolicy(few, 2, FakeCapture(), required=True),
+        "captured, far ahead": LaunchPolicy(few, 5, FakeCapture(), required=True),
     }
 
 
 KINDS = ["as on a CPU", "two in flight", "the eager twin", "far ahead", "captured", "captured, far ahead"]
 
 
+def engine_with(runtime: Runtime, policy: LaunchPolicy, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """An engine that launches its steps so, which the runtime is given."""
+    old = runtime.engine.runner
+    runner = ModelRunner(old.model, old.cache, runtime.tokenizer.vocab_size, policy)
+    engine = Engine(runner, runtime.tokenizer)
+    monkeypatch.setattr(runtime, "engine", engine)
+    return engine
+
+
 @pytest.fixture(params=KINDS)
 def launched(request: pytest.FixtureRequest, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Runtime:
     """The runtime, which launches its steps in one of these ways."""
-    loop = DecodeLoop(
-        runtime._model, runtime._cache, runtime.tokenizer.vocab_size, launchings(runtime)[request.param]
-    )
-    monkeypatch.setattr(runtime, "_loop", loop)
+    engine_with(runtime, policies()[request.param], monkeypatch)
     return runtime
 
 
 @torch.inference_mode()
 def plain_loop(runtime: Runtime, prompt: list[int], params: SamplingParams) -> list[int]:
     """One step after the other on slot 0, each looked at before the next: what every loop has to give."""
-    model, cache, slot = runtime._model, runtime._cache, torch.tensor([0])
+    model, cache, slot = runtime.engine.runner.model, runtime.engine.runner.cache, torch.tensor([0])
     seen = torch.zeros(1, runtime.tokenizer.vocab_size, dtype=torch.bool)
     seen[0, prompt] = True
     logits = model.prefill(torch.tensor(prompt), cache, 0)
@@ -164,13 +166,7 @@ def test_guesses_change_nothing(launched: Runtime, drafts: int) -> None:
 def test_other_settings_are_not_captured_anew(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     capture = FakeCapture()
     few = GraphBuckets.few(max_rows(SLOTS), CONTEXT)
-    loop = DecodeLoop(
-        runtime._model,
-        runtime._cache,
-        runtime.tokenizer.vocab_size,
-        Launching.graphs(few, capture, required=True),
-    )
-    monkeypatch.setattr(runtime, "_loop", loop)
+    runner = engine_with(runtime, LaunchPolicy(few, 2, capture, required=True), monkeypatch).runner
     many = [
         SamplingParams(max_new_tokens=6, ignore_eos=True),
         SamplingParams(max_new_tokens=6, ignore_eos=True, temperature=0.7, seed=5),
@@ -186,30 +182,27 @@ def test_other_settings_are_not_captured_anew(runtime: Runtime, monkeypatch: pyt
     assert report is not None
     assert report.shapes == [(1, MIN_LENGTH)]
     assert report.seconds > 0
-    for tensor in (*vars(loop._state.rows(1)).values(), runtime._cache.data):
+    for tensor in (*vars(runner._state.rows(1)).values(), runner.cache.data):
         assert tensor.untyped_storage().data_ptr() in capture.inputs
 
 
-def loop_in_flight(runtime: Runtime, steps_in_flight: int, monkeypatch: pytest.MonkeyPatch) -> DecodeLoop:
-    """A loop of exact shapes, which the runtime is given."""
+def runner_in_flight(runtime: Runtime, steps_in_flight: int, monkeypatch: pytest.MonkeyPatch) -> ModelRunner:
+    """A runner of exact shapes, which the runtime is given."""
     every = GraphBuckets.all(max_rows(SLOTS), CONTEXT)
-    launching = Launching.eager(every, steps_in_flight=steps_in_flight)
-    loop = DecodeLoop(runtime._model, runtime._cache, runtime.tokenizer.vocab_size, launching)
-    monkeypatch.setattr(runtime, "_loop", loop)
-    return loop
+    return engine_with(runtime, LaunchPolicy(every, steps_in_flight), monkeypatch).runner
 
 
 class Launches:
-    """The shapes of a loop's steps, each with the longest that a sequence in it is by then."""
+    """The shapes of a runner's steps, each with the longest that a sequence in it is by then."""
 
-    def __init__(self, loop: DecodeLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
         self.shapes: list[tuple[int, int, int]] = []
-        self._loop = loop
-        self._launch = loop.steps.launch
-        monkeypatch.setattr(loop.steps, "launch", self)
+        self._runner = runner
+        self._launch = runner.step_runner.launch
+        monkeypatch.setattr(runner.step_runner, "launch", self)
 
     def __call__(self, rows: int, length: int) -> torch.Tensor:
-        state = self._loop._state.rows(rows)
+        state = self._runner._state.rows(rows)
         longest = int(torch.where(state.slots >= 0, state.positions + 1, 0).max())
         self.shapes.append((rows, length, longest))
         return self._launch(rows, length)
@@ -219,7 +212,7 @@ class Launches:
 def test_steps_are_launched_ahead_of_what_was_read(
     runtime: Runtime, in_flight: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launches = Launches(loop_in_flight(runtime, in_flight, monkeypatch), monkeypatch)
+    launches = Launches(runner_in_flight(runtime, in_flight, monkeypatch), monkeypatch)
     stream = runtime.stream(prompt_of(4), max_new_tokens=9, ignore_eos=True)
     ahead = [len(launches.shapes) + 1 - len(stream.result.token_ids) for _ in stream]
     assert max(ahead) == in_flight - 1
@@ -230,7 +223,7 @@ def test_steps_are_launched_ahead_of_what_was_read(
 def test_rows_fall_away_with_their_sequences(
     runtime: Runtime, in_flight: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launches = Launches(loop_in_flight(runtime, in_flight, monkeypatch), monkeypatch)
+    launches = Launches(runner_in_flight(runtime, in_flight, monkeypatch), monkeypatch)
     params = [SamplingParams(max_new_tokens=count, ignore_eos=True) for count in (9, 2, 5)]
     runtime.generate([prompt_of(4), prompt_of(90), prompt_of(30)], params)
     rows = [rows for rows, _, _ in launches.shapes]
@@ -241,27 +234,28 @@ def test_rows_fall_away_with_their_sequences(
 
 def test_the_device_knows_where_texts_end(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a token, and by their length: steps past it that were launched already find no row to go on with."""
-    prompts = [prompt_of(30), prompt_of(6), prompt_of(CONTEXT - 2)]
+    prompts = [prompt_of(30), prompt_of(6), prompt_of(11)]
     free = SamplingParams(max_new_tokens=30, ignore_eos=True)
+    short = dataclasses.replace(free, max_new_tokens=3)
     third = runtime.generate(prompts, free)[1].token_ids[2]
-    loop = loop_in_flight(runtime, 9, monkeypatch)
-    found = runtime.generate(prompts, [free, dataclasses.replace(free, stop_token_ids=(third,)), free])
+    runner = runner_in_flight(runtime, 9, monkeypatch)
+    found = runtime.generate(prompts, [free, dataclasses.replace(free, stop_token_ids=(third,)), short])
     assert [len(generation.token_ids) for generation in found] == [30, 2, 3]
     # The others ended at their second step; eight more were launched by then.
-    steps = loop._state._steps
+    steps = runner._state._steps
     assert steps[1:3] == [10, 10]
-    assert [loop._state.read(row, step) for row in (1, 2) for step in (3, 6, 10)] == [ops.ABSENT] * 6
+    assert [runner._state.read(row, step) for row in (1, 2) for step in (3, 6, 10)] == [ops.ABSENT] * 6
 
 
-def test_a_run_that_was_left_with_steps_in_flight_harms_no_other(launched: Runtime) -> None:
+def test_a_request_that_joins_steps_in_flight_harms_no_other(launched: Runtime) -> None:
     params = SamplingParams(max_new_tokens=12, ignore_eos=True)
     left = launched.stream(prompt_of(20), params)
     next(left)
     next(left)
     (found,) = launched.generate([prompt_of(8)], params)
     assert found.token_ids == plain_loop(launched, prompt_of(8), params)
-    with pytest.raises(GenerationError, match="ended when another generation began"):
-        list(left)
+    list(left)
+    assert left.result.token_ids == plain_loop(launched, prompt_of(20), params)
 
 
 def test_logprobs_are_those_of_their_own_step(launched: Runtime) -> None:
@@ -274,7 +268,9 @@ def test_logprobs_are_those_of_their_own_step(launched: Runtime) -> None:
     assert len(found[0].logprobs) == 8
     for at, (entry, token_id) in enumerate(zip(found[0].logprobs, found[0].token_ids, strict=True)):
         before = torch.tensor(prompts[0] + found[0].token_ids[:at])
-        logprobs = launched._model.prefill(before, launched._cache, 0)[0].log_softmax(-1)
+        logprobs = launched.engine.runner.model.prefill(before, launched.engine.runner.cache, 0)[
+            0
+        ].log_softmax(-1)
         assert entry.token_id == entry.top[0][0] == token_id
         assert entry.logprob == pytest.approx(float(logprobs[token_id]), abs=1e-4)
         assert [value for _, value in entry.top] == pytest.approx(logprobs.topk(3).values.tolist(), abs=1e-4)
@@ -296,8 +292,7 @@ def test_shapes_have_room_and_little_more(max_rows: int, max_seq_len: int, data:
 def test_all_shapes_are_captured_ahead(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     capture = FakeCapture()
     few = GraphBuckets.few(max_rows(SLOTS), CONTEXT)
-    loop = DecodeLoop(runtime._model, runtime._cache, 4096, Launching.graphs(few, capture, required=True))
-    monkeypatch.setattr(runtime, "_loop", loop)
+    engine_with(runtime, LaunchPolicy(few, 2, capture, required=True), monkeypatch)
     runtime.warm_up()
     shapes = {(rows, length) for rows in (1, 2, 4, 8) for length in (256, 512, 1024, 2048, CONTEXT)}
     report = runtime.captures()
@@ -310,14 +305,14 @@ def test_all_shapes_are_captured_ahead(runtime: Runtime, monkeypatch: pytest.Mon
 class TestFailures:
     SHAPES = GraphBuckets.few(16, 512)
 
-    def graphs(self, error: Exception, *, required: bool = False) -> DecodeGraphs:
+    def graphs(self, error: Exception, *, required: bool = False) -> CudaGraphRunner:
         class Failing:
             bytes_held = 0
 
-            def __call__(self, warm_up: object, step: object) -> Captured:
+            def __call__(self, warmup: object, step: object) -> Captured:
                 raise error
 
-        return DecodeGraphs(
+        return CudaGraphRunner(
             lambda rows, length: torch.full((rows, 1), float(length)),
             lambda rows, length: torch.zeros(rows, 1),
             self.SHAPES,

@@ -95,7 +95,7 @@ def test_what_lies_past_a_sequence_is_never_read(checkpoint: Path) -> None:
     found = []
     for filler in (0.0, float("nan"), float("inf")):
         runtime = load(checkpoint, "required", max_batch_size=3)
-        runtime._cache.data.fill_(filler)
+        runtime.engine.runner.cache.data.fill_(filler)
         prompts = [prompt_of(250), prompt_of(3), prompt_of(40)]
         found.append([g.token_ids for g in runtime.generate(prompts, PARAMS["greedy"])])
     assert found[0] == found[1] == found[2]

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import demo_tokenizer, random_tensors, small_config, write_adept, write_huggingface
+from reading import hidden_states
 from transformers import PersimmonForCausalLM
 
 from adept_fast import PersimmonConfig, Runtime
-from adept_fast import model as model_module
 from adept_fast.kv_cache import StaticKVCache
+from adept_fast.model import PREFILL_CHUNK, Segment, chunks
 
 NEW_TOKENS = 64
 SAME = 1e-4  # of logits up to 20: the same numbers summed in another order
@@ -93,10 +94,10 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @torch.inference_mode()
-def logits_of(runtime: Runtime, ids: list[int]) -> torch.Tensor:
+def logits_of(runtime: Runtime, ids: list[int], max_tokens: int = PREFILL_CHUNK) -> torch.Tensor:
     """float32 [tokens, vocab]."""
-    chunks = runtime._model.prefill_chunks(torch.tensor(ids), runtime._cache, 0)
-    return runtime._model.all_logits(torch.cat(list(chunks)))
+    runner = runtime.engine.runner
+    return runner.model.all_logits(hidden_states(runner.model, runner.cache, ids, max_tokens))
 
 
 @torch.inference_mode()
@@ -165,29 +166,43 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 64, 255])
-def test_prefill_in_chunks_is_prefill_as_a_whole(
-    small: Runtime, monkeypatch: pytest.MonkeyPatch, chunk: int
-) -> None:
+def test_prefill_in_chunks_is_prefill_as_a_whole(small: Runtime, chunk: int) -> None:
     ids = random_ids(200)
     whole = logits_of(small, ids)
-    monkeypatch.setattr(model_module, "PREFILL_CHUNK", chunk)
-    torch.testing.assert_close(logits_of(small, ids), whole, atol=SAME, rtol=0)
+    torch.testing.assert_close(logits_of(small, ids, chunk), whole, atol=SAME, rtol=0)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 7, 64, 255, 512])
+def test_segments_of_several_sequences_are_read_as_each_alone(small: Runtime, max_tokens: int) -> None:
+    """Whatever chunk boundaries cut, and in whichever slots."""
+    runner = small.engine.runner
+    prompts = {2: random_ids(90, seed=1), 0: random_ids(3, seed=2), 1: random_ids(61, seed=3)}
+    alone = {slot: logits_of(small, ids) for slot, ids in prompts.items()}
+    found: dict[int, list[torch.Tensor]] = {slot: [] for slot in prompts}
+    with torch.inference_mode():
+        for chunk in chunks((Segment(slot, 0, ids) for slot, ids in prompts.items()), (), max_tokens):
+            assert sum(len(segment.ids) for segment in chunk) <= max_tokens
+            hidden = runner.model.prefill_chunk(chunk, runner.cache)
+            for segment, own in zip(chunk, hidden.split([len(s.ids) for s in chunk]), strict=True):
+                found[segment.slot].append(runner.model.all_logits(own))
+    for slot, logits in found.items():
+        torch.testing.assert_close(torch.cat(logits), alone[slot], atol=SAME, rtol=0)
 
 
 @pytest.mark.parametrize("split", [1, 100, 199])
 def test_prefill_goes_on_where_it_stopped(small: Runtime, split: int) -> None:
     ids = torch.tensor(random_ids(200))
     with torch.inference_mode():
-        whole = small._model.prefill(ids, small._cache, 0)
-        small._model.prefill(ids[:split], small._cache, 1)
-        continued = small._model.prefill(ids[split:], small._cache, 1, start=split)
+        whole = small.engine.runner.model.prefill(ids, small.engine.runner.cache, 0)
+        small.engine.runner.model.prefill(ids[:split], small.engine.runner.cache, 1)
+        continued = small.engine.runner.model.prefill(ids[split:], small.engine.runner.cache, 1, start=split)
     torch.testing.assert_close(continued, whole, atol=SAME, rtol=0)
 
 
 def test_decode_steps_give_what_prefill_gives(small: Runtime) -> None:
     ids = random_ids(40)
     expected = logits_of(small, ids)[:, : small.tokenizer.vocab_size]
-    model, cache = small._model, small._cache
+    model, cache = small.engine.runner.model, small.engine.runner.cache
     with torch.inference_mode():
         for position, token_id in enumerate(ids):
             step = model.decode_step(
@@ -201,7 +216,7 @@ def test_decode_steps_give_what_prefill_gives(small: Runtime) -> None:
 def test_what_stands_past_the_end_never_matters(small: Runtime, cache_dtype: str, poison: float) -> None:
     prompts = [random_ids(length, seed=length) for length in (1, 31, 32, 33, 90)]
     runtime = Runtime(
-        small._model,
+        small.engine.runner.model,
         small.tokenizer,
         StaticKVCache(small.config, max_batch_size=3, max_seq_len=256, dtype=getattr(torch, cache_dtype)),
         small.memory(),
@@ -210,7 +225,7 @@ def test_what_stands_past_the_end_never_matters(small: Runtime, cache_dtype: str
     )
     outcomes = []
     for filler in (0.0, poison):
-        runtime._cache.data.fill_(filler)
+        runtime.engine.runner.cache.data.fill_(filler)
         generations = runtime.generate(prompts, max_new_tokens=20, ignore_eos=True, logprobs=0)
         scores = runtime.score(prompts)
         outcomes.append([[g.token_ids, g.logprobs] for g in generations] + [s.logprobs for s in scores])

@@ -7,17 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import random_tensors, small_config
+from accelerated_models import small_model
 from torch import Tensor
-from transformers import PersimmonConfig as TheirConfig
-from transformers import PersimmonForCausalLM
 
-from adept_fast.engine.graphs import Captured, Launching
+from adept_fast.engine.graphs import Captured, LaunchPolicy
 from adept_fast.graph_buckets import GraphBuckets
 from adept_fast.integrations.transformers import accelerate
 
 
-class Rehearsed:
+class Replayed:
     """Stands in for CUDA's capture: a replay runs the step, and overwrites what the one before returned."""
 
     bytes_held = 0
@@ -25,8 +23,8 @@ class Rehearsed:
     def __init__(self) -> None:
         self.replays = 0
 
-    def __call__(self, warm_up: Callable[[], Tensor], step: Callable[[], Tensor]) -> Captured:
-        logits = warm_up().clone()
+    def __call__(self, warmup: Callable[[], Tensor], step: Callable[[], Tensor]) -> Captured:
+        logits = warmup().clone()
 
         def replay() -> None:
             self.replays += 1
@@ -36,21 +34,14 @@ class Rehearsed:
 
 
 @pytest.fixture
-def capture(monkeypatch: pytest.MonkeyPatch) -> Rehearsed:
-    capture = Rehearsed()
+def capture(monkeypatch: pytest.MonkeyPatch) -> Replayed:
+    capture = Replayed()
 
-    def on(device: torch.device, max_rows: int, max_seq_len: int, cuda_graphs: str = "auto") -> Launching:
-        return Launching.graphs(GraphBuckets.few(max_rows, max_seq_len), capture, required=True)
+    def on(device: torch.device, max_rows: int, max_seq_len: int, cuda_graphs: str = "auto") -> LaunchPolicy:
+        return LaunchPolicy(GraphBuckets.few(max_rows, max_seq_len), 2, capture, required=True)
 
-    monkeypatch.setattr(Launching, "on", on)
+    monkeypatch.setattr(LaunchPolicy, "on", on)
     return capture
-
-
-def small_model() -> PersimmonForCausalLM:
-    config = small_config(vocab_size=97)
-    model = PersimmonForCausalLM(TheirConfig(**config.to_dict())).eval()
-    model.load_state_dict(random_tensors(config))
-    return model
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 19])
@@ -65,7 +56,7 @@ def small_model() -> PersimmonForCausalLM:
     ids=str,
 )
 def test_replayed_steps_give_what_transformers_gives(
-    capture: Rehearsed, rows: int, settings: dict[str, Any]
+    capture: Replayed, rows: int, settings: dict[str, Any]
 ) -> None:
     ids = torch.randint(5, 97, (rows, 7), generator=torch.Generator().manual_seed(rows))
     mask = (torch.arange(7) >= (torch.arange(rows) % 6)[:, None]).long()
@@ -80,7 +71,7 @@ def test_replayed_steps_give_what_transformers_gives(
         torch.testing.assert_close(torch.stack(found[name]), torch.stack(expected[name]), atol=1e-4, rtol=0)
 
 
-def test_guesses_are_replayed_too(capture: Rehearsed) -> None:
+def test_guesses_are_replayed_too(capture: Replayed) -> None:
     ids = torch.tensor([[5, 6, 7, 8, 5, 6, 7, 8, 5, 6]])
     theirs, ours = small_model(), accelerate(small_model())
     for _ in range(2):

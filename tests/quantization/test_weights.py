@@ -10,10 +10,13 @@ import pytest
 import torch
 from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
 from mapped import file_of
+from reading import hidden_states
 
 from adept_fast import CheckpointError, PersimmonConfig
 from adept_fast.checkpoint import Checkpoint, StoredTensor, open_checkpoint
-from adept_fast.engine.scoring import score_sequence
+from adept_fast.engine.engine import Engine
+from adept_fast.engine.model_runner import ModelRunner
+from adept_fast.engine.scoring import ScoredSequence
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.memory.footprint import footprint
 from adept_fast.model import Persimmon
@@ -126,9 +129,11 @@ def test_scores_are_among_the_rows_that_are_held(checkpoint: Checkpoint) -> None
         weights = load_weights(checkpoint, dtype=torch.float32, device=CPU, vocab_rows=rows)
         model = Persimmon(config, weights, max_seq_len=64, vocab_size=4096)
         cache = StaticKVCache(config, max_batch_size=1, max_seq_len=64)
-        scores.append(torch.tensor(score_sequence(model, cache, ids).logprobs[1:], dtype=torch.float64))
+        engine = Engine(ModelRunner(model, cache, 4096), checkpoint.tokenizer)
+        (scored,) = engine.score([ScoredSequence(ids[:1], [ids[1:]])])
+        scores.append(torch.tensor(scored.likelihoods()[0].logprobs, dtype=torch.float64))
         with torch.inference_mode():
-            hidden = torch.cat(list(model.prefill_chunks(torch.tensor(ids), cache, 0)))[:-1]
+            hidden = hidden_states(model, cache, ids)[:-1]
             logits = model.all_logits(hidden).double()
         if rows is None:
             unused = logits.softmax(-1)[:, 4096:].sum(-1)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from adept_fast.arguments import ParameterError, entries, flag, integer, shown
+from adept_fast.arguments import ParameterError, entries, flag, integer
 from adept_fast.sampling import SamplingParams
+from adept_fast.system.short_text import short_repr
 
 DEFAULT_NEW_TOKENS = 256  # where a task says nothing, as for lm-eval's own models
 # What tasks written for one backend or another call the number of new tokens; the first one given counts.
@@ -61,7 +62,7 @@ def generation_params(settings: dict[str, Any], max_length: int, place: int = 0)
     new_tokens = _whole(names[0], given[names[0]]) if names else DEFAULT_NEW_TOKENS
     if new_tokens >= max_length:
         raise ParameterError(
-            f"max_gen_toks is {shown(new_tokens)}; expected less than max_length {max_length}, "
+            f"max_gen_toks is {short_repr(new_tokens)}; expected less than max_length {max_length}, "
             f"so that a prompt fits"
         )
     sampling = {name: given[name] for name in _SAMPLING if name in given}
@@ -83,7 +84,7 @@ def _check_names(settings: dict[str, Any]) -> None:
     known = ("until", "do_sample", *_NEW_TOKENS, *_SAMPLING)
     for name in settings:
         if name not in known and name not in _NEUTRAL:
-            raise ParameterError(f"generation_kwargs has {shown(name)}; expected {', '.join(known)}")
+            raise ParameterError(f"generation_kwargs has {short_repr(name)}; expected {', '.join(known)}")
 
 
 def _check_neutral(given: dict[str, Any]) -> None:
@@ -94,7 +95,8 @@ def _check_neutral(given: dict[str, Any]) -> None:
         if name in given and not (isinstance(value, (bool, int, float)) and value in alike):
             expected = " or ".join(map(str, allowed)) or "None"
             raise ParameterError(
-                f"generation_kwargs has {name} {shown(value)}; expected {expected}, all that the runtime does"
+                f"generation_kwargs has {name} {short_repr(value)}; expected {expected}, "
+                "all that the runtime does"
             )
 
 
@@ -111,7 +113,7 @@ def _number(name: str, value: Any) -> Any:
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError as error:
-        raise ParameterError(f"{name} is {shown(value)}; expected a number") from error
+        raise ParameterError(f"{name} is {short_repr(value)}; expected a number") from error
 
 
 def _stops(until: Any) -> tuple[str, ...]:

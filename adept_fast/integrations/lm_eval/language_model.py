@@ -15,10 +15,11 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from adept_fast.arguments import ParameterError, flag, integer, optional_flag, shown
+from adept_fast.arguments import ParameterError, flag, integer, optional_flag
 from adept_fast.checkpoint import dtype_name
 from adept_fast.engine.runtime import Runtime
 from adept_fast.integrations.lm_eval.generation import DEFAULT_NEW_TOKENS, generation_params
+from adept_fast.system.short_text import short_repr
 
 _MOST_ROWS = 16  # sequences that the decode kernels take side by side: what batch_size=auto means
 _BATCHES_AT_ONCE = 4  # prompts, in batches, that are generated before the progress bar moves
@@ -143,7 +144,7 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return {
             "model_num_parameters": self.runtime.config.num_parameters,
             "model_dtype": dtype_name(placement.dtype),
-            "model_weights": placement.weights,
+            "model_weights": None if placement.weights is None else placement.weights.name,
             "model_device": str(placement.device),
         }
 
@@ -240,7 +241,7 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 def _no_continuation(texts: tuple[str, str] | None) -> ParameterError:
     context, continuation = texts or ("", "")
     return ParameterError(
-        f"the continuation {shown(continuation)} adds no token to the context {shown(context)}; "
+        f"the continuation {short_repr(continuation)} adds no token to the context {short_repr(context)}; "
         f"expected at least one"
     )
 
@@ -263,6 +264,6 @@ def _batch_size(batch_size: int | str, largest: int | None) -> int:
         count = integer("batch_size", int(batch_size) if is_text else batch_size, 1)
     except ValueError as error:
         raise ParameterError(
-            f"batch_size is {shown(batch_size)}; expected a positive integer or auto"
+            f"batch_size is {short_repr(batch_size)}; expected a positive integer or auto"
         ) from error
     return min(count, largest or count)
