@@ -56,21 +56,6 @@ def choose_placement(
     return Placement(device, embedding_dtype(checkpoint, wanted, packed), cache, packed, reason)
 
 
-def find_device(asked: object) -> torch.device:
-    """The device of that name, or as torch has it. Raises ParameterError if it is not here."""
-    if isinstance(asked, str) and asked == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = str(asked) if isinstance(asked, (str, torch.device)) else ""
-    if not re.fullmatch("(cpu|cuda)(:[0-9]{1,3})?", name):
-        raise ParameterError(f"device is {short_repr(asked)}; expected auto, cpu, cuda or cuda:N")
-    device = torch.device(name)
-    if device.type == "cpu":
-        return torch.device("cpu")  # without the index that a CPU may be given, and that no tensor has
-    if (device.index or 0) >= torch.cuda.device_count():
-        raise ParameterError(f"device is {name!r}; this torch sees {torch.cuda.device_count()} CUDA devices")
-    return device
-
-
 def _chosen_weights(checkpoint: Checkpoint, device: torch.device, weights: object) -> WeightFormat | None:
     """The format of the matrices, None for floats. ``int4`` is also whichever a checkpoint has."""
     stored, formats = checkpoint.weights, formats_of(device)
@@ -86,6 +71,21 @@ def _chosen_weights(checkpoint: Checkpoint, device: torch.device, weights: objec
             f"weights is {chosen.name}; expected {' or '.join(formats_of(device))} on {device}, or a GPU"
         )
     return chosen
+
+
+def find_device(asked: object) -> torch.device:
+    """The device of that name, or as torch has it. Raises ParameterError if it is not here."""
+    if isinstance(asked, str) and asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = str(asked) if isinstance(asked, (str, torch.device)) else ""
+    if not re.fullmatch("(cpu|cuda)(:[0-9]{1,3})?", name):
+        raise ParameterError(f"device is {short_repr(asked)}; expected auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
+    if device.type == "cpu":
+        return torch.device("cpu")  # without the index that a CPU may be given, and that no tensor has
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise ParameterError(f"device is {name!r}; this torch sees {torch.cuda.device_count()} CUDA devices")
+    return device
 
 
 def _matrix_dtype(checkpoint: Checkpoint, device: torch.device, name: str) -> tuple[torch.dtype, str]:

@@ -154,7 +154,7 @@ def test_with_the_same_units_the_bits_are_the_same(place: Place, load: Load, fmt
     for layer in model.weights.layers:
         layer.b_up.add_(60.0)
     alone = steps(model, Rows(place, [0, 1, 2], 3, 0, 0))
-    assert model.unit_counts[0] == model.unit_counts[1]
+    assert model.neuron_counts[0] == model.neuron_counts[1]
     for places, rows, absent_id, position in (
         ([0, 1, 2], 4, 5, 0),
         ([1, 3, 6], 8, 0, CAPACITY),
@@ -171,7 +171,7 @@ def test_with_other_units_they_differ_by_rounding(place: Place, load: Load, fmt:
     model = load(fmt)
     logits, chosen, cache = steps(model, Rows(place, [0, 1, 2], 3, 0, 0))
     beside = steps(model, Rows(place, [1, 2, 5], 8, 77, CAPACITY))
-    assert model.unit_counts[0] < model.unit_counts[1]
+    assert model.neuron_counts[0] < model.neuron_counts[1]
     assert torch.equal(beside[1], chosen)
     torch.testing.assert_close(beside[0], logits, atol=2e-3 * float(logits.abs().max()), rtol=0)
     torch.testing.assert_close(beside[2], cache, atol=1e-2, rtol=1e-2, equal_nan=True)

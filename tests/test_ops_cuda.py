@@ -225,10 +225,10 @@ def test_a_model_says_what_the_reference_says(
     model = Persimmon(config, weights, max_seq_len=16, vocab_size=VOCABULARY)
     ids = torch.randint(0, VOCABULARY, (STEPS, 2), generator=torch.Generator().manual_seed(0))
     expected = decode(model, torch.float32, ids, reference)
-    model.unit_counts.zero_()
+    model.neuron_counts.zero_()
     found = decode(model, dtype, ids, ops)
-    assert model.unit_counts[1] == STEPS * 2 * config.intermediate_size
-    assert 0 < model.unit_counts[0] < model.unit_counts[1]
+    assert model.neuron_counts[1] == STEPS * 2 * config.intermediate_size
+    assert 0 < model.neuron_counts[0] < model.neuron_counts[1]
     with monkeypatch.context() as patch:
         in_dtype_of_weights(patch, dtype)
         torchs = decode(model, dtype, ids, reference)

@@ -9,8 +9,10 @@ from adept_fast.placement import Placement
 
 def describe_weights(placement: Placement) -> str:
     """``int4-g32, lm_head int8, embedding float16 (…)``."""
-    packed = "" if placement.weights is None else f"{placement.weights}, embedding "
-    return f"{packed}{dtype_name(placement.dtype)} ({placement.dtype_reason})"
+    chosen = dtype_name(placement.dtype)
+    if placement.weights is not None:
+        chosen = f"{placement.weights}, embedding {chosen}"
+    return f"{chosen} ({placement.dtype_reason})"
 
 
 def describe_pages(request: MemoryRequest) -> str:

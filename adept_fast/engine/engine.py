@@ -286,7 +286,7 @@ class Engine:
 
 
 def _max_logprobs(sequences: SequenceOf[Sequence]) -> int | None:
-    """The most logprobs a token that any of them wants; None if none does."""
+    """The largest number of logprobs that a sequence requests; None if none requests any."""
     return max((s.params.logprobs for s in sequences if s.params.logprobs is not None), default=None)
 
 

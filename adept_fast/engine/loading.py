@@ -14,6 +14,7 @@ from adept_fast.memory.plan import UNLIMITED_BYTES, MemoryPlan, MemoryRequest
 from adept_fast.model import Persimmon
 from adept_fast.ops import cuda, optional
 from adept_fast.placement import Placement, choose_placement, find_device
+from adept_fast.quantization.formats import WeightFormat
 from adept_fast.quantization.layouts import kernel_formats
 from adept_fast.weights import PinnedMemoryError, is_tied, load_weights
 
@@ -71,7 +72,7 @@ def request_memory(
         embedding=embedding if is_gpu else "device",
         pinning_refusal=refusal,
         other_weights=tuple(
-            footprint_of(choose_placement(checkpoint, where, dtype, cache_dtype, smaller))
+            footprint_of(choose_placement(checkpoint, where, dtype, cache_dtype, smaller.name))
             for smaller in _smaller_formats(checkpoint, placement)
         ),
     )
@@ -130,9 +131,9 @@ def _pinning_refusal(checkpoint: Checkpoint, placement: Placement, unavailable: 
     return None if unavailable is None else f"only the CUDA kernels look it up on the host: {unavailable}"
 
 
-def _smaller_formats(checkpoint: Checkpoint, placement: Placement) -> list[str]:
+def _smaller_formats(checkpoint: Checkpoint, placement: Placement) -> list[WeightFormat]:
     """Those that would pack the matrices in fewer bits than they have."""
     if checkpoint.weights is not None:
         return []
     formats, now = kernel_formats(placement.device), placement.weights
-    return [smaller.name for smaller in formats if now is None or smaller.bits < now.bits]
+    return [smaller for smaller in formats if now is None or smaller.bits < now.bits]

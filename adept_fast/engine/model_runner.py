@@ -50,7 +50,7 @@ class ModelRunner:
         self.max_rows = max_rows(slots)
         policy = policy or LaunchPolicy.on(device, self.max_rows, cache.max_seq_len)
         self._state = DecodeState(self.max_rows, slots, vocab_size, device)
-        self._sampler = Sampler(slots, vocab_size, device, by_host=policy.capture is None)
+        self._sampler = Sampler(slots, vocab_size, device, skips_unused=policy.capture is None)
         # Rows without sequences, for the warm-up before a capture.
         captured = policy.capture is not None
         self._idle = DecodeState(self.max_rows, slots, vocab_size, device) if captured else self._state
@@ -126,7 +126,7 @@ class ModelRunner:
         self._state.resume_count()
         slot, device_type = 0, self.model.device.type
         tokens = min(_WARMUP_TOKENS[device_type], self.cache.max_seq_len)
-        counts = self.model.unit_counts.clone()  # of requested steps only
+        counts = self.model.neuron_counts.clone()  # of requested steps only
         for params in _WARMUP_PARAMS:
             self._sampler.start(slot, params, [0])
             hidden = self.prefill([Segment(slot, 0, [0] * tokens)])
@@ -135,7 +135,7 @@ class ModelRunner:
             logits = self.model.decode_step(ids, slots, positions, self.cache, tokens)
             self.sample(logits, [slot], [tokens - 1]).tolist()
         self._sampler.stop(slot)
-        self.model.unit_counts.copy_(counts)
+        self.model.neuron_counts.copy_(counts)
         if isinstance(self.step_runner, CudaGraphRunner):
             self.step_runner.capture_up_to(self.cache.max_batch_size)
 

@@ -104,7 +104,7 @@ class Runtime:
             revision: of a hub id: a branch, a tag or a commit; None for ``main``.
             device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, …
             dtype: of the matrices: ``float32``, ``float16``, ``bfloat16``, or ``auto``: on a GPU as stored
-                (float16 for float32), on a CPU float32 where it fits in half the memory, else as stored.
+                (float16 for float32), on a CPU float32 if it fits in half the memory, else as stored.
                 Where the matrices are packed, of the embedding, and ``auto`` is as stored.
             weights: what to pack the matrices in while loading: ``int8`` or ``int4`` on a CPU, ``fp8`` or
                 ``int4`` on a GPU; None for floats, or for what a native checkpoint holds.
@@ -114,7 +114,7 @@ class Runtime:
             cache_dtype: of keys and values: ``float16``, ``bfloat16`` or ``float32``. Devices and dtypes may
                 be torch's own too.
             embedding: where its table is, which is only looked up, while a GPU has the rest: ``device``,
-                ``host`` (in pinned memory), or ``auto``: on the device where all that is asked for fits.
+                ``host`` (in pinned memory), or ``auto``: on the device if everything fits there.
             check_weights: refuse weights with a NaN or an infinity, which takes reading them all once.
             cuda_graphs: on a GPU, ``auto`` captures decode steps when they are first needed, and where that
                 fails launches them operator by operator; ``required`` raises CaptureError there; ``off``.
@@ -172,13 +172,13 @@ class Runtime:
         return self._plan
 
     def stats(self) -> Stats:
-        """What the decode steps so far have found to skip."""
-        return Stats(*self.engine.runner.model.unit_counts.tolist())
+        """The activation sparsity of the decode steps so far."""
+        return Stats(*self.engine.runner.model.neuron_counts.tolist())
 
     def warm_up(self) -> None:
         """Load what the first prompt and step would wait for, and on a GPU capture steps.
 
-        What is generated afterwards is what it would have been.
+        It changes no text that is generated afterwards.
         """
         with explaining_out_of_memory(self._plan, during="capturing decode steps"):
             self.engine.warmup()

@@ -109,12 +109,12 @@ class ScoredSequence:
         return [Likelihood(*found) for found in zip(self._logprobs, self._greedy, strict=True)]
 
     def unread(self) -> Segment:
-        """What is left of the current continuation, after the context if that was not read yet."""
+        """The unread tokens of the current continuation, preceded by those of the context."""
         tokens, start = self._segment()
         return Segment(self.slot, start + self._read, tokens[self._read :])
 
     def targets(self, first_row: int, count: int) -> list[Target]:
-        """What the next ``count`` tokens predict; their hidden states begin at ``first_row`` of a chunk."""
+        """The tokens that the next ``count`` tokens predict; ``first_row`` is the row of the first."""
         _, start = self._segment()
         found = []
         for at in range(count):

@@ -10,7 +10,6 @@ from dataclasses import replace
 import torch
 
 from adept_fast.memory.available import available_bytes
-from adept_fast.memory.footprint import Footprint
 from adept_fast.memory.plan import MemoryPlan, MemoryRequest, largest
 from adept_fast.system.byte_counts import format_bytes, format_together
 
@@ -136,13 +135,9 @@ def _changes(plan: MemoryPlan) -> Iterator[tuple[str, MemoryRequest, str]]:
         other = "device" if embedding == "host" else "host"
         yield f'embedding "{other}"', request, other
     for footprint in request.other_weights:
-        yield _weights(footprint), replace(request, weights=footprint), embedding
+        yield footprint.setting, replace(request, weights=footprint), embedding
     if request.cache_dtype.itemsize > 2:
         yield 'cache_dtype "float16"', replace(request, cache_dtype=torch.float16), embedding
-
-
-def _weights(footprint: Footprint) -> str:
-    return f'weights "{footprint.weights.name if footprint.weights else None}"'
 
 
 def _all_changes(plan: MemoryPlan) -> tuple[str, MemoryRequest, str]:
@@ -155,7 +150,7 @@ def _all_changes(plan: MemoryPlan) -> tuple[str, MemoryRequest, str]:
     if request.other_weights:
         smallest = min(request.other_weights, key=lambda footprint: footprint.other_bytes)
         request = replace(request, weights=smallest)
-        settings.append(_weights(smallest))
+        settings.append(smallest.setting)
     if request.cache_dtype.itemsize > 2:
         request = replace(request, cache_dtype=torch.float16)
         settings.append('cache_dtype "float16"')

@@ -38,6 +38,11 @@ class Footprint:
     unpacking_bytes: int = 0
 
     @property
+    def setting(self) -> str:
+        """``weights "int8"``, as advice has it."""
+        return f'weights "{None if self.weights is None else self.weights.name}"'
+
+    @property
     def total_bytes(self) -> int:
         """All that ``load_weights`` holds, wherever the embedding is."""
         return self.other_bytes + self.embedding_bytes

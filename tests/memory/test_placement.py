@@ -14,7 +14,11 @@ from adept_fast import placement
 from adept_fast.arguments import ParameterError
 from adept_fast.checkpoint import WEIGHT_DTYPES, Checkpoint, open_checkpoint
 from adept_fast.checkpoint.convert import convert
-from adept_fast.commands.placement_words import describe_embedding, describe_pages, describe_weights
+from adept_fast.commands.placement_words import (
+    describe_embedding,
+    describe_pages,
+    describe_weights,
+)
 from adept_fast.engine import loading
 from adept_fast.engine.loading import request_memory
 from adept_fast.extension import Extension
@@ -135,8 +139,9 @@ def test_what_a_native_checkpoint_holds_is_taken_on_a_gpu_too(tmp_path: Path, a_
     convert(tmp_path / "source", tmp_path / "native", weights="int8", progress=False)
     native = open_checkpoint(tmp_path / "native")
     for weights in (None, "int8"):
-        placed, _ = request_memory(native, device="cuda", weights=weights)
+        placed, request = request_memory(native, device="cuda", weights=weights)
         assert describe_weights(placed) == "int8, embedding float16 (as stored)"
+        assert request.weights.unpacking_bytes > 0
 
 
 def test_optional_packages_that_there_are_not(

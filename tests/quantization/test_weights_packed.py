@@ -66,10 +66,8 @@ class TestLoading:
         checkpoint = checkpoint_of(tmp_path, small_config(tie_word_embeddings=tied))
         loaded = load_weights(checkpoint, dtype=torch.float16, device=CPU, weights=FORMATS[weights])
         parts = all_parts(loaded)
-        assert (
-            sum(part.nbytes for part in parts)
-            == footprint(checkpoint, torch.float16, FORMATS[weights]).total_bytes
-        )
+        held = footprint(checkpoint, torch.float16, FORMATS[weights])
+        assert sum(part.nbytes for part in parts) == held.total_bytes
         unused = 4160 - 4096  # rows of lm_head, of 64 int8 weights and a float32 scale each
         assert loaded.bytes_per_step(4096) == sum(part.nbytes for part in parts[1:]) - unused * (64 + 4)
 
@@ -88,7 +86,8 @@ class TestLoading:
             assert torch.equal(some.lm_head.dequantize(), first_rows(whole.lm_head, rows).dequantize())
             assert some.lm_head.shape == (rows, 64)
             held = sum(part.nbytes for part in all_parts(some))
-            assert held == footprint(checkpoint, torch.float16, FORMATS[weights], vocab_rows=rows).total_bytes
+            expected = footprint(checkpoint, torch.float16, FORMATS[weights], vocab_rows=rows)
+            assert held == expected.total_bytes
             assert torch.equal(some.embedding, whole.embedding[:rows])
 
     @pytest.mark.parametrize("weights", ["fp8", "int4-g128"])
@@ -105,7 +104,8 @@ class TestLoading:
         assert isinstance(some.lm_head, GpuMatrix)
         assert torch.equal(some.lm_head.dequantize(), first_rows(whole.lm_head, 4096).dequantize())
         held = sum(part.nbytes for part in all_parts(some))
-        assert held == footprint(checkpoint, torch.float16, FORMATS[weights], vocab_rows=4096).total_bytes
+        expected = footprint(checkpoint, torch.float16, FORMATS[weights], vocab_rows=4096)
+        assert held == expected.total_bytes
         assert torch.equal(some.embedding, whole.embedding[:4096])
         for device, least in ((CPU, 0), (torch.device("cuda"), 4096 * 64 * 2)):
             taken = footprint(checkpoint, torch.float16, FORMATS[weights], device, 4096).loading_bytes

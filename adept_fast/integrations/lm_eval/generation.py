@@ -9,7 +9,7 @@ from adept_fast.arguments import ParameterError, entries, flag, integer
 from adept_fast.sampling import SamplingParams
 from adept_fast.system.short_text import short_repr
 
-DEFAULT_NEW_TOKENS = 256  # where a task says nothing, as for lm-eval's own models
+DEFAULT_NEW_TOKENS = 256  # if a task sets nothing, as for lm-eval's own models
 # What tasks written for one backend or another call the number of new tokens; the first one given counts.
 _NEW_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
@@ -45,11 +45,11 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-def generation_params(settings: dict[str, Any], max_length: int, place: int = 0) -> SamplingParams:
-    """What a task's ``generation_kwargs`` ask for.
+def generation_params(settings: dict[str, Any], max_length: int, index: int = 0) -> SamplingParams:
+    """The parameters of a task's ``generation_kwargs``.
 
     Greedy unless ``do_sample`` is true or, where it is not given, ``temperature`` is above 0. Draws depend on
-    the seed alone, so ``place``, the request's among all, is added to it: repeats of one prompt differ.
+    the seed alone, so ``index``, of the request among all, is added to it: repeats of one prompt differ.
     A setting that is None is not given.
 
     Raises ParameterError for a setting that is unknown, that would change what the runtime does not, or that
@@ -72,7 +72,7 @@ def generation_params(settings: dict[str, Any], max_length: int, place: int = 0)
         max_new_tokens=new_tokens,
         stop=_stops(given.get("until", ())),
         temperature=_number("temperature", temperature),
-        **sampling | {"seed": _whole("seed", sampling.get("seed", 0)) + place},
+        **sampling | {"seed": _whole("seed", sampling.get("seed", 0)) + index},
     )
     if sampled is False:
         return replace(params, temperature=0.0)
