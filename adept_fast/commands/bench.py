@@ -65,7 +65,7 @@ def run(options: dict[str, Any]) -> None:
     runtime = load_runtime(checkpoint, options, max_batch_size=more)
     stopwatch = Stopwatch(runtime, checkpoint, context)
     samples = [stopwatch.sample(batch_size) for _ in range(_SAMPLES)]
-    report = _report(runtime, checkpoint, samples) | {
+    report = _report(runtime, samples) | {
         "advice": _narrower(runtime, checkpoint, samples)
         + _more_at_once(stopwatch, samples, more)
         + _other_threads(stopwatch, samples)
@@ -126,7 +126,7 @@ def step_bytes(
     return sum(size * (1 - zero_share) if name.endswith(_DOWN) else size for name, size in sizes.items())
 
 
-def _report(runtime: Runtime, checkpoint: Checkpoint, samples: list[Sample]) -> dict[str, Any]:
+def _report(runtime: Runtime, samples: list[Sample]) -> dict[str, Any]:
     speeds = [sample.tokens_per_second for sample in samples]
     return {
         "tokens_per_second": _median(speeds),

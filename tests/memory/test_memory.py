@@ -132,13 +132,13 @@ def least_for_a_cache(asked: MemoryRequest) -> int:
 
 def follow(asked: MemoryRequest, advice: str) -> tuple[MemoryRequest, int]:
     """The request with what the advice says, and the context that it promises."""
-    settings = dict(re.findall(r'(max_batch_size|embedding|weights|cache_dtype) "?(\w+)"?', advice))
+    settings = dict(re.findall(r'(max_batch_size|embedding|weights|cache_dtype) "?([\w-]+)"?', advice))
     if "max_batch_size" in settings:
         asked = replace(asked, max_batch_size=int(settings["max_batch_size"]))
     if "embedding" in settings:
         asked = replace(asked, embedding=settings["embedding"])
     if "weights" in settings:
-        asked = replace(asked, weights={"fp8": FP8, "int4": INT4}[settings["weights"]])
+        asked = replace(asked, weights={"fp8": FP8, "int4-g128": INT4}[settings["weights"]])
     if "cache_dtype" in settings:
         asked = replace(asked, cache_dtype=getattr(torch, settings["cache_dtype"]))
     found = re.search(r"max_seq_len up to (\d+)", advice)
