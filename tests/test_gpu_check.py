@@ -16,16 +16,17 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "benchmarks")]
 
-from cuda_weights import weights  # noqa: E402
+from backends import EMULATED  # noqa: E402
 from gpu_check_cases import Case, Shapes, copies_beyond, moved_bytes  # noqa: E402
 from gpu_check_report import folder_of, print_of  # noqa: E402
+from matrices import weights  # noqa: E402
 
 SMALL = Shapes(hidden=128, heads=2, rotary=32, intermediate=256, vocab=520, context=64)
 
 
 def matrix_bytes(fmt: str, rows: int, cols: int, layout: Any = "rows") -> int:
     """Of one that is packed by the format's definition."""
-    packed = weights(fmt, rows, cols, layout)
+    packed = weights(EMULATED, fmt, rows, cols, layout)
     return packed.values.nbytes + (0 if packed.scales is None else packed.scales.nbytes)
 
 

@@ -26,7 +26,7 @@ from gpu_check_stages import (  # noqa: E402
     Ended,
     Outcome,
     Stage,
-    files_with_a_place,
+    files_for_a_gpu,
     outcome_of_tests,
     run_process,
     run_side_by_side,
@@ -158,7 +158,7 @@ def test_tests_pass_where_most_ran_and_none_failed(
 
 
 def test_operator_tests_are_thin_and_each_file_has_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = files_with_a_place()
+    files = files_for_a_gpu()
     taken: dict[str, Any] = {}
 
     def pretend(commands: Any, seconds: float, variables: Any, at_once: int) -> list[Ended]:
@@ -173,7 +173,7 @@ def test_operator_tests_are_thin_and_each_file_has_a_process(monkeypatch: pytest
     assert len(set(map(len, taken["commands"]))) == 1
     assert taken["at_once"] == 4
     assert taken["variables"] == {
-        "ADEPT_FAST_PLACE": "gpu",
+        "ADEPT_FAST_BACKENDS": "gpu",
         "ADEPT_FAST_TESTS": "thin",
         "OMP_NUM_THREADS": "1",
     }
@@ -196,18 +196,18 @@ def test_the_sanitizers_run_the_same_tests(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("shutil.which", lambda name, path: f"/bin/{name}")
     assert gpu_check_stages.sanitize_tests("racecheck")(5).passed is True
     assert taken["command"][:3] == ["/bin/compute-sanitizer", "--tool", "racecheck"]
-    assert taken["command"][-len(files_with_a_place()) :] == files_with_a_place()
-    assert taken["variables"]["ADEPT_FAST_PLACE"] == "gpu"
+    assert taken["command"][-len(files_for_a_gpu()) :] == files_for_a_gpu()
+    assert taken["variables"]["ADEPT_FAST_BACKENDS"] == "gpu"
     assert taken["variables"]["ADEPT_FAST_TESTS"] == "thin"
     monkeypatch.setattr("shutil.which", lambda name, path: None)
     assert gpu_check_stages.sanitize_tests("racecheck")(5).passed is None
 
 
 def test_tests_of_operators_are_found_and_those_that_emulate_left_out() -> None:
-    files = files_with_a_place()
-    assert "tests/test_cuda_mlp.py" in files
-    assert "tests/test_cuda_sanitized.py" not in files
-    assert "tests/test_cuda_on_cpu.py" not in files
+    files = files_for_a_gpu()
+    assert "tests/operators/test_op_mlp.py" in files
+    assert "tests/operators/test_op_refusals.py" not in files
+    assert "tests/operators/test_op_sanitizers.py" not in files
 
 
 def new_report() -> dict[str, Any]:

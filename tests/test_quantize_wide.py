@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import small_config
-from cuda_weights import packed_nibbles
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matrices import packed_nibbles
 from saving import checkpoint_of
 from torch import Tensor
 

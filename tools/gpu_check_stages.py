@@ -134,23 +134,26 @@ def run_side_by_side(
             raise
 
 
-def files_with_a_place() -> list[str]:
-    """The tests of operators that run on a GPU too."""
-    files = sorted((ROOT / "tests").glob("test_cuda_*.py"))
-    imports = re.compile("^from cuda_place import", re.MULTILINE)
-    return [str(file.relative_to(ROOT)) for file in files if imports.search(file.read_text(encoding="utf-8"))]
+def files_for_a_gpu() -> list[str]:
+    """The tests of operators that run on a GPU too; those have the marker gpu."""
+    files = sorted((ROOT / "tests" / "operators").glob("test_op_*.py"))
+    on_a_gpu = re.compile(r"^@(every_backend|(on|in_formats)\((CUDA|KERNELS)\b)", re.MULTILINE)
+    return [
+        str(file.relative_to(ROOT)) for file in files if on_a_gpu.search(file.read_text(encoding="utf-8"))
+    ]
 
 
-OPERATORS = {"ADEPT_FAST_PLACE": "gpu", "ADEPT_FAST_TESTS": "thin"}
+OPERATORS = {"ADEPT_FAST_BACKENDS": "gpu", "ADEPT_FAST_TESTS": "thin"}
+ON_A_GPU = [*PYTEST, "-m", "gpu"]
 
 
 def operator_tests(seconds: float) -> Outcome:
     """A process for each file, as many at the same time as there are cores."""
-    files = files_with_a_place()
+    files = files_for_a_gpu()
     cores = os.cpu_count() or 1
     at_once = max(1, min(cores, len(files)))
     variables = {**OPERATORS, "OMP_NUM_THREADS": str(max(1, cores // at_once))}
-    ended = run_side_by_side([[*PYTEST, file] for file in files], seconds, variables, at_once)
+    ended = run_side_by_side([[*ON_A_GPU, file] for file in files], seconds, variables, at_once)
     return outcome_of_tests(files, ended)
 
 
@@ -173,8 +176,8 @@ def sanitize_tests(tool: str) -> Callable[[float], Outcome]:
         before += ["--kernel-regex", "kns=_ZN5adept"]  # torch's own kernels are not looked at
         # What torch keeps for later hides where an allocation ends.
         variables = {**OPERATORS, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        files = files_with_a_place()
-        return outcome_of_tests(files, [run_process([*before, *PYTEST, *files], seconds, variables)])
+        files = files_for_a_gpu()
+        return outcome_of_tests(files, [run_process([*before, *ON_A_GPU, *files], seconds, variables)])
 
     return run
 
