@@ -68,7 +68,7 @@ inline void check_shape(const char* name, const Tensor& tensor, Shape shape) {
 
 inline void check_dtype(const char* name, const Tensor& tensor, ScalarType dtype) {
   ADEPT_REQUIRE(tensor.scalar_type() == dtype, name, " has dtype ", torch::headeronly::toString(tensor.scalar_type()),
-                  "; expected ", torch::headeronly::toString(dtype));
+                "; expected ", torch::headeronly::toString(dtype));
 }
 
 inline void check_sizes(const char* name, int64_t rows, int64_t cols) {
@@ -78,8 +78,8 @@ inline void check_sizes(const char* name, int64_t rows, int64_t cols) {
 
 // Compiled code may assume that elements lie at multiples of their size.
 inline const void* aligned(const char* name, const void* address, size_t element_size) {
-  ADEPT_REQUIRE(reinterpret_cast<uintptr_t>(address) % element_size == 0, name,
-                " is not aligned to its elements of ", element_size, " bytes");
+  ADEPT_REQUIRE(reinterpret_cast<uintptr_t>(address) % element_size == 0, name, " is not aligned to its elements of ",
+                element_size, " bytes");
   return address;
 }
 
@@ -107,7 +107,7 @@ inline Norm norm(const char* prefix, const Tensor& gamma, const Tensor& beta, do
 inline Norm optional_norm(const char* prefix, const OptionalTensor& gamma, const OptionalTensor& beta, double eps,
                           int64_t size) {
   ADEPT_REQUIRE(gamma.has_value() == beta.has_value(), "only one of ", prefix, "gamma and ", prefix,
-          "beta is given; expected both or none");
+                "beta is given; expected both or none");
   return gamma ? norm(prefix, *gamma, *beta, eps, size) : Norm{};
 }
 
@@ -127,7 +127,7 @@ inline size_t bytes_of(Format format) { return format == Format::kFloat32 ? 4 : 
 inline Matrix float_matrix(const char* name, const Tensor& values, int64_t rows, int64_t cols) {
   const std::optional<Format> format = float_format(values);
   ADEPT_REQUIRE(format.has_value(), name, " has dtype ", torch::headeronly::toString(values.scalar_type()),
-                  " and no scales; expected float32, float16 or bfloat16");
+                " and no scales; expected float32, float16 or bfloat16");
   check_shape(name, values, {rows, cols});
   check_sizes(name, rows, cols);
   return {*format, aligned(name, values.const_data_ptr(), bytes_of(*format)), nullptr, rows, cols};
@@ -136,7 +136,7 @@ inline Matrix float_matrix(const char* name, const Tensor& values, int64_t rows,
 inline Format quantized_format(const char* name, const Tensor& values, const Tensor& scales) {
   const bool int8 = values.scalar_type() == ScalarType::Char;
   ADEPT_REQUIRE(int8 || values.scalar_type() == ScalarType::Byte, name, " has scales and dtype ",
-                  torch::headeronly::toString(values.scalar_type()), "; expected int8 or uint8");
+                torch::headeronly::toString(values.scalar_type()), "; expected int8 or uint8");
   check_dtype(name, scales, int8 ? ScalarType::Float : ScalarType::Half);
   return int8 ? Format::kInt8 : Format::kInt4;
 }
@@ -183,14 +183,13 @@ inline void check_rows(int64_t rows) {
 // [tokens, columns] in float32 or bfloat16, which is widened; at() hands the kernels floats.
 class Activations {
  public:
-  Activations(const char* name, const Tensor& given, int64_t columns)
-      : dtype(given.scalar_type()), tensor_(given) {
+  Activations(const char* name, const Tensor& given, int64_t columns) : dtype(given.scalar_type()), tensor_(given) {
     ADEPT_REQUIRE(given.dim() == 2 && given.size(1) == columns, name, " has shape ", shape_of(given),
-                    "; expected [tokens, ", columns, "]");
+                  "; expected [tokens, ", columns, "]");
     // A tensor without elements may have any size; with columns, memory bounds the number of tokens.
     ADEPT_REQUIRE(columns > 0, name, " has shape ", shape_of(given), "; expected [tokens, 1 or more]");
     ADEPT_REQUIRE(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, name, " has dtype ",
-                    torch::headeronly::toString(dtype), "; expected float32 or bfloat16");
+                  torch::headeronly::toString(dtype), "; expected float32 or bfloat16");
     if (dtype == ScalarType::BFloat16) tensor_ = torch::stable::to(given, ScalarType::Float);
     if (!tensor_.is_contiguous()) tensor_ = torch::stable::contiguous(tensor_);
     at_ = data<float>(name, tensor_);
@@ -217,7 +216,7 @@ class Activations {
 struct RotaryTables {
   RotaryTables(const Tensor& cosines, const Tensor& sines, int64_t head_dim) {
     ADEPT_REQUIRE(cosines.dim() == 2 && cosines.is_contiguous() && cosines.size(1) <= head_dim / 2, "cos has shape ",
-            shape_of(cosines), "; expected contiguous [positions, at most ", head_dim / 2, "]");
+                  shape_of(cosines), "; expected contiguous [positions, at most ", head_dim / 2, "]");
     positions = cosines.size(0);
     half = cosines.size(1);
     check_shape("sin", sines, {positions, half});
@@ -252,8 +251,8 @@ inline const int64_t* indices(const char* name, const Tensor& tensor, const int6
                               int64_t end) {
   const int64_t* values = unchecked_indices(name, tensor, tokens);
   for (int64_t i = 0; i < tokens; ++i)
-    ADEPT_REQUIRE(slots[i] < 0 || (values[i] >= 0 && values[i] < end), name, " holds ", values[i],
-                  "; expected 0 to ", end - 1);
+    ADEPT_REQUIRE(slots[i] < 0 || (values[i] >= 0 && values[i] < end), name, " holds ", values[i], "; expected 0 to ",
+                  end - 1);
   return values;
 }
 
@@ -261,11 +260,10 @@ inline const int64_t* indices(const char* name, const Tensor& tensor, const int6
 inline CacheLayer cache_layer(const Tensor& cache) {
   const std::optional<Format> format = float_format(cache);
   // The sizes of a tensor without elements may be anything, and their products overflow.
-  ADEPT_REQUIRE(cache.dim() == 5 && cache.size(0) == 2 && cache.numel() > 0 && format.has_value() &&
-                    cache.is_contiguous(),
-                "cache_layer has shape ", shape_of(cache), " and dtype ",
-                torch::headeronly::toString(cache.scalar_type()),
-                "; expected contiguous floats [2, slots, heads, max_seq_len, head_dim], each 1 or more");
+  ADEPT_REQUIRE(
+      cache.dim() == 5 && cache.size(0) == 2 && cache.numel() > 0 && format.has_value() && cache.is_contiguous(),
+      "cache_layer has shape ", shape_of(cache), " and dtype ", torch::headeronly::toString(cache.scalar_type()),
+      "; expected contiguous floats [2, slots, heads, max_seq_len, head_dim], each 1 or more");
   aligned("cache_layer", cache.const_data_ptr(), bytes_of(*format));
   return {*format, cache.mutable_data_ptr(), cache.size(1), cache.size(2), cache.size(3), cache.size(4)};
 }

@@ -4,11 +4,11 @@
 // slot or position does not exist.
 #include "cuda_ops.h"
 
-#include "advance.h"
 #include "arguments.h"
 #include "cuda/kernels.h"
 #include "cuda/torch_device.h"
 #include "overlap.h"
+#include "update_decode_state.h"
 
 namespace adept::cuda_ops {
 namespace {
@@ -128,8 +128,7 @@ Matrix rows_matrix(const char* name, const Tensor& values, const OptionalTensor&
   return matrix(name, values, scales, rows, cols, rows);
 }
 
-Matrix units_matrix(const char* name, const Tensor& values, const OptionalTensor& scales, int64_t rows,
-                    int64_t cols) {
+Matrix units_matrix(const char* name, const Tensor& values, const OptionalTensor& scales, int64_t rows, int64_t cols) {
   return matrix(name, values, scales, rows, cols, cols);
 }
 
@@ -196,7 +195,13 @@ Tensor linear_residual(const Tensor& x, const Tensor& w, const OptionalTensor& s
   ADEPT_REQUIRE(in.tokens() == added.tokens(), "residual has shape ", shape_of(residual), "; expected [", in.tokens(),
                 ", ", rows, "]");
   const Tensor out = in.empty({in.tokens(), rows});
-  run({in.at(), in.tokens(), {}, rows_matrix("w", w, scales, rows, x.size(1)), vector("b", b, rows), added.at(), false,
+  run({in.at(),
+       in.tokens(),
+       {},
+       rows_matrix("w", w, scales, rows, x.size(1)),
+       vector("b", b, rows),
+       added.at(),
+       false,
        output(out)},
       out, "linear_residual");
   return in.narrowed(out);
@@ -205,8 +210,15 @@ Tensor linear_residual(const Tensor& x, const Tensor& w, const OptionalTensor& s
 Tensor mlp(const Tensor& x, const Tensor& gamma, const Tensor& beta, double eps, const Tensor& w_up,
            const OptionalTensor& up_scales, const Tensor& b_up, const Tensor& w_down_t,
            const OptionalTensor& down_scales, const Tensor& b_down, const OptionalTensor& counts) {
-  const Operands read = {{"x", x}, {"gamma", gamma}, {"beta", beta}, {"w_up", w_up}, {"up_scales", up_scales},
-                         {"b_up", b_up}, {"w_down_t", w_down_t}, {"down_scales", down_scales}, {"b_down", b_down}};
+  const Operands read = {{"x", x},
+                         {"gamma", gamma},
+                         {"beta", beta},
+                         {"w_up", w_up},
+                         {"up_scales", up_scales},
+                         {"b_up", b_up},
+                         {"w_down_t", w_down_t},
+                         {"down_scales", down_scales},
+                         {"b_down", b_down}};
   const OnOneDevice device({"x", x}, read, {{"counts", counts}});
   Written({{"counts", counts}}).check_apart(read);
   const int64_t hidden = gamma.numel(), intermediate = b_up.numel();
@@ -244,8 +256,9 @@ Tensor lm_head(const Tensor& x, const Tensor& gamma, const Tensor& beta, double 
 Tensor rotary_append(const Tensor& qkv, const OptionalTensor& q_gamma, const OptionalTensor& q_beta,
                      const OptionalTensor& k_gamma, const OptionalTensor& k_beta, double eps, const Tensor& cos,
                      const Tensor& sin, const Tensor& slots, const Tensor& positions, Tensor cache) {
-  const Operands read = {{"qkv", qkv}, {"q_gamma", q_gamma}, {"q_beta", q_beta}, {"k_gamma", k_gamma},
-                         {"k_beta", k_beta}, {"cos", cos}, {"sin", sin}, {"slots", slots}, {"positions", positions}};
+  const Operands read = {{"qkv", qkv},         {"q_gamma", q_gamma}, {"q_beta", q_beta},
+                         {"k_gamma", k_gamma}, {"k_beta", k_beta},   {"cos", cos},
+                         {"sin", sin},         {"slots", slots},     {"positions", positions}};
   const OnOneDevice device({"qkv", qkv}, read, {{"cache_layer", cache}});
   Written({{"cache_layer", cache}}).check_apart(read);
   const CacheLayer layer = cache_layer(cache);
@@ -302,9 +315,10 @@ const T* setting(const char* name, const Tensor& tensor, int64_t slot_count, Sca
 Tensor sample(const Tensor& logits, const Tensor& slots, const Tensor& positions, const Tensor& temperature,
               const Tensor& top_k, const Tensor& top_p, const Tensor& min_p, const Tensor& repetition_penalty,
               const Tensor& seed, Tensor seen) {
-  const Operands read = {{"logits", logits}, {"slots", slots}, {"positions", positions}, {"temperature", temperature},
-                         {"top_k", top_k}, {"top_p", top_p}, {"min_p", min_p},
-                         {"repetition_penalty", repetition_penalty}, {"seed", seed}};
+  const Operands read = {
+      {"logits", logits}, {"slots", slots}, {"positions", positions}, {"temperature", temperature},
+      {"top_k", top_k},   {"top_p", top_p}, {"min_p", min_p},         {"repetition_penalty", repetition_penalty},
+      {"seed", seed}};
   const OnOneDevice device({"logits", logits}, read, {{"seen", seen}});
   Written({{"seen", seen}}).check_apart(read);
   ADEPT_REQUIRE(logits.dim() == 2 && logits.is_contiguous(), "logits has shape ", shape_of(logits),
@@ -315,32 +329,37 @@ Tensor sample(const Tensor& logits, const Tensor& slots, const Tensor& positions
   check_dtype("seen", seen, ScalarType::Bool);
   const Tensor ids = torch::stable::new_empty(logits, {tokens}, ScalarType::Long);
   const cuda::Sample operands{data<float>("logits", logits),
-                        tokens,
-                        vocab,
-                        unchecked_indices("slots", slots, tokens),
-                        unchecked_indices("positions", positions, tokens),
-                        count,
-                        setting<float>("temperature", temperature, count, ScalarType::Float),
-                        setting<int64_t>("top_k", top_k, count, ScalarType::Long),
-                        setting<float>("top_p", top_p, count, ScalarType::Float),
-                        setting<float>("min_p", min_p, count, ScalarType::Float),
-                        setting<float>("repetition_penalty", repetition_penalty, count, ScalarType::Float),
-                        setting<int64_t>("seed", seed, count, ScalarType::Long),
-                        static_cast<bool*>(seen.mutable_data_ptr()),
-                        static_cast<int64_t*>(ids.mutable_data_ptr())};
+                              tokens,
+                              vocab,
+                              unchecked_indices("slots", slots, tokens),
+                              unchecked_indices("positions", positions, tokens),
+                              count,
+                              setting<float>("temperature", temperature, count, ScalarType::Float),
+                              setting<int64_t>("top_k", top_k, count, ScalarType::Long),
+                              setting<float>("top_p", top_p, count, ScalarType::Float),
+                              setting<float>("min_p", min_p, count, ScalarType::Float),
+                              setting<float>("repetition_penalty", repetition_penalty, count, ScalarType::Float),
+                              setting<int64_t>("seed", seed, count, ScalarType::Long),
+                              static_cast<bool*>(seen.mutable_data_ptr()),
+                              static_cast<int64_t*>(ids.mutable_data_ptr())};
   const Workspace workspace(logits, cuda::sample_workspace_bytes(operands));
   check(cuda::sample(operands, workspace.data(), current_stream(logits)), "sample");
   return ids;
 }
 
-void advance(const Tensor& chosen, Tensor ids, Tensor slots, Tensor positions, const Tensor& limits, const Tensor& ends,
-             Tensor counts, Tensor ring) {
-  // The ring may be in the host's memory.
-  const OnOneDevice device({"ids", ids}, {{"chosen", chosen}, {"slots", slots}, {"positions", positions},
-                                          {"limits", limits}, {"ends", ends}, {"counts", counts}});
-  Advance operands = advance_operands(chosen, ids, slots, positions, limits, ends, counts, ring);
-  operands.ring = static_cast<int64_t*>(device_address("ring", ring, ids));
-  check(cuda::advance(operands, current_stream(ids)), "advance");
+void update_decode_state(const Tensor& chosen, Tensor ids, Tensor slots, Tensor positions, const Tensor& limits,
+                         const Tensor& ends, Tensor counts, Tensor token_ring) {
+  // The token ring may be in the host's memory.
+  const OnOneDevice device({"ids", ids}, {{"chosen", chosen},
+                                          {"slots", slots},
+                                          {"positions", positions},
+                                          {"limits", limits},
+                                          {"ends", ends},
+                                          {"counts", counts}});
+  UpdateDecodeState operands =
+      update_decode_state_operands(chosen, ids, slots, positions, limits, ends, counts, token_ring);
+  operands.token_ring = static_cast<int64_t*>(device_address("token_ring", token_ring, ids));
+  check(cuda::update_decode_state(operands, current_stream(ids)), "update_decode_state");
 }
 
 }  // namespace
@@ -356,7 +375,7 @@ void implement_operators(torch::stable::detail::StableLibrary& library) {
   library.impl("rotary_append", TORCH_BOX(&rotary_append));
   library.impl("decode_attention", TORCH_BOX(&decode_attention));
   library.impl("sample", TORCH_BOX(&sample));
-  library.impl("advance", TORCH_BOX(&advance));
+  library.impl("update_decode_state", TORCH_BOX(&update_decode_state));
 }
 
 }  // namespace adept::cuda_ops

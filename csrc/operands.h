@@ -17,9 +17,9 @@ enum class Format : int32_t {
 
 inline bool is_quantized(Format format) { return format >= Format::kInt8; }
 
-// A weight matrix. Floats are row-major [rows, cols]. Quantised matrices are packed as adept_fast/quantization/quantize.py
-// says: for a CPU in tiles of 16 rows ("rows" layout, for y = W x) or row by row ("units" layout, for y = u Wt),
-// for a GPU row by row in both.
+// A weight matrix. Floats are row-major [rows, cols]. Quantised matrices are packed as
+// adept_fast/quantization/quantize.py says: for a CPU in tiles of 16 rows ("rows" layout, for y = W x) or row by row
+// ("units" layout, for y = u Wt), for a GPU row by row in both.
 struct Matrix {
   Format format;
   const void* values;
@@ -28,11 +28,11 @@ struct Matrix {
   int64_t cols;
 };
 
-constexpr int64_t kTileRows = 16;      // rows in a tile of the "rows" layout
-constexpr int64_t kRowsPadding = 64;   // the "rows" layout's columns are a multiple of this
-constexpr int64_t kUnitsPadding = 128; // the "units" layout's columns are a multiple of this
-constexpr int64_t kGroup = 32;         // weights of kInt4 that share a scale
-constexpr int64_t kWideGroup = 128;    // weights of kInt4Wide that do; its columns are a multiple of this
+constexpr int64_t kTileRows = 16;       // rows in a tile of the "rows" layout
+constexpr int64_t kRowsPadding = 64;    // the "rows" layout's columns are a multiple of this
+constexpr int64_t kUnitsPadding = 128;  // the "units" layout's columns are a multiple of this
+constexpr int64_t kGroup = 32;          // weights of kInt4 that share a scale
+constexpr int64_t kWideGroup = 128;     // weights of kInt4Wide that do; its columns are a multiple of this
 // Sums of products of bytes stay within 32 bits up to here.
 constexpr int64_t kMaxQuantizedInputs = 65536;
 
@@ -114,7 +114,7 @@ struct Embed {
 };
 
 // What a decode step leaves for the next one, row by row, as adept_fast/ops/reference.py says it.
-struct Advance {
+struct UpdateDecodeState {
   const int64_t* chosen;  // [rows]
   int64_t rows;
   int64_t* ids;           // [rows]
@@ -124,11 +124,11 @@ struct Advance {
   const bool* ends;       // [slot_count, vocab], the ids at which a slot's text ends
   int64_t slot_count;
   int64_t vocab;
-  int64_t* counts;  // [rows], steps so far
-  int64_t* ring;    // [rows, depth], of words: the count in the upper half, the id in the lower
+  int64_t* counts;      // [rows], steps so far
+  int64_t* token_ring;  // [rows, depth], of words: the count in the upper half, the id in the lower
   int64_t depth;
 };
 
-constexpr int64_t kAbsent = -2;  // what the ring says of a row that is left out
+constexpr int64_t kAbsent = -2;  // what the token ring says of a row that is left out
 
 }  // namespace adept

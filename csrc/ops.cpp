@@ -8,11 +8,11 @@
 
 #include <cstring>
 
-#include "advance.h"
 #include "arguments.h"
 #include "cpu/kernels.h"
 #include "overlap.h"
 #include "schemas.h"
+#include "update_decode_state.h"
 #ifdef ADEPT_FAST_WITH_CUDA
 #include "cuda/torch_stream.h"
 #endif
@@ -39,9 +39,9 @@ Tensor layernorm_qkv(const Tensor& x, const Tensor& gamma, const Tensor& beta, d
   const int64_t hidden = gamma.numel(), rows = b.numel();
   const Activations in("x", x, hidden);
   const Tensor out = in.empty({in.tokens(), rows});
-  kernels().linear(threads(), {in.at(), in.tokens(), norm("", gamma, beta, eps, hidden),
-                               rows_matrix("w", w, scales, rows, hidden), vector("b", b, rows), nullptr, false,
-                               output(out)});
+  kernels().linear(threads(),
+                   {in.at(), in.tokens(), norm("", gamma, beta, eps, hidden), rows_matrix("w", w, scales, rows, hidden),
+                    vector("b", b, rows), nullptr, false, output(out)});
   return in.narrowed(out);
 }
 
@@ -50,11 +50,17 @@ Tensor linear_residual(const Tensor& x, const Tensor& w, const OptionalTensor& s
   const int64_t rows = b.numel();
   ADEPT_REQUIRE(x.dim() == 2, "x has shape ", shape_of(x), "; expected [tokens, inputs]");
   const Activations in("x", x, x.size(1)), added("residual", residual, rows);
-  ADEPT_REQUIRE(in.tokens() == added.tokens(), "residual has shape ", shape_of(residual), "; expected [",
-                  in.tokens(), ", ", rows, "]");
+  ADEPT_REQUIRE(in.tokens() == added.tokens(), "residual has shape ", shape_of(residual), "; expected [", in.tokens(),
+                ", ", rows, "]");
   const Tensor out = in.empty({in.tokens(), rows});
-  kernels().linear(threads(), {in.at(), in.tokens(), {}, rows_matrix("w", w, scales, rows, x.size(1)),
-                               vector("b", b, rows), added.at(), false, output(out)});
+  kernels().linear(threads(), {in.at(),
+                               in.tokens(),
+                               {},
+                               rows_matrix("w", w, scales, rows, x.size(1)),
+                               vector("b", b, rows),
+                               added.at(),
+                               false,
+                               output(out)});
   return in.narrowed(out);
 }
 
@@ -63,15 +69,22 @@ Tensor mlp(const Tensor& x, const Tensor& gamma, const Tensor& beta, double eps,
            const OptionalTensor& down_scales, const Tensor& b_down, const OptionalTensor& counts) {
   const int64_t hidden = gamma.numel(), intermediate = b_up.numel();
   Written({{"counts", counts}})
-      .check_apart({{"x", x}, {"gamma", gamma}, {"beta", beta}, {"w_up", w_up}, {"up_scales", up_scales},
-                    {"b_up", b_up}, {"w_down_t", w_down_t}, {"down_scales", down_scales}, {"b_down", b_down}});
+      .check_apart({{"x", x},
+                    {"gamma", gamma},
+                    {"beta", beta},
+                    {"w_up", w_up},
+                    {"up_scales", up_scales},
+                    {"b_up", b_up},
+                    {"w_down_t", w_down_t},
+                    {"down_scales", down_scales},
+                    {"b_down", b_down}});
   const Activations in("x", x, hidden);
   const Tensor out = in.empty({in.tokens(), hidden});
-  kernels().mlp(threads(), {in.at(), in.tokens(), norm("", gamma, beta, eps, hidden),
-                            rows_matrix("w_up", w_up, up_scales, intermediate, hidden),
-                            vector("b_up", b_up, intermediate),
-                            units_matrix("w_down_t", w_down_t, down_scales, intermediate, hidden),
-                            vector("b_down", b_down, hidden), counts_of(counts), output(out)});
+  kernels().mlp(threads(),
+                {in.at(), in.tokens(), norm("", gamma, beta, eps, hidden),
+                 rows_matrix("w_up", w_up, up_scales, intermediate, hidden), vector("b_up", b_up, intermediate),
+                 units_matrix("w_down_t", w_down_t, down_scales, intermediate, hidden),
+                 vector("b_down", b_down, hidden), counts_of(counts), output(out)});
   return in.narrowed(out);
 }
 
@@ -91,34 +104,41 @@ Tensor rotary_append(const Tensor& qkv, const OptionalTensor& q_gamma, const Opt
                      const OptionalTensor& k_gamma, const OptionalTensor& k_beta, double eps, const Tensor& cos,
                      const Tensor& sin, const Tensor& slots, const Tensor& positions, Tensor cache) {
   Written({{"cache_layer", cache}})
-      .check_apart({{"qkv", qkv}, {"q_gamma", q_gamma}, {"q_beta", q_beta}, {"k_gamma", k_gamma}, {"k_beta", k_beta},
-                    {"cos", cos}, {"sin", sin}, {"slots", slots}, {"positions", positions}});
+      .check_apart({{"qkv", qkv},
+                    {"q_gamma", q_gamma},
+                    {"q_beta", q_beta},
+                    {"k_gamma", k_gamma},
+                    {"k_beta", k_beta},
+                    {"cos", cos},
+                    {"sin", sin},
+                    {"slots", slots},
+                    {"positions", positions}});
   const CacheLayer layer = cache_layer(cache);
   const Activations in("qkv", qkv, 3 * layer.heads * layer.head_dim);
   const RotaryTables tables(cos, sin, layer.head_dim);
   const int64_t* const slot_of = slot_indices(slots, in.tokens(), layer.slots);
   const Tensor q = in.empty({in.tokens(), layer.heads, layer.head_dim});
   kernels().rotary_append(
-      threads(), {in.at(), in.tokens(), optional_norm("q_", q_gamma, q_beta, eps, layer.head_dim),
-                  optional_norm("k_", k_gamma, k_beta, eps, layer.head_dim), tables.cos, tables.sin, tables.half,
-                  slot_of,
-                  indices("positions", positions, slot_of, in.tokens(), std::min(tables.positions, layer.capacity)),
-                  layer, output(q)});
+      threads(),
+      {in.at(), in.tokens(), optional_norm("q_", q_gamma, q_beta, eps, layer.head_dim),
+       optional_norm("k_", k_gamma, k_beta, eps, layer.head_dim), tables.cos, tables.sin, tables.half, slot_of,
+       indices("positions", positions, slot_of, in.tokens(), std::min(tables.positions, layer.capacity)), layer,
+       output(q)});
   return in.narrowed(q);
 }
 
 Tensor decode_attention(const Tensor& q, const Tensor& cache, const Tensor& slots, const Tensor& lengths,
                         int64_t longest, double scale) {
   const CacheLayer layer = cache_layer(cache);
-  ADEPT_REQUIRE(q.dim() == 3 && q.size(1) == layer.heads && q.size(2) == layer.head_dim, "q has shape ",
-                  shape_of(q), "; expected [tokens, ", layer.heads, ", ", layer.head_dim, "]");
+  ADEPT_REQUIRE(q.dim() == 3 && q.size(1) == layer.heads && q.size(2) == layer.head_dim, "q has shape ", shape_of(q),
+                "; expected [tokens, ", layer.heads, ", ", layer.head_dim, "]");
   const Activations in("q", torch::stable::flatten(q, 1), layer.heads * layer.head_dim);
   check_longest(longest, layer);
   const int64_t* const slot_of = slot_indices(slots, in.tokens(), layer.slots);
   const Tensor out = in.empty({in.tokens(), layer.heads * layer.head_dim});
-  kernels().decode_attention(threads(), {in.at(), in.tokens(), layer, slot_of,
-                                         indices("lengths", lengths, slot_of, in.tokens(), longest + 1),
-                                         longest, float(scale), output(out)});
+  kernels().decode_attention(
+      threads(), {in.at(), in.tokens(), layer, slot_of, indices("lengths", lengths, slot_of, in.tokens(), longest + 1),
+                  longest, float(scale), output(out)});
   return in.narrowed(out);
 }
 
@@ -126,7 +146,7 @@ void dequantize_units(const Tensor& values, const Tensor& scales, Tensor out) {
   Written({{"out", out}}).check_apart({{"values", values}, {"scales", scales}});
   const std::optional<Format> format = float_format(out);
   ADEPT_REQUIRE(out.dim() == 2 && out.is_contiguous() && format.has_value() && *format != Format::kFloat16,
-                  "out has shape ", shape_of(out), "; expected a contiguous matrix in float32 or bfloat16");
+                "out has shape ", shape_of(out), "; expected a contiguous matrix in float32 or bfloat16");
   const Matrix w = units_matrix("values", values, scales, out.size(0), out.size(1));
   kernels().dequantize_units(threads(), w, *format, out.mutable_data_ptr());
 }
@@ -135,9 +155,7 @@ constexpr size_t kLayerTensors = 20;
 
 // One layer's tensors in the order of adept_fast/ops/step.py, an empty one for what is not there.
 DecoderLayer decoder_layer(const Tensor* t, double eps, int64_t hidden, const CacheLayer& cache) {
-  const auto optional = [](const Tensor& tensor) {
-    return tensor.numel() ? OptionalTensor(tensor) : std::nullopt;
-  };
+  const auto optional = [](const Tensor& tensor) { return tensor.numel() ? OptionalTensor(tensor) : std::nullopt; };
   const int64_t intermediate = t[16].numel();
   return {norm("input_", t[0], t[1], eps, hidden),
           rows_matrix("w_qkv", t[2], optional(t[3]), 3 * hidden, hidden),
@@ -165,8 +183,15 @@ Tensor decode_step(const Tensor& ids, const Tensor& slots, const Tensor& positio
   // Layers that share memory would each be contiguous.
   ADEPT_REQUIRE(cache.is_contiguous(), "cache is not contiguous");
   const Written written({{"cache", cache}, {"counts", counts}});
-  written.check_apart({{"ids", ids}, {"slots", slots}, {"positions", positions}, {"embedding", embedding},
-                       {"cos", cos}, {"sin", sin}, {"final_gamma", final_gamma}, {"final_beta", final_beta}, {"w", w},
+  written.check_apart({{"ids", ids},
+                       {"slots", slots},
+                       {"positions", positions},
+                       {"embedding", embedding},
+                       {"cos", cos},
+                       {"sin", sin},
+                       {"final_gamma", final_gamma},
+                       {"final_beta", final_beta},
+                       {"w", w},
                        {"scales", scales}});
   for (const Tensor& tensor : layers) written.check_apart("layers", tensor);
   const int64_t tokens = ids.numel(), hidden = final_gamma.numel();
@@ -176,7 +201,7 @@ Tensor decode_step(const Tensor& ids, const Tensor& slots, const Tensor& positio
     const CacheLayer layer = cache_layer(torch::stable::select(cache, 0, i));
     decoder.push_back(decoder_layer(&layers[size_t(i) * kLayerTensors], eps, hidden, layer));
     ADEPT_REQUIRE(layer.heads * layer.head_dim == hidden, "the cache has shape ", shape_of(cache), "; expected ",
-                    hidden, " elements over its heads");
+                  hidden, " elements over its heads");
   }
   const CacheLayer& shape = decoder.front().cache;
   const RotaryTables tables(cos, sin, shape.head_dim);
@@ -193,15 +218,16 @@ Tensor decode_step(const Tensor& ids, const Tensor& slots, const Tensor& positio
   return logits;
 }
 
-void advance(const Tensor& chosen, Tensor ids, Tensor slots, Tensor positions, const Tensor& limits, const Tensor& ends,
-             Tensor counts, Tensor ring) {
-  const Advance operands = advance_operands(chosen, ids, slots, positions, limits, ends, counts, ring);
+void update_decode_state(const Tensor& chosen, Tensor ids, Tensor slots, Tensor positions, const Tensor& limits,
+                         const Tensor& ends, Tensor counts, Tensor token_ring) {
+  const UpdateDecodeState operands =
+      update_decode_state_operands(chosen, ids, slots, positions, limits, ends, counts, token_ring);
   indices("positions", positions, slot_indices(slots, operands.rows, operands.slot_count), operands.rows,
           kMaxCount + 1);
   for (int64_t row = 0; row < operands.rows; ++row)
-    ADEPT_REQUIRE(operands.counts[row] >= 0 && operands.counts[row] <= kMaxCount, "counts holds ",
-                  operands.counts[row], "; expected 0 to ", kMaxCount);
-  advance_rows(operands);
+    ADEPT_REQUIRE(operands.counts[row] >= 0 && operands.counts[row] <= kMaxCount, "counts holds ", operands.counts[row],
+                  "; expected 0 to ", kMaxCount);
+  update_rows(operands);
 }
 
 Tensor read(const Tensor& source) {
@@ -228,7 +254,7 @@ STABLE_TORCH_LIBRARY_IMPL(adept_fast, CPU, library) {
   library.impl("lm_head", TORCH_BOX(&adept::lm_head));
   library.impl("dequantize_units", TORCH_BOX(&adept::dequantize_units));
   library.impl("decode_step", TORCH_BOX(&adept::decode_step));
-  library.impl("advance", TORCH_BOX(&adept::advance));
+  library.impl("update_decode_state", TORCH_BOX(&adept::update_decode_state));
 }
 
 // What Python asks of the extension beside the operators: which instruction set they run on.

@@ -73,7 +73,7 @@ class Written {
                     "; expected memory of its own, since it is written");
   }
 
-  static constexpr int kMax = 5;  // those of advance
+  static constexpr int kMax = 5;  // those of update_decode_state
   Range ranges_[kMax];
   int count_ = 0;
 };

@@ -31,8 +31,9 @@ void define_operators(Library& library) {
       "sample(Tensor logits, Tensor slots, Tensor positions, Tensor temperature, Tensor top_k, Tensor top_p, "
       "Tensor min_p, Tensor repetition_penalty, Tensor seed, Tensor(a!) seen) -> Tensor");
   library.def(
-      "advance(Tensor chosen, Tensor(a!) ids, Tensor(b!) slots, Tensor(c!) positions, Tensor limits, Tensor ends, "
-      "Tensor(d!) counts, Tensor(e!) ring) -> ()");
+      "update_decode_state(Tensor chosen, Tensor(a!) ids, Tensor(b!) slots, Tensor(c!) positions, Tensor limits, "
+      "Tensor ends, "
+      "Tensor(d!) counts, Tensor(e!) token_ring) -> ()");
   library.def("embed(Tensor table, Tensor ids) -> Tensor");
 }
 

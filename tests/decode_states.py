@@ -27,7 +27,7 @@ def random_state(rows: int, *, depth: int, seed: int) -> State:
         "limits": random(0, 40, rows),
         "ends": torch.rand(SLOTS, VOCAB, generator=generator) < 0.2,
         "counts": counts,
-        "ring": random(-5, 5, rows, depth),
+        "token_ring": random(-5, 5, rows, depth),
     }
 
 
@@ -61,7 +61,7 @@ def advanced(state: State) -> State:
             if is_last or not 0 <= told < VOCAB or after["ends"][slot][told]:
                 after["slots"][row] = -1
         count = after["counts"][row]
-        ring = after["ring"][row]
+        ring = after["token_ring"][row]
         ring[count % len(ring)] = wrapped((count % 2**32) * 2**32 + told % 2**32)
     return {name: torch.tensor(values).view(state[name].shape) for name, values in after.items()}
 

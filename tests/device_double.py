@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 DEVICE = torch.device("cpu", 0)  # for torch the CPU, but not equal to it
-MAY_BE_PINNED = ("table", "ring")  # arguments of operators that may be in the host's memory
+MAY_BE_PINNED = ("table", "token_ring")  # arguments of operators that may be in the host's memory
 MIXED = "Expected all tensors to be on the same device, but found one of the host and one of the device"
 # What moves data between host and device, or looks at one tensor alone.
 MOVES = ("cpu", "to", "copy_", "__getitem__", "__setitem__", "__get__")

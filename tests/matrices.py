@@ -16,11 +16,13 @@ from backends import EPS, FLOATS, Backend
 from closeness import assert_close
 from torch import Tensor
 
-from adept_fast.ops.cuda import parts
-from adept_fast.quantization.quantize import Matrix, Packing, QuantizedMatrix, first_rows, quantize
+from adept_fast.quantization.formats import FORMATS, MatrixSpec
+from adept_fast.quantization.layout_cpu import TiledMatrix
+from adept_fast.quantization.matrix import Matrix, QuantizedMatrix, first_rows, parts_of, quantize
 
 EPS32 = torch.finfo(torch.float32).eps
 GROUPS = {"cpu": 32, "cuda": 128}  # weights in 4 bits that share a scale
+OF_A_CPU = {"int8": FORMATS["int8"], "int4": FORMATS["int4-g32"]}
 STEP = 1 / (
     127 * 256
 )  # of a CPU's fixed-point input beside packed weights, as a share of its token's largest
@@ -79,8 +81,7 @@ def _packed(family: str, fmt: str, values: Tensor, layout: Layout) -> Weights:
         narrow = values.to(FLOATS[fmt])
         return Weights(fmt, family, narrow, None, narrow.double(), narrow if family == "cpu" else None)
     if family == "cpu":
-        packing = Packing(8, layout) if fmt == "int8" else Packing(4, layout, GROUPS["cpu"])
-        return _of_a_cpu(fmt, quantize(values, packing))
+        return _of_a_cpu(fmt, tiled(fmt, values, layout))
     if fmt == "fp8":
         inputs = 1 if layout == "rows" else 0
         scales = values.abs().amax(inputs, keepdim=True).clamp(min=1e-6) / 448
@@ -89,13 +90,18 @@ def _packed(family: str, fmt: str, values: Tensor, layout: Layout) -> Weights:
     return _in_nibbles(values)
 
 
+def tiled(fmt: str, values: Tensor, layout: Layout = "rows") -> TiledMatrix:
+    """Packed for the kernels of a CPU, in the layout of units transposed."""
+    spec = MatrixSpec(OF_A_CPU[fmt], (values.shape[0], values.shape[1]), layout == "units")
+    return quantize(values, spec, TiledMatrix)
+
+
 def _of_a_cpu(fmt: str, matrix: Matrix) -> Weights:
-    """In float64: of 8 bits a product with a scale in float64, of 4 bits one that float32 holds."""
-    exact = matrix
+    exact: Tensor | QuantizedMatrix = matrix
     if isinstance(matrix, QuantizedMatrix):
-        scales = matrix.scales.double() if matrix.bits == 8 else matrix.scales
-        exact = replace(matrix, scales=scales).dequantize()
-    return Weights(fmt, "cpu", *parts(matrix), exact.double(), matrix)
+        exact = matrix.rounded(0, matrix.shape[0]).weights(torch.float64)[:, : matrix.shape[1]]
+    assert isinstance(exact, Tensor)
+    return Weights(fmt, "cpu", *parts_of(matrix), exact.double(), matrix)
 
 
 def _in_nibbles(values: Tensor) -> Weights:

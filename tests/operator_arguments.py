@@ -150,7 +150,7 @@ def sample(fmt: str) -> Arguments:
     }
 
 
-def advance(fmt: str) -> Arguments:
+def update_decode_state(fmt: str) -> Arguments:
     return {
         "chosen": torch.tensor([34, 7]),
         "ids": torch.tensor([5, 6]),
@@ -158,7 +158,7 @@ def advance(fmt: str) -> Arguments:
         "limits": torch.tensor([12, 9]),
         "ends": torch.zeros(SLOTS, 35, dtype=torch.bool),
         "counts": torch.tensor([8, 2**31]),
-        "ring": torch.zeros(2, 3, dtype=torch.int64),
+        "token_ring": torch.zeros(2, 3, dtype=torch.int64),
     }
 
 
@@ -182,7 +182,7 @@ OPERATORS: dict[str, Callable[[str], Arguments]] = {
         decode_step,
         dequantize_units,
         sample,
-        advance,
+        update_decode_state,
         embed,
         copy,
     )

@@ -100,7 +100,7 @@ _CALLS: dict[str, Callable[..., Tensor | None]] = {
     "rotary_append": _rotary_append,
     "decode_attention": _decode_attention,
     "decode_step": _decode_step,
-    "advance": reference.advance,
+    "update_decode_state": reference.update_decode_state,
     "embed": _embed,
     "copy": torch.clone,
     "read": _read,

@@ -14,7 +14,7 @@ WRITTEN: dict[str, tuple[str, ...]] = {
     "dequantize_units": ("out",),
     "decode_step": ("cache", "counts"),
     "sample": ("seen",),
-    "advance": ("ids", "slots", "positions", "counts", "ring"),
+    "update_decode_state": ("ids", "slots", "positions", "counts", "token_ring"),
 }
 
 

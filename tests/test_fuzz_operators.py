@@ -55,8 +55,8 @@ def made(name: str, function: object) -> Call:
 def test_what_counts_as_a_failure() -> None:
     """A wrong result, a write past an argument or to one that is read, and a refusal that comes too late."""
 
-    def past(ring: torch.Tensor, **_: object) -> None:
-        ring.as_strided((len(ring) * 3 + 1,), (1,))[-1] = 7
+    def past(token_ring: torch.Tensor, **_: object) -> None:
+        token_ring.as_strided((len(token_ring) * 3 + 1,), (1,))[-1] = 7
 
     def to_an_input(x: torch.Tensor, **others: object) -> torch.Tensor:
         result = torch.ops.adept_fast.mlp(x, **others)
@@ -73,7 +73,7 @@ def test_what_counts_as_a_failure() -> None:
     def wrong(**arguments: object) -> torch.Tensor:
         return torch.ops.adept_fast.lm_head(**arguments) + 0.1
 
-    assert judged(made("advance", past)) == (FAILED, "memory beside ring was written")
+    assert judged(made("update_decode_state", past)) == (FAILED, "memory beside token_ring was written")
     assert judged(made("mlp", to_an_input)) == (FAILED, "x was written")
     kind, said = judged(made("mlp", too_late))
     assert (kind, said.split(",")[0]) == (FAILED, "counts was written")
@@ -94,13 +94,13 @@ def test_a_call_that_ends_the_process_is_printed(
         "import os, signal, sys\n"
         "first = int(sys.argv[2].split('=')[1])\n"
         "for number in range(first, 5):\n"
-        "    print(f'calling {number}: advance', flush=True)\n"
+        "    print(f'calling {number}: update_decode_state', flush=True)\n"
         "    if number == 2:\n"
         "        os.kill(os.getpid(), signal.SIGSEGV)\n"
-        "    print(f'done {number}: advance', flush=True)\n"
+        "    print(f'done {number}: update_decode_state', flush=True)\n"
     )
     monkeypatch.setattr(fuzz_operators, "__file__", str(worker))
     options = argparse.Namespace(first=0, calls=5, seed=1, emulated=False, verbose=False)
     tally = fuzz_operators.run_all(options)
     assert (tally[DONE], tally[FAILED]) == (4, 1)
-    assert capsys.readouterr().out == "failed 2: advance: it ended the process by SIGSEGV\n"
+    assert capsys.readouterr().out == "failed 2: update_decode_state: it ended the process by SIGSEGV\n"

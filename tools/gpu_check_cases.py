@@ -89,7 +89,7 @@ def moved_bytes(case: Case, shapes: Shapes) -> int:
     if case.operator == "step":
         layer = moved_bytes(replace(case, operator="layer"), shapes)
         head = replace(case, operator="lm_head", format=head_format(case.format))
-        rest = (replace(case, operator=name) for name in ("embed", "sample", "advance"))
+        rest = (replace(case, operator=name) for name in ("embed", "sample", "update_decode_state"))
         return shapes.layers * layer + sum(moved_bytes(part, shapes) for part in (head, *rest))
     if case.operator == "layernorm_qkv":
         return matrix_bytes(case.format, 3 * hidden, hidden, 3 * hidden) + 4 * 5 * hidden + 4 * x
@@ -111,7 +111,7 @@ def moved_bytes(case: Case, shapes: Shapes) -> int:
         return 4 * tokens * shapes.vocab
     if case.operator == "embed":
         return 8 * tokens + 2 * tokens * hidden + x
-    if case.operator == "advance":
+    if case.operator == "update_decode_state":
         return tokens * (5 * 8 + 1 + 4 * 8)  # what is read of a row, one of its ends, what is written
     raise ValueError(f"no operator is called {case.operator}")
 

@@ -159,7 +159,7 @@ def operator_tests(seconds: float) -> Outcome:
 
 def model_tests(seconds: float) -> Outcome:
     """Those that load a checkpoint onto the GPU."""
-    files = ["tests/test_graphs_cuda.py", "tests/test_cuda_model.py"]
+    files = ["tests/engine/test_graphs_cuda.py", "tests/test_cuda_model.py"]
     ended = run_side_by_side([[*PYTEST, file] for file in files], seconds, {}, min(2, os.cpu_count() or 1))
     return outcome_of_tests(files, ended)
 

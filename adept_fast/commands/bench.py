@@ -7,31 +7,22 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-import click
 import torch
 
 from adept_fast.checkpoint import Checkpoint, packed_matrices
-from adept_fast.commands.errors import OneLineErrors
-from adept_fast.commands.options import (
-    COUNT,
-    checkpoint_option,
-    chosen_checkpoint,
-    load_runtime,
-    placement_options,
-)
+from adept_fast.choices import MAX_STEP_TOKENS
+from adept_fast.commands.loading import chosen_checkpoint, load_runtime
 from adept_fast.commands.output import print_json, print_text
 from adept_fast.engine.runtime import Runtime
 from adept_fast.memory.advice import format_bytes
 from adept_fast.memory.bandwidth import BandwidthProbe
-from adept_fast.quantization.quantize import WEIGHT_FORMATS
-from adept_fast.quantization.quantize_wide import WIDE_FORMATS, wide_matrices
-from adept_fast.weights import packs_wide
+from adept_fast.quantization.formats import WeightFormat
+from adept_fast.quantization.layouts import kernel_formats, layout_of
 
 _SAMPLES = 5
 _SAMPLE_SECONDS = 0.4
 _MOST_STEPS = 64
 _FEWEST_STEPS = 4
-_MOST_AT_ONCE = 16  # sequences: what kernels for a few tokens are made for
 _WORTH_SAYING = 1.05  # times as fast
 _DOWN = "mlp.dense_4h_to_h.weight"
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -57,23 +48,9 @@ class Sample:
         return self.batch_size * self.bandwidth / self.bytes_read
 
 
-@click.command(cls=OneLineErrors)
-@checkpoint_option
-@placement_options
-@click.option("--batch-size", type=click.IntRange(1, _MOST_AT_ONCE), default=1, show_default=True)
-@click.option(
-    "--context",
-    "context_tokens",
-    type=COUNT,
-    default=64,
-    show_default=True,
-    help="Tokens that stand before the first step.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def bench(**options: Any) -> None:
-    """Say how fast decoding is, what memory would allow, and what to change."""
+def run(options: dict[str, Any]) -> None:
     checkpoint = chosen_checkpoint(options)
-    batch_size, context = options["batch_size"], options["context_tokens"]
+    batch_size, context = options["batch_size"], options["context"]
     if options["max_seq_len"] is None:
         options["max_seq_len"] = min(context + _MOST_STEPS + 1, checkpoint.config.max_position_embeddings)
     if options["max_seq_len"] < context + _FEWEST_STEPS + 1:
@@ -81,7 +58,7 @@ def bench(**options: Any) -> None:
             f"context is {context}; expected at most {options['max_seq_len'] - _FEWEST_STEPS - 1}, "
             f"so that {_FEWEST_STEPS} steps fit behind it"
         )
-    more = min(_MOST_AT_ONCE, 4 * batch_size)
+    more = min(MAX_STEP_TOKENS, 4 * batch_size)
     runtime = load_runtime(checkpoint, options, max_batch_size=more)
     stopwatch = Stopwatch(runtime, checkpoint, context)
     samples = [stopwatch.sample(batch_size) for _ in range(_SAMPLES)]
@@ -132,7 +109,7 @@ class Stopwatch:
 
 
 def step_bytes(
-    checkpoint: Checkpoint, runtime: Runtime, weights: str | None, zero_share: float = 0.0
+    checkpoint: Checkpoint, runtime: Runtime, weights: WeightFormat | None, zero_share: float = 0.0
 ) -> float:
     """What a step would read of this checkpoint's weights, were they in that format (None: floats).
 
@@ -141,12 +118,11 @@ def step_bytes(
     config, placement = checkpoint.config, runtime.placement
     shapes = {name: shape for name, shape in config.tensor_shapes().items() if name != _EMBEDDING}
     shapes[_HEAD] = head = (runtime.tokenizer.vocab_size, config.hidden_size)
-    planned = wide_matrices if packs_wide(checkpoint, placement.device) else packed_matrices
-    packed = planned(config, weights) if weights else {}
+    packed = packed_matrices(config, weights, layout_of(placement.device)) if weights else {}
     total = 0.0
     for name, shape in shapes.items():
         if name in packed:
-            size = packed[name].packing.nbytes(head if name == _HEAD else packed[name].shape)
+            size = packed[name].first_rows(head[0]).nbytes if name == _HEAD else packed[name].nbytes
         else:
             kept = torch.float32 if len(shape) == 1 else placement.dtype
             size = torch.Size(shape).numel() * kept.itemsize
@@ -181,11 +157,11 @@ def _narrower(runtime: Runtime, checkpoint: Checkpoint, samples: list[Sample]) -
     zeros = _median([sample.zero_share for sample in samples])
     cache = now - step_bytes(checkpoint, runtime, runtime.placement.weights, samples[0].zero_share)
     advice = []
-    for weights in WIDE_FORMATS if device.type == "cuda" else WEIGHT_FORMATS:
+    for weights in kernel_formats(device):
         read = step_bytes(checkpoint, runtime, weights, zeros) + cache
         if now / read > _WORTH_SAYING:
             limit = samples[0].batch_size * bandwidth / read
-            advice.append({"weights": weights, "bytes_per_step": read, "limit_tokens_per_second": limit})
+            advice.append({"weights": weights.name, "bytes_per_step": read, "limit_tokens_per_second": limit})
     return advice
 
 

@@ -12,7 +12,8 @@ from adept_fast import extension
 from adept_fast.ops import cuda
 from adept_fast.ops.reference import ABSENT
 from adept_fast.ops.sample import INVALID, sample
-from adept_fast.quantization.quantize import Matrix
+from adept_fast.ops.token_bounds import token_bounds
+from adept_fast.quantization.matrix import Matrix
 from adept_fast.weights import ModelWeights
 
 if extension.load().loaded:
@@ -21,7 +22,7 @@ if extension.load().loaded:
 else:
     from adept_fast.ops import reference as chosen  # type: ignore[no-redef]
 
-advance = chosen.advance
+update_decode_state = chosen.update_decode_state
 decode_attention = chosen.decode_attention
 embed = chosen.embed
 layernorm_qkv = chosen.layernorm_qkv
@@ -36,7 +37,7 @@ __all__ = [
     "ABSENT",
     "INVALID",
     "Implementation",
-    "advance",
+    "update_decode_state",
     "decode_attention",
     "embed",
     "implementations",
@@ -50,11 +51,12 @@ __all__ = [
     "rotary_table",
     "sample",
     "slot_sampler",
+    "token_bounds",
 ]
 
 _PLAIN = ("embed", "prefill_attention", "sample")  # of which a CPU has no other implementation
 _PRODUCTS = ("layernorm_qkv", "linear_residual", "mlp", "lm_head")
-_ANY_SIZE = ("embed", "sample", "advance")  # for which a GPU's kernels take any number of tokens
+_ANY_SIZE = ("embed", "sample", "update_decode_state")  # for which a GPU's kernels take any number of tokens
 _IN_ORDER = (
     "embed",
     "layernorm_qkv",
@@ -65,7 +67,7 @@ _IN_ORDER = (
     "lm_head",
     "prefill_attention",
     "sample",
-    "advance",
+    "update_decode_state",
 )
 
 

@@ -112,7 +112,7 @@ def _sample(
     return slots.new_empty(logits.shape[0])
 
 
-def _advance(
+def _update_decode_state(
     chosen: Tensor,
     ids: Tensor,
     slots: Tensor,
@@ -120,7 +120,7 @@ def _advance(
     limits: Tensor,
     ends: Tensor,
     counts: Tensor,
-    ring: Tensor,
+    token_ring: Tensor,
 ) -> None:
     return None
 
@@ -163,7 +163,7 @@ for _operator in (
     _dequantize_units,
     _decode_step,
     _sample,
-    _advance,
+    _update_decode_state,
     _embed,
 ):
     torch.library.register_fake(f"adept_fast::{_operator.__name__.removeprefix('_')}", _together(_operator))

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from adept_fast import _C
 from adept_fast.ops import cuda, gemm, reference
-from adept_fast.ops.cuda import parts
 from adept_fast.ops.reference import rotary_table
-from adept_fast.quantization.quantize import Matrix
+from adept_fast.quantization.matrix import Matrix
+from adept_fast.quantization.matrix import parts_of as parts
 
 __all__ = [
-    "advance",
+    "update_decode_state",
     "decode_attention",
     "embed",
     "instruction_set",
@@ -122,7 +122,7 @@ def lm_head(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Matrix) -> Te
     return logits
 
 
-def advance(
+def update_decode_state(
     chosen: Tensor,
     ids: Tensor,
     slots: Tensor,
@@ -130,10 +130,10 @@ def advance(
     limits: Tensor,
     ends: Tensor,
     counts: Tensor,
-    ring: Tensor,
+    token_ring: Tensor,
 ) -> None:
-    move_on = cuda.advance if ids.is_cuda else _native.advance
-    move_on(chosen, ids, slots, positions, limits, ends, counts, ring)
+    move_on = cuda.update_decode_state if ids.is_cuda else _native.update_decode_state
+    move_on(chosen, ids, slots, positions, limits, ends, counts, token_ring)
 
 
 def instruction_set() -> str:

@@ -20,13 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adept_fast.quantization.quantize import Matrix, QuantizedMatrix
+from adept_fast.quantization.matrix import Matrix, QuantizedMatrix
 
 # Matrices that are narrower than their products are widened in blocks of this many elements, so that a block
 # stays in the cache.
 _WIDEN_ELEMENTS = 1 << 18
 
-ABSENT = -2  # what ``advance`` tells of a row whose slot is -1
+ABSENT = -2  # what ``update_decode_state`` tells of a row whose slot is -1
 
 
 def embed(table: Tensor, ids: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ def lm_head(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Matrix) -> Te
     return project(layernorm(x, gamma, beta, eps), w)
 
 
-def advance(
+def update_decode_state(
     chosen: Tensor,
     ids: Tensor,
     slots: Tensor,
@@ -192,9 +192,9 @@ def advance(
     limits: Tensor,
     ends: Tensor,
     counts: Tensor,
-    ring: Tensor,
+    token_ring: Tensor,
 ) -> None:
-    """What a decode step leaves for the next one, row by row; ``ring`` tells a reader what was chosen.
+    """What a decode step leaves for the next one, row by row; ``token_ring`` tells a reader what was chosen.
 
     A row's count grows by 1. Where the row is present, its chosen id becomes its next, one position further
     on; and if its text ends with that, its slot becomes -1. What is told is the chosen id, or ``ABSENT``: the
@@ -208,10 +208,10 @@ def advance(
         limits: int64 [rows], the position at which a row's text ends.
         ends: bool [slots, vocab], the ids at which the text in a slot ends.
         counts: int64 [rows], 0 to 2⁶³ − 2, how many steps there were; written in place.
-        ring: int64 [rows, depth], written in place. It may lie in the host's memory where the rest is on a
-            GPU; here that takes a copy that waits.
+        token_ring: int64 [rows, depth], written in place. It may be in host memory if the rest is on a GPU;
+            here that takes a copy that waits.
     """
-    (slot_count, vocab), depth = ends.shape, ring.shape[1]
+    (slot_count, vocab), depth = ends.shape, token_ring.shape[1]
     present = _exist(slots, slot_count)  # [rows]
     words = torch.where(present, chosen, ABSENT)
     in_vocabulary = (words >= 0) & (words < vocab)
@@ -221,7 +221,9 @@ def advance(
     slots.masked_fill_(present & (is_end | (positions >= limits)), -1)
     counts.add_(1)
     told = (counts << 32) | (words & 0xFFFFFFFF)
-    ring.scatter_(1, (counts % depth)[:, None].to(ring.device), told[:, None].to(ring.device))
+    token_ring.scatter_(
+        1, (counts % depth)[:, None].to(token_ring.device), told[:, None].to(token_ring.device)
+    )
 
 
 def rotary_table(

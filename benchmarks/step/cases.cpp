@@ -5,9 +5,9 @@
 
 namespace adept::bench {
 
-const std::vector<std::string> kOperators = {"step",      "layernorm_qkv", "rotary_append", "decode_attention",
-                                             "linear_residual", "mlp",     "lm_head",       "sample",
-                                             "embed",     "advance"};
+const std::vector<std::string> kOperators = {
+    "step",    "layernorm_qkv", "rotary_append", "decode_attention",   "linear_residual", "mlp",
+    "lm_head", "sample",        "embed",         "update_decode_state"};
 
 namespace {
 
@@ -35,7 +35,7 @@ int64_t step_bytes(const Case& step, const Shapes& shapes) {
     layer += of(name, step.format);
   }
   int64_t rest = of("lm_head", head_format(step.format));
-  for (const char* name : {"sample", "advance", "embed"}) rest += of(name, step.format);
+  for (const char* name : {"sample", "update_decode_state", "embed"}) rest += of(name, step.format);
   return shapes.layers * layer + rest;
 }
 
@@ -83,7 +83,7 @@ std::vector<Case> other_cases(const Options& options) {
       if (is_wanted(options, "sample")) cases.push_back({"sample", "float32", 0, tokens, 0, sampling});
     }
     if (is_wanted(options, "embed")) cases.push_back({"embed", "float16", 0, tokens, 0, ""});
-    if (is_wanted(options, "advance")) cases.push_back({"advance", "int64", 0, tokens, 0, ""});
+    if (is_wanted(options, "update_decode_state")) cases.push_back({"update_decode_state", "int64", 0, tokens, 0, ""});
   }
   return cases;
 }
@@ -113,7 +113,7 @@ int64_t bytes_moved(const Case& item, const Shapes& shapes) {
   if (name == "sample") return 4 * tokens * shapes.vocab;
   if (name == "embed") return 8 * tokens + 2 * tokens * hidden + x;
   // What is read of a row, one of its ends, and what is written.
-  if (name == "advance") return tokens * (5 * 8 + 1 + 4 * 8);
+  if (name == "update_decode_state") return tokens * (5 * 8 + 1 + 4 * 8);
   throw std::logic_error("no operator is called " + name);
 }
 

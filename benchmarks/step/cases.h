@@ -13,12 +13,12 @@ extern const std::vector<std::string> kOperators;
 
 // What an operator does not depend on is left at 0, or empty.
 struct Case {
-  std::string name;        // of the operator, or "step" for all of a decode step
-  std::string format;      // of the weights; of the cache, the logits or the ids where there are none
-  int64_t sparsity = 0;    // percent of the MLP's neurons that are inactive
+  std::string name;      // of the operator, or "step" for all of a decode step
+  std::string format;    // of the weights; of the cache, the logits or the ids where there are none
+  int64_t sparsity = 0;  // percent of the MLP's neurons that are inactive
   int64_t tokens = 1;
-  int64_t positions = 0;   // of each sequence, its new token's among them; how many, an append does not care
-  std::string sampling;    // greedy, top-p or top-k
+  int64_t positions = 0;  // of each sequence, its new token's among them; how many, an append does not care
+  std::string sampling;   // greedy, top-p or top-k
 
   bool needs_cache() const { return positions > 0 || name == "rotary_append"; }
 };

@@ -57,7 +57,7 @@ State::State(const Shapes& shapes, int64_t tokens, int64_t positions, const std:
       limits(same<int64_t>(tokens, kForever)),
       step_counts(same<int64_t>(tokens, 0)),
       neuron_counts(same<int64_t>(2, 0)),
-      ring(tokens * kRingDepth),
+      token_ring(tokens * kRingDepth),
       ends(same<uint8_t>(tokens * shapes.vocab, 0)),
       seen(same<uint8_t>(tokens * shapes.vocab, 0)),
       temperature(same<float>(tokens, sampling == "top-p" || sampling == "top-k" ? 0.8f : 0)),
@@ -82,13 +82,7 @@ void State::reset() {
 
 Decode::Decode(const Shapes& shapes, const Model* model, const Tables& tables, const Caches* caches, State& state,
                cudaStream_t stream)
-    : shapes_(shapes),
-      model_(model),
-      tables_(tables),
-      caches_(caches),
-      state_(state),
-      stream_(stream),
-      workspace_(0) {}
+    : shapes_(shapes), model_(model), tables_(tables), caches_(caches), state_(state), stream_(stream), workspace_(0) {}
 
 int64_t Decode::queue(const Case& item) {
   using OfLayer = void (Decode::*)(int64_t);
@@ -101,7 +95,7 @@ int64_t Decode::queue(const Case& item) {
   static const std::map<std::string, Alone> alone = {{"lm_head", &Decode::lm_head},
                                                      {"sample", &Decode::sample},
                                                      {"embed", &Decode::embed},
-                                                     {"advance", &Decode::advance},
+                                                     {"update_decode_state", &Decode::update_decode_state},
                                                      {"step", &Decode::step}};
   if (const auto found = of_layer.find(item.name); found != of_layer.end()) {
     for (int64_t i = 0; i < shapes_.layers; ++i) (this->*found->second)(i);
@@ -122,7 +116,7 @@ void Decode::poison(const Case& item) {
   for (const auto& [name, buffer] : floats)
     if (all || item.name == name) buffer->poison();
   if (all || item.name == "sample") state_.chosen.poison();
-  if (item.name == "advance") state_.ids.poison();
+  if (item.name == "update_decode_state") state_.ids.poison();
 }
 
 std::vector<float> Decode::output(const Case& item) const {
@@ -133,7 +127,7 @@ std::vector<float> Decode::output(const Case& item) const {
   if (name == "linear_residual") return state_.y.download();
   if (name == "mlp" || name == "embed") return state_.x.download();
   if (name == "sample") return as_floats(state_.chosen);
-  if (name == "advance") return as_floats(state_.ids);
+  if (name == "update_decode_state") return as_floats(state_.ids);
   return state_.logits.download();
 }
 
@@ -149,18 +143,17 @@ void* Decode::workspace(int64_t bytes) {
 
 void Decode::layernorm_qkv(int64_t i) {
   const Layer& layer = model_->layer(i);
-  const Linear linear{state_.x.get(),       state_.tokens, layer.input_norm.norm(), layer.qkv.matrix(),
-                      layer.qkv_bias.get(), nullptr,       false,                   state_.qkv.get()};
+  const Linear linear{state_.x.get(), state_.tokens, layer.input_norm.norm(), layer.qkv.matrix(), layer.qkv_bias.get(),
+                      nullptr,        false,         state_.qkv.get()};
   check(cuda::linear(linear, workspace(cuda::linear_workspace_bytes(linear)), stream_), "layernorm_qkv");
 }
 
 void Decode::rotary_append(int64_t i) {
   const NormWeights& q_norm = model_ != nullptr ? model_->layer(i).q_norm : tables_.q_norm;
   const NormWeights& k_norm = model_ != nullptr ? model_->layer(i).k_norm : tables_.k_norm;
-  const RotaryAppend append{state_.qkv.get(),     state_.tokens,      q_norm.norm(),
-                            k_norm.norm(),        tables_.cos.get(),  tables_.sin.get(),
-                            shapes_.rotary() / 2, state_.slots.get(), state_.positions.get(),
-                            caches_->layer(i),    state_.q.get()};
+  const RotaryAppend append{state_.qkv.get(),       state_.tokens,     q_norm.norm(),        k_norm.norm(),
+                            tables_.cos.get(),      tables_.sin.get(), shapes_.rotary() / 2, state_.slots.get(),
+                            state_.positions.get(), caches_->layer(i), state_.q.get()};
   check(cuda::rotary_append(append, stream_), "rotary_append");
 }
 
@@ -179,31 +172,41 @@ void Decode::decode_attention(int64_t i) {
 
 void Decode::linear_residual(int64_t i) {
   const Layer& layer = model_->layer(i);
-  const Linear linear{state_.attended.get(),  state_.tokens,  {nullptr, nullptr, 0}, layer.dense.matrix(),
-                      layer.dense_bias.get(), state_.x.get(), false,                 state_.y.get()};
+  const Linear linear{
+      state_.attended.get(), state_.tokens, {nullptr, nullptr, 0}, layer.dense.matrix(), layer.dense_bias.get(),
+      state_.x.get(),        false,         state_.y.get()};
   check(cuda::linear(linear, workspace(cuda::linear_workspace_bytes(linear)), stream_), "linear_residual");
 }
 
 void Decode::mlp(int64_t i) {
   const Layer& layer = model_->layer(i);
-  const Mlp mlp{state_.y.get(),       state_.tokens,        layer.mlp_norm.norm(),  layer.up.matrix(),
-                layer.up_bias.get(),  layer.down.matrix(),  layer.down_bias.get(), state_.neuron_counts.get(),
+  const Mlp mlp{state_.y.get(),      state_.tokens,       layer.mlp_norm.norm(), layer.up.matrix(),
+                layer.up_bias.get(), layer.down.matrix(), layer.down_bias.get(), state_.neuron_counts.get(),
                 state_.x.get()};
   check(cuda::mlp(mlp, workspace(cuda::mlp_workspace_bytes(mlp)), stream_), "mlp");
 }
 
 void Decode::lm_head() {
-  const Linear linear{state_.x.get(), state_.tokens, model_->final_norm().norm(), model_->head().matrix(),
-                      nullptr,        nullptr,       false,                       state_.logits.get()};
+  const Linear linear{state_.x.get(), state_.tokens, model_->final_norm().norm(), model_->head().matrix(), nullptr,
+                      nullptr,        false,         state_.logits.get()};
   check(cuda::linear(linear, workspace(cuda::linear_workspace_bytes(linear)), stream_), "lm_head");
 }
 
 void Decode::sample() {
-  const cuda::Sample sample{state_.logits.get(),      state_.tokens,      shapes_.vocab,
-                            state_.slots.get(),       state_.positions.get(), state_.tokens,
-                            state_.temperature.get(), state_.top_k.get(), state_.top_p.get(),
-                            state_.min_p.get(),       state_.penalty.get(), state_.seed.get(),
-                            reinterpret_cast<bool*>(state_.seen.get()), state_.chosen.get()};
+  const cuda::Sample sample{state_.logits.get(),
+                            state_.tokens,
+                            shapes_.vocab,
+                            state_.slots.get(),
+                            state_.positions.get(),
+                            state_.tokens,
+                            state_.temperature.get(),
+                            state_.top_k.get(),
+                            state_.top_p.get(),
+                            state_.min_p.get(),
+                            state_.penalty.get(),
+                            state_.seed.get(),
+                            reinterpret_cast<bool*>(state_.seen.get()),
+                            state_.chosen.get()};
   check(cuda::sample(sample, workspace(cuda::sample_workspace_bytes(sample)), stream_), "sample");
 }
 
@@ -212,20 +215,20 @@ void Decode::embed() {
   check(cuda::embed({table, state_.ids.get(), state_.tokens, state_.x.get()}, stream_), "embed");
 }
 
-void Decode::advance() {
-  const Advance advance{state_.chosen.get(),
-                        state_.tokens,
-                        state_.ids.get(),
-                        state_.advancing_slots.get(),
-                        state_.advancing_positions.get(),
-                        state_.limits.get(),
-                        reinterpret_cast<const bool*>(state_.ends.get()),
-                        state_.tokens,
-                        shapes_.vocab,
-                        state_.step_counts.get(),
-                        state_.ring.get(),
-                        kRingDepth};
-  check(cuda::advance(advance, stream_), "advance");
+void Decode::update_decode_state() {
+  const UpdateDecodeState operands{state_.chosen.get(),
+                                   state_.tokens,
+                                   state_.ids.get(),
+                                   state_.advancing_slots.get(),
+                                   state_.advancing_positions.get(),
+                                   state_.limits.get(),
+                                   reinterpret_cast<const bool*>(state_.ends.get()),
+                                   state_.tokens,
+                                   shapes_.vocab,
+                                   state_.step_counts.get(),
+                                   state_.token_ring.get(),
+                                   kRingDepth};
+  check(cuda::update_decode_state(operands, stream_), "update_decode_state");
 }
 
 void Decode::step() {
@@ -239,7 +242,7 @@ void Decode::step() {
   }
   lm_head();
   sample();
-  advance();
+  update_decode_state();
 }
 
 }  // namespace adept::bench

@@ -30,11 +30,11 @@ class State {
   Buffer<float> q;         // [tokens, heads, head_dim]
   Buffer<float> attended;  // [tokens, hidden]
   Buffer<float> logits;    // [tokens, vocab]
-  Buffer<int64_t> chosen, ids, slots, positions, lengths;                    // each [tokens]
+  Buffer<int64_t> chosen, ids, slots, positions, lengths;                     // each [tokens]
   Buffer<int64_t> advancing_slots, advancing_positions, limits, step_counts;  // each [tokens]
-  Buffer<int64_t> neuron_counts;                                             // rows of `down` read, and all
-  PinnedWords ring;                                                          // [tokens, kRingDepth]
-  Buffer<uint8_t> ends, seen;                                                // bools [tokens, vocab]
+  Buffer<int64_t> neuron_counts;                                              // rows of `down` read, and all
+  PinnedWords token_ring;                                                     // [tokens, kRingDepth]
+  Buffer<uint8_t> ends, seen;                                                 // bools [tokens, vocab]
   Buffer<float> temperature, top_p, min_p, penalty;
   Buffer<int64_t> top_k, seed;
 };
@@ -65,7 +65,7 @@ class Decode {
   void lm_head();
   void sample();
   void embed();
-  void advance();
+  void update_decode_state();
   void step();
 
   void* workspace(int64_t bytes);

@@ -55,8 +55,8 @@ void run(const Buffer<Element>& to, uint32_t seed, const Rule& rule) {
   if (to.count() == 0) return;
   int multiprocessors = 0;
   check(cuda::multiprocessors(&multiprocessors), "asking for the multiprocessors");
-  const int64_t blocks = std::min<int64_t>((to.count() + kThreads - 1) / kThreads,
-                                           kBlocksPerMultiprocessor * multiprocessors);
+  const int64_t blocks =
+      std::min<int64_t>((to.count() + kThreads - 1) / kThreads, kBlocksPerMultiprocessor * multiprocessors);
   const cuda::Shape shape{dim3(static_cast<unsigned>(blocks)), dim3(kThreads)};
   check(cuda::launch(nullptr, shape, fill_with<Element, Rule>, to.get(), to.count(), seed, rule), "filling memory");
 }

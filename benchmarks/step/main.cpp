@@ -2,8 +2,8 @@
 //
 // Each case is a CUDA graph of calls on the distinct weights and caches of all layers, so that the second-level cache
 // holds none of what comes next. Its lower bound is the bytes that it has to move at the read bandwidth, which is
-// measured first. tools/gpu_build.py builds this; the exit code is 1 where a case failed, and 2 where there is nothing to
-// run on, or an option is wrong.
+// measured first. tools/gpu_build.py builds this; the exit code is 1 where a case failed, and 2 where there is nothing
+// to run on, or an option is wrong.
 #include <cstdio>
 #include <exception>
 #include <stdexcept>

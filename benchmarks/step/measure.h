@@ -23,9 +23,9 @@ struct Result {
   std::string failed;   // it computed nothing, or the device refused it
   int64_t calls = 0;    // in a graph
   int64_t distinct_caches = 0;
-  int64_t bytes = 0;    // of a call
-  Figure seconds;       // of a call
-  double magnitude = 0; // mean, of what came out: the same for the same kernels and settings
+  int64_t bytes = 0;     // of a call
+  Figure seconds;        // of a call
+  double magnitude = 0;  // mean, of what came out: the same for the same kernels and settings
 };
 
 Bandwidth measure_bandwidth(const Options& options);

@@ -18,7 +18,7 @@ const char* const kHelp = R"(Times a decode step, and each of its operators alon
   --tokens LIST        sequences that are decoded at once    [1,2,4,8,16]
   --positions LIST     positions of each in the cache        [128,2048,16384]
   --operator LIST      layernorm_qkv, rotary_append, decode_attention, linear_residual, mlp, lm_head,
-                       sample, embed, advance, step          [all]
+                       sample, embed, update_decode_state, step          [all]
   --cross              the step over all combinations; without it, tokens and positions do not leave the
                        first of their list both at once. Every operator takes all that it depends on.
   --quick              --sparsity 0,90 --tokens 1,16 --positions 128 --replays 10

@@ -130,11 +130,12 @@ std::string Report::json() const {
       .add("heads", number(shapes.heads))
       .add("intermediate", number(shapes.intermediate))
       .add("vocab", number(shapes.vocab));
-  std::string all = "{\n\"program\": \"step\",\n\"commit\": " + quoted(options_.commit) + ",\n\"device\": " +
-                    device.object() + ",\n\"shapes\": " + model.object() + ",\n\"launches_overlap\": " +
-                    (cuda::overlaps_launches() ? "true" : "false") + ",\n\"replays\": " + number(options_.replays) +
-                    ",\n\"read_bytes_per_second\": " + figure(bandwidth_.read) + ",\n\"copy_bytes_per_second\": " +
-                    figure(bandwidth_.copy) + ",\n\"measured\": [";
+  std::string all = "{\n\"program\": \"step\",\n\"commit\": " + quoted(options_.commit) +
+                    ",\n\"device\": " + device.object() + ",\n\"shapes\": " + model.object() +
+                    ",\n\"launches_overlap\": " + (cuda::overlaps_launches() ? "true" : "false") +
+                    ",\n\"replays\": " + number(options_.replays) +
+                    ",\n\"read_bytes_per_second\": " + figure(bandwidth_.read) +
+                    ",\n\"copy_bytes_per_second\": " + figure(bandwidth_.copy) + ",\n\"measured\": [";
   for (size_t i = 0; i < results_.size(); ++i) all += (i > 0 ? ",\n" : "\n") + json_of(results_[i]);
   return all + "\n]\n}\n";
 }

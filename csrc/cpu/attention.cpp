@@ -18,7 +18,11 @@ class Head {
  public:
   // q and out: [head_dim]; scratch: two rows of round_up(head_dim, 16).
   Head(const Element* keys, const Element* values, int64_t head_dim, float* scratch)
-      : keys_(keys), values_(values), head_dim_(head_dim), query_(scratch), sums_(scratch + round_up(head_dim, kLanes)) {}
+      : keys_(keys),
+        values_(values),
+        head_dim_(head_dim),
+        query_(scratch),
+        sums_(scratch + round_up(head_dim, kLanes)) {}
 
   void attend(const float* q, float scale, int64_t length, float* out) {
     for_columns(head_dim_, [&](int64_t c, int lanes) {
@@ -55,9 +59,8 @@ class Head {
 
   float score(const Element* key) const {
     F32x16 total = broadcast(0.0f);
-    for_columns(head_dim_, [&](int64_t c, int lanes) {
-      total = fma(load_columns(key + c, lanes), load(query_ + c), total);
-    });
+    for_columns(head_dim_,
+                [&](int64_t c, int lanes) { total = fma(load_columns(key + c, lanes), load(query_ + c), total); });
     return sum(total);
   }
 

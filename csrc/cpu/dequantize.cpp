@@ -1,7 +1,7 @@
 // dequantize_units: a quantised down-projection as floats, for prompts so long that a float GEMM reads it best.
 //
-// Layout: 64 bytes of a row hold 64 columns (int8) or 128 (int4), permuted as adept_fast/quantization/quantize.py says: byte
-// 16L + 4i + b is column 16i + 4L + b, so four bytes from each quarter make 16 neighbouring columns.
+// Layout: 64 bytes of a row hold 64 columns (int8) or 128 (int4), permuted as adept_fast/quantization/quantize.py says:
+// byte 16L + 4i + b is column 16i + 4L + b, so four bytes from each quarter make 16 neighbouring columns.
 #include "activations.h"
 
 namespace adept::ADEPT_ISA {

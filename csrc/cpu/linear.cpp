@@ -67,9 +67,7 @@ void linear_quantized(const Threads& threads, const Linear& linear, const Tiles&
   const int64_t step = round_up(std::max<int64_t>(1, kBytesPerTask / std::max<int64_t>(1, tiles.tile_bytes())), 2);
   parallel_pieces(threads, count, step, [&](int64_t begin, int64_t end) {
     quantized_tiles(tiles, begin, end, x, linear.tokens,
-                    [&](int64_t token, int64_t tile, F32x16 value) {
-                      epilogue.tile(token, tile * kTileRows, value);
-                    });
+                    [&](int64_t token, int64_t tile, F32x16 value) { epilogue.tile(token, tile * kTileRows, value); });
   });
 }
 

@@ -9,12 +9,11 @@
 
 namespace adept::ADEPT_ISA {
 
-// Sums must live in registers, so every loop over them is unrolled; left alone, GCC keeps them in memory.
-#define ADEPT_UNROLL _Pragma("GCC unroll 16")
+// Sums must stay in registers, so every loop over them is unrolled by a pragma; without it GCC keeps them in memory.
 
 #if defined(__AVX512F__)
-constexpr int kFloatTokens = 6, kFloatRows = 4;      // 24 sums, 4 weights and an input in 32 registers
-constexpr int kQuantizedTokens = 6, kTiles = 2;      // 24 sums, 2 weights and 2 inputs
+constexpr int kFloatTokens = 6, kFloatRows = 4;  // 24 sums, 4 weights and an input in 32 registers
+constexpr int kQuantizedTokens = 6, kTiles = 2;  // 24 sums, 2 weights and 2 inputs
 #else
 constexpr int kFloatTokens = 2, kFloatRows = 2;
 constexpr int kQuantizedTokens = 2, kTiles = 1;
@@ -32,13 +31,13 @@ inline void for_blocks(int64_t begin, int64_t end, const Block& block) {
 template <int Rows, int Tokens, class Weight>
 inline void dot_rows(const Weight* w, int64_t cols, const float* x, int64_t x_stride, float (&sums)[Rows][Tokens]) {
   F32x16 acc[Rows][Tokens];
-ADEPT_UNROLL
+#pragma GCC unroll 16
   for (auto& row : acc)
-ADEPT_UNROLL
+#pragma GCC unroll 16
     for (F32x16& lane_sums : row) lane_sums = broadcast(0.0f);
   for_columns(cols, [&](int64_t c, int lanes) {
     F32x16 weights[Rows];
-ADEPT_UNROLL
+#pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
       const Weight* at = w + r * cols + c;
       weights[r] = lanes == kLanes ? load(at) : load_first(at, lanes);
@@ -46,16 +45,16 @@ ADEPT_UNROLL
       const int64_t jump = c + kStreamAhead / int64_t(sizeof(Weight)) < cols ? 0 : (Rows - 1) * cols;
       if (c * int64_t(sizeof(Weight)) % kCacheLine == 0) prefetch_stream(at, at + jump);
     }
-ADEPT_UNROLL
+#pragma GCC unroll 16
     for (int t = 0; t < Tokens; ++t) {
       const F32x16 input = load(x + t * x_stride + c);
-ADEPT_UNROLL
+#pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) acc[r][t] = fma(weights[r], input, acc[r][t]);
     }
   });
-ADEPT_UNROLL
+#pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r)
-ADEPT_UNROLL
+#pragma GCC unroll 16
     for (int t = 0; t < Tokens; ++t) sums[r][t] = sum(acc[r][t]);
 }
 
@@ -64,13 +63,13 @@ template <class Weight>
 inline float dot_row(const Weight* w, int64_t cols, const float* x) {
   constexpr int kUnroll = 4;
   F32x16 acc[kUnroll];
-ADEPT_UNROLL
+#pragma GCC unroll 16
   for (F32x16& lane_sums : acc) lane_sums = broadcast(0.0f);
   int64_t c = 0;
   for (; c + kUnroll * kLanes <= cols; c += kUnroll * kLanes) {
     for (int64_t line = 0; line < kUnroll * kLanes; line += kCacheLine / int64_t(sizeof(Weight)))
       prefetch_stream(w + c + line);
-ADEPT_UNROLL
+#pragma GCC unroll 16
     for (int u = 0; u < kUnroll; ++u) acc[u] = fma(load(w + c + u * kLanes), load(x + c + u * kLanes), acc[u]);
   }
   for (; c < cols; c += kLanes)
@@ -91,9 +90,9 @@ void float_rows(const Weight* w, int64_t cols, int64_t begin, int64_t end, const
       constexpr int kRows = decltype(rows)::value, kTokens = decltype(count)::value;
       float sums[kRows][kTokens];
       dot_rows(w + row * cols, cols, x.token(token), x.stride, sums);
-ADEPT_UNROLL
+#pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r)
-ADEPT_UNROLL
+#pragma GCC unroll 16
         for (int t = 0; t < kTokens; ++t) emit(token + t, row + r, sums[r][t]);
     });
   });
@@ -114,29 +113,29 @@ class Int8Tiles {
     // With one token two sums would wait for each other, so odd steps get sums of their own.
     constexpr int kChains = Tiles * Tokens == 1 ? 2 : 1;
     I32x16 high[kChains][Tiles][Tokens], low[kChains][Tiles][Tokens];
-ADEPT_UNROLL
+#pragma GCC unroll 16
     for (int chain = 0; chain < kChains; ++chain)
-ADEPT_UNROLL
+#pragma GCC unroll 16
       for (int i = 0; i < Tiles; ++i)
-ADEPT_UNROLL
+#pragma GCC unroll 16
         for (int t = 0; t < Tokens; ++t) high[chain][i][t] = low[chain][i][t] = zero_i32();
     const int8_t* w = values_ + first * tile_bytes();
     const int8_t *x_high = x.high(token), *x_low = x.low(token);
     for (int64_t step = 0; step < steps_; step += kChains) {
-ADEPT_UNROLL
+#pragma GCC unroll 16
       for (int chain = 0; chain < kChains; ++chain) {
         U8x64 weights[Tiles];
-ADEPT_UNROLL
+#pragma GCC unroll 16
         for (int i = 0; i < Tiles; ++i) {
           const int8_t* at = w + i * tile_bytes() + (step + chain) * kCacheLine;
           weights[i] = offset_by_128(load_bytes(at));
           prefetch_stream(at);
         }
-ADEPT_UNROLL
+#pragma GCC unroll 16
         for (int t = 0; t < Tokens; ++t) {
           const U8x64 input_high = broadcast4(x_high + t * x.stride + 4 * (step + chain));
           const U8x64 input_low = broadcast4(x_low + t * x.stride + 4 * (step + chain));
-ADEPT_UNROLL
+#pragma GCC unroll 16
           for (int i = 0; i < Tiles; ++i) {
             high[chain][i][t] = dot4(high[chain][i][t], weights[i], input_high);
             low[chain][i][t] = dot4(low[chain][i][t], weights[i], input_low);
@@ -144,11 +143,11 @@ ADEPT_UNROLL
         }
       }
     }
-ADEPT_UNROLL
+#pragma GCC unroll 16
     for (int i = 0; i < Tiles; ++i)
-ADEPT_UNROLL
+#pragma GCC unroll 16
       for (int t = 0; t < Tokens; ++t) {
-ADEPT_UNROLL
+#pragma GCC unroll 16
         for (int chain = 1; chain < kChains; ++chain) {
           high[0][i][t] = add(high[0][i][t], high[chain][i][t]);
           low[0][i][t] = add(low[0][i][t], low[chain][i][t]);
@@ -179,32 +178,32 @@ class Int4Tiles {
 
   template <int Tiles, int Tokens>
   void dot(int64_t first, const FixedInputs& x, int64_t token, F32x16 (&sums)[Tiles][Tokens]) const {
-ADEPT_UNROLL
+#pragma GCC unroll 16
     for (auto& tile : sums)
-ADEPT_UNROLL
+#pragma GCC unroll 16
       for (F32x16& value : tile) value = broadcast(0.0f);
     for (int64_t group = 0; group < groups_; ++group) {
       I32x16 high[Tiles][Tokens], low[Tiles][Tokens];
-ADEPT_UNROLL
+#pragma GCC unroll 16
       for (int i = 0; i < Tiles; ++i)
-ADEPT_UNROLL
+#pragma GCC unroll 16
         for (int t = 0; t < Tokens; ++t) {
           high[i][t] = zero_i32();
           low[i][t] = broadcast(-8 * x.group_sums(token + t)[group]);
         }
-ADEPT_UNROLL
+#pragma GCC unroll 16
       for (int step = 0; step < kGroupSteps; ++step) dot_step(first, group, step, x, token, high, low);
-ADEPT_UNROLL
+#pragma GCC unroll 16
       for (int i = 0; i < Tiles; ++i) {
         const F32x16 scales = load(scales_ + ((first + i) * groups_ + group) * kTileRows);
-ADEPT_UNROLL
+#pragma GCC unroll 16
         for (int t = 0; t < Tokens; ++t)
           sums[i][t] = fma(to_float(add(shift_left_8(high[i][t]), low[i][t])), scales, sums[i][t]);
       }
     }
-ADEPT_UNROLL
+#pragma GCC unroll 16
     for (int i = 0; i < Tiles; ++i)
-ADEPT_UNROLL
+#pragma GCC unroll 16
       for (int t = 0; t < Tokens; ++t) sums[i][t] = mul(sums[i][t], broadcast(x.scale(token + t)));
   }
 
@@ -216,7 +215,7 @@ ADEPT_UNROLL
   void dot_step(int64_t first, int64_t group, int step, const FixedInputs& x, int64_t token,
                 I32x16 (&high)[Tiles][Tokens], I32x16 (&low)[Tiles][Tokens]) const {
     U8x64 weights[Tiles][2];
-ADEPT_UNROLL
+#pragma GCC unroll 16
     for (int i = 0; i < Tiles; ++i) {
       const uint8_t* at = values_ + (first + i) * tile_bytes() + group * kGroupBytes + step * kCacheLine;
       const U8x64 bytes = load_bytes(at);
@@ -224,14 +223,14 @@ ADEPT_UNROLL
       weights[i][1] = high_nibbles(bytes);
       prefetch_stream(at);
     }
-ADEPT_UNROLL
+#pragma GCC unroll 16
     for (int t = 0; t < Tokens; ++t) {
       const int64_t at = group * kGroup + step * 8;
-ADEPT_UNROLL
+#pragma GCC unroll 16
       for (int nibble = 0; nibble < 2; ++nibble) {
         const U8x64 input_high = broadcast4(x.high(token + t) + at + 4 * nibble);
         const U8x64 input_low = broadcast4(x.low(token + t) + at + 4 * nibble);
-ADEPT_UNROLL
+#pragma GCC unroll 16
         for (int i = 0; i < Tiles; ++i) {
           high[i][t] = dot4_small(high[i][t], weights[i][nibble], input_high);
           low[i][t] = dot4_small(low[i][t], weights[i][nibble], input_low);
@@ -254,7 +253,7 @@ void quantized_tiles(const Tiles& tiles, int64_t begin, int64_t end, const Fixed
     F32x16 sums[kCount][kTokens];
     tiles.dot(tile, x, token, sums);
     for (int i = 0; i < kCount; ++i)
-ADEPT_UNROLL
+#pragma GCC unroll 16
       for (int t = 0; t < kTokens; ++t) emit(token + t, tile + i, sums[i][t]);
   };
   if (tokens == 1) {  // one straight stream of weights

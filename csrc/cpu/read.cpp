@@ -1,8 +1,8 @@
 // read: goes over memory as the kernels do and does nothing else with it; the bandwidth that they are judged by.
 #include <atomic>
 
-#include "threads.h"
 #include "products.h"
+#include "threads.h"
 
 namespace adept::ADEPT_ISA {
 
@@ -13,10 +13,10 @@ int32_t read(const Threads& threads, const void* from, int64_t bytes) {
   const int64_t whole = bytes / (kSums * kCacheLine) * (kSums * kCacheLine);
   parallel_pieces(threads, whole, kBytesPerTask, [&](int64_t begin, int64_t end) {
     I32x16 sums[kSums];
-    ADEPT_UNROLL
+#pragma GCC unroll 16
     for (int i = 0; i < kSums; ++i) sums[i] = zero_i32();
     for (int64_t at = begin; at < end; at += kSums * kCacheLine)
-      ADEPT_UNROLL
+#pragma GCC unroll 16
       for (int i = 0; i < kSums; ++i) {
         const auto* line = reinterpret_cast<const int32_t*>(static_cast<const char*>(from) + at + i * kCacheLine);
         prefetch_stream(line);

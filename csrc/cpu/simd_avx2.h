@@ -77,25 +77,17 @@ inline void store_first(BFloat16* to, F32x16 value, int count) {
   std::memcpy(to, &packed, size_t(count) * sizeof(BFloat16));
 }
 
-inline F32x16 add(F32x16 a, F32x16 b) {
-  return {_mm256_add_ps(a.lower, b.lower), _mm256_add_ps(a.upper, b.upper)};
-}
+inline F32x16 add(F32x16 a, F32x16 b) { return {_mm256_add_ps(a.lower, b.lower), _mm256_add_ps(a.upper, b.upper)}; }
 
-inline F32x16 sub(F32x16 a, F32x16 b) {
-  return {_mm256_sub_ps(a.lower, b.lower), _mm256_sub_ps(a.upper, b.upper)};
-}
+inline F32x16 sub(F32x16 a, F32x16 b) { return {_mm256_sub_ps(a.lower, b.lower), _mm256_sub_ps(a.upper, b.upper)}; }
 
-inline F32x16 mul(F32x16 a, F32x16 b) {
-  return {_mm256_mul_ps(a.lower, b.lower), _mm256_mul_ps(a.upper, b.upper)};
-}
+inline F32x16 mul(F32x16 a, F32x16 b) { return {_mm256_mul_ps(a.lower, b.lower), _mm256_mul_ps(a.upper, b.upper)}; }
 
 inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
   return {_mm256_fmadd_ps(a.lower, b.lower, c.lower), _mm256_fmadd_ps(a.upper, b.upper, c.upper)};
 }
 
-inline F32x16 max(F32x16 a, F32x16 b) {
-  return {_mm256_max_ps(a.lower, b.lower), _mm256_max_ps(a.upper, b.upper)};
-}
+inline F32x16 max(F32x16 a, F32x16 b) { return {_mm256_max_ps(a.lower, b.lower), _mm256_max_ps(a.upper, b.upper)}; }
 
 inline F32x16 abs(F32x16 a) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
@@ -180,16 +172,12 @@ inline I32x16 add(I32x16 a, I32x16 b) {
   return {_mm256_add_epi32(a.lower, b.lower), _mm256_add_epi32(a.upper, b.upper)};
 }
 
-inline I32x16 shift_left_8(I32x16 a) {
-  return {_mm256_slli_epi32(a.lower, 8), _mm256_slli_epi32(a.upper, 8)};
-}
+inline I32x16 shift_left_8(I32x16 a) { return {_mm256_slli_epi32(a.lower, 8), _mm256_slli_epi32(a.upper, 8)}; }
 
 inline F32x16 to_float(I32x16 a) { return {_mm256_cvtepi32_ps(a.lower), _mm256_cvtepi32_ps(a.upper)}; }
 inline I32x16 to_int(F32x16 a) { return {_mm256_cvtps_epi32(a.lower), _mm256_cvtps_epi32(a.upper)}; }
 
-inline I32x16 shift_right_8(I32x16 a) {
-  return {_mm256_srai_epi32(a.lower, 8), _mm256_srai_epi32(a.upper, 8)};
-}
+inline I32x16 shift_right_8(I32x16 a) { return {_mm256_srai_epi32(a.lower, 8), _mm256_srai_epi32(a.upper, 8)}; }
 
 inline void store_bytes(void* to, I32x16 value) {
   const __m256i mask = _mm256_set1_epi32(255);
@@ -201,10 +189,8 @@ inline void store_bytes(void* to, I32x16 value) {
 
 inline __m256i pack_bytes(__m256i a, __m256i b, __m256i c, __m256i d) {
   const __m256i mask = _mm256_set1_epi32(255);
-  const __m256i lower = _mm256_or_si256(_mm256_and_si256(a, mask),
-                                        _mm256_slli_epi32(_mm256_and_si256(b, mask), 8));
-  const __m256i upper = _mm256_or_si256(_mm256_and_si256(c, mask),
-                                        _mm256_slli_epi32(_mm256_and_si256(d, mask), 8));
+  const __m256i lower = _mm256_or_si256(_mm256_and_si256(a, mask), _mm256_slli_epi32(_mm256_and_si256(b, mask), 8));
+  const __m256i upper = _mm256_or_si256(_mm256_and_si256(c, mask), _mm256_slli_epi32(_mm256_and_si256(d, mask), 8));
   return _mm256_or_si256(lower, _mm256_slli_epi32(upper, 16));
 }
 
@@ -241,8 +227,8 @@ inline U8x64 broadcast4(const void* from) {
 
 // Even and odd bytes apart, since a sum of two products of bytes need not fit in 16 bits.
 inline __m256i dot4(__m256i sum, __m256i a, __m256i b) {
-  const __m256i even = _mm256_madd_epi16(_mm256_and_si256(a, _mm256_set1_epi16(0xff)),
-                                         _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));
+  const __m256i even =
+      _mm256_madd_epi16(_mm256_and_si256(a, _mm256_set1_epi16(0xff)), _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));
   const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(a, 8), _mm256_srai_epi16(b, 8));
   return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
 }

@@ -34,9 +34,7 @@ inline F32x16 load(const BFloat16* from) {
   return widen_bfloat16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
 
-inline F32x16 load_first(const float* from, int count) {
-  return {_mm512_maskz_loadu_ps(first_lanes(count), from)};
-}
+inline F32x16 load_first(const float* from, int count) { return {_mm512_maskz_loadu_ps(first_lanes(count), from)}; }
 
 inline F32x16 load_first(const Half* from, int count) {
   return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(count), from))};
@@ -48,9 +46,7 @@ inline F32x16 load_first(const BFloat16* from, int count) {
 
 inline void store(float* to, F32x16 value) { _mm512_storeu_ps(to, value.v); }
 
-inline void store_first(float* to, F32x16 value, int count) {
-  _mm512_mask_storeu_ps(to, first_lanes(count), value.v);
-}
+inline void store_first(float* to, F32x16 value, int count) { _mm512_mask_storeu_ps(to, first_lanes(count), value.v); }
 
 inline void store_first(Half* to, F32x16 value, int count) {
   _mm256_mask_storeu_epi16(to, first_lanes(count), _mm512_cvtps_ph(value.v, _MM_FROUND_TO_NEAREST_INT));
@@ -73,13 +69,9 @@ inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_ps(a.v, b
 inline F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline F32x16 abs(F32x16 a) { return {_mm512_abs_ps(a.v)}; }
 
-inline F32x16 round(F32x16 a) {
-  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-}
+inline F32x16 round(F32x16 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 
-inline F32x16 scale_by_power_of_two(F32x16 value, F32x16 exponent) {
-  return {_mm512_scalef_ps(value.v, exponent.v)};
-}
+inline F32x16 scale_by_power_of_two(F32x16 value, F32x16 exponent) { return {_mm512_scalef_ps(value.v, exponent.v)}; }
 
 inline F32x16 zero_where_less(F32x16 a, F32x16 b, F32x16 value) {
   return {_mm512_mask_mov_ps(value.v, _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), _mm512_setzero_ps())};
@@ -88,9 +80,7 @@ inline F32x16 zero_where_less(F32x16 a, F32x16 b, F32x16 value) {
 inline float sum(F32x16 a) { return _mm512_reduce_add_ps(a.v); }
 inline float largest(F32x16 a) { return _mm512_reduce_max_ps(a.v); }
 
-inline uint32_t nonzero_lanes(F32x16 a) {
-  return _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-}
+inline uint32_t nonzero_lanes(F32x16 a) { return _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
 
 inline F32x16 gather(const float* from, const int32_t* indices) {
   return {_mm512_i32gather_ps(_mm512_loadu_si512(indices), from, sizeof(float))};
@@ -125,10 +115,10 @@ inline void store_bytes(void* to, I32x16 value) {
 
 inline I32x16 pack_bytes(const I32x16 (&values)[4]) {
   const __m512i mask = _mm512_set1_epi32(255);
-  const __m512i lower = _mm512_or_si512(_mm512_and_si512(values[0].v, mask),
-                                        _mm512_slli_epi32(_mm512_and_si512(values[1].v, mask), 8));
-  const __m512i upper = _mm512_or_si512(_mm512_and_si512(values[2].v, mask),
-                                        _mm512_slli_epi32(_mm512_and_si512(values[3].v, mask), 8));
+  const __m512i lower =
+      _mm512_or_si512(_mm512_and_si512(values[0].v, mask), _mm512_slli_epi32(_mm512_and_si512(values[1].v, mask), 8));
+  const __m512i upper =
+      _mm512_or_si512(_mm512_and_si512(values[2].v, mask), _mm512_slli_epi32(_mm512_and_si512(values[3].v, mask), 8));
   return {_mm512_or_si512(lower, _mm512_slli_epi32(upper, 16))};
 }
 
@@ -136,9 +126,7 @@ inline U8x64 load_bytes(const void* from) { return {_mm512_loadu_si512(from)}; }
 inline U8x64 offset_by_128(U8x64 a) { return {_mm512_xor_si512(a.v, _mm512_set1_epi8(char(0x80)))}; }
 inline U8x64 low_nibbles(U8x64 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
 
-inline U8x64 high_nibbles(U8x64 a) {
-  return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
-}
+inline U8x64 high_nibbles(U8x64 a) { return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))}; }
 
 inline U8x64 broadcast4(const void* from) {
   int32_t four;

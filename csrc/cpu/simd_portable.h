@@ -320,8 +320,7 @@ inline void interleave4(U8x64 rows[4]) {
   U8x64 out[4];
   for (int i = 0; i < 4; ++i)
     for (int lane = 0; lane < 16; ++lane)
-      for (int b = 0; b < 4; ++b)
-        out[i].byte[4 * lane + b] = rows[b].byte[16 * (lane / 4) + 4 * i + lane % 4];
+      for (int b = 0; b < 4; ++b) out[i].byte[4 * lane + b] = rows[b].byte[16 * (lane / 4) + 4 * i + lane % 4];
   std::memcpy(rows, out, sizeof out);
 }
 

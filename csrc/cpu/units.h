@@ -22,7 +22,9 @@ class ActiveUnits {
  public:
   // units: [tokens, intermediate]
   ActiveUnits(const Threads& threads, const float* units, int64_t tokens, int64_t intermediate)
-      : tokens_(tokens), rows_(intermediate + 2 * kListPadding), values_(tokens * round_up(intermediate, kListPadding)) {
+      : tokens_(tokens),
+        rows_(intermediate + 2 * kListPadding),
+        values_(tokens * round_up(intermediate, kListPadding)) {
     for_columns(intermediate, [&](int64_t unit, int lanes) {
       uint32_t wanted = 0;
       for (int64_t t = 0; t < tokens; ++t) wanted |= nonzero_lanes(load_first(units + t * intermediate + unit, lanes));
@@ -56,7 +58,7 @@ class ActiveUnits {
 class UnitTasks {
  public:
   struct Task {
-    int64_t part, begin, end;            // of the list
+    int64_t part, begin, end;           // of the list
     int64_t first_column, last_column;  // last_column is past the end
   };
 
@@ -88,15 +90,15 @@ inline void add_rows(const Weight* const (&rows)[Rows], const Weight* const (&ne
                      const float (&units)[Tokens][Rows], int64_t columns, float* sums, int64_t stride) {
   for_columns(columns, [&](int64_t c, int lanes) {
     F32x16 weights[Rows];
-    ADEPT_UNROLL
+#pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
       weights[i] = lanes == kLanes ? load(rows[i] + c) : load_first(rows[i] + c, lanes);
       if (c * int64_t(sizeof(Weight)) % kCacheLine == 0) prefetch(next[i] + c);
     }
-    ADEPT_UNROLL
+#pragma GCC unroll 16
     for (int t = 0; t < Tokens; ++t) {
       F32x16 total = load_first(sums + t * stride + c, lanes);
-      ADEPT_UNROLL
+#pragma GCC unroll 16
       for (int i = 0; i < Rows; ++i) total = fma(weights[i], broadcast(units[t][i]), total);
       store_first(sums + t * stride + c, total, lanes);
     }
@@ -105,8 +107,8 @@ inline void add_rows(const Weight* const (&rows)[Rows], const Weight* const (&ne
 
 // sums: [tokens, stride], to be added to.
 template <class Weight>
-void add_float_units(const Weight* w, int64_t cols, const ActiveUnits& active, const UnitTasks::Task& task,
-                     float* sums, int64_t stride) {
+void add_float_units(const Weight* w, int64_t cols, const ActiveUnits& active, const UnitTasks::Task& task, float* sums,
+                     int64_t stride) {
   constexpr int kTokens = 4;
   for_blocks<kUnitsAtOnce>(task.begin, std::min(task.end, active.count()), [&](int64_t index, auto count) {
     constexpr int kRows = decltype(count)::value;
@@ -120,8 +122,8 @@ void add_float_units(const Weight* w, int64_t cols, const ActiveUnits& active, c
       float units[kCount][kRows];
       for (int t = 0; t < kCount; ++t)
         for (int i = 0; i < kRows; ++i) units[t][i] = active.units(token + t)[index + i];
-      add_rows(rows, next, units, task.last_column - task.first_column,
-               sums + token * stride + task.first_column, stride);
+      add_rows(rows, next, units, task.last_column - task.first_column, sums + token * stride + task.first_column,
+               stride);
     });
   });
 }
@@ -189,9 +191,9 @@ template <int Tokens>
 struct ColumnSums {
   // sums: [tokens, high and low, stride], at the first token and column; null for zeros.
   ColumnSums(const int32_t* sums, int64_t stride) {
-    ADEPT_UNROLL
+#pragma GCC unroll 16
     for (int t = 0; t < Tokens; ++t)
-      ADEPT_UNROLL
+#pragma GCC unroll 16
       for (int i = 0; i < 4; ++i) {
         high[t][i] = sums ? load(sums + 2 * t * stride + i * kLanes) : zero_i32();
         low[t][i] = sums ? load(sums + (2 * t + 1) * stride + i * kLanes) : zero_i32();
@@ -199,9 +201,9 @@ struct ColumnSums {
   }
 
   void store_to(int32_t* sums, int64_t stride) const {
-    ADEPT_UNROLL
+#pragma GCC unroll 16
     for (int t = 0; t < Tokens; ++t)
-      ADEPT_UNROLL
+#pragma GCC unroll 16
       for (int i = 0; i < 4; ++i) {
         store(sums + 2 * t * stride + i * kLanes, high[t][i]);
         store(sums + (2 * t + 1) * stride + i * kLanes, low[t][i]);
@@ -224,14 +226,14 @@ inline void int8_units(const int8_t* w, int64_t stride, const ActiveUnits& activ
         ColumnSums<kTokens> block(index == task.begin ? nullptr : to, stride);
         for (int64_t i = 0; i < at.count; i += 4) {
           U8x64 rows[4];
-          ADEPT_UNROLL
+#pragma GCC unroll 16
           for (int r = 0; r < 4; ++r) rows[r] = load_bytes(at.rows[i + r] + c);
           interleave4(rows);
-          ADEPT_UNROLL
+#pragma GCC unroll 16
           for (int t = 0; t < kTokens; ++t) {
             const U8x64 unit_high = broadcast4(units.high(token + t, index + i));
             const U8x64 unit_low = broadcast4(units.low(token + t, index + i));
-            ADEPT_UNROLL
+#pragma GCC unroll 16
             for (int v = 0; v < 4; ++v) {
               block.high[t][v] = dot4(block.high[t][v], unit_high, rows[v]);
               block.low[t][v] = dot4(block.low[t][v], unit_low, rows[v]);

@@ -35,8 +35,8 @@ class ScaledUnits {
 
  private:
   // 16 groups of columns, of which `lanes` exist.
-  void scale(const Half* scales, int64_t row_groups, int lanes, const ActiveUnits& active,
-             const UnitTasks::Task& task, int64_t token, int64_t group) {
+  void scale(const Half* scales, int64_t row_groups, int lanes, const ActiveUnits& active, const UnitTasks::Task& task,
+             int64_t token, int64_t group) {
     const int64_t count = task.end - task.begin;
     Buffer<float> products(count * kLanes);
     F32x16 extreme = broadcast(0.0f), taint = broadcast(0.0f);
@@ -50,14 +50,13 @@ class ScaledUnits {
     }
     float steps[kLanes], inverses[kLanes];
     store(steps, fma(extreme, broadcast(1 / kFixedPointMax), taint));
-    for (int i = 0; i < kLanes; ++i)
-      inverses[i] = steps[i] > std::numeric_limits<float>::min() ? 1 / steps[i] : 0;
+    for (int i = 0; i < kLanes; ++i) inverses[i] = steps[i] > std::numeric_limits<float>::min() ? 1 / steps[i] : 0;
     std::memcpy(steps_ + token * stride_ + group, steps, sizeof steps);
     const F32x16 inverse = load(inverses);
     I32x16 sums = zero_i32();
     for (int64_t quad = 0; quad < quads_; ++quad) {
       I32x16 upper[4], lower[4];
-      ADEPT_UNROLL
+#pragma GCC unroll 16
       for (int i = 0; i < 4; ++i) {
         // The maximum puts an end to a NaN, which is in the step already.
         const F32x16 value = mul(load(products + (4 * quad + i) * kLanes), inverse);
@@ -84,16 +83,16 @@ inline void add_block(const RowPointers<uint8_t>& at, int64_t offset, const Nibb
                       int64_t token, int64_t quad, int64_t group, ColumnSums<Tokens>& sums) {
   for (int64_t i = 0; i < at.count; i += 4) {
     U8x64 columns[4];
-    ADEPT_UNROLL
+#pragma GCC unroll 16
     for (int r = 0; r < 4; ++r) columns[r] = nibbles(load_bytes(at.rows[i + r] + offset));
     interleave4(columns);
-    ADEPT_UNROLL
+#pragma GCC unroll 16
     for (int t = 0; t < Tokens; ++t) {
       const int32_t* high = units.high(token + t, quad + i / 4) + group;
       const int32_t* low = units.low(token + t, quad + i / 4) + group;
       const U8x64 unit_high[2] = {broadcast4(high), broadcast4(high + 1)};
       const U8x64 unit_low[2] = {broadcast4(low), broadcast4(low + 1)};
-      ADEPT_UNROLL
+#pragma GCC unroll 16
       for (int v = 0; v < 4; ++v) {
         sums.high[t][v] = dot4_small(sums.high[t][v], columns[v], unit_high[v / 2]);
         sums.low[t][v] = dot4_small(sums.low[t][v], columns[v], unit_low[v / 2]);

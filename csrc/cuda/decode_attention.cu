@@ -30,16 +30,16 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kSplit = 256;   // positions
-constexpr int kUnroll = 4;    // positions of a group at a time
+constexpr int kSplit = 256;      // positions
+constexpr int kUnroll = 4;       // positions of a group at a time
 constexpr int kMostGroups = 32;  // that merge() takes
 constexpr int64_t kMostHeadDim = 256;
 constexpr float kLowest = -FLT_MAX;  // finite, so that its difference to itself is 0
 
 // Results of the splits of each head, where there are several.
 struct Partials {
-  float* sums;       // [tokens, heads, splits, head_dim]: values, weighted by exp(score - highest)
-  float2* softmax;   // [tokens, heads, splits]: the highest score, and the sum of the weights
+  float* sums;      // [tokens, heads, splits, head_dim]: values, weighted by exp(score - highest)
+  float2* softmax;  // [tokens, heads, splits]: the highest score, and the sum of the weights
 };
 
 __host__ __device__ int64_t splits_of(int64_t positions) { return (positions + kSplit - 1) / kSplit; }

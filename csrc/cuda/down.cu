@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kAddThreads) add_partials(const Down down, con
     const float4 bias = *reinterpret_cast<const float4*>(down.bias + col);
     const float4 x = *reinterpret_cast<const float4*>(down.x + token * hidden + col);
     *reinterpret_cast<float4*>(down.out + token * hidden + col) = {x.x + sum.x + bias.x, x.y + sum.y + bias.y,
-                                                                    x.z + sum.z + bias.z, x.w + sum.w + bias.w};
+                                                                   x.z + sum.z + bias.z, x.w + sum.w + bias.w};
   }
   if (down.counts == nullptr || blockIdx.x != 0 || blockIdx.y != 0 || warp_index() != 0) return;
   int needed = 0;
@@ -98,9 +98,9 @@ cudaError_t down(const Down& down, void* workspace, cudaStream_t stream) {
   float* const partials = static_cast<float*>(workspace);
   if (const cudaError_t error = multiply(down, grid, partials, stream)) return error;
   const int64_t columns = kAddThreads * kAddedAtOnce;
-  const Shape shape = {dim3(static_cast<unsigned>((down.w.cols + columns - 1) / columns),
-                            static_cast<unsigned>(down.tokens)),
-                       kAddThreads};
+  const Shape shape = {
+      dim3(static_cast<unsigned>((down.w.cols + columns - 1) / columns), static_cast<unsigned>(down.tokens)),
+      kAddThreads};
   return launch(stream, shape, add_partials, down, static_cast<const float*>(partials), grid.shares);
 }
 

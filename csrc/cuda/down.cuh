@@ -27,9 +27,11 @@ constexpr int kDownWarps = kFormat == Format::kInt4Wide ? 8 : 16;
 template <Format kFormat>
 constexpr int kDownThreads = kDownWarps<kFormat> * kWarpSize;
 template <Format kFormat, int kTokenTiles>
-constexpr int kDownSteps = kFormat != Format::kInt4Wide ? 2 : kTokenTiles == 1 ? 4 : 3;  // in flight
-constexpr int kStripCols = 512;     // of a block
-constexpr int kListedUnits = 1024;  // at once
+constexpr int kDownSteps = kFormat != Format::kInt4Wide ? 2
+                           : kTokenTiles == 1           ? 4
+                                                        : 3;  // in flight
+constexpr int kStripCols = 512;                               // of a block
+constexpr int kListedUnits = 1024;                            // at once
 constexpr int kUnitsOfStep = 16;
 constexpr int kTokensAcross = 8;  // as many as one product of the tensor cores has
 
@@ -197,8 +199,7 @@ __device__ __forceinline__ void gather_sums(float (&sums)[kColumnPairs<kFormat>]
 
 // `partials`: [shares, tokens, hidden], where gridDim.y is the number of shares.
 template <Format kFormat, int kTokenTiles>
-__global__ void __launch_bounds__(kDownThreads<kFormat>, 1)
-    multiply_active_rows(const Down down, float* partials) {
+__global__ void __launch_bounds__(kDownThreads<kFormat>, 1) multiply_active_rows(const Down down, float* partials) {
   using Active = ActiveUnits<kDownThreads<kFormat>>;
   constexpr int kAcross = kWarpsAcross<kFormat>, kDeep = kWarpsDeep<kFormat>, kPairs = kColumnPairs<kFormat>;
   constexpr int kSteps = kDownSteps<kFormat, kTokenTiles>;
@@ -208,8 +209,7 @@ __global__ void __launch_bounds__(kDownThreads<kFormat>, 1)
   uint16_t* const units = reinterpret_cast<uint16_t*>(list + kListedUnits);
   const int tokens = static_cast<int>(down.tokens), hidden = static_cast<int>(down.w.cols);
   const int depth = warp_index() / kAcross, g = lane_index() / 4, t = lane_index() % 4;
-  const int col = static_cast<int>(blockIdx.x) * kStripCols +
-                  (warp_index() % kAcross * 8 + g) * kPerLoad<kFormat>;
+  const int col = static_cast<int>(blockIdx.x) * kStripCols + (warp_index() % kAcross * 8 + g) * kPerLoad<kFormat>;
   const DownColumns<kFormat> columns(down.w, col);
 
   wait_for_inputs();

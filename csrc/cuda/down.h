@@ -12,11 +12,11 @@ struct Down {
   const uint32_t* active;  // a bit for each unit, 32 a word: whether it is not 0 for some token
   const float* largest;    // [tokens, tiles of units]
   int64_t tokens;
-  Matrix w;                // [intermediate, hidden]
-  const float* x;          // [tokens, hidden], to be added
-  const float* bias;       // [hidden], to be added
-  int64_t* counts;         // as of Mlp
-  float* out;              // [tokens, hidden]
+  Matrix w;           // [intermediate, hidden]
+  const float* x;     // [tokens, hidden], to be added
+  const float* bias;  // [hidden], to be added
+  int64_t* counts;    // as of Mlp
+  float* out;         // [tokens, hidden]
 };
 
 // Of the current device.

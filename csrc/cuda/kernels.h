@@ -70,7 +70,7 @@ cudaError_t sample(const Sample& sample, void* workspace, cudaStream_t stream);
 // zeros.
 cudaError_t embed(const Embed& embed, cudaStream_t stream);
 
-// The ring may also be the host's memory that the device can write. A row whose slot is out of range is left out.
-cudaError_t advance(const Advance& advance, cudaStream_t stream);
+// The token ring may also be the host's memory that the device can write. A row whose slot is out of range is left out.
+cudaError_t update_decode_state(const UpdateDecodeState& state, cudaStream_t stream);
 
 }  // namespace adept::cuda

@@ -133,8 +133,8 @@ __device__ __forceinline__ float scale_of_lane(uint32_t bits, int lane) {
 
 // The same for a whole step, with the scale of its group of weights.
 template <Format kFormat, int kTokenTiles>
-__device__ __forceinline__ void add_step(const WeightStep& step, const uint4* inputs,
-                                         int stride, int tokens, float (&sums)[kTokenTiles][4]) {
+__device__ __forceinline__ void add_step(const WeightStep& step, const uint4* inputs, int stride, int tokens,
+                                         float (&sums)[kTokenTiles][4]) {
   if constexpr (kFormat == Format::kInt4Wide) {
     static_assert(kStepCols<kFormat> == kWideGroup);
     float of_group[kTokenTiles][4] = {};
@@ -187,7 +187,7 @@ __device__ __forceinline__ void finish_tile(const Linear& linear, const UnitMark
 
 // `prepared`: the tokens' rows of inputs, if a kernel before has made them; otherwise each block makes its own.
 template <Format kFormat, int kTokenTiles, bool kPrepared>
-__global__ void __launch_bounds__(kTokenTiles * kTeamThreads, kTokenTiles == 1 ? 3 : 1)
+__global__ void __launch_bounds__(kTokenTiles* kTeamThreads, kTokenTiles == 1 ? 3 : 1)
     multiply_rows(const Linear linear, const PreparedInputs prepared, const UnitMarks marks) {
   const int team = warp_index() / kTeamWarps, warp = warp_index() % kTeamWarps;
   WeightStream<kFormat, kTokenTiles> stream(linear.w);

@@ -36,8 +36,11 @@ struct Plan {
     float* const largest = parts.take<float>(mlp.tokens * tiles);
     up = {mlp.x, mlp.tokens, mlp.norm, mlp.up, mlp.up_bias, nullptr, true, units};
     marks = {active, largest, false};
-    down = {units, reinterpret_cast<const uint32_t*>(active), largest, mlp.tokens, mlp.down, mlp.x, mlp.down_bias,
-            mlp.counts, mlp.out};
+    down = {units,         reinterpret_cast<const uint32_t*>(active),
+            largest,       mlp.tokens,
+            mlp.down,      mlp.x,
+            mlp.down_bias, mlp.counts,
+            mlp.out};
     // The two halves run one after the other.
     const int64_t up_bytes = multiply_workspace_bytes(up), down_bytes = down_workspace_bytes(down);
     shared = parts.take<char>(up_bytes > down_bytes ? up_bytes : down_bytes);

@@ -2,8 +2,8 @@
 // by.
 //
 // Layout: a thread has eight loads of 16 bytes in flight, one grid apart, so 512 threads have 64 kB and the two blocks
-// that fit on a multiprocessor 128 kB. Lower bound: the bytes over the memory's bandwidth, 0.22 ms for 1 GiB at 4.8 TB/s.
-// The sum of all words keeps the loads from being optimised away, and a test can check it: two additions for each
+// that fit on a multiprocessor 128 kB. Lower bound: the bytes over the memory's bandwidth, 0.22 ms for 1 GiB at 4.8
+// TB/s. The sum of all words keeps the loads from being optimised away, and a test can check it: two additions for each
 // 16 bytes and one atomic addition for each block cost nothing beside the loads.
 
 #include <cstdint>

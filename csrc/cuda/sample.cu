@@ -29,11 +29,11 @@ namespace {
 
 // What the kernels hand on, for each row.
 struct Workspace {
-  Candidate* candidates;  // [tokens, tiles * kTile]
-  Extremes* extremes;     // [tokens, tiles]
-  Wide* kept;             // [tokens, tiles], mass
-  Wide* bin_masses;       // [tokens, kBins]
-  unsigned* bin_counts;   // [tokens, kBins]
+  Candidate* candidates;       // [tokens, tiles * kTile]
+  Extremes* extremes;          // [tokens, tiles]
+  Wide* kept;                  // [tokens, tiles], mass
+  Wide* bin_masses;            // [tokens, kBins]
+  unsigned* bin_counts;        // [tokens, kBins]
   unsigned* candidate_counts;  // [tokens]
   unsigned* arrivals;          // [tokens], blocks that have done their part
   int64_t bytes;

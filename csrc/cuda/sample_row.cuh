@@ -16,11 +16,11 @@
 
 namespace adept::cuda::sampling {
 
-constexpr int kEach = 8;                            // logits of a thread
-constexpr int kTile = kThreads * kEach;             // of a block
-constexpr int64_t kMostVocab = kTile * kThreads;    // so that a thread can look at each tile
-constexpr float kUnits = 1099511627776.0f;          // 2^40
-constexpr float kDepth = 28.5f;                     // so far below the highest, masses are 0
+constexpr int kEach = 8;                          // logits of a thread
+constexpr int kTile = kThreads * kEach;           // of a block
+constexpr int64_t kMostVocab = kTile * kThreads;  // so that a thread can look at each tile
+constexpr float kUnits = 1099511627776.0f;        // 2^40
+constexpr float kDepth = 28.5f;                   // so far below the highest, masses are 0
 constexpr int64_t kInvalid = -1;
 
 // -0 and 0 are the same.

@@ -1,8 +1,8 @@
 // Where torch's function that names the current stream is found: in libtorch_cuda.so, while the process runs.
 //
 // The extension is not linked to that library, so that one build serves a torch with CUDA and one without, and torch
-// loads its libraries locally, so that a weak symbol would stay null. No header of torch or CUDA is needed here, so that
-// a test can stand in for the library.
+// loads its libraries locally, so that a weak symbol would stay null. No header of torch or CUDA is needed here, so
+// that a test can stand in for the library.
 #pragma once
 
 #include <dlfcn.h>

@@ -74,7 +74,7 @@ KERNELS = {
     # These wait for one chain of loads, and have no loop.
     r"embed_vectors<(?:__half|__nv_bfloat16|float)>": Meant(threads=256, blocks=8),
     r"embed_elements<(?:__half|__nv_bfloat16|float)>": Meant(threads=256, blocks=8),
-    r"advance_rows": Meant(threads=32, blocks=32),
+    r"update_rows": Meant(threads=32, blocks=32),
 }
 
 
@@ -161,7 +161,7 @@ def test_what_only_reads_has_all_its_loads_in_flight(kernels: list[Kernel], arch
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_word_for_the_host_is_one_store(kernels: list[Kernel], architecture: str) -> None:
     """That reaches the whole system, before a fence that does too."""
-    (advance,) = (one for one in kernels if (one.name, one.architecture) == ("advance_rows", architecture))
+    (advance,) = (one for one in kernels if (one.name, one.architecture) == ("update_rows", architecture))
     opcodes = [instruction.opcode for instruction in advance.instructions]
     assert [code for code in opcodes if code.startswith("ST") and code.endswith(".SYS")] == [
         "STG.E.64.STRONG.SYS"

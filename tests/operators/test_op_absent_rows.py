@@ -24,6 +24,8 @@ from adept_fast import weights as weights_module
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.model import Persimmon
 from adept_fast.ops import cuda
+from adept_fast.quantization.formats import FORMATS as WEIGHT_FORMATS
+from adept_fast.quantization.layout_gpu import GpuMatrix
 from adept_fast.weights import ModelWeights, load_weights
 
 VOCABULARY, SLOTS, CAPACITY = 256, 6, 300
@@ -36,7 +38,7 @@ NAMES = (
     "linear_residual",
     "mlp",
     "lm_head",
-    "advance",
+    "update_decode_state",
 )
 # Positions in one split of the attention, and in several.
 LIVE = {"ids": [7, 200, 31], "slots": [4, 0, 2], "positions": [3, 280, 9]}
@@ -50,12 +52,13 @@ def load(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> L
     if backend is EMULATED:
         monkeypatch.setattr(cuda, "operators", backend.operators)
         monkeypatch.setattr(cuda, "unavailable", lambda device: None)
-        monkeypatch.setattr(weights_module, "packs_wide", lambda checkpoint, device: True)
+        monkeypatch.setattr(weights_module, "layout_of", lambda device: GpuMatrix)
     for name in NAMES:
         monkeypatch.setattr(ops, name, getattr(cuda, name))
 
     def load(fmt: str) -> Persimmon:
-        floats, packed = ("float16", fmt) if fmt in ("fp8", "int4") else (fmt, None)
+        packed = {"fp8": WEIGHT_FORMATS["fp8"], "int4": WEIGHT_FORMATS["int4-g128"]}.get(fmt)
+        floats = "float16" if packed else fmt
         config = small_config(hidden_size=128, num_attention_heads=2)
         checkpoint = checkpoint_of(tmp_path, config, getattr(torch, floats))
         weights = load_weights(
@@ -103,7 +106,7 @@ class Rows:
         self.limits = torch.full((rows,), CAPACITY, device=backend.device)
         self.ends = torch.zeros(SLOTS, VOCABULARY, dtype=torch.bool, device=backend.device)
         self.counts = torch.zeros(rows, dtype=torch.int64, device=backend.device)
-        self.ring = backend.pinned(torch.zeros(rows, 4, dtype=torch.int64))
+        self.token_ring = backend.pinned(torch.zeros(rows, 4, dtype=torch.int64))
         self.seen = torch.zeros(SLOTS, VOCABULARY, dtype=torch.bool, device=backend.device)
 
     @torch.inference_mode()
@@ -111,8 +114,8 @@ class Rows:
         """The logits and the chosen ids of all rows, on the CPU; the state moves on."""
         logits = model.decode_step_by_operators(self.ids, self.slots, self.positions, cache, CAPACITY)
         chosen = cuda.sample(logits, self.slots, self.positions, *self._settings(), self.seen)
-        ops.advance(
-            chosen, self.ids, self.slots, self.positions, self.limits, self.ends, self.counts, self.ring
+        ops.update_decode_state(
+            chosen, self.ids, self.slots, self.positions, self.limits, self.ends, self.counts, self.token_ring
         )
         return logits.cpu(), chosen.cpu()
 
@@ -144,7 +147,7 @@ def steps(model: Persimmon, rows: Rows, count: int = 3) -> tuple[Tensor, Tensor,
         chosen.append(of_step[1][rows.places])
         assert not of_step[0].isnan().any()
         assert (of_step[1][absent] == ops.INVALID).all()
-        words = [read(word) for word in rows.ring[:, step % 4].tolist()]
+        words = [read(word) for word in rows.token_ring[:, step % 4].tolist()]
         assert [word[1] for word in words] == [
             int(of_step[1][row]) if row in rows.places else -2 for row in range(len(rows.ids))
         ]

@@ -150,7 +150,7 @@ show("no packed inputs", lambda: call.linear_residual(z(2, 0), packed, z(16), z(
 show("no hidden", lambda: call.layernorm_qkv(z(2, 0), z(0), z(0), 1e-5, z(3, 0), None, z(3)))
 show("no units", lambda: call.mlp(z(2, 16), *norm, z(0, 16), None, z(0), z(0, 16), None, z(16), None))
 long = torch.zeros(0, 3).long(), z(2, 5).bool()
-show("no rows", lambda: call.advance(*[none] * 5, long[1], none, long[0]) or none)
+show("no rows", lambda: call.update_decode_state(*[none] * 5, long[1], none, long[0]) or none)
 show("no logits", lambda: call.lm_head(z(2, 16), *norm, z(0, 16), None, 0))
 """
 SHAPES_OF_NO_SIZES = {

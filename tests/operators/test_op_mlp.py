@@ -29,7 +29,7 @@ from torch import Tensor
 
 from adept_fast import ops
 from adept_fast.ops import gemm
-from adept_fast.quantization.quantize import QuantizedMatrix
+from adept_fast.quantization.layout_cpu import TiledMatrix
 
 NAN = float("nan")
 
@@ -183,7 +183,7 @@ class Mlp:
 
 def fixed_units_off(units: Tensor, down: Weights) -> Tensor:
     """How far off a CPU's product may be by rounding of units: half a step of each, of the largest's size."""
-    assert isinstance(down.matrix, QuantizedMatrix)
+    assert isinstance(down.matrix, TiledMatrix)
     if down.matrix.bits == 8:
         return units.amax(1, keepdim=True) / 65535 / 2 * ((units > 0).double() @ down.exact.abs())
     # A step for each group of columns, of the products of units and scales; Q - 8 is at most 8.

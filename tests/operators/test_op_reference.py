@@ -60,7 +60,7 @@ def test_no_operator_of_a_step_looks_at_values() -> None:
     appended = [bare(tensor) for tensor in (*norms, *norms)], [bare(table) for table in tables]
     q = reference.rotary_append(bare(qkv), *appended[0], EPS, *appended[1], *at, bare(cache))
     attended = reference.decode_attention(q, bare(cache), at[0], at[1] + 1, 6, 0.25)
-    reference.advance(**{name: bare(tensor) for name, tensor in state.items()})
+    reference.update_decode_state(**{name: bare(tensor) for name, tensor in state.items()})
     assert attended.shape == (2, 32)
 
 
@@ -76,7 +76,7 @@ def test_every_operator_says_what_runs_it() -> None:
         "mlp",
         "lm_head",
         "sample",
-        "advance",
+        "update_decode_state",
     }
     assert all(entry.kind in ("native", "reference") and entry.reason for entry in ops.implementations())
 

@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 import torch
 from backends import CPU, CUDA, EMULATED, Backend, on, same_bits
-from matrices import norm
-from operator_arguments import CAPACITY, OF_A_GPU, OPERATORS, SLOTS, UNITS, decode_step, mlp
+from matrices import tiled
+from operator_arguments import CAPACITY, OF_A_GPU, OPERATORS, SLOTS, UNITS, decode_step
 from own_process import run_python
 from sharing_memory import WRITTEN, pairs, placed
 from torch import Tensor
-
-from adept_fast.quantization.quantize import Packing, quantize
 
 LEAST, LARGEST = -(2**63), 2**63 - 1  # int64
 FLOATS, PACKED = ("float32", "float16", "bfloat16"), ("int8", "int4")
@@ -170,7 +168,7 @@ WRONG = [
             ("mlp", ("counts",)),
             ("rotary_append", ("cos", "sin", "slots", "positions", "cache_layer")),
             ("decode_attention", ("q", "lengths", "cache_layer")),
-            ("advance", ("chosen", "ids", "limits", "counts", "ring")),
+            ("update_decode_state", ("chosen", "ids", "limits", "counts", "token_ring")),
         )
         for name in names
     ),
@@ -183,16 +181,18 @@ WRONG = [
             ("rotary_append", ("slots", "positions")),
             ("decode_attention", ("slots", "lengths")),
             ("decode_step", ("slots", "positions")),
-            ("advance", ("ids", "slots", "positions", "limits", "counts", "ring")),
+            ("update_decode_state", ("ids", "slots", "positions", "limits", "counts", "token_ring")),
         )
         for name in names
         for change in (Tensor.int, lambda x: x[:1], lambda x: x[None], strided)
     ),
-    Wrong("advance", "chosen", Tensor.int, "chosen has dtype"),
-    Wrong("advance", "chosen", strided, "chosen is not contiguous"),
-    Wrong("advance", "chosen", lambda x: x[:1], "ids has shape [2]; expected [1]"),
+    Wrong("update_decode_state", "chosen", Tensor.int, "chosen has dtype"),
+    Wrong("update_decode_state", "chosen", strided, "chosen is not contiguous"),
+    Wrong("update_decode_state", "chosen", lambda x: x[:1], "ids has shape [2]; expected [1]"),
     *(
-        Wrong("advance", name, with_last(value), f"{name} holds {value}; expected 0 to {2**63 - 2}")
+        Wrong(
+            "update_decode_state", name, with_last(value), f"{name} holds {value}; expected 0 to {2**63 - 2}"
+        )
         for name in ("counts", "positions")
         for value in (-1, LEAST, LARGEST)
     ),
@@ -214,16 +214,26 @@ WRONG = [
         for fmt in (*FLOATS, *PACKED)
         for value in (-1, 2**31, LEAST, LARGEST)
     ),
-    Wrong("advance", "ring", lambda x: x[:, :0], "ring has shape [2, 0]; expected contiguous [2, 1 or more]"),
-    Wrong("advance", "ends", Tensor.byte, "ends has dtype"),
     Wrong(
-        "advance",
+        "update_decode_state",
+        "token_ring",
+        lambda x: x[:, :0],
+        "token_ring has shape [2, 0]; expected contiguous [2, 1 or more]",
+    ),
+    Wrong("update_decode_state", "ends", Tensor.byte, "ends has dtype"),
+    Wrong(
+        "update_decode_state",
         "ends",
         lambda x: x[0],
         "ends has shape [35]; expected contiguous [slots, vocab], each 1 or more",
     ),
-    Wrong("advance", "ends", lambda x: x[:, :0], "ends has shape [4, 0]; expected contiguous [slots, vocab]"),
-    Wrong("advance", "ends", strided, "ends has shape"),
+    Wrong(
+        "update_decode_state",
+        "ends",
+        lambda x: x[:, :0],
+        "ends has shape [4, 0]; expected contiguous [slots, vocab]",
+    ),
+    Wrong("update_decode_state", "ends", strided, "ends has shape"),
     *(
         Wrong(operator, name, with_last(value), f"{name} holds {value}; expected {least} to {most}")
         for operator, name, least, most in (
@@ -234,7 +244,7 @@ WRONG = [
             ("decode_step", "ids", 0, 34),
             ("decode_step", "slots", -1, SLOTS - 1),
             ("decode_step", "positions", 0, CAPACITY - 1),
-            ("advance", "slots", -1, SLOTS - 1),
+            ("update_decode_state", "slots", -1, SLOTS - 1),
         )
         for value in (least - 1, most + 1, 2**62, LEAST, LARGEST)
     ),
@@ -301,37 +311,14 @@ def test_a_wrong_argument_is_named_before_anything_is_written(backend: Backend, 
         assert same_bits(tensor, before[name])
 
 
-@pytest.mark.parametrize("layout", ["rows", "units"])
-@pytest.mark.parametrize(("group", "minimum"), [(64, False), (32, True), (64, True)])
-def test_packings_that_the_kernels_do_not_read(group: int, minimum: bool, layout: Any) -> None:
-    packed = quantize(torch.randn(UNITS, 128), Packing(4, layout, group, minimum))
-    name, scales = ("w_up", "up_scales") if layout == "rows" else ("w_down_t", "down_scales")
-    gamma, beta = norm(128)
-    arguments = mlp("float32") | {
-        "x": torch.randn(2, 128),
-        "gamma": gamma,
-        "beta": beta,
-        "b_down": torch.randn(128),
-    }
-    arguments |= {"w_up": torch.randn(UNITS, 128), "w_down_t": torch.randn(UNITS, 128)}
-    arguments |= {name: packed.values, scales: packed.scales}
-    with pytest.raises(RuntimeError, match=f"{name} has shape"):
-        torch.ops.adept_fast.mlp(**arguments)
-
-
 @pytest.mark.parametrize("fmt", PACKED)
 def test_more_inputs_than_32_bits_can_sum(fmt: str) -> None:
-    packing = Packing(8, "rows") if fmt == "int8" else Packing(4, "rows", 32)
-    w = quantize(torch.ones(1, 65537), packing)
+    call, w = torch.ops.adept_fast, tiled(fmt, torch.ones(1, 65537))
     with pytest.raises(RuntimeError, match="w has 65537 inputs; expected at most 65536"):
-        torch.ops.adept_fast.linear_residual(
-            torch.ones(1, 65537), w.values, w.scales, torch.ones(1), torch.ones(1, 1)
-        )
-    transposed = quantize(
-        torch.ones(65537, 1), Packing(8, "units") if fmt == "int8" else Packing(4, "units", 32)
-    )
+        call.linear_residual(torch.ones(1, 65537), w.values, w.scales, torch.ones(1), torch.ones(1, 1))
+    transposed = tiled(fmt, torch.ones(65537, 1), "units")
     with pytest.raises(RuntimeError, match="values has 65537 inputs; expected at most 65536"):
-        torch.ops.adept_fast.dequantize_units(transposed.values, transposed.scales, torch.ones(65537, 1))
+        call.dequantize_units(transposed.values, transposed.scales, torch.ones(65537, 1))
 
 
 PAIRS = [
@@ -430,8 +417,18 @@ def test_sizes_that_no_memory_bounds(backend: Backend) -> None:
 
 
 # Of a GPU: arguments that may be in the host's memory or are the only one, and what others have to be beside.
-ANYWHERE = {"embed": ("table", "ids"), "advance": ("ids", "ring"), "copy": ("source",), "read": ("source",)}
-FIRST = {"rotary_append": "qkv", "decode_attention": "q", "sample": "logits", "advance": "ids"}  # others: x
+ANYWHERE = {
+    "embed": ("table", "ids"),
+    "update_decode_state": ("ids", "token_ring"),
+    "copy": ("source",),
+    "read": ("source",),
+}
+FIRST = {
+    "rotary_append": "qkv",
+    "decode_attention": "q",
+    "sample": "logits",
+    "update_decode_state": "ids",
+}  # others: x
 BESIDE = [
     (operator, name)
     for operator in OPERATORS

@@ -86,6 +86,7 @@ def finding(said: str) -> str:
     return "\n".join(line[:200] for line in lines[first : first + 15])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(WITH_SANITIZERS, reason="this is that run")
 def test_the_operators_of_a_cpu() -> None:
     csrc = requirements()
@@ -116,6 +117,7 @@ def test_the_operators_of_a_cpu() -> None:
     assert "skipped" not in done.stdout, said
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(WITH_SANITIZERS, reason="this is that run")
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_emulated_operators(kind: Kind) -> None:

@@ -17,19 +17,19 @@ SEEDS = 6 if THIN else 40
 of_any_integers = on([one for one in BACKENDS if not one.refuses_values])
 
 
-def advance(backend: Backend, state: State) -> State:
+def update(backend: Backend, state: State) -> State:
     """The state behind the step; ``state`` stays as it is. The ring is in the host's memory, pinned."""
     after = {name: tensor.clone() for name, tensor in state.items()}
-    ring = backend.pinned(state["ring"])
-    assert backend.run("advance", host=("ring",), **(after | {"ring": ring})) is None
-    return after | {"ring": ring}
+    ring = backend.pinned(state["token_ring"])
+    assert backend.run("update_decode_state", host=("token_ring",), **(after | {"token_ring": ring})) is None
+    return after | {"token_ring": ring}
 
 
 def assert_right(backend: Backend, state: State, what: object = "") -> None:
-    found, expected = advance(backend, state), advanced(state)
+    found, expected = update(backend, state), advanced(state)
     for name, tensor in found.items():
         assert torch.equal(tensor, expected[name]), (
-            f"advance on {backend}, {len(tensor)} rows, {name}, {what}"
+            f"update_decode_state on {backend}, {len(tensor)} rows, {name}, {what}"
         )
 
 
@@ -66,11 +66,11 @@ def test_the_ring_goes_round(backend: Backend, count: int) -> None:
     told: list[int] = []
     for step in range(10):
         state["chosen"][:] = step % VOCAB
-        state = advance(backend, state)
+        state = update(backend, state)
         told.append(step % VOCAB)
         for back, id_ in enumerate(reversed(told[-4:])):
             number = count + step + 1 - back
-            words = state["ring"][:, number % 4].tolist()
+            words = state["token_ring"][:, number % 4].tolist()
             assert [read(word) for word in words] == [(number % 2**32, id_), (number % 2**32, -2)]
 
 
@@ -78,8 +78,8 @@ def test_the_ring_goes_round(backend: Backend, count: int) -> None:
 def test_replays_of_a_capture_tell_the_host(backend: Backend) -> None:
     """Which reads the ring while the device runs on, and never finds a number without its id."""
     state = random_state(2, depth=4, seed=0)
-    ring = backend.pinned(state["ring"])
-    state = {name: tensor.to(backend.device) for name, tensor in state.items()} | {"ring": ring}
+    ring = backend.pinned(state["token_ring"])
+    state = {name: tensor.to(backend.device) for name, tensor in state.items()} | {"token_ring": ring}
     state["slots"][:] = torch.tensor([3, -1])
     state["limits"][:], state["ends"][:], state["chosen"][:] = 9999, False, 5
     state["counts"][:], state["positions"][:] = 0, 0
@@ -87,7 +87,7 @@ def test_replays_of_a_capture_tell_the_host(backend: Backend) -> None:
 
     def step() -> None:
         backend.operators.embed(table, state["ids"])
-        backend.operators.advance(**state)
+        backend.operators.update_decode_state(**state)
 
     replay = captured(step) if backend is GPU else step
     words = ring.numpy()
@@ -137,7 +137,7 @@ def test_what_ends_a_text(backend: Backend) -> None:
         state[name][:] = torch.tensor(values)
     state["ends"][:] = False
     state["ends"][0, 3] = state["ends"][3, VOCAB - 1] = True
-    after = advance(backend, state)
+    after = update(backend, state)
     assert after["slots"].tolist() == [-1 if row[4] else row[1] for row in rows]
     assert after["ids"].tolist() == [max(row[0], 0) for row in rows]
     assert after["positions"].tolist() == [6] * len(rows)
@@ -147,11 +147,11 @@ def test_what_ends_a_text(backend: Backend) -> None:
 def test_a_slot_that_does_not_exist_is_absent(backend: Backend) -> None:
     state = random_state(4, depth=2, seed=0)
     state["slots"][:] = torch.tensor([SLOTS, -2, 2**40, -(2**40)])
-    after = advance(backend, state)
+    after = update(backend, state)
     for name in ("ids", "slots", "positions"):
         assert torch.equal(after[name], state[name])
     count = after["counts"]
-    words = after["ring"].gather(1, (count % 2)[:, None])[:, 0].tolist()
+    words = after["token_ring"].gather(1, (count % 2)[:, None])[:, 0].tolist()
     assert [read(word)[1] for word in words] == [reference.ABSENT] * 4
 
 
@@ -169,9 +169,9 @@ def test_a_text_is_read_from_the_ring_behind_the_steps(backend: Backend) -> None
     told = []
     for step in chosen:
         state["chosen"][:] = torch.tensor(step)
-        state = advance(backend, state)
+        state = update(backend, state)
         count = int(state["counts"][0])
-        words = [read(word) for word in state["ring"][:, count % 4].tolist()]
+        words = [read(word) for word in state["token_ring"][:, count % 4].tolist()]
         assert {number for number, _ in words} == {count % 2**32}
         told.append([id_ for _, id_ in words])
     assert [row[0] for row in told] == [5, 5, 6, -2, -2, -2, -2, -2]
@@ -197,10 +197,10 @@ def test_no_rows(backend: Backend) -> None:
 def test_a_ring_that_the_device_cannot_write_to_is_refused() -> None:
     state = random_state(2, depth=2, seed=0)
     before = {name: tensor.clone() for name, tensor in state.items()}
-    call = EMULATED.operators.advance
+    call = EMULATED.operators.update_decode_state
     from cuda_on_cpu import library
 
-    says = r"^ring is in memory of the host that the GPU"
+    says = r"^token_ring is in memory of the host that the GPU"
     with library.unpinned(), pytest.raises(RuntimeError, match=says):
         call(**state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.items())
@@ -211,7 +211,7 @@ def test_without_kernels_it_is_the_definition(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(cuda, "unavailable", lambda device: "no nvcc")
     state = random_state(5, depth=2, seed=0)
     expected = advanced(state)
-    cuda.advance(**state)
+    cuda.update_decode_state(**state)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
 
 
@@ -220,11 +220,11 @@ def test_the_wrapper_calls_it(backend: Backend, monkeypatch: pytest.MonkeyPatch)
     if backend in CUDA:
         monkeypatch.setattr(cuda, "operators", backend.operators)
         monkeypatch.setattr(cuda, "unavailable", lambda device: None)
-    monkeypatch.setattr(reference, "advance", None)
+    monkeypatch.setattr(reference, "update_decode_state", None)
     state = random_state(5, depth=2, seed=0)
     expected = advanced(state)
     after = {name: tensor.to(backend.device) for name, tensor in state.items()}
-    after["ring"] = backend.pinned(state["ring"])
-    (cuda.advance if backend in CUDA else ops.advance)(**after)
+    after["token_ring"] = backend.pinned(state["token_ring"])
+    (cuda.update_decode_state if backend in CUDA else ops.update_decode_state)(**after)
     backend.synchronize()
     assert all(torch.equal(tensor.cpu(), expected[name]) for name, tensor in after.items())
