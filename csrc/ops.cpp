@@ -10,6 +10,7 @@
 
 #include "arguments.h"
 #include "cpu/kernels.h"
+#include "cuda/workspace.h"
 #include "overlap.h"
 #include "schemas.h"
 #include "update_decode_state.h"
@@ -281,12 +282,22 @@ static PyObject* missing_for_cuda(PyObject*, PyObject*) {
 #endif
 }
 
+// What a decode step's kernels take on a GPU beside their operands; built without CUDA too, for planning.
+static PyObject* cuda_step_bytes(PyObject*, PyObject* args) {
+  long long rows, positions, hidden, intermediate, heads, head_dim, vocab;
+  if (!PyArg_ParseTuple(args, "LLLLLLL", &rows, &positions, &hidden, &intermediate, &heads, &head_dim, &vocab))
+    return nullptr;
+  return PyLong_FromLongLong(
+      adept::cuda::decode_step_bytes(rows, positions, hidden, intermediate, heads, head_dim, vocab));
+}
+
 extern "C" PyMODINIT_FUNC PyInit__C(void) {
   static PyMethodDef methods[] = {
       {"instruction_set", instruction_set, METH_NOARGS, nullptr},
       {"runnable_instruction_sets", runnable_instruction_sets, METH_NOARGS, nullptr},
       {"use_instruction_set", use_instruction_set, METH_O, nullptr},
       {"missing_for_cuda", missing_for_cuda, METH_NOARGS, nullptr},
+      {"cuda_step_bytes", cuda_step_bytes, METH_VARARGS, nullptr},
       {nullptr, nullptr, 0, nullptr},
   };
   static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};

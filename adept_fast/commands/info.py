@@ -1,4 +1,4 @@
-"""``adept-fast info``: what a checkpoint is, what it takes, and what would run it here."""
+"""``adept-fast info``: a checkpoint, the memory it needs, and the operators that would run it here."""
 
 from __future__ import annotations
 
@@ -14,18 +14,27 @@ import torch
 from adept_fast import __version__, ops
 from adept_fast.checkpoint import Checkpoint, Location, dtype_name, locate, open_checkpoint
 from adept_fast.checkpoint.published import release_checksum
-from adept_fast.commands.errors import printable
 from adept_fast.commands.output import print_json, print_text
+from adept_fast.commands.placement_words import describe_embedding, describe_pages, describe_weights
+from adept_fast.config import PersimmonConfig
 from adept_fast.engine.graphs import launch_description
-from adept_fast.engine.loading import plan_loading
-from adept_fast.memory.advice import InsufficientMemoryError, MemoryPlan, format_bytes, format_together
+from adept_fast.engine.loading import request_memory
+from adept_fast.memory.advice import InsufficientMemoryError, plan_memory
+from adept_fast.memory.plan import MemoryPlan, MemoryRequest
+from adept_fast.memory.workspace import allowance_reason
+from adept_fast.model import PREFILL_CHUNK
 from adept_fast.ops import cuda
 from adept_fast.ops.optional import choices
-from adept_fast.placement import Placement, choose_placement, imagine_placement
+from adept_fast.placement import Placement
+from adept_fast.quantization.formats import MatrixSpec
+from adept_fast.quantization.layouts import layout_of
+from adept_fast.quantization.matrix import Matrix
+from adept_fast.system.byte_counts import format_bytes, format_together
+from adept_fast.system.short_text import printable
 
 
 def run(options: dict[str, Any]) -> None:
-    # First: what follows fails where the tar is damaged, and downloads a hub id, which is no tar.
+    # First, since the rest fails if the tar is damaged, and downloads a hub id, which is not a tar.
     verified = {"release": _verify(options["checkpoint"])} if options["verify"] else {}
     if verified and not options["as_json"]:
         print_text(_as_text(verified))
@@ -50,24 +59,29 @@ def _verify(path: str) -> dict[str, Any]:
 
 def _report(location: Location, options: dict[str, Any]) -> dict[str, dict[str, Any]]:
     checkpoint = open_checkpoint(location.path, mmap=options["mmap"])
-    placement, plan = _plan(checkpoint, options)
+    imagined = options["gpu_memory"] is not None
+    placement, request = _request(checkpoint, options)
+    try:
+        plan, refusal = plan_memory(request), ""
+    except InsufficientMemoryError as error:
+        plan, refusal = None, str(error)
     return {
         "checkpoint": _describe_checkpoint(checkpoint, location),
         "config": dataclasses.asdict(checkpoint.config),
         "placement": {
-            "device": _device_name(placement),
-            "weights": placement.weights_in_words,
-            "pages": placement.pages_in_words,
+            "device": _device_name(placement.device, imagined),
+            "weights": describe_weights(placement),
+            "pages": describe_pages(request),
             "cache": dtype_name(placement.cache_dtype),
             "decode steps": launch_description(placement.device, options["cuda_graphs"]),
-            **_describe_kernels(placement),
+            **({} if imagined else _describe_kernels(placement.device)),
         },
         "memory": {
-            "embedding": placement.embedding_place,
-            "vocabulary": _vocabulary(checkpoint, placement),
-            **({"does not fit": plan} if isinstance(plan, str) else _describe_plan(plan)),
+            "embedding": describe_embedding(request, plan),
+            "vocabulary": _vocabulary(request),
+            **({"does not fit": refusal} if plan is None else _describe_plan(plan)),
         },
-        **({} if placement.imagined_bytes is not None else _describe_software(checkpoint, placement)),
+        **({} if imagined else _describe_software(checkpoint, placement)),
         "versions": {
             "adept-fast": __version__,
             "torch": torch.__version__,
@@ -96,50 +110,51 @@ def _describe_checkpoint(checkpoint: Checkpoint, location: Location) -> dict[str
     }
 
 
-def _plan(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Placement, MemoryPlan | str]:
-    """Where it would run, and the plan, or why it does not fit."""
-    asked = {name: options[name] for name in ("dtype", "cache_dtype", "weights", "embedding")}
-    if options["gpu_memory"] is None:
-        placement = choose_placement(checkpoint, options["device"], **asked)
-    elif options["device"] in ("auto", "cuda"):
-        placement = imagine_placement(checkpoint, options["gpu_memory"], **asked)
-    else:
+def _request(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Placement, MemoryRequest]:
+    if options["gpu_memory"] is not None and options["device"] not in ("auto", "cuda"):
         raise click.UsageError(f"--gpu-memory plans for a GPU, and --device is {options['device']}")
-    try:
-        return plan_loading(
-            checkpoint,
-            placement,
-            max_seq_len=options["max_seq_len"],
-            max_batch_size=options["batch_size"],
-        )
-    except InsufficientMemoryError as error:
-        return placement, str(error)
+    asked = ("device", "dtype", "cache_dtype", "weights", "embedding", "max_seq_len", "gpu_memory")
+    return request_memory(
+        checkpoint, max_batch_size=options["batch_size"], **{name: options[name] for name in asked}
+    )
 
 
 def _describe_software(checkpoint: Checkpoint, placement: Placement) -> dict[str, dict[str, str]]:
     optional = choices(placement.device, placement.cache_dtype, checkpoint.config.head_dim)
-    attention = optional["flash-attn"]
-    entries = ops.implementations(
-        placement.device, placement.unreadable, f"flash-attn {attention.version}" if attention.used else None
-    )
     return {
-        "operators": {entry.operator: f"{entry.kind} ({entry.reason})" for entry in entries},
+        "operators": _describe_operators(checkpoint.config, placement),
         "optional packages": {name: str(choice) for name, choice in optional.items()},
     }
 
 
-def _describe_kernels(placement: Placement) -> dict[str, str]:
-    """Whether the CUDA kernels run on the GPU that is here, by running one; nothing where none is chosen."""
-    if placement.device.type != "cuda" or placement.imagined_bytes is not None:
+def _describe_operators(config: PersimmonConfig, placement: Placement) -> dict[str, str]:
+    """What runs each operator for one token, and for a long prompt if that differs."""
+    device, shape = placement.device, (1, config.hidden_size)
+    matrix: Matrix = torch.empty(shape, dtype=placement.dtype, device=device)
+    if placement.weights is not None:
+        matrix = layout_of(device).empty(MatrixSpec(placement.weights, shape), device)
+    cache = torch.empty(2, 1, 1, 1, config.head_dim, dtype=placement.cache_dtype, device=device)
+    decode, prefill = (
+        ops.explain(device, tokens=tokens, matrix=matrix, cache_layer=cache) for tokens in (1, PREFILL_CHUNK)
+    )
+    return {
+        one.operator: f"{one.implementation} ({one.reason})"
+        + ("" if one.implementation == many.implementation else f"; {many.implementation} ({many.reason})")
+        for one, many in zip(decode, prefill, strict=True)
+    }
+
+
+def _describe_kernels(device: torch.device) -> dict[str, str]:
+    """Whether the CUDA kernels run on this GPU, found by running one; empty for other devices."""
+    if device.type != "cuda":
         return {}
-    fault = cuda.fault(placement.device)
+    fault = cuda.fault(device)
     return {"CUDA kernels": "run" if fault is None else f"do not run: {fault}"}
 
 
-def _vocabulary(checkpoint: Checkpoint, placement: Placement) -> str:
-    rows = checkpoint.config.vocab_size
-    held = placement.vocab_rows or rows
-    return f"all {rows} rows" if held == rows else f"{held} of {rows} rows, those that the tokenizer uses"
+def _vocabulary(request: MemoryRequest) -> str:
+    rows, held = request.config.vocab_size, request.vocab_rows
+    return f"all {rows} rows" if held == rows else f"{held} of {rows} rows, which the tokenizer uses"
 
 
 def _describe_plan(plan: MemoryPlan) -> dict[str, Any]:
@@ -147,7 +162,7 @@ def _describe_plan(plan: MemoryPlan) -> dict[str, Any]:
     return {
         "weights": format_bytes(plan.weights_bytes),
         **({"pinned on the host": format_bytes(plan.pinned_bytes)} if plan.pinned_bytes else {}),
-        "working memory": format_bytes(plan.workspace_bytes),
+        "working memory": _working_memory(plan),
         **({"decode graphs": f"at most {format_bytes(plan.graphs_bytes)}"} if plan.graphs_bytes else {}),
         "cache a token": format_bytes(plan.cache_bytes_per_token),
         "cache": f"{format_bytes(plan.cache_bytes)} for {plan.max_batch_size} × {plan.max_seq_len} tokens",
@@ -157,10 +172,15 @@ def _describe_plan(plan: MemoryPlan) -> dict[str, Any]:
     }
 
 
-def _device_name(placement: Placement) -> str:
-    device = placement.device
-    if placement.imagined_bytes is not None:
-        return f"{device} (only imagined, with kernels that run and a host that has room for what is pinned)"
+def _working_memory(plan: MemoryPlan) -> str:
+    reason = allowance_reason() if plan.request.device.type == "cuda" else None
+    allowance = f" (an allowance for the CUDA kernels, as {reason})" if reason else ""
+    return format_bytes(plan.workspace_bytes) + allowance
+
+
+def _device_name(device: torch.device, imagined: bool) -> str:
+    if imagined:
+        return f"{device} (not here: planned as if its kernels run and the host has room for pinned memory)"
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)"

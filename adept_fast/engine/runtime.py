@@ -20,25 +20,26 @@ from adept_fast.arguments import (
     optional_flag,
     optional_text,
     path_or_str,
-    shown,
     token_ids,
 )
 from adept_fast.checkpoint import Checkpoint, open_checkpoint
 from adept_fast.config import PersimmonConfig
 from adept_fast.engine.engine import Engine
 from adept_fast.engine.graphs import CUDA_GRAPHS, CaptureReport, LaunchPolicy
-from adept_fast.engine.loading import load_model, plan_loading
+from adept_fast.engine.loading import load_model, request_memory
 from adept_fast.engine.model_runner import ModelRunner
 from adept_fast.engine.scoring import Likelihood, Score, ScoredSequence
 from adept_fast.engine.sequence import Generation, Request
 from adept_fast.engine.stats import Stats
 from adept_fast.engine.text_stream import TextStream
 from adept_fast.kv_cache import StaticKVCache
-from adept_fast.memory.advice import MemoryPlan, explaining_out_of_memory
-from adept_fast.memory.workspace import most_rows
+from adept_fast.memory.advice import explaining_out_of_memory, plan_memory
+from adept_fast.memory.plan import MemoryPlan
+from adept_fast.memory.workspace import max_rows
 from adept_fast.model import Persimmon
-from adept_fast.placement import Placement, choose_placement
+from adept_fast.placement import Placement
 from adept_fast.sampling import SamplingParams
+from adept_fast.system.short_text import short_repr
 from adept_fast.tokenizer.tokenizer import Tokenizer
 
 Prompt = str | SequenceOf[int]
@@ -70,9 +71,7 @@ class Runtime:
         self.placement = placement
         self.load_seconds = load_seconds
         self._plan = plan
-        policy = LaunchPolicy.on(
-            model.device, most_rows(cache.max_batch_size), cache.max_seq_len, cuda_graphs
-        )
+        policy = LaunchPolicy.on(model.device, max_rows(cache.max_batch_size), cache.max_seq_len, cuda_graphs)
         runner = ModelRunner(model, cache, tokenizer.vocab_size, policy)
         self.engine = Engine(
             runner, tokenizer, guard=lambda: explaining_out_of_memory(plan, during="generating")
@@ -105,7 +104,7 @@ class Runtime:
             revision: of a hub id: a branch, a tag or a commit; None for ``main``.
             device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, …
             dtype: of the matrices: ``float32``, ``float16``, ``bfloat16``, or ``auto``: on a GPU as stored
-                (float16 for float32), on a CPU float32 where it fits in half the memory, else as stored.
+                (float16 for float32), on a CPU float32 if it fits in half the memory, else as stored.
                 Where the matrices are packed, of the embedding, and ``auto`` is as stored.
             weights: what to pack the matrices in while loading: ``int8`` or ``int4`` on a CPU, ``fp8`` or
                 ``int4`` on a GPU; None for floats, or for what a native checkpoint holds.
@@ -115,7 +114,7 @@ class Runtime:
             cache_dtype: of keys and values: ``float16``, ``bfloat16`` or ``float32``. Devices and dtypes may
                 be torch's own too.
             embedding: where its table is, which is only looked up, while a GPU has the rest: ``device``,
-                ``host`` (in pinned memory), or ``auto``: on the device where all that is asked for fits.
+                ``host`` (in pinned memory), or ``auto``: on the device if everything fits there.
             check_weights: refuse weights with a NaN or an infinity, which takes reading them all once.
             cuda_graphs: on a GPU, ``auto`` captures decode steps when they are first needed, and where that
                 fails launches them operator by operator; ``required`` raises CaptureError there; ``off``.
@@ -136,10 +135,17 @@ class Runtime:
         checkpoint = _open(path_or_name, optional_text("revision", revision), mmap=mmap, progress=progress)
         if max_seq_len is not None:
             max_seq_len = integer("max_seq_len", max_seq_len, 1, checkpoint.config.max_position_embeddings)
-        placement = choose_placement(checkpoint, device, dtype, cache_dtype, weights, embedding)
-        placement, plan = plan_loading(
-            checkpoint, placement, max_seq_len=max_seq_len, max_batch_size=max_batch_size
+        placement, request = request_memory(
+            checkpoint,
+            device=device,
+            dtype=dtype,
+            cache_dtype=cache_dtype,
+            weights=weights,
+            embedding=embedding,
+            max_seq_len=max_seq_len,
+            max_batch_size=max_batch_size,
         )
+        plan = plan_memory(request)
         model, cache = load_model(checkpoint, placement, plan, check_weights=check_weights, progress=progress)
         runtime = cls(model, checkpoint.tokenizer, cache, plan, placement, 0.0, cuda_graphs=cuda_graphs)
         if warmup:
@@ -166,13 +172,13 @@ class Runtime:
         return self._plan
 
     def stats(self) -> Stats:
-        """What the decode steps so far have found to skip."""
-        return Stats(*self.engine.runner.model.unit_counts.tolist())
+        """The activation sparsity of the decode steps so far."""
+        return Stats(*self.engine.runner.model.neuron_counts.tolist())
 
     def warm_up(self) -> None:
         """Load what the first prompt and step would wait for, and on a GPU capture steps.
 
-        What is generated afterwards is what it would have been.
+        It changes no text that is generated afterwards.
         """
         with explaining_out_of_memory(self._plan, during="capturing decode steps"):
             self.engine.warmup()
@@ -358,5 +364,5 @@ def _settings(
         )
     for entry in each:
         if not isinstance(entry, SamplingParams):
-            raise ParameterError(f"params has {shown(entry)}; expected {expected}")
+            raise ParameterError(f"params has {short_repr(entry)}; expected {expected}")
     return each

@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adept_fast.ops.native import parts
-from adept_fast.quantization.matrix import Matrix
+from adept_fast.quantization.matrix import Matrix, parts_of
 from adept_fast.weights import LayerWeights, ModelWeights
 
 
@@ -39,7 +38,7 @@ class NativeStep:
         ]
         self._embedding = weights.embedding
         self._rotary = (cos, sin)
-        self._head = (weights.final_gamma, weights.final_beta, *parts(lm_head), lm_head.shape[0])
+        self._head = (weights.final_gamma, weights.final_beta, *parts_of(lm_head), lm_head.shape[0])
         self._settings = (eps, scale, counts)
 
     def __call__(self, ids: Tensor, slots: Tensor, positions: Tensor, cache: Tensor) -> Tensor:
@@ -68,18 +67,18 @@ def _tensors_in_order(layer: LayerWeights) -> tuple[Tensor | None, ...]:
     return (
         layer.input_gamma,
         layer.input_beta,
-        *parts(layer.w_qkv),
+        *parts_of(layer.w_qkv),
         layer.b_qkv,
         layer.q_gamma,
         layer.q_beta,
         layer.k_gamma,
         layer.k_beta,
-        *parts(layer.w_dense),
+        *parts_of(layer.w_dense),
         layer.b_dense,
         layer.mlp_gamma,
         layer.mlp_beta,
-        *parts(layer.w_up),
+        *parts_of(layer.w_up),
         layer.b_up,
-        *parts(layer.w_down_t),
+        *parts_of(layer.w_down_t),
         layer.b_down,
     )

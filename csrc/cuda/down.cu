@@ -55,7 +55,8 @@ cudaError_t choose_grid(const Down& down, Grid* grid) {
   const cudaError_t error = multiprocessors(&count);
   const int64_t strips = (down.w.cols + kStripCols - 1) / kStripCols;
   const int64_t most = std::max<int64_t>(1, down.w.rows / kLeastUnitsOfShare);
-  *grid = {static_cast<int>(strips), static_cast<int>(std::clamp<int64_t>(count / strips, 1, most))};
+  *grid = {static_cast<int>(strips),
+           static_cast<int>(std::clamp<int64_t>(std::min(count, kMaxMultiprocessors) / strips, 1, most))};
   return error;
 }
 

@@ -18,6 +18,7 @@
 #include "cuda/down.h"
 #include "cuda/formats.cuh"
 #include "cuda/matmul.h"
+#include "cuda/workspace.h"
 
 namespace adept::cuda {
 
@@ -30,7 +31,6 @@ template <Format kFormat, int kTokenTiles>
 constexpr int kDownSteps = kFormat != Format::kInt4Wide ? 2
                            : kTokenTiles == 1           ? 4
                                                         : 3;  // in flight
-constexpr int kStripCols = 512;                               // of a block
 constexpr int kListedUnits = 1024;                            // at once
 constexpr int kUnitsOfStep = 16;
 constexpr int kTokensAcross = 8;  // as many as one product of the tensor cores has

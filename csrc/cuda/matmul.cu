@@ -4,6 +4,7 @@
 
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
+#include "cuda/workspace.h"
 
 namespace adept::cuda {
 namespace {
@@ -12,7 +13,6 @@ namespace {
 // before does it once: at 8 tokens, 264 blocks would together read 35 MB of inputs, gammas and betas from L2.
 constexpr int64_t kTokensPreparedInBlock = 2;
 constexpr unsigned kPrepareThreads = 256;
-constexpr size_t kUnscaleBytes = 256;  // before the rows, in the workspace
 constexpr int kBlocksPerMultiprocessor = 2;
 
 template <Format kFormat>
@@ -101,7 +101,9 @@ cudaError_t multiply_in(const Linear& linear, const UnitMarks& marks, void* work
 int64_t multiply_workspace_bytes(const Linear& linear) {
   if (linear.tokens <= kTokensPreparedInBlock) return 0;
   // Of all formats, int4's chunks are the longest.
-  return static_cast<int64_t>(kUnscaleBytes + input_bytes<Format::kInt4Wide>(linear));
+  static_assert(kChunkCols<Format::kInt4Wide> == kMaxChunkCols);
+  static_assert(row_runs<Format::kInt4Wide>(0) * sizeof(uint4) == kRowPaddingBytes);
+  return prepared_inputs_bytes(linear.tokens, linear.w.cols);
 }
 
 cudaError_t multiply(const Linear& linear, const UnitMarks& marks, void* workspace, cudaStream_t stream) {

@@ -20,7 +20,7 @@ from adept_fast.ops import reference
 if not extension.load().loaded:
     pytest.skip(f"the extension is not loaded: {extension.load().reason}", allow_module_level=True)
 
-from adept_fast.ops import native as module
+from adept_fast.ops import cpu as module
 
 call = torch.ops.adept_fast
 FORMATS = (*FLOATS, "int8", "int4")
@@ -119,7 +119,7 @@ def test_no_tokens(name: str, fmt: str) -> None:
 
 NO_SIZES = """
 import torch
-from adept_fast.ops import native
+from adept_fast.ops import cpu
 
 call, z, none, at = torch.ops.adept_fast, torch.zeros, torch.zeros(0).long(), torch.zeros(1).long()
 layer = [z(16), z(16), z(48, 16), z(0), z(48), *[z(0)] * 4, z(16, 16), z(0), z(16)]
@@ -172,7 +172,7 @@ def test_no_size_of_0_ends_the_process() -> None:
     assert not done.stderr
 
 
-WHICH = "from adept_fast.ops import native; print(native.instruction_set())"
+WHICH = "from adept_fast.ops import cpu; print(cpu.instruction_set())"
 
 
 @pytest.mark.parametrize("isa", [isa for isa in INSTRUCTION_SETS if isa in ("portable", "avx2")])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from backends import BACKENDS, CPU, CUDA, EMULATED, FLOATS, THIN, Backend, on, same_bits
+from dispatch_double import as_cuda
 from torch import Tensor
 
 from adept_fast import ops
-from adept_fast.ops import cuda
 
 # Pieces of 16 bytes or not, of one block and of several.
 HIDDEN = [1, 4, 7, 8, 64, 72, 255, 260, 1024, 2056, 4160]
@@ -98,26 +98,15 @@ def test_a_table_that_the_device_cannot_read_is_refused() -> None:
         call(torch.randn(5, 8), torch.tensor([2]))
 
 
-def test_without_kernels_it_is_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "operators", None)
-    table, ids = torch.randn(5, 8).double(), torch.tensor([1, 4])
-    assert torch.equal(cuda.embed(table, ids), table[ids].float())  # a dtype that the kernel does not take
-    monkeypatch.setattr(cuda, "unavailable", lambda device: "no nvcc")
-    assert torch.equal(cuda.embed(table.half(), ids), table.half()[ids].float())
-
-
 @every_dtype
 @on(CUDA)
-def test_the_wrapper_of_a_gpu_calls_it(
-    backend: Backend, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cuda, "operators", backend.operators)
-    monkeypatch.setattr(cuda, "unavailable", lambda device: None)
+def test_the_operator_calls_it(backend: Backend, dtype: torch.dtype) -> None:
     table, ids = (
         torch.randn(5, 8).to(dtype).to(backend.device),
         torch.tensor([1, 4, 9], device=backend.device),
     )
-    assert not cuda.embed(table, ids)[2].any()  # torch's lookup would refuse the id
+    with as_cuda(backend.operators):
+        assert not ops.embed(table, ids)[2].any()  # torch's lookup would refuse the id
 
 
 @every_dtype

@@ -28,7 +28,7 @@ from matrices import (
 from torch import Tensor
 
 from adept_fast import ops
-from adept_fast.ops import gemm
+from adept_fast.ops import cpu
 from adept_fast.quantization.layout_cpu import TiledMatrix
 
 NAN = float("nan")
@@ -423,7 +423,7 @@ def test_many_tokens_go_to_torch(
     backend: Backend, fmt: str, tokens: int, bfloat16_products: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``ops.mlp`` as prefill calls it, if torch multiplies bfloat16 fast and if it does not."""
-    monkeypatch.setattr(gemm, "_HAS_BFLOAT16", bfloat16_products)
+    monkeypatch.setattr(cpu, "_HAS_BFLOAT16", bfloat16_products)
     mlp = operands(backend, fmt, tokens, 150, 203)
     ours = by_python(mlp)
     assert ours.dtype == torch.float32

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
 from backends import BACKENDS, CPU, CUDA, EMULATED, GPU, THIN, Backend, every_backend, on
 from decode_states import ROWS, SLOTS, VOCAB, State, advanced, extreme_state, random_state, read
+from dispatch_double import as_cuda
 
 from adept_fast import ops
-from adept_fast.ops import cuda, reference
+from adept_fast.ops import reference
 
 SEEDS = 6 if THIN else 40
 # Others refuse what has no successor.
@@ -206,25 +208,13 @@ def test_a_ring_that_the_device_cannot_write_to_is_refused() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.items())
 
 
-def test_without_kernels_it_is_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "operators", None)
-    monkeypatch.setattr(cuda, "unavailable", lambda device: "no nvcc")
-    state = random_state(5, depth=2, seed=0)
-    expected = advanced(state)
-    cuda.update_decode_state(**state)
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
-
-
 @on([*CPU[:1], *CUDA])
-def test_the_wrapper_calls_it(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    if backend in CUDA:
-        monkeypatch.setattr(cuda, "operators", backend.operators)
-        monkeypatch.setattr(cuda, "unavailable", lambda device: None)
-    monkeypatch.setattr(reference, "update_decode_state", None)
+def test_it_is_called_by_name(backend: Backend) -> None:
     state = random_state(5, depth=2, seed=0)
     expected = advanced(state)
     after = {name: tensor.to(backend.device) for name, tensor in state.items()}
     after["token_ring"] = backend.pinned(state["token_ring"])
-    (cuda.update_decode_state if backend in CUDA else ops.update_decode_state)(**after)
+    with as_cuda(backend.operators) if backend in CUDA else nullcontext():
+        ops.update_decode_state(**after)
     backend.synchronize()
     assert all(torch.equal(tensor.cpu(), expected[name]) for name, tensor in after.items())
