@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from adept_fast import Runtime
-
-if TYPE_CHECKING:
-    from cuda_place import Place
-
-
-@pytest.fixture
-def device_memory(place: Place) -> Iterator[None]:
-    """Asked for by ``every_place``."""
-    with place.memory():
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Calls the native operators with arguments changed at random, and prints what failed.
+"""Calls the operators with arguments changed at random, and prints what failed.
 
 A call ends in one plain sentence, with nothing written, or in the result that plain PyTorch has. It never
 ends the process, writes past what it is to write, or takes long. A call is made from the seed and its number
@@ -92,15 +92,15 @@ def work(options: argparse.Namespace) -> int:
 
     if not extension.load().loaded:
         raise SystemExit(f"the extension is not loaded: {extension.load().reason}")
-    import native
     import torch
+    from backends import Cpu
 
     torch.set_num_threads(1)
     for number in range(options.first, options.first + options.calls):
         call = make_call(options.seed, number, options.emulated)
         say(CALLING, f"{number}: {call}")
         signal.alarm(SECONDS)
-        with native.using(call.instruction_set):
+        with Cpu(call.instruction_set).running():
             kind, said = judged(call)
         signal.alarm(0)
         say(kind, f"{number}: {call}: {said}")
@@ -133,9 +133,9 @@ def make_call(seed: int, number: int, emulated: bool) -> Call:
     """The call of that number."""
     import random
 
-    import native
     import torch
-    from native_operands import OF_A_GPU, OPERATORS
+    from backends import INSTRUCTION_SETS
+    from operator_arguments import OF_A_GPU, OPERATORS
     from operator_mutations import Mutator
 
     draw = random.Random(seed * 1_000_003 + number)
@@ -161,7 +161,7 @@ def make_call(seed: int, number: int, emulated: bool) -> Call:
         changes,
         mutator.has_odd_numbers,
         emulated,
-        draw.choice(native.INSTRUCTION_SETS),
+        draw.choice(INSTRUCTION_SETS),
     )
 
 

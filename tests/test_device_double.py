@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from cuda_place import EMULATED
+from backends import EMULATED
 from device_double import DEVICE, OnDevice
 from torch import Tensor
 

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import fuzz_operators
-import native
 import pytest
 import torch
+from backends import INSTRUCTION_SETS
 from fuzz_operators import DONE, FAILED, REFUSED, Call, judged, make_call
-from native_operands import OPERATORS
+from operator_arguments import OPERATORS
 
 PROGRAM = Path(fuzz_operators.__file__)
 
@@ -49,7 +49,7 @@ def test_a_call_is_made_from_its_number() -> None:
 
 
 def made(name: str, function: object) -> Call:
-    return Call(name, function, OPERATORS[name]("float32"), "", False, False, native.INSTRUCTION_SETS[0])
+    return Call(name, function, OPERATORS[name]("float32"), "", False, False, INSTRUCTION_SETS[0])
 
 
 def test_what_counts_as_a_failure() -> None:
@@ -59,7 +59,7 @@ def test_what_counts_as_a_failure() -> None:
         token_ring.as_strided((len(token_ring) * 3 + 1,), (1,))[-1] = 7
 
     def to_an_input(x: torch.Tensor, **others: object) -> torch.Tensor:
-        result = native.call.mlp(x, **others)
+        result = torch.ops.adept_fast.mlp(x, **others)
         x[0, 0] += 1
         return result
 
@@ -71,7 +71,7 @@ def test_what_counts_as_a_failure() -> None:
         raise RuntimeError("API call failed at ops.h, line 939")
 
     def wrong(**arguments: object) -> torch.Tensor:
-        return native.call.lm_head(**arguments) + 0.1
+        return torch.ops.adept_fast.lm_head(**arguments) + 0.1
 
     assert judged(made("update_decode_state", past)) == (FAILED, "memory beside token_ring was written")
     assert judged(made("mlp", to_an_input)) == (FAILED, "x was written")
@@ -81,8 +81,8 @@ def test_what_counts_as_a_failure() -> None:
     assert judged(made("lm_head", wrong))[0] == FAILED
     for name in OPERATORS:
         if name != "sample" and name != "embed":
-            assert judged(made(name, getattr(native.call, name)))[0] == DONE
-    assert judged(made("embed", native.call.embed))[0] == REFUSED
+            assert judged(made(name, getattr(torch.ops.adept_fast, name)))[0] == DONE
+    assert judged(made("embed", torch.ops.adept_fast.embed))[0] == REFUSED
 
 
 def test_a_call_that_ends_the_process_is_printed(

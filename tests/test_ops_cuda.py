@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from backends import EMULATED
 from checkpoints import small_config
-from cuda_place import EMULATED
-from cuda_place import inputs_arrive as inputs_arrive
 from dispatch_double import Recorder, as_cuda
 from saving import checkpoint_of
 from torch import Tensor

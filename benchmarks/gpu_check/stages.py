@@ -134,17 +134,16 @@ def run_side_by_side(
             raise
 
 
-# Which tests run on a GPU, wherever they are below tests: those of operators take a backend, or a place, from
-# one of these modules; those that load a checkpoint are named.
-BACKEND_MODULES = ("backends", "cuda_place")
+# Which tests run on a GPU: those of operators, which take a backend and have the marker gpu, and by name those
+# that load a checkpoint.
+ON_A_GPU = re.compile(r"^@(every_backend|(on|in_formats)\((CUDA|KERNELS)\b)", re.MULTILINE)
 MODEL_TESTS = ("test_graphs_cuda.py", "test_cuda_model.py")
 # Every operator on the GPU alone, at few shapes.
-OPERATORS = {"ADEPT_FAST_BACKENDS": "gpu", "ADEPT_FAST_PLACE": "gpu", "ADEPT_FAST_TESTS": "thin"}
+OPERATORS = {"ADEPT_FAST_BACKENDS": "gpu", "ADEPT_FAST_TESTS": "thin"}
 
 
 def operator_test_files() -> list[str]:
-    imports = re.compile(f"^from ({'|'.join(BACKEND_MODULES)}) import", re.MULTILINE)
-    return [file for file in _test_files() if imports.search((ROOT / file).read_text(encoding="utf-8"))]
+    return [file for file in _test_files() if ON_A_GPU.search((ROOT / file).read_text(encoding="utf-8"))]
 
 
 def model_test_files() -> list[str]:
@@ -161,7 +160,7 @@ def operator_tests(seconds: float) -> Outcome:
     cores = os.cpu_count() or 1
     at_once = max(1, min(cores, len(files)))
     variables = {**OPERATORS, "OMP_NUM_THREADS": str(max(1, cores // at_once))}
-    ended = run_side_by_side([[*PYTEST, file] for file in files], seconds, variables, at_once)
+    ended = run_side_by_side([[*PYTEST, "-m", "gpu", file] for file in files], seconds, variables, at_once)
     return outcome_of_tests(files, ended)
 
 
@@ -185,7 +184,9 @@ def sanitize_tests(tool: str) -> Callable[[float], Outcome]:
         # torch's cache of freed memory would hide the end of an allocation.
         variables = {**OPERATORS, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         files = operator_test_files()
-        return outcome_of_tests(files, [run_process([*before, *PYTEST, *files], seconds, variables)])
+        return outcome_of_tests(
+            files, [run_process([*before, *PYTEST, "-m", "gpu", *files], seconds, variables)]
+        )
 
     return run
 

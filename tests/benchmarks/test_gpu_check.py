@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_weights import weights
+from backends import EMULATED
+from matrices import weights
 from step_bytes import Shapes, moved_bytes
 from torch import Tensor
 
@@ -26,7 +27,7 @@ SMALL = Shapes(hidden=128, heads=2, rotary=32, intermediate=256, vocab=520, cont
 
 def matrix_bytes(fmt: str, rows: int, cols: int, layout: Any = "rows") -> int:
     """Of one that is packed by the format's definition."""
-    packed = weights(fmt, rows, cols, layout)
+    packed = weights(EMULATED, fmt, rows, cols, layout)
     return packed.values.nbytes + (0 if packed.scales is None else packed.scales.nbytes)
 
 

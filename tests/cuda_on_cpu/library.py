@@ -95,10 +95,3 @@ class InputsArrive(TorchDispatchMode):
                 if isinstance(value, Tensor) and not CONSTANTS.fullmatch(name):
                     _library.cuda_on_cpu_add_input(value.data_ptr(), value.nbytes)
         return func(*args, **(kwargs or {}))
-
-
-@pytest.fixture(autouse=KIND == "races")
-def inputs_arrive() -> Iterator[None]:
-    """For a module of tests to import: under the build that looks for races, inputs are not there at once."""
-    with InputsArrive():
-        yield

@@ -2,7 +2,7 @@
 
 By hand, from tests/::
 
-    python -m cuda_on_cpu.sanitized races test_cuda_mlp.py -k fp16
+    python -m cuda_on_cpu.sanitized races operators/test_op_mlp.py -k float16
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def run(kind: build.Kind, selection: Sequence[str], thin: bool = True) -> Result
         **os.environ,
         "ADEPT_CUDA_ON_CPU": kind,
         "ADEPT_FAST_BUILD": "0",
-        "ADEPT_FAST_PLACE": "emulated",
+        "ADEPT_FAST_BACKENDS": "emulated",
         "ASAN_OPTIONS": "detect_leaks=0",  # Python leaks by design
         "LD_PRELOAD": " ".join(_library(name) for name in PRELOADED[kind]),
         "OMP_NUM_THREADS": "1",

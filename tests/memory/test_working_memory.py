@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from backends import EMULATED, THIN
 from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
-from cuda_place import EMULATED, THIN
 
 from adept_fast import PersimmonConfig, Runtime
 from adept_fast.extension import Extension

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from cuda_weights import packed_nibbles
+from matrices import packed_nibbles
 from torch import Tensor
 
 from adept_fast.config import PersimmonConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from cuda_place import Place
+from backends import Backend
 from torch import Tensor
 
 from adept_fast import ops
@@ -63,7 +63,7 @@ class Rows:
             positions=self.positions,
         )
 
-    def sampled(self, place: Place) -> tuple[Tensor, Tensor]:
+    def sampled(self, backend: Backend) -> tuple[Tensor, Tensor]:
         """The ids, and what is seen then; in slots that are not those of the rows' order."""
         rows, vocab = self.logits.shape
         slots = torch.randperm(rows + 2, generator=torch.Generator().manual_seed(rows))[:rows]
@@ -71,22 +71,23 @@ class Rows:
         def by_slot(values: Tensor, fill: float) -> Tensor:
             table = torch.full((rows + 2, *values.shape[1:]), fill, dtype=values.dtype)
             table[slots] = values
-            return table.to(place.device)
+            return table
 
         seen = by_slot(self.seen, True)
-        ids = place.operators.sample(
-            self.logits.to(place.device),
-            slots.to(place.device),
-            self.positions.to(place.device),
-            by_slot(self.column("temperature"), 9.0),
-            by_slot(self.column("top_k"), 1),
-            by_slot(self.column("top_p"), 0.1),
-            by_slot(self.column("min_p"), 0.9),
-            by_slot(self.column("penalty"), 3.0),
-            by_slot(self.seeds, 7),
-            seen,
+        ids: Tensor = backend.run(
+            "sample",
+            logits=self.logits,
+            slots=slots,
+            positions=self.positions,
+            temperature=by_slot(self.column("temperature"), 9.0),
+            top_k=by_slot(self.column("top_k"), 1),
+            top_p=by_slot(self.column("top_p"), 0.1),
+            min_p=by_slot(self.column("min_p"), 0.9),
+            repetition_penalty=by_slot(self.column("penalty"), 3.0),
+            seed=by_slot(self.seeds, 7),
+            seen=seen,
         )
-        return ids.cpu(), seen.cpu()[slots]
+        return ids, seen[slots]
 
 
 def margin(rows: Rows, row: int) -> float:
@@ -113,14 +114,14 @@ def margin(rows: Rows, row: int) -> float:
     return min(*near, float((cumulated / cumulated[-1] - drawn).abs().min()))
 
 
-def check(place: Place, rows: Rows, what: object = "") -> int:
+def check(backend: Backend, rows: Rows, what: object = "") -> int:
     """Ids as defined, and the chosen ones seen where there is a penalty; → rows that rounding decided."""
     expected = rows.by_definition()
-    ids, seen = rows.sampled(place)
+    ids, seen = rows.sampled(backend)
     excused = 0
     for row, setting in enumerate(rows.settings):
         if ids[row] != expected[row]:
-            found = f"{what} row {row}: {ids[row]} for {expected[row]}, {setting}"
+            found = f"sample on {backend}, {what}, row {row}: {ids[row]} for {expected[row]}, {setting}"
             assert setting.temperature > 0, found
             assert margin(rows, row) < MARGIN, f"{found}, margin {margin(rows, row):.3g}"
             excused += 1

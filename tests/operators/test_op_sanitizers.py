@@ -1,7 +1,7 @@
-"""The native operators run wherever they can be built, and under AddressSanitizer and UBSan they stay clean.
+"""The operators under AddressSanitizer and UBSan; the emulated ones with every access checked for races too.
 
-The sanitized extension is built once for its sources, into build/ in a checkout, which takes minutes; a later
-run finds it there. Its tests are those of the operators, with few of their shapes.
+The tests are those of the operators, with few of their shapes. The sanitized extension is built once for its
+sources, into build/ in a checkout, which takes minutes; a later run finds it there.
 """
 
 from __future__ import annotations
@@ -13,26 +13,36 @@ import sys
 from pathlib import Path
 
 import pytest
+from cuda_on_cpu import build, sanitized
+from cuda_on_cpu.build import Kind
 
 from adept_fast import extension
 from adept_fast.extension import recipe
 from adept_fast.extension.loader import find_sources
 
-TESTS = Path(__file__).resolve().parent
-SELECTED = (
-    "test_native_linear.py",
-    "test_native_mlp.py",
-    "test_native_attention.py",
-    "test_native_advance.py",
-    "test_native_contract.py::test_read_adds_up_all_there_is",
-    "test_native_refusals.py",
-    "test_native_aliasing.py",
-    "test_fuzz_operators.py::test_random_arguments",
-    "test_native_step.py::test_instruction_sets_agree",
-    "test_native_step.py::test_threads_change_no_bit",
-    "test_native_step.py::test_tokens_whose_slot_is_minus_1_are_left_out",
+HERE = Path(__file__).resolve().parent
+TESTS = HERE.parent
+FUZZ = TESTS / "test_fuzz_operators.py"
+ON_A_CPU_ALONE = (
+    "test_op_contract.py",
+    "test_op_decode_step.py",
+    "test_op_reference.py",
+    Path(__file__).name,
 )
-WITH_SANITIZERS = bool(os.environ.get("ADEPT_FAST_SANITIZE"))
+OPERATORS = [str(file) for file in sorted(HERE.glob("test_op_*.py")) if file.name not in ON_A_CPU_ALONE]
+STEPS = (
+    "test_instruction_sets_agree",
+    "test_threads_change_no_bit",
+    "test_tokens_whose_slot_is_minus_1_are_left_out",
+)
+ON_A_CPU = [
+    *OPERATORS,
+    *(f"{HERE / 'test_op_decode_step.py'}::{name}" for name in STEPS),
+    f"{FUZZ}::test_random_arguments",
+]
+EMULATED = [*OPERATORS, f"{FUZZ}::test_random_arguments_of_the_cuda_operators"]
+KINDS: tuple[Kind, ...] = ("address", "races")
+WITH_SANITIZERS = bool(os.environ.get("ADEPT_FAST_SANITIZE")) or "ADEPT_CUDA_ON_CPU" in os.environ
 
 
 def requirements() -> Path:
@@ -48,7 +58,6 @@ def requirements() -> Path:
 
 
 def test_the_extension_is_loaded_where_it_can_be_built() -> None:
-    """Else every other test of it would be skipped, and nobody would know."""
     requirements()
     if os.environ.get("ADEPT_FAST_BUILD") == "0" and not extension.load().loaded:
         pytest.skip("ADEPT_FAST_BUILD is 0")
@@ -77,11 +86,13 @@ def finding(said: str) -> str:
     return "\n".join(line[:200] for line in lines[first : first + 15])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(WITH_SANITIZERS, reason="this is that run")
-def test_the_operators_under_sanitizers() -> None:
+def test_the_operators_of_a_cpu() -> None:
     csrc = requirements()
     environment = {
         **os.environ,
+        "ADEPT_FAST_BACKENDS": "cpu",
         "ADEPT_FAST_CACHE": str(csrc.parent / "build" / "sanitized"),
         "ADEPT_FAST_CUDA": "0",
         "ADEPT_FAST_SANITIZE": "address,undefined",
@@ -92,9 +103,8 @@ def test_the_operators_under_sanitizers() -> None:
         "PYTHONPATH": str(csrc.parent),
     }
     environment.pop("ADEPT_FAST_BUILD", None)
-    selected = [str(TESTS / name) for name in SELECTED]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", *selected],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", *ON_A_CPU],
         cwd=csrc.parent,
         env=environment,
         capture_output=True,
@@ -105,3 +115,14 @@ def test_the_operators_under_sanitizers() -> None:
     assert done.returncode == 0, said
     assert " passed" in done.stdout, said
     assert "skipped" not in done.stdout, said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(WITH_SANITIZERS, reason="this is that run")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_emulated_operators(kind: Kind) -> None:
+    try:
+        result = sanitized.run(kind, EMULATED)
+    except build.UnavailableError as error:
+        pytest.skip(str(error))
+    assert result.passed, result.said

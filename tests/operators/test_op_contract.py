@@ -1,30 +1,31 @@
-"""What the native operators promise: schemas, shapes without values, what may be empty, any sizes."""
+"""What the operators of a CPU promise: schemas, shapes without values, sizes of 0, any sizes."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
-import native
 import pytest
 import torch
+from backends import CPU, EPS, FLOATS, INSTRUCTION_SETS, Backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import EPS, call
-from native import settled as settled
-from native_operands import HIDDEN, OF_A_GPU, OF_WEIGHTS, OPERATORS, mlp
+from matrices import weights_of
+from operator_arguments import HIDDEN, OF_A_GPU, OF_WEIGHTS, OPERATORS, mlp
+from own_process import run_python
 from torch import Tensor
 
-import adept_fast
-from adept_fast.ops import cpu as module
+from adept_fast import extension
 from adept_fast.ops import reference
 
-CASES = [
-    (name, fmt) for name in OPERATORS for fmt in (native.FORMATS if name in OF_WEIGHTS else ("float32",))
-]
+if not extension.load().loaded:
+    pytest.skip(f"the extension is not loaded: {extension.load().reason}", allow_module_level=True)
+
+from adept_fast.ops import cpu as module
+
+call = torch.ops.adept_fast
+FORMATS = (*FLOATS, "int8", "int4")
+
+CASES = [(name, fmt) for name in OPERATORS for fmt in (FORMATS if name in OF_WEIGHTS else ("float32",))]
 
 
 def test_there_is_a_case_for_every_operator() -> None:
@@ -105,7 +106,7 @@ def test_a_result_does_not_inherit_the_strides_of_its_input() -> None:
 
 
 @pytest.mark.parametrize("name", ["layernorm_qkv", "linear_residual", "mlp", "lm_head"])
-@native.every_format
+@pytest.mark.parametrize("fmt", FORMATS)
 def test_no_tokens(name: str, fmt: str) -> None:
     arguments = OPERATORS[name](fmt)
     for inputs in ("x", "residual"):
@@ -164,81 +165,52 @@ SHAPES_OF_NO_SIZES = {
 
 def test_no_size_of_0_ends_the_process() -> None:
     """In a process of its own: a result, or of what no model has perhaps a refusal, and no division by 0."""
-    done = run(NO_SIZES)
+    done = run_python(NO_SIZES)
     assert done.returncode == 0, f"exit code {done.returncode} after {done.stdout}"
     shapes = dict(line.split(": ") for line in done.stdout.splitlines())
     assert {what: shapes[what] for what in SHAPES_OF_NO_SIZES} == SHAPES_OF_NO_SIZES
     assert not done.stderr
 
 
-def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, which finds the package where this one did."""
-    root = str(Path(adept_fast.__file__).resolve().parents[1])
-    return subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": root, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 WHICH = "from adept_fast.ops import cpu; print(cpu.instruction_set())"
 
 
-@pytest.mark.parametrize("isa", [isa for isa in native.INSTRUCTION_SETS if isa in ("portable", "avx2")])
+@pytest.mark.parametrize("isa", [isa for isa in INSTRUCTION_SETS if isa in ("portable", "avx2")])
 def test_the_instruction_set_that_is_asked_for(isa: str) -> None:
-    assert run(WHICH, ADEPT_FAST_CPU=isa).stdout == f"{isa}\n"
+    assert run_python(WHICH, ADEPT_FAST_CPU=isa).stdout == f"{isa}\n"
 
 
 def test_the_best_instruction_set_where_none_is_asked_for() -> None:
-    assert run(WHICH, ADEPT_FAST_CPU="").stdout == f"{native.INSTRUCTION_SETS[0]}\n"
+    assert run_python(WHICH, ADEPT_FAST_CPU="").stdout == f"{INSTRUCTION_SETS[0]}\n"
 
 
 @pytest.mark.parametrize("name", ["avx1024"])
 def test_an_instruction_set_that_there_is_not(name: str) -> None:
-    done = run(WHICH, ADEPT_FAST_CPU=name)
-    allowed = ", ".join(native.INSTRUCTION_SETS)
+    done = run_python(WHICH, ADEPT_FAST_CPU=name)
+    allowed = ", ".join(INSTRUCTION_SETS)
     assert f"ADEPT_FAST_CPU is {name!r}; this machine runs {allowed}" in done.stderr.splitlines()[-1]
     assert done.returncode
 
 
 def test_choosing_an_instruction_set() -> None:
     before = module.instruction_set()
-    assert before in native.INSTRUCTION_SETS
+    assert before in INSTRUCTION_SETS
     with pytest.raises(ValueError, match="ADEPT_FAST_CPU is 'sse2'; this machine runs .*portable"):
         module.use_instruction_set("sse2")
     assert module.instruction_set() == before
-    assert native.INSTRUCTION_SETS[-1] == "portable"
-
-
-@native.every_set
-@pytest.mark.parametrize("count", [0, 1, 63, 64, 100, 65536, 200_003])
-def test_read_adds_up_all_there_is(isa: str, count: int) -> None:
-    source = torch.randint(-(2**31), 2**31 - 1, (count,), dtype=torch.int32)
-    expected = source.sum().to(torch.int32)  # wraps around as 32-bit integers do
-    for threads in (1, 2):
-        with native.using(isa), native.threads(threads):
-            assert torch.equal(call.read(source), expected[None])
-
-
-def test_copy_is_another_tensor() -> None:
-    source = torch.randn(3, 5)
-    copied = call.copy(source)
-    assert torch.equal(copied, source)
-    assert copied.data_ptr() != source.data_ptr()
+    assert INSTRUCTION_SETS[-1] == "portable"
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    st.sampled_from(native.FORMATS),
-    st.sampled_from(native.INSTRUCTION_SETS),
+    st.sampled_from(FORMATS),
+    st.sampled_from(CPU),
     st.integers(1, 20),
     st.integers(1, 300),
     st.integers(1, 90),
     st.integers(0, 2**32),
 )
-def test_any_sizes(fmt: str, isa: str, tokens: int, inputs: int, units: int, seed: int) -> None:
+def test_any_sizes(fmt: str, backend: Backend, tokens: int, inputs: int, units: int, seed: int) -> None:
     """A projection and an MLP of any sizes against the operators in plain PyTorch."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -246,10 +218,10 @@ def test_any_sizes(fmt: str, isa: str, tokens: int, inputs: int, units: int, see
         return torch.randn(shape, generator=generator)
 
     x, gamma, beta = random(tokens, inputs), 1 + 0.1 * random(inputs), 0.1 * random(inputs)
-    up = native.weights_of(fmt, random(units, inputs) / inputs**0.5)
-    down = native.weights_of(fmt, random(units, inputs) / units**0.5, "units")
+    up = weights_of(backend, fmt, random(units, inputs) / inputs**0.5)
+    down = weights_of(backend, fmt, random(units, inputs) / units**0.5, "units")
     b_up, b_down, residual = random(units), random(inputs), random(tokens, units)
-    with native.using(isa):
+    with backend.running():
         projected = call.linear_residual(x, *up.parts, b_up, residual)
         found = call.mlp(x, gamma, beta, EPS, *up.parts, b_up, *down.parts, b_down, None)
     torch.testing.assert_close(

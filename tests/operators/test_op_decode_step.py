@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import native
 import pytest
 import torch
+from backends import CPU, FLOATS, Backend, in_formats, on, same_bits, threads
 from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
-from native import settled as settled
 from torch import Tensor
 
 from adept_fast import Runtime, ops
@@ -35,6 +34,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "no qk_layernorm, tied": {**ODD, "qk_layernorm": False, "tie_word_embeddings": True},
 }
 
+every_format = pytest.mark.parametrize("fmt", [*FLOATS, "int8", "int4"])
 every_model = pytest.mark.parametrize("model", MODELS)
 
 
@@ -120,31 +120,29 @@ def copy_of(loaded: Loaded, cache: StaticKVCache) -> StaticKVCache:
     return copied
 
 
-@native.every_format
-@native.every_set
+@in_formats(CPU)
 @every_model
-def test_it_is_its_operators_bit_for_bit(load: Load, model: str, isa: str, fmt: str) -> None:
+def test_it_is_its_operators_bit_for_bit(load: Load, model: str, backend: Backend, fmt: str) -> None:
     loaded = load(model, fmt)
     cache = loaded.cache()
     other = copy_of(loaded, cache)
-    for tokens in range(1, 17) if isa == native.INSTRUCTION_SETS[0] else (1, 4, 7, 16):
+    for tokens in range(1, 17) if backend is CPU[0] else (1, 4, 7, 16):
         at = batch(tokens)
-        with native.using(isa), torch.inference_mode():
+        with torch.inference_mode():
             loaded.model.neuron_counts.zero_()
             whole = step(loaded.model, cache, at)
             counted = loaded.model.neuron_counts.tolist()
             operators = loaded.model.decode_step_by_operators(*at, other, CAPACITY)
         assert whole.shape == (tokens, 4001)
         assert torch.equal(whole, operators), tokens
-        assert native.same_bits(cache.data, other.data), tokens
+        assert same_bits(cache.data, other.data), tokens
         assert loaded.model.neuron_counts.tolist() == [2 * number for number in counted]
         assert counted[1] == 3 * 203
         assert 0 < counted[0] < counted[1] + (tokens > 1)  # of many tokens some needs each
 
 
-@pytest.mark.parametrize("fmt", ["float32", "int4"])
-@native.every_set
-def test_tokens_whose_slot_is_minus_1_are_left_out(load: Load, isa: str, fmt: str) -> None:
+@in_formats(CPU, ("float32", "int4"))
+def test_tokens_whose_slot_is_minus_1_are_left_out(load: Load, backend: Backend, fmt: str) -> None:
     """Their logits are 0; the others are as in a step without them, bit by bit, and so are the units read."""
     loaded = load("odd sizes", fmt)
     cache = loaded.cache()
@@ -154,16 +152,15 @@ def test_tokens_whose_slot_is_minus_1_are_left_out(load: Load, isa: str, fmt: st
         slots[absent], ids[absent], positions[absent] = -1, 2**40, CAPACITY
         alone, together = copy_of(loaded, cache), copy_of(loaded, cache)
         counts = []
-        with native.using(isa):
-            for written, tokens in ((alone, present), (together, list(range(5)))):
-                loaded.model.neuron_counts.zero_()
-                logits = step(loaded.model, written, (ids[tokens], slots[tokens], positions[tokens]))
-                counts.append(loaded.model.neuron_counts.tolist())
-                if written is alone:
-                    expected = logits
+        for written, tokens in ((alone, present), (together, list(range(5)))):
+            loaded.model.neuron_counts.zero_()
+            logits = step(loaded.model, written, (ids[tokens], slots[tokens], positions[tokens]))
+            counts.append(loaded.model.neuron_counts.tolist())
+            if written is alone:
+                expected = logits
         assert torch.equal(logits[present], expected)
         assert not logits[absent].any()
-        assert native.same_bits(together.data, alone.data)
+        assert same_bits(together.data, alone.data)
         assert counts[0][0] == counts[1][0]
 
 
@@ -187,14 +184,14 @@ def test_its_operators_leave_them_out_too(load: Load, by_reference: Callable[...
         )
 
 
-@pytest.mark.parametrize("cache_dtype", list(native.FLOATS))
-@native.every_format
+@pytest.mark.parametrize("cache_dtype", list(FLOATS))
+@every_format
 @every_model
 def test_it_is_the_reference(
     load: Load, by_reference: Callable[..., Tensor], model: str, fmt: str, cache_dtype: str
 ) -> None:
     loaded = load(model, fmt)
-    cache = loaded.cache(dtype=native.FLOATS[cache_dtype])
+    cache = loaded.cache(dtype=FLOATS[cache_dtype])
     # A key that lies between two numbers of the cache may be rounded to either.
     off = {"float32": 2e-4, "float16": 5e-3, "bfloat16": 5e-2}[cache_dtype]
     packed_off = {"int8": 5e-3, "int4": 5e-3}.get(fmt, 0.0)
@@ -202,9 +199,9 @@ def test_it_is_the_reference(
         at, theirs = batch(tokens), copy_of(loaded, cache)
         expected = by_reference(loaded.model, *at, theirs, CAPACITY)
         assert expected.std() > 0.5
-        for isa in native.INSTRUCTION_SETS:
+        for backend in CPU:
             written = copy_of(loaded, cache)
-            with native.using(isa):
+            with backend.running():
                 ours = step(loaded.model, written, at)
             torch.testing.assert_close(ours, expected, atol=off + packed_off, rtol=0)
             torch.testing.assert_close(written.data, theirs.data, atol=off + packed_off, rtol=2e-2)
@@ -228,26 +225,26 @@ def by_native(model: Persimmon, *arguments: Any) -> Tensor:
     return model.decode_step(*arguments)
 
 
-@native.every_set
+@on(CPU)
 @every_model
-def test_64_greedy_tokens(load: Load, by_reference: Callable[..., Tensor], model: str, isa: str) -> None:
+def test_64_greedy_tokens(
+    load: Load, by_reference: Callable[..., Tensor], model: str, backend: Backend
+) -> None:
     loaded, first = load(model, "float32"), torch.tensor([5, 900, 17])
-    with native.using(isa):
-        ours = greedy(by_native, loaded, first)
+    ours = greedy(by_native, loaded, first)
     assert torch.equal(ours, greedy(by_reference, loaded, first))
     assert len(ours.unique()) > 20
 
 
-@pytest.mark.parametrize("isa", native.INSTRUCTION_SETS[:1])
-def test_64_greedy_tokens_of_the_demo(by_reference: Callable[..., Tensor], isa: str) -> None:
+@on(CPU[:1])
+def test_64_greedy_tokens_of_the_demo(by_reference: Callable[..., Tensor], backend: Backend) -> None:
     runtime = Runtime.load("demo", dtype="float32", cache_dtype="float32", progress=False)
     loaded, first = Loaded(runtime.engine.runner.model, runtime.config), torch.tensor([1, 300])
-    with native.using(isa):
-        ours = greedy(by_native, loaded, first)
+    ours = greedy(by_native, loaded, first)
     assert torch.equal(ours, greedy(by_reference, loaded, first))
 
 
-@native.every_format
+@every_format
 def test_threads_change_no_bit(load: Load, fmt: str) -> None:
     """Nor do more threads than there are cores."""
     loaded = load("odd sizes", fmt)
@@ -257,28 +254,28 @@ def test_threads_change_no_bit(load: Load, fmt: str) -> None:
         results, caches = [], []
         for count in (1, 2, 5, (os.cpu_count() or 1) + 3):
             written = copy_of(loaded, cache)
-            with native.threads(count):
+            with threads(count):
                 results.append(step(loaded.model, written, at))
             caches.append(written.data)
         assert all(torch.equal(results[0], other) for other in results)
-        assert all(native.same_bits(caches[0], other) for other in caches)
+        assert all(same_bits(caches[0], other) for other in caches)
 
 
-@native.every_format
+@every_format
 @every_model
 def test_instruction_sets_agree(load: Load, model: str, fmt: str) -> None:
     loaded = load(model, fmt)
     cache = loaded.cache(dtype=torch.float32)
     at, results = batch(6), []
-    for isa in native.INSTRUCTION_SETS:
-        with native.using(isa):
+    for backend in CPU:
+        with backend.running():
             results.append(step(loaded.model, copy_of(loaded, cache), at))
     for other in results[1:]:
         # Beside packed weights, an input near the middle of two steps may be rounded to either.
-        torch.testing.assert_close(other, results[0], atol=5e-3 if fmt in native.PACKED else 1e-4, rtol=0)
+        torch.testing.assert_close(other, results[0], atol=5e-3 if fmt in ("int8", "int4") else 1e-4, rtol=0)
 
 
-@native.every_format
+@every_format
 def test_a_sequence_gets_what_it_gets_alone(load: Load, fmt: str) -> None:
     loaded = load("odd sizes", fmt)
     cache, at = loaded.cache(), batch(7)

@@ -16,7 +16,7 @@ from cuda_disassembly import Instruction, Kernel, find_cuobjdump, find_loops, re
 
 from adept_fast.extension import recipe
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90")
 REGISTERS = 65536  # of a multiprocessor, on each of them
 MOST_REGISTERS = 255  # of a thread

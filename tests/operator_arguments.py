@@ -1,13 +1,13 @@
-"""Arguments that each native operator takes, by name: what tests of its contract change one of."""
+"""Arguments that each operator takes, by name: what tests of its contract change one of."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import native
+import matrices
 import torch
-from native import EPS
+from backends import EPS, Reference
 from torch import Tensor
 
 from adept_fast.ops import reference
@@ -17,14 +17,19 @@ HIDDEN, UNITS, HEADS, HEAD_DIM, CAPACITY, SLOTS = 48, 40, 3, 16, 12, 4
 Arguments = dict[str, Any]
 
 
+def weights(fmt: str, rows: int, columns: int, layout: Any = "rows") -> matrices.Weights:
+    """In a CPU's formats; those in floats are a GPU's too."""
+    return matrices.weights(Reference(narrow=False), fmt, rows, columns, layout)
+
+
 def matrix(name: str, fmt: str, rows: int, columns: int, layout: Any = "rows") -> Arguments:
     scales = {"w": "scales", "w_up": "up_scales", "w_down_t": "down_scales"}[name]
-    values, packed = native.weights(fmt, rows, columns, layout).parts
+    values, packed = weights(fmt, rows, columns, layout).parts
     return {name: values, scales: packed}
 
 
 def norm(size: int = HIDDEN, prefix: str = "") -> Arguments:
-    gamma, beta = native.norm(size)
+    gamma, beta = matrices.norm(size)
     return {f"{prefix}gamma": gamma, f"{prefix}beta": beta}
 
 
@@ -40,17 +45,17 @@ def table(half: int = 4) -> Arguments:
 def layer(fmt: str) -> list[Tensor]:
     absent = torch.empty(0)
     tensors = [
-        *native.norm(HIDDEN),
-        *native.weights(fmt, 3 * HIDDEN, HIDDEN).parts,
+        *matrices.norm(HIDDEN),
+        *weights(fmt, 3 * HIDDEN, HIDDEN).parts,
         torch.randn(3 * HIDDEN),
-        *native.norm(HEAD_DIM),
-        *native.norm(HEAD_DIM),
-        *native.weights(fmt, HIDDEN, HIDDEN).parts,
+        *matrices.norm(HEAD_DIM),
+        *matrices.norm(HEAD_DIM),
+        *weights(fmt, HIDDEN, HIDDEN).parts,
         torch.randn(HIDDEN),
-        *native.norm(HIDDEN),
-        *native.weights(fmt, UNITS, HIDDEN).parts,
+        *matrices.norm(HIDDEN),
+        *weights(fmt, UNITS, HIDDEN).parts,
         torch.randn(UNITS),
-        *native.weights(fmt, UNITS, HIDDEN, "units").parts,
+        *weights(fmt, UNITS, HIDDEN, "units").parts,
         torch.randn(HIDDEN),
     ]
     return [absent if tensor is None else tensor for tensor in tensors]
@@ -127,7 +132,7 @@ def decode_step(fmt: str) -> Arguments:
 
 
 def dequantize_units(fmt: str) -> Arguments:
-    values, scales = native.weights("int4", UNITS, HIDDEN, "units").parts
+    values, scales = weights("int4", UNITS, HIDDEN, "units").parts
     return {"values": values, "scales": scales, "out": torch.zeros(UNITS, HIDDEN)}
 
 
@@ -183,7 +188,7 @@ OPERATORS: dict[str, Callable[[str], Arguments]] = {
     )
 } | {"read": copy}
 
-# Those that a CPU has no kernel for, and what they return here.
+# Those for which a CPU has no kernel, and what they return here.
 OF_A_GPU = {"sample": ((2,), torch.int64), "embed": ((2, HIDDEN), torch.float32)}
 
 # Those that take weights in any format.
