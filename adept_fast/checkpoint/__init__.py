@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adept_fast.checkpoint.adept import is_adept, open_adept
-from adept_fast.checkpoint.adept_layout import TRACKER_FILE
+from adept_fast.checkpoint.adept import open_adept
+from adept_fast.checkpoint.adept_layout import TRACKER_FILE, is_release
 from adept_fast.checkpoint.base import WEIGHT_DTYPES, Checkpoint, CheckpointError, StoredTensor, dtype_name
 from adept_fast.checkpoint.file_range import FileRange
 from adept_fast.checkpoint.huggingface import open_huggingface, read_config
@@ -57,7 +57,7 @@ def open_checkpoint(
     if values is not None:
         open_directory = open_native if is_native(values) else open_huggingface
         return open_directory(path, values, mmap=mmap)
-    if is_adept(path):
+    if is_release(path):
         return open_adept(path, mmap=mmap)
     raise CheckpointError(f"{path}: {_NOT_A_CHECKPOINT}")
 
@@ -65,7 +65,7 @@ def open_checkpoint(
 def _open_file(path: Path, mmap: bool) -> Checkpoint:
     """A checkpoint that is one file: a tar."""
     file = FileRange.whole(path)
-    if is_adept(path, file):
+    if is_release(path, file):
         return open_adept(path, file, mmap=mmap)
     raise CheckpointError(
         why_unreadable(str(path), file.read_at(0, min(file.size, LOOKED_AT)), _NOT_A_CHECKPOINT)

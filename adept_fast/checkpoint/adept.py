@@ -6,10 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from adept_fast.checkpoint.adept_args import PER_RANK, Arguments, config_from_args
-from adept_fast.checkpoint.adept_layout import TOKENIZER_FILE, find_release, is_release
-from adept_fast.checkpoint.adept_pipeline import EMBEDDING, HEAD, merge_stages
+from adept_fast.checkpoint.adept_layout import TOKENIZER_FILE, find_release
+from adept_fast.checkpoint.adept_parallel import EMBEDDING, HEAD, merge_ranks, merge_stages
 from adept_fast.checkpoint.adept_rank import RankFile, read_rank
-from adept_fast.checkpoint.adept_tensor_parallel import merge_ranks
 from adept_fast.checkpoint.base import (
     Checkpoint,
     CheckpointError,
@@ -24,11 +23,6 @@ from adept_fast.system.file_limits import max_bytes
 from adept_fast.tokenizer.tokenizer import Tokenizer
 
 _ENCODER = "language_model.encoder."
-
-
-def is_adept(path: Path, archive: FileRange | None = None) -> bool:
-    """Whether it looks like Adept's release: one of its directories, or a tar, open as ``archive``."""
-    return is_release(path, archive)
 
 
 def open_adept(path: Path, archive: FileRange | None = None, *, mmap: bool = True) -> Checkpoint:

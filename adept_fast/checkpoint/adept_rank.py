@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from adept_fast.checkpoint.base import CheckpointError, StoredTensor
+from adept_fast.checkpoint.base import CheckpointError, StoredTensor, unwrap_names
 from adept_fast.checkpoint.file_range import FileRange
 from adept_fast.checkpoint.pickle_values import PickledObject, described
-from adept_fast.checkpoint.tensor_names import unwrap_names
 from adept_fast.checkpoint.torch_file import MAX_NAME, TorchFile, read_torch_file
 
 _NAMESPACE = "argparse.Namespace"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,6 +22,10 @@ _MAX_NAMES = 20  # in a list of what was left unread
 
 # Buffers that older files carry and that the config determines.
 _DERIVED_SUFFIXES = ("rotary_emb.inv_freq",)
+
+# Names that torch.compile, data parallelism and models of images put before a model's own names. No tensor
+# name of Persimmon in transformers has one of them as a part.
+WRAPPERS = frozenset(("_orig_mod", "module", "language_model"))
 
 
 class CheckpointError(ValueError):
@@ -143,3 +147,38 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def _first_of(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} (and {len(names) - 1} more)"
+
+
+def unwrap_names(
+    tensors: Mapping[str, StoredTensor], required: Iterable[str], wrappers: Collection[str] = WRAPPERS
+) -> dict[str, StoredTensor]:
+    """The tensors under names without wrappers, which may stand anywhere in a name and in any order.
+
+    Each StoredTensor keeps its name as it is stored. ``required`` are names that have to be there.
+
+    Raises CheckpointError, with a name as it is stored, where wrappers were removed and a required name is
+    still missing, or two names become one.
+    """
+    unwrapped: dict[str, StoredTensor] = {}
+    wrapped: StoredTensor | None = None
+    for stored, tensor in tensors.items():
+        name = unwrapped_name(stored, wrappers)
+        if name in unwrapped:
+            raise CheckpointError(
+                f"{tensor.source}: tensor {stored} and tensor {unwrapped[name].name} both mean {name}"
+            )
+        if name != stored and wrapped is None:
+            wrapped = tensor
+        unwrapped[name] = tensor
+    missing = next((name for name in required if name not in unwrapped), None)
+    if wrapped is not None and missing is not None:
+        raise CheckpointError(
+            f"{wrapped.source}: tensor {wrapped.name} would be {unwrapped_name(wrapped.name, wrappers)} "
+            f"without the names of wrappers, but tensor {missing} is missing then"
+        )
+    return unwrapped
+
+
+def unwrapped_name(name: str, wrappers: Collection[str] = WRAPPERS) -> str:
+    """The name without those of its parts that are wrappers."""
+    return ".".join(part for part in name.split(".") if part not in wrappers)

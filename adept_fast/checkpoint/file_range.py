@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import os
 from dataclasses import dataclass
 from mmap import ACCESS_COPY, ALLOCATIONGRANULARITY
 from mmap import mmap as map_file
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from adept_fast.checkpoint.base import CheckpointError
 from adept_fast.system.regular_file import FileError, RegularFile
@@ -35,10 +32,6 @@ class FileRange:
         except FileError as error:
             raise CheckpointError(str(error)) from error
         return cls(file, 0, file.size, str(path), mmap)
-
-    def open(self) -> BinaryIO:
-        """A seekable file of these bytes alone."""
-        return io.BufferedReader(_Window(self))
 
     def read(self, limit: int) -> bytes:
         """All the bytes; CheckpointError where there are more than ``limit``."""
@@ -84,34 +77,3 @@ class FileRange:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.label}: cannot be memory-mapped ({error})") from error
         return memoryview(mapping)[before:]
-
-
-class _Window(io.RawIOBase):
-    """The bytes of a FileRange as a file of their own."""
-
-    def __init__(self, range_: FileRange) -> None:
-        self._range = range_
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._range.size}[whence]
-        if origin + offset < 0:
-            raise OSError(f"seek to {origin + offset}, before the beginning")
-        self._position = origin + offset
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), max(self._range.size - self._position, 0))
-        piece = os.pread(self._range.file.descriptor, wanted, self._range.offset + self._position)
-        buffer[: len(piece)] = piece
-        self._position += len(piece)
-        return len(piece)

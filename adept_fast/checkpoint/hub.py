@@ -12,9 +12,18 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from adept_fast.checkpoint.base import CheckpointError
-from adept_fast.checkpoint.hub_cache import COMMIT, DEFAULT_REVISION, cached_file, cached_snapshot
 from adept_fast.checkpoint.hub_errors import HubUnavailableError, download_errors, listing_errors
-from adept_fast.checkpoint.hub_files import CONFIG_FILE, SMALL_FILES, choose_weights, is_index, shards_of
+from adept_fast.checkpoint.hub_files import (
+    COMMIT,
+    DEFAULT_REVISION,
+    SMALL_FILES,
+    cached_file,
+    cached_snapshot,
+    choose_weights,
+    is_index,
+    shards_of,
+)
+from adept_fast.checkpoint.huggingface import CONFIG_FILE
 from adept_fast.config import PersimmonConfig
 
 _HUB_ID = re.compile(r"\w([\w.-]{0,94}\w)?/\w([\w.-]{0,94}\w)?", re.ASCII)
@@ -63,7 +72,7 @@ def fetch_snapshot(
     _check_endpoint()
     _check_revision(hub_id, revision)
     try:
-        listing = _list_files(hub_id, revision)
+        commit = _commit_of(hub_id, revision)
     except HubUnavailableError as error:
         path = cached_snapshot(hub_id, revision, error.why, tokenizer=tokenizer)
         if path is None:
@@ -72,8 +81,8 @@ def fetch_snapshot(
             warnings.warn(f"{error}; commit {path.name} in the cache is used", stacklevel=2)
         return HubSnapshot(hub_id, revision, path.name, path)
     with _progress_bars(progress):
-        path = _Download(hub_id, listing.commit, listing.sizes).snapshot(revision, tokenizer=tokenizer)
-    return HubSnapshot(hub_id, revision, listing.commit, path)
+        path = commit.snapshot(revision, tokenizer=tokenizer)
+    return HubSnapshot(hub_id, revision, commit.commit, path)
 
 
 def _check_library(hub_id: str) -> None:
@@ -112,15 +121,7 @@ def _check_revision(hub_id: str, revision: str) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Listing:
-    """The files in a repository's top folder at one commit, and their sizes in bytes."""
-
-    commit: str
-    sizes: Mapping[str, int]
-
-
-def _list_files(hub_id: str, revision: str) -> _Listing:
+def _commit_of(hub_id: str, revision: str) -> _Commit:
     from huggingface_hub import HfApi, constants
 
     with listing_errors(hub_id, revision):
@@ -137,12 +138,12 @@ def _list_files(hub_id: str, revision: str) -> _Listing:
         for name, size in files
         if isinstance(name, str) and "/" not in name
     }
-    return _Listing(info.sha, sizes)
+    return _Commit(hub_id, info.sha, sizes)
 
 
 @dataclass(frozen=True)
-class _Download:
-    """The files of one commit on their way into the cache."""
+class _Commit:
+    """One commit of a repository: its id, and the files in the top folder with their sizes in bytes."""
 
     hub_id: str
     commit: str

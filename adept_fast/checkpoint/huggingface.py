@@ -13,11 +13,11 @@ from adept_fast.checkpoint.base import (
     bounded_names,
     check_tensors,
     check_vocabulary,
+    unwrap_names,
 )
 from adept_fast.checkpoint.safetensors_file import open_safetensors
-from adept_fast.checkpoint.tensor_names import unwrap_names
 from adept_fast.checkpoint.tokenizer_files import JSON_FILES, tokenizer_of
-from adept_fast.checkpoint.torch_bin import BIN_FILE, BIN_INDEX_FILE, tensors_of_bin
+from adept_fast.checkpoint.torch_file import tensors_of_bin
 from adept_fast.config import ConfigError, PersimmonConfig
 from adept_fast.system import json_file
 from adept_fast.system.regular_file import FileError, is_there
@@ -26,7 +26,9 @@ from adept_fast.tokenizer.tokenizer import Tokenizer
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-
+# The names that transformers used before safetensors.
+BIN_FILE = "pytorch_model.bin"
+BIN_INDEX_FILE = "pytorch_model.bin.index.json"
 CONFIG_FILE = "config.json"
 
 
@@ -98,9 +100,7 @@ def _tensors_of_index(
     index: Path, read: Callable[[Path], dict[str, StoredTensor]]
 ) -> dict[str, StoredTensor]:
     path = index.parent
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: weight_map is missing; expected tensor names mapped to file names")
+    weight_map = read_weight_map(index)
     shards: dict[str, dict[str, StoredTensor]] = {}
     for name, file_name in weight_map.items():
         if (
@@ -124,6 +124,14 @@ def _tensors_of_index(
     if unlisted:
         raise CheckpointError(f"{stored[unlisted[0]].source}: tensor {unlisted[0]} is not in the index")
     return {name: shards[file_name][name] for name, file_name in weight_map.items()}
+
+
+def read_weight_map(index: Path) -> dict[str, Any]:
+    """Tensor name → file name, unchecked, from an index; CheckpointError if it has no such object."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: weight_map is missing; expected tensor names mapped to file names")
+    return weight_map
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from adept_fast.checkpoint.base import CheckpointError
 from adept_fast.checkpoint.hub import HubSnapshot, fetch_snapshot, is_hub_id
-from adept_fast.checkpoint.hub_cache import snapshot_in_cache_folder
+from adept_fast.checkpoint.hub_files import snapshot_in_cache_folder
 from adept_fast.system.regular_file import missing_target
 
 _NOTHING = "there is no such file or directory"

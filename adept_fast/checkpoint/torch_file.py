@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor
 
@@ -106,6 +107,22 @@ def read_torch_file(file: FileRange) -> TorchFile:
     except PickleError as error:
         raise CheckpointError(f"{file.label}: its pickle cannot be read ({error})") from error
     return TorchFile(file, pickled.contents, pickled.left_unread, records, folder)
+
+
+def tensors_of_bin(path: Path, left_unread: set[str], *, mmap: bool = True) -> dict[str, StoredTensor]:
+    """The tensors of a file of torch.save, by name; the unknown names in it are added to ``left_unread``.
+
+    Raises CheckpointError where it is no such file, or holds anything but tensors by name.
+    """
+    file = FileRange.whole(path, mmap=mmap)
+    read = read_torch_file(file)
+    if not isinstance(read.contents, dict):
+        raise CheckpointError(f"{path}: holds {described(read.contents)}; expected a dict of tensors")
+    for name in read.contents:
+        if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME:
+            raise CheckpointError(f"{path}: has the key {described(name)}; expected the name of a tensor")
+    left_unread |= set(read.left_unread)
+    return read.tensors(read.contents.items())
 
 
 def _check_notes(file: FileRange, records: Mapping[str, Record], folder: str) -> None:

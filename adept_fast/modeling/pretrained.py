@@ -22,6 +22,7 @@ from adept_fast.checkpoint import (
     open_checkpoint,
 )
 from adept_fast.checkpoint.atomic import flush, partial_directory, require_space
+from adept_fast.checkpoint.base import unwrap_names, unwrapped_name
 from adept_fast.checkpoint.huggingface import (
     CONFIG_FILE,
     INDEX_FILE,
@@ -31,7 +32,6 @@ from adept_fast.checkpoint.huggingface import (
 )
 from adept_fast.checkpoint.native import is_native, open_native
 from adept_fast.checkpoint.save import ROOM_FOR_SMALL_FILES, write_json
-from adept_fast.checkpoint.tensor_names import unwrap_names, unwrapped_name
 from adept_fast.checkpoint.weight_files import read_as, size_of, write_safetensors
 from adept_fast.config import ConfigError
 from adept_fast.config import PersimmonConfig as Architecture

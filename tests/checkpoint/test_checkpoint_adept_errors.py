@@ -30,7 +30,7 @@ from checkpoints import (
 from small_checkpoint import CONFIG, TENSORS, TOKENIZER
 
 from adept_fast.checkpoint import CheckpointError, open_checkpoint
-from adept_fast.checkpoint.adept import is_adept
+from adept_fast.checkpoint.adept_layout import is_release
 from adept_fast.config import ConfigError
 
 UP = "model.layers.1.mlp.dense_h_to_4h.weight"
@@ -369,7 +369,7 @@ class TestFiles:
         empty = tmp_path / "empty"
         empty.mkdir()
         (tmp_path / "notes.txt").write_text("no checkpoint")
-        assert not is_adept(empty)
+        assert not is_release(empty)
         for path in (empty, tmp_path / "notes.txt"):
             assert_refused(path, str(path), "config.json", "latest_checkpointed_iteration.txt", "tar")
         assert_refused(tmp_path / "nothing", "no such file")
