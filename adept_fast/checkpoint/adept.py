@@ -14,7 +14,7 @@ from adept_fast.checkpoint.base import (
     CheckpointError,
     StoredTensor,
     bounded_names,
-    check_tensors,
+    check_model,
     check_vocabulary,
 )
 from adept_fast.checkpoint.file_range import FileRange
@@ -42,7 +42,7 @@ def open_adept(path: Path, archive: FileRange | None = None, *, mmap: bool = Tru
     tensors = _renamed(_merge(stages))
     config = _agreed_config(stages, tensors, tokenizer)
     check_vocabulary(path, config, tokenizer)
-    checked = check_tensors(path, config, tensors)
+    checked = check_model(path, config, tensors)
     if len(stages[0]) > 1 and ranks[0].args.get("qk_layernorm") == PER_RANK:
         _check_one_qk_layernorm(ranks[0], checked)
     in_ranks = (name for rank in ranks for name in rank.left_unread)

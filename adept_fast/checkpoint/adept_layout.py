@@ -8,7 +8,6 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from adept_fast.checkpoint.base import CheckpointError
 from adept_fast.checkpoint.file_range import FileRange
@@ -42,28 +41,9 @@ class Release:
     left_unread: tuple[str, ...]
 
 
-class _Folder(Protocol):
-    """A folder on disk or in a tar."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def label(self) -> str: ...
-
-    @property
-    def parent(self) -> _Folder | None: ...
-
-    def folders(self) -> dict[str, _Folder]: ...
-
-    def has(self, name: str) -> bool:
-        """Whether there is anything of that name; it is not opened."""
-
-    def file(self, name: str) -> FileRange | None:
-        """The file of that name, None where there is none; CheckpointError for one that is not regular."""
-
-
 class _Directory:
+    """A folder on disk."""
+
     def __init__(self, path: Path) -> None:
         # Absolute, so that "." has a name and parents; not resolved, so that links keep their neighbours.
         self._path = Path(os.path.abspath(path))
@@ -81,13 +61,17 @@ class _Directory:
             raise CheckpointError(f"{self._path}: cannot be listed ({error.strerror or error})") from error
 
     def has(self, name: str) -> bool:
+        """Whether there is anything of that name; it is not opened."""
         return is_there(self._path / name)
 
     def file(self, name: str) -> FileRange | None:
+        """The file of that name, None if there is none; CheckpointError for one that is not regular."""
         return FileRange.whole(self._path / name) if self.has(name) else None
 
 
 class _TarFolder:
+    """A folder in a tar, with the members of ``_Directory``."""
+
     def __init__(
         self, archive: FileRange, members: dict[PurePosixPath, list[tarfile.TarInfo]], path: PurePosixPath
     ):
@@ -132,6 +116,9 @@ class _TarFolder:
         return FileRange(self._archive.file, member.offset_data, member.size, label)
 
 
+_Folder = _Directory | _TarFolder
+
+
 def is_release(path: Path, archive: FileRange | None = None) -> bool:
     """Whether ``find_release`` knows what to do with them (a compressed tar: refuse it by name)."""
     if archive is not None:
@@ -152,12 +139,12 @@ def find_release(path: Path, archive: FileRange | None = None) -> Release:
     start = _Directory(path) if archive is None else _tar_root(archive)
     home = _folder_of_ranks(start)
     stages = _rank_folders(home)
-    files, left_unread = _rank_files([folder for stage in stages for folder in stage])
+    files, left_unread = _rank_files(stages)
     looked_in = [start, *_upwards(home, _LEVELS_ABOVE_RANKS)]
     for folder in looked_in:
         tokenizer = folder.file(TOKENIZER_FILE)
         if tokenizer is not None:
-            return Release(tuple(_split(files, len(stages))), tokenizer, left_unread)
+            return Release(files, tokenizer, left_unread)
     raise CheckpointError(
         f"{start.label}: {TOKENIZER_FILE} is missing; expected it there, or at most "
         f"{_LEVELS_ABOVE_RANKS} levels above {home.label}"
@@ -229,24 +216,20 @@ def _rank_folders(home: _Folder) -> list[list[_Folder]]:
     return grid
 
 
-def _rank_files(folders: list[_Folder]) -> tuple[list[FileRange], tuple[str, ...]]:
+def _rank_files(stages: list[list[_Folder]]) -> tuple[tuple[tuple[FileRange, ...], ...], tuple[str, ...]]:
     """The file of each folder, the same name in all; and the names of files that hold more, unread."""
+    folders = [folder for stage in stages for folder in stage]
     name = next((name for name in _RANK_FILES if all(folder.has(name) for folder in folders)), RANK_FILE)
-    files = []
-    for folder in folders:
-        file = folder.file(name)
-        if file is None:
-            raise CheckpointError(f"{folder.label}: {name} is missing")
-        files.append(file)
     others = [other for other in (*_RANK_FILES, _OPTIMIZER_FILE) if other != name]
     left = tuple(f"{other} beside {name}" for other in others if any(folder.has(other) for folder in folders))
-    return files, left
+    return tuple(tuple(_rank_file(folder, name) for folder in stage) for stage in stages), left
 
 
-def _split(files: list[FileRange], parts: int) -> Iterator[tuple[FileRange, ...]]:
-    share = len(files) // parts
-    for at in range(parts):
-        yield tuple(files[at * share : (at + 1) * share])
+def _rank_file(folder: _Folder, name: str) -> FileRange:
+    file = folder.file(name)
+    if file is None:
+        raise CheckpointError(f"{folder.label}: {name} is missing")
+    return file
 
 
 def _upwards(folder: _Folder, levels: int) -> Iterator[_Folder]:

@@ -17,6 +17,9 @@ from adept_fast.tokenizer.tokenizer import Tokenizer
 
 # What weights may be stored in and held in, by the names that users write.
 WEIGHT_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
+FLOATS = tuple(WEIGHT_DTYPES.values())
+
+ExpectedTensor = tuple[tuple[int, ...], tuple[torch.dtype, ...]]  # shape, and the dtypes that are allowed
 
 _MAX_NAMES = 20  # in a list of what was left unread
 
@@ -73,46 +76,54 @@ class Checkpoint:
         return self.tensors["model.embed_tokens.weight"].dtype
 
 
-def check_tensors(
+def check_model(
     path: Path, config: PersimmonConfig, tensors: Mapping[str, StoredTensor]
 ) -> dict[str, StoredTensor]:
     """The tensors that the config calls for, in its order, each named as its key.
 
-    Raises CheckpointError for a tensor that is missing, left over, misshapen, or not of a float dtype,
-    by its name as it is stored.
+    Raises CheckpointError as ``check_tensors`` does, and for a tensor that is not of a float dtype. A tied
+    model's ``lm_head.weight`` and buffers that the config determines are ignored.
     """
-    expected = config.tensor_shapes()
+    expected = {name: (shape, FLOATS) for name, shape in config.tensor_shapes().items()}
+    ignored = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    relevant = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name not in ignored and not name.endswith(_DERIVED_SUFFIXES)
+    }
+    check_tensors(path, expected, relevant)
+    return {name: replace(tensors[name], name=name) for name in expected}
+
+
+def check_tensors(
+    path: Path, expected: Mapping[str, ExpectedTensor], tensors: Mapping[str, StoredTensor]
+) -> None:
+    """Raises CheckpointError for a tensor that is missing, left over, misshapen, or of another dtype, by its
+    name as it is stored; ``path`` is the file or directory that misses a tensor."""
     missing = [name for name in expected if name not in tensors]
     if missing:
-        wanted = list(expected[missing[0]])
+        wanted = list(expected[missing[0]][0])
         raise CheckpointError(
             f"{path}: tensor {_first_of(missing)} is missing; the config calls for shape {wanted}"
         )
-    ignored = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    left_over = [
-        name
-        for name in tensors
-        if name not in expected and name not in ignored and not name.endswith(_DERIVED_SUFFIXES)
-    ]
+    left_over = [tensor for name, tensor in tensors.items() if name not in expected]
     if left_over:
         raise CheckpointError(
-            f"{tensors[left_over[0]].source}: tensor "
-            f"{_first_of([tensors[name].name for name in left_over])} does not belong to the model "
-            f"that the config describes"
+            f"{left_over[0].source}: tensor {_first_of([tensor.name for tensor in left_over])} does not "
+            f"belong to the model that the config describes"
         )
-    for name, shape in expected.items():
+    for name, (shape, dtypes) in expected.items():
         tensor = tensors[name]
         if tensor.shape != shape:
             raise CheckpointError(
                 f"{tensor.source}: tensor {tensor.name} has shape {list(tensor.shape)}; "
                 f"the config calls for {list(shape)}"
             )
-        if tensor.dtype not in WEIGHT_DTYPES.values():
+        if tensor.dtype not in dtypes:
             raise CheckpointError(
                 f"{tensor.source}: tensor {tensor.name} has dtype {dtype_name(tensor.dtype)}; "
-                f"expected float32, float16 or bfloat16"
+                f"expected {' or '.join(map(dtype_name, dtypes))}"
             )
-    return {name: replace(tensors[name], name=name) for name in expected}
 
 
 def check_vocabulary(path: Path, config: PersimmonConfig, tokenizer: Tokenizer) -> None:

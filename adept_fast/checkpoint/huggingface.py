@@ -11,7 +11,7 @@ from adept_fast.checkpoint.base import (
     CheckpointError,
     StoredTensor,
     bounded_names,
-    check_tensors,
+    check_model,
     check_vocabulary,
     unwrap_names,
 )
@@ -52,7 +52,7 @@ def open_huggingface(path: Path, values: dict[str, Any], *, mmap: bool = True) -
     tokenizer = read_tokenizer(path, values, config.vocab_size)
     check_vocabulary(path, config, tokenizer)
     weights = stored_weights(path, mmap=mmap)
-    tensors = check_tensors(path, config, unwrap_names(weights.tensors, config.tensor_shapes()))
+    tensors = check_model(path, config, unwrap_names(weights.tensors, config.tensor_shapes()))
     left_unread = bounded_names(weights.left_unread)
     return Checkpoint(path, "huggingface", config, tensors, tokenizer, left_unread=left_unread, mmap=mmap)
 

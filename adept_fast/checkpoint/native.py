@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from adept_fast.checkpoint.base import (
-    WEIGHT_DTYPES,
+    FLOATS,
     Checkpoint,
     CheckpointError,
+    ExpectedTensor,
     StoredTensor,
+    check_tensors,
     check_vocabulary,
-    dtype_name,
 )
 from adept_fast.checkpoint.huggingface import CONFIG_FILE, SINGLE_FILE, read_tokenizer
 from adept_fast.checkpoint.packed import PackedMatrix, packed_matrices
@@ -39,7 +40,6 @@ LAYOUTS: dict[str, type[QuantizedMatrix]] = {kind.layout: kind for kind in (RowM
 _VERSION_1_FORMATS = {"int8": FORMATS["int8"], "int4": FORMATS["int4-g32"]}  # all of them cpu_tiled
 
 EMBEDDING = "model.embed_tokens.weight"
-_FLOATS = tuple(WEIGHT_DTYPES.values())
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def open_native(path: Path, values: dict[str, Any], *, mmap: bool = True) -> Che
     if (found := _packing(file, opened.metadata)) != packing:
         raise CheckpointError(f"{file}: has {found}; config.json says {packing}")
     matrices = packed_matrices(config, packing.weights, packing.layout)
-    _check_tensors(file, stored, tensors_of(config, matrices))
+    check_tensors(file, tensors_of(config, matrices), stored)
     packed = {
         name: partial(
             _read_packed, matrix, stored[f"{name}.values"], stored[f"{name}.scales"], stored[EMBEDDING].dtype
@@ -95,18 +95,16 @@ def open_native(path: Path, values: dict[str, Any], *, mmap: bool = True) -> Che
     return Checkpoint(path, "native", config, tensors, tokenizer, packing.weights, packed, mmap)
 
 
-def tensors_of(
-    config: PersimmonConfig, matrices: Mapping[str, PackedMatrix]
-) -> dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]:
+def tensors_of(config: PersimmonConfig, matrices: Mapping[str, PackedMatrix]) -> dict[str, ExpectedTensor]:
     """Name → shape and the dtypes that are allowed, of every tensor in the file, in its order."""
-    tensors: dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]] = {}
+    tensors: dict[str, ExpectedTensor] = {}
     for at, part in enumerate(("values", "scales")):
         for name, matrix in matrices.items():
             shape, dtype = matrix.layout.stored(matrix.spec)[at]
             tensors[f"{name}.{part}"] = (shape, (dtype,))
     for name, whole in config.tensor_shapes().items():
         if name not in matrices:
-            tensors[name] = (whole, _FLOATS if name == EMBEDDING else (torch.float32,))
+            tensors[name] = (whole, FLOATS if name == EMBEDDING else (torch.float32,))
     return tensors
 
 
@@ -131,32 +129,6 @@ def _packing(source: Path, description: Mapping[str, Any]) -> Packing:
             f"{source}: has {weights} weights in the order {layout}, which has no such weights"
         )
     return Packing(formats[weights], LAYOUTS[layout])
-
-
-def _check_tensors(
-    file: Path,
-    stored: Mapping[str, StoredTensor],
-    expected: Mapping[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]],
-) -> None:
-    """Raises CheckpointError for a tensor that is missing, left over, misshapen, or of another dtype."""
-    for name, (shape, dtypes) in expected.items():
-        if name not in stored:
-            raise CheckpointError(f"{file}: tensor {name} is missing; the config calls for {list(shape)}")
-        tensor = stored[name]
-        if tensor.shape != shape:
-            raise CheckpointError(
-                f"{file}: tensor {name} has shape {list(tensor.shape)}; the config calls for {list(shape)}"
-            )
-        if tensor.dtype not in dtypes:
-            raise CheckpointError(
-                f"{file}: tensor {name} has dtype {dtype_name(tensor.dtype)}; "
-                f"expected {' or '.join(map(dtype_name, dtypes))}"
-            )
-    for name in stored:
-        if name not in expected:
-            raise CheckpointError(
-                f"{file}: tensor {name} does not belong to the model that the config describes"
-            )
 
 
 def _read_packed(

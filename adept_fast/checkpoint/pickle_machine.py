@@ -156,9 +156,6 @@ class Machine:
         self._below.append(self._stack)
         self._stack = []
 
-    def drop(self, value: object) -> None:
-        """Do nothing with a value that was popped."""
-
     def pop_to_mark(self) -> list[Any]:
         if not self._below:
             raise PickleError("there is no mark")

@@ -10,19 +10,25 @@ from __future__ import annotations
 
 import pickle
 import pickletools
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from adept_fast.checkpoint.pickle_machine import BYTES, MAX_OPCODES, Functions, Machine, PickleError
-from adept_fast.checkpoint.pickle_opcodes import HANDLERS, Handler
 from adept_fast.checkpoint.pickle_values import Global, PickledObject
 
 __all__ = ["Functions", "PickleError", "Pickled", "read_pickle"]
 
 _LONGEST_TEXT_ENCODED = 1024  # characters
 _OPCODE_NAMES = {ord(info.code): info.name for info in pickletools.opcodes}
-_HANDLERS: list[Handler | None] = [HANDLERS.get(bytes([code])) for code in range(256)]
+_SET = Global("", "set")
+_BUFFER = Global("", "an out-of-band buffer")
+_EXTENSIONS = "copyreg's extension"
+_U1, _U2, _U4, _U8 = (struct.Struct(letter) for letter in ("B", "<H", "<I", "<Q"))
+_S4, _DOUBLE = struct.Struct("<i"), struct.Struct(">d")
+
+Handler = Callable[[Machine], object]  # what an opcode does to the machine
 
 
 @dataclass(frozen=True)
@@ -69,9 +75,6 @@ def read_pickle(
     raise PickleError(f"the pickle has more than {MAX_OPCODES} opcodes")
 
 
-_STOP = ord(pickle.STOP)
-
-
 def _reconstructed(arguments: tuple[Any, ...]) -> object:
     """What protocols 0 and 1 make an object of a class by."""
     return PickledObject(arguments[0]) if arguments and isinstance(arguments[0], Global) else None
@@ -99,3 +102,171 @@ _FUNCTIONS: dict[str, Callable[[tuple[Any, ...]], object]] = {
     "builtins.bytes": _encoded,
     "builtins.object": _nothing,
 }
+
+
+def _integer_line(machine: Machine) -> None:
+    line = machine.line()
+    known = {b"00": False, b"01": True}
+    machine.push(known[line] if line in known else int(line[:-1] if line.endswith(b"L") else line))
+
+
+def _string_line(machine: Machine) -> None:
+    line = machine.line()
+    if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"') or b"\\" in line:
+        raise PickleError("the text has no quotes, or escapes")
+    machine.push_text(line[1:-1])
+
+
+def _two_lines(machine: Machine) -> None:
+    machine.push_global(machine.line().decode("utf-8"), machine.line().decode("utf-8"))
+
+
+def _stack_global(machine: Machine) -> None:
+    name, module = machine.pop(), machine.pop()
+    machine.push_global(module, name)
+
+
+def _reduce(machine: Machine) -> None:
+    arguments, maker = machine.pop(), machine.pop()
+    machine.push_call(maker, arguments)
+
+
+def _new_object_with_keywords(machine: Machine) -> None:
+    machine.pop()
+    _reduce(machine)
+
+
+def _instance(machine: Machine) -> None:
+    arguments = tuple(machine.pop_to_mark())
+    _two_lines(machine)
+    machine.push_call(machine.pop(), arguments)
+
+
+def _object(machine: Machine) -> None:
+    maker, *arguments = machine.pop_to_mark() or [None]
+    machine.push_call(maker, tuple(arguments))
+
+
+def _extension(machine: Machine, format_: struct.Struct) -> None:
+    machine.push_global(_EXTENSIONS, str(machine.number(format_)))
+
+
+def _append_one(machine: Machine) -> None:
+    value = machine.pop()
+    machine.append([value])
+
+
+def _set_one_item(machine: Machine) -> None:
+    value, key = machine.pop(), machine.pop()
+    machine.set_items([key, value])
+
+
+def _text_line(machine: Machine) -> None:
+    line = machine.line()
+    if b"\\" in line:
+        raise PickleError("the text has escapes")
+    machine.push_text(line.decode("latin-1").encode())
+
+
+def _frame(machine: Machine) -> None:
+    """A frame says how many bytes belong together; nothing depends on that but that they are there."""
+    machine.require(machine.number(_U8))
+
+
+def _set_of_marked(machine: Machine) -> None:
+    machine.pop_to_mark()
+    machine.push_new(PickledObject(_SET))
+
+
+def _pushes(value: object) -> Handler:
+    return lambda machine: machine.push(value)
+
+
+def _pushes_number(format_: struct.Struct) -> Handler:
+    return lambda machine: machine.push(machine.number(format_))
+
+
+def _pushes_text(length: struct.Struct) -> Handler:
+    return lambda machine: machine.push_text(machine.take(machine.number(length)))
+
+
+def _pushes_bytes(length: struct.Struct) -> Handler:
+    return lambda machine: machine.push_bytes(machine.number(length))
+
+
+_BY_OPCODE: dict[bytes, Handler] = {
+    pickle.PROTO: lambda machine: machine.skip(1),
+    pickle.FRAME: _frame,
+    pickle.MARK: Machine.mark,
+    pickle.POP: Machine.discard,
+    pickle.POP_MARK: Machine.pop_to_mark,
+    pickle.DUP: lambda machine: machine.push(machine.top()),
+    # Constants and numbers.
+    pickle.NONE: _pushes(None),
+    pickle.NEWTRUE: _pushes(True),
+    pickle.NEWFALSE: _pushes(False),
+    pickle.EMPTY_TUPLE: _pushes(()),
+    pickle.INT: _integer_line,
+    pickle.LONG: _integer_line,
+    pickle.FLOAT: lambda machine: machine.push(float(machine.line())),
+    pickle.BININT: _pushes_number(_S4),
+    pickle.BININT1: _pushes_number(_U1),
+    pickle.BININT2: _pushes_number(_U2),
+    pickle.BINFLOAT: _pushes_number(_DOUBLE),
+    pickle.LONG1: lambda machine: machine.push_integer(machine.number(_U1)),
+    pickle.LONG4: lambda machine: machine.push_integer(machine.number(_U4)),
+    # Texts and bytes. A protocol 2 of Python 2 has its texts in what are bytes strings there.
+    pickle.STRING: _string_line,
+    pickle.UNICODE: _text_line,
+    pickle.SHORT_BINSTRING: _pushes_text(_U1),
+    pickle.BINSTRING: _pushes_text(_U4),
+    pickle.SHORT_BINUNICODE: _pushes_text(_U1),
+    pickle.BINUNICODE: _pushes_text(_U4),
+    pickle.BINUNICODE8: _pushes_text(_U8),
+    pickle.SHORT_BINBYTES: _pushes_bytes(_U1),
+    pickle.BINBYTES: _pushes_bytes(_U4),
+    pickle.BINBYTES8: _pushes_bytes(_U8),
+    pickle.BYTEARRAY8: _pushes_bytes(_U8),
+    pickle.NEXT_BUFFER: lambda machine: machine.push_new(PickledObject(_BUFFER)),
+    pickle.READONLY_BUFFER: Machine.top,
+    # Containers.
+    pickle.EMPTY_LIST: lambda machine: machine.push_new([]),
+    pickle.EMPTY_DICT: lambda machine: machine.push_new({}),
+    pickle.EMPTY_SET: lambda machine: machine.push_new(PickledObject(_SET)),
+    pickle.LIST: lambda machine: machine.push_new(machine.pop_to_mark()),
+    pickle.DICT: lambda machine: machine.push_dict(machine.pop_to_mark()),
+    pickle.FROZENSET: _set_of_marked,
+    pickle.TUPLE: lambda machine: machine.push_new(tuple(machine.pop_to_mark())),
+    pickle.TUPLE1: lambda machine: machine.push_tuple(1),
+    pickle.TUPLE2: lambda machine: machine.push_tuple(2),
+    pickle.TUPLE3: lambda machine: machine.push_tuple(3),
+    pickle.APPEND: _append_one,
+    pickle.APPENDS: lambda machine: machine.append(machine.pop_to_mark()),
+    pickle.ADDITEMS: lambda machine: machine.append(machine.pop_to_mark()),
+    pickle.SETITEM: _set_one_item,
+    pickle.SETITEMS: lambda machine: machine.set_items(machine.pop_to_mark()),
+    # The memo.
+    pickle.PUT: lambda machine: machine.remember(int(machine.line())),
+    pickle.BINPUT: lambda machine: machine.remember(machine.number(_U1)),
+    pickle.LONG_BINPUT: lambda machine: machine.remember(machine.number(_U4)),
+    pickle.MEMOIZE: Machine.remember_next,
+    pickle.GET: lambda machine: machine.recall(int(machine.line())),
+    pickle.BINGET: lambda machine: machine.recall(machine.number(_U1)),
+    pickle.LONG_BINGET: lambda machine: machine.recall(machine.number(_U4)),
+    # Classes, functions, and objects.
+    pickle.GLOBAL: _two_lines,
+    pickle.STACK_GLOBAL: _stack_global,
+    pickle.EXT1: lambda machine: _extension(machine, _U1),
+    pickle.EXT2: lambda machine: _extension(machine, _U2),
+    pickle.EXT4: lambda machine: _extension(machine, _U4),
+    pickle.REDUCE: _reduce,
+    pickle.NEWOBJ: _reduce,
+    pickle.NEWOBJ_EX: _new_object_with_keywords,
+    pickle.INST: _instance,
+    pickle.OBJ: _object,
+    pickle.BUILD: Machine.build,
+    pickle.PERSID: lambda machine: machine.push_persistent(machine.line().decode("utf-8")),
+    pickle.BINPERSID: lambda machine: machine.push_persistent(machine.pop()),
+}
+_HANDLERS = [_BY_OPCODE.get(bytes([code])) for code in range(256)]
+_STOP = ord(pickle.STOP)

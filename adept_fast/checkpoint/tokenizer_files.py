@@ -6,17 +6,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from adept_fast.chat.budget import MAX_SOURCE
+from adept_fast.chat.format import ChatFormat, HumanAdeptFormat
 from adept_fast.checkpoint.base import CheckpointError
-from adept_fast.checkpoint.chat_files import chat_format
+from adept_fast.checkpoint.file_range import FileRange
 from adept_fast.checkpoint.special_tokens import added_tokens, end_ids, listed_names, special_names
 from adept_fast.system.file_limits import max_bytes
-from adept_fast.system.regular_file import FileError, is_there, read_regular
+from adept_fast.system.regular_file import is_there
 from adept_fast.tokenizer.added_tokens import AddedToken
 from adept_fast.tokenizer.fast_vocabulary import FastVocabulary
 from adept_fast.tokenizer.post_processor import leading_token
 from adept_fast.tokenizer.sentencepiece_vocabulary import SentencePieceVocabulary
 from adept_fast.tokenizer.tokenizer import Tokenizer
-from adept_fast.tokenizer.vocabulary import Vocabulary
+from adept_fast.tokenizer.vocabulary import Vocabulary, is_text
 
 MODEL_FILE = "tokenizer.model"
 FAST_FILE = "tokenizer.json"
@@ -30,6 +32,8 @@ JSON_FILES = (
     "generation_config.json",
     "chat_template.json",
 )
+_TEMPLATE_FILE = "chat_template.jinja"
+_DEFAULT = "default"  # the name of the template for plain conversations, if there are several
 
 Contents = Mapping[str, Mapping[str, Any]]
 
@@ -67,7 +71,7 @@ def tokenizer_of(path: Path, contents: Contents, rows: int) -> Tokenizer:
         source=file,
         special_tokens=known,
         end_ids=end_ids(every["generation_config.json"], every["config.json"], rows, path),
-        chat_format=chat_format(path, every),
+        chat_format=_chat_format(path, every),
     )
     for key, token_id in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id)):
         if key in named and key not in known and token_id is not None:
@@ -87,10 +91,7 @@ def _vocabulary(
             f"{path / CONFIG_FILE}: split_special_tokens is {splits!r:.80}; expected true or false"
         )
     if is_there(path / MODEL_FILE):
-        try:
-            model = read_regular(path / MODEL_FILE, max_bytes(MODEL_FILE))
-        except FileError as error:
-            raise CheckpointError(str(error)) from error
+        model = FileRange.whole(path / MODEL_FILE).read(max_bytes(MODEL_FILE))
         plain = SentencePieceVocabulary(model, str(path / MODEL_FILE))
         listed = {token.content for token in added}
         only_named = [
@@ -130,3 +131,65 @@ def _bos(
             f"{path / CONFIG_FILE}: add_bos_token is {chosen!r:.80}; expected true or false"
         )
     return leading is not None if chosen is None else chosen, named.get("bos_token")
+
+
+def _chat_format(path: Path, contents: Contents) -> ChatFormat:
+    """The template of ``chat_template.jinja``, else of ``tokenizer_config.json``, else of
+    ``chat_template.json``; the built-in format where there is none, or where the template is that format's.
+
+    Args:
+        contents: those of the directory's JSON files, by their names.
+
+    Raises CheckpointError for a template that is no text. Whether it is jinja, its first use says.
+    """
+    source, label = _template(path, contents)
+    built_in = HumanAdeptFormat()
+    if source is None or source in (built_in.source(False), built_in.source(True)):
+        return built_in
+    if not is_text(source):
+        raise CheckpointError(
+            f"{label}: the chat template holds a lone surrogate, which UTF-8 cannot express"
+        )
+    from adept_fast.chat.chat_template import ChatTemplate  # jinja takes a while to import
+
+    return ChatTemplate(source, label)
+
+
+def _template(path: Path, contents: Contents) -> tuple[str | None, str]:
+    """The template, and where it is."""
+    if is_there(path / _TEMPLATE_FILE):
+        try:
+            text = FileRange.whole(path / _TEMPLATE_FILE).read(4 * MAX_SOURCE).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{path / _TEMPLATE_FILE}: not UTF-8 text (byte {error.start})") from error
+        return text.replace("\r\n", "\n").replace("\r", "\n"), str(path / _TEMPLATE_FILE)
+    for file in ("tokenizer_config.json", "chat_template.json"):
+        given = contents.get(file, {}).get("chat_template")
+        if given is not None:
+            return _chosen(given, f"{path / file}"), f"{path / file}"
+    return None, ""
+
+
+def _chosen(given: object, label: str) -> str:
+    """One template of those that are given by name, or the only one."""
+    if isinstance(given, list):
+        named = {}
+        for at, entry in enumerate(given):
+            if (
+                not isinstance(entry, dict)
+                or not isinstance(entry.get("name"), str)
+                or "template" not in entry
+            ):
+                raise CheckpointError(
+                    f"{label}: chat_template[{at}] is {entry!r:.80}; expected a name and a template"
+                )
+            named[entry["name"]] = entry["template"]
+        given = named
+    if isinstance(given, dict):
+        if _DEFAULT not in given:
+            names = ", ".join(map(repr, given))
+            raise CheckpointError(f"{label}: chat_template has {names:.80}; expected one named {_DEFAULT!r}")
+        given = given[_DEFAULT]
+    if not isinstance(given, str):
+        raise CheckpointError(f"{label}: chat_template is {given!r:.80}; expected text")
+    return given

@@ -192,12 +192,3 @@ class TestCommand:
         monkeypatch.setattr("adept_fast.commands.convert.convert_checkpoint", record)
         self.run("demo", tmp_path / "saved", "--shard-size", text)
         assert seen["max_shard_bytes"] == size
-
-    def test_the_tool_is_the_same_program(self, tmp_path: Path, monkeypatch, capsys) -> None:
-        monkeypatch.setattr(sys, "argv", ["convert.py", "demo", str(tmp_path / "absent" / "saved")])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(ROOT / "tools" / "convert.py"), run_name="__main__")
-        assert ended.value.code == 1
-        shown = capsys.readouterr().err
-        assert shown == f"error: {tmp_path / 'absent'}: there is no such directory to write saved to\n"
