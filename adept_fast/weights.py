@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from adept_fast.checkpoint import (
     Checkpoint,
@@ -23,6 +22,7 @@ from adept_fast.quantization.layouts import layout_of
 from adept_fast.quantization.matrix import Matrix, QuantizedMatrix, first_rows, repack
 from adept_fast.system.huge_pages import HugePages
 from adept_fast.system.mapped_files import release_pages
+from adept_fast.system.progress import progress_bar
 
 EMBEDDING = "model.embed_tokens.weight"
 _OF_THE_VOCABULARY = (EMBEDDING, "lm_head.weight")
@@ -108,14 +108,7 @@ def load_weights(
     """
     weights = weight_format(checkpoint, weights)
     checkpoint = with_vocabulary(checkpoint, vocab_rows)
-    with tqdm(
-        total=len(checkpoint.tensors),
-        desc="loading",
-        unit="tensor",
-        disable=None if progress else True,  # None shows it only to a terminal
-        delay=0.5,
-        leave=False,
-    ) as bar:
+    with progress_bar("loading", len(checkpoint.tensors), "tensor", shown=progress) as bar:
         config = checkpoint.config
         matrices = matrices_to_pack(checkpoint, weights, device)
         huge = HugePages() if huge_pages and device.type == "cpu" else None

@@ -10,9 +10,7 @@ from adept_fast.checkpoint.base import WEIGHT_DTYPES, Checkpoint, CheckpointErro
 from adept_fast.checkpoint.file_range import FileRange
 from adept_fast.checkpoint.huggingface import open_huggingface, read_config
 from adept_fast.checkpoint.location import Location, demo_path, locate
-from adept_fast.checkpoint.native import is_native, open_native
-from adept_fast.checkpoint.packed import PackedMatrix, packed_matrices
-from adept_fast.system.stand_in import LOOKED_AT, why_unreadable
+from adept_fast.checkpoint.native import PackedMatrix, is_native, open_native, packed_matrices
 
 __all__ = [
     "WEIGHT_DTYPES",
@@ -67,6 +65,4 @@ def _open_file(path: Path, mmap: bool) -> Checkpoint:
     file = FileRange.whole(path)
     if is_release(path, file):
         return open_adept(path, file, mmap=mmap)
-    raise CheckpointError(
-        why_unreadable(str(path), file.read_at(0, min(file.size, LOOKED_AT)), _NOT_A_CHECKPOINT)
-    )
+    raise file.not_valid(_NOT_A_CHECKPOINT)

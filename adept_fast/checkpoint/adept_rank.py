@@ -44,23 +44,16 @@ def read_rank(file: FileRange) -> RankFile:
                 f"{file.label}: holds '{virtual}', a stage of interleaved (virtual) pipeline parallelism; "
                 f"expected one 'model' in each file"
             )
-    args = _args(file, contents)
-    attributes = args.attributes
-    if attributes is None and args.maker.path != _NAMESPACE:
-        raise CheckpointError(f"{file.label}: 'args' is {described(args)}; expected an {_NAMESPACE}")
+    # A Namespace, or an object of an unknown class whose state is a dict of attributes.
+    args = contents.get("args")
+    attributes = args.attributes if isinstance(args, PickledObject) else None
+    if not isinstance(args, PickledObject) or (attributes is None and args.maker.path != _NAMESPACE):
+        raise CheckpointError(f"{file.label}: 'args' {_found(contents, 'args')}; expected an {_NAMESPACE}")
     model = contents.get("model")
     if not isinstance(model, dict):
         raise CheckpointError(f"{file.label}: 'model' {_found(contents, 'model')}; expected a dict")
     tensors = unwrap_names(read.tensors(_flatten(file, model)), (), _WRAPPERS)
     return RankFile(file, attributes or {}, tensors, _left_unread(read, args))
-
-
-def _args(file: FileRange, contents: dict[Any, Any]) -> PickledObject:
-    """The args: a Namespace, or an object of an unknown class whose state is a dict of attributes."""
-    args = contents.get("args")
-    if not isinstance(args, PickledObject):
-        raise CheckpointError(f"{file.label}: 'args' {_found(contents, 'args')}; expected an {_NAMESPACE}")
-    return args
 
 
 def _left_unread(read: TorchFile, args: PickledObject) -> tuple[str, ...]:

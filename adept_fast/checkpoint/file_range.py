@@ -8,7 +8,7 @@ from mmap import mmap as map_file
 from pathlib import Path
 
 from adept_fast.checkpoint.base import CheckpointError
-from adept_fast.system.regular_file import FileError, RegularFile
+from adept_fast.system.regular_file import STAND_IN_BYTES, FileError, RegularFile, why_unreadable
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,11 @@ class FileRange:
         buffer = memoryview(bytearray(length))
         self.read_into(buffer, start)
         return buffer
+
+    def not_valid(self, otherwise: str) -> CheckpointError:
+        """The error for a file that failed to parse: what stands in its place, or else ``otherwise``."""
+        beginning = self.read_at(0, min(self.size, STAND_IN_BYTES))
+        return CheckpointError(why_unreadable(self.label, beginning, otherwise))
 
     def _mapped(self, start: int, length: int) -> memoryview:
         first = self.offset + start

@@ -92,9 +92,7 @@ def download_errors(hub_id: str, revision: str, file_name: str) -> Iterator[None
     except OSError as error:
         raise CheckpointError(_local(error, hub_id, file_name)) from error
     except (client_error, RuntimeError, ValueError) as error:  # a RuntimeError is hf_xet's
-        raise CheckpointError(
-            f"{hub_id}: {file_name} was interrupted while it was downloaded ({_reason(error)}); {_KEPT}"
-        ) from error
+        raise CheckpointError(_interrupted(error, hub_id, file_name)) from error
 
 
 def _refused(error: Exception, hub_id: str, revision: str) -> str:
@@ -139,6 +137,10 @@ def _local(error: OSError, hub_id: str, file_name: str) -> str:
     if error.errno in _NOT_WRITABLE:  # a PermissionError without a number is hf_xet's, about its token
         named = error.filename or cache
         return f"{hub_id}: {named} in the cache {cache} cannot be written ({error.strerror})"
+    return _interrupted(error, hub_id, file_name)
+
+
+def _interrupted(error: Exception, hub_id: str, file_name: str) -> str:
     return f"{hub_id}: {file_name} was interrupted while it was downloaded ({_reason(error)}); {_KEPT}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,12 @@ from adept_fast.checkpoint.base import (
     check_vocabulary,
 )
 from adept_fast.checkpoint.huggingface import CONFIG_FILE, SINGLE_FILE, read_tokenizer
-from adept_fast.checkpoint.packed import PackedMatrix, packed_matrices
 from adept_fast.checkpoint.safetensors_file import open_safetensors
 from adept_fast.config import PersimmonConfig
-from adept_fast.quantization.formats import FORMATS, WeightFormat
+from adept_fast.quantization.formats import FORMATS, MatrixSpec, QuantizationError, WeightFormat, spec_of
 from adept_fast.quantization.layout_cpu import TiledMatrix
 from adept_fast.quantization.layout_plain import RowMajorMatrix
-from adept_fast.quantization.matrix import QuantizedMatrix
+from adept_fast.quantization.matrix import QuantizedMatrix, quantize
 from adept_fast.system.regular_file import is_there
 
 # How config.json describes the weights beside it.
@@ -51,6 +50,54 @@ class Packing:
 
     def __str__(self) -> str:
         return f"{self.weights.name} weights in the order {self.layout.layout}"
+
+
+@dataclass(frozen=True)
+class PackedMatrix:
+    """A matrix that a weight format packs: ``spec`` of the checkpoint's ``tensor``, in ``layout``."""
+
+    name: str
+    tensor: str
+    spec: MatrixSpec
+    layout: type[QuantizedMatrix]
+
+    @property
+    def nbytes(self) -> int:
+        return self.layout.bytes_of(self.spec)
+
+    def first_rows(self, count: int) -> PackedMatrix:
+        """As if the matrix had its first ``count`` rows only."""
+        return replace(self, spec=replace(self.spec, shape=(count, self.spec.shape[1])))
+
+    def pack(self, stored: StoredTensor, device: torch.device | None = None) -> QuantizedMatrix:
+        """The matrix on ``device`` (None: the CPU), rounded and packed there.
+
+        Raises CheckpointError naming a tensor that cannot be rounded.
+        """
+        matrix = stored.read().to(device=device)
+        try:
+            return quantize(matrix.t() if self.spec.transposed else matrix, self.spec, self.layout)
+        except QuantizationError as error:
+            raise CheckpointError(f"{stored.source}: tensor {stored.name} {error}") from error
+
+
+def packed_matrices(
+    config: PersimmonConfig, weights: WeightFormat, layout: type[QuantizedMatrix]
+) -> dict[str, PackedMatrix]:
+    """By name, the matrices that ``weights`` packs.
+
+    With tied embeddings the output matrix is among them, and made from the embedding, which stays beside it:
+    one is read whole in every step, of the other a row is looked up.
+    """
+    shapes = config.tensor_shapes()
+    sources = {name: name for name in shapes}
+    sources.setdefault("lm_head.weight", "model.embed_tokens.weight")
+    matrices = {}
+    for name, tensor in sources.items():
+        spec = spec_of(name, shapes[tensor], weights)
+        if spec is not None:
+            matrices[name] = PackedMatrix(name, tensor, spec, layout)
+    return matrices
 
 
 def is_native(values: Mapping[str, Any]) -> bool:

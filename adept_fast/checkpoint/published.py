@@ -6,11 +6,10 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from adept_fast.checkpoint.base import CheckpointError
 from adept_fast.checkpoint.file_range import FileRange
 from adept_fast.checkpoint.tar_members import is_tar
+from adept_fast.system.progress import progress_bar
 from adept_fast.system.regular_file import RegularFile
 
 _BLOCK_BYTES = 2**22
@@ -61,15 +60,7 @@ def release_checksum(path: Path, *, progress: bool = True) -> ReleaseChecksum:
 def _md5(file: RegularFile, progress: bool) -> str:
     digest = hashlib.md5(usedforsecurity=False)
     block = memoryview(bytearray(min(_BLOCK_BYTES, file.size)))
-    with tqdm(
-        total=file.size,
-        desc=f"verifying {file.path.name}",
-        unit="B",
-        unit_scale=True,
-        disable=None if progress else True,  # None shows it only to a terminal
-        delay=0.5,
-        leave=False,
-    ) as bar:
+    with progress_bar(f"verifying {file.path.name}", file.size, "B", shown=progress) as bar:
         for offset in range(0, file.size, _BLOCK_BYTES):
             part = block[: min(_BLOCK_BYTES, file.size - offset)]
             file.read_into(part, offset)

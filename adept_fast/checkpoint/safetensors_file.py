@@ -18,7 +18,6 @@ from adept_fast.checkpoint.file_range import FileRange
 from adept_fast.system.json_file import parse_json
 from adept_fast.system.regular_file import FileError
 from adept_fast.system.short_text import short_repr, shortened
-from adept_fast.system.stand_in import LOOKED_AT, why_unreadable
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 32 * 2**20  # 65 000 tensors take 9 MB
@@ -92,8 +91,7 @@ def _require_valid(file: FileRange) -> None:
 
 
 def _invalid(file: FileRange, reason: str) -> CheckpointError:
-    beginning = file.read_at(0, min(file.size, LOOKED_AT))
-    return CheckpointError(why_unreadable(file.label, beginning, f"not a valid safetensors file ({reason})"))
+    return file.not_valid(f"not a valid safetensors file ({reason})")
 
 
 def _stored_tensor(file: FileRange, start: int, name: str, entry: Mapping[str, Any]) -> StoredTensor:

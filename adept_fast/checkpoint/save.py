@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from adept_fast.checkpoint.adept_layout import RANK_FILE, TOKENIZER_FILE, TRACKER_FILE
 from adept_fast.checkpoint.atomic import atomic_directory, require_free, require_space
@@ -35,6 +34,7 @@ from adept_fast.checkpoint.weight_files import (
     write_torch_file,
 )
 from adept_fast.config import PersimmonConfig
+from adept_fast.system.progress import progress_bar
 from adept_fast.tokenizer.tokenizer import Tokenizer
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -87,7 +87,7 @@ def save_huggingface(
     shards = _split_into_shards(checkpoint.tensors.values(), dtype, max_shard_bytes)
     with (
         atomic_directory(destination) as directory,
-        progress_bar(destination, weights, progress) as bar,
+        progress_bar(f"writing {destination.name}", weights, "B", shown=progress) as bar,
     ):
         for name, contents in _huggingface_texts(checkpoint, fast_tokenizer, shards, dtype):
             write_json(directory / name, contents)
@@ -132,7 +132,7 @@ def save_adept(
     }
     with (
         atomic_directory(destination) as directory,
-        progress_bar(destination, weights, progress) as bar,
+        progress_bar(f"writing {destination.name}", weights, "B", shown=progress) as bar,
     ):
         (directory / TRACKER_FILE).write_text(str(_ITERATION), encoding="ascii")
         (directory / TOKENIZER_FILE).write_bytes(checkpoint.tokenizer.model)
@@ -160,19 +160,6 @@ def _check_request(
     # Either format spells the vocabulary out beside the model, in up to some four times its size.
     require_space(destination, weights + 5 * size_of_files(tokenizer) + ROOM_FOR_SMALL_FILES)
     return weights
-
-
-def progress_bar(destination: Path, weights: int, shown: bool) -> Any:
-    """A bar over so many bytes."""
-    return tqdm(
-        total=weights,
-        desc=f"writing {destination.name}",
-        unit="B",
-        unit_scale=True,
-        disable=None if shown else True,  # None shows it only to a terminal
-        delay=0.5,
-        leave=False,
-    )
 
 
 def _split_into_shards(

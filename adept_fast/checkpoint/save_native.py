@@ -11,14 +11,23 @@ import torch
 from adept_fast.checkpoint.atomic import atomic_directory, require_free, require_space
 from adept_fast.checkpoint.base import WEIGHT_DTYPES, Checkpoint, CheckpointError, dtype_name
 from adept_fast.checkpoint.huggingface import SINGLE_FILE
-from adept_fast.checkpoint.native import EMBEDDING, LAYOUTS, METHOD, SECTION, VERSION, Packing, tensors_of
-from adept_fast.checkpoint.packed import packed_matrices
-from adept_fast.checkpoint.save import ROOM_FOR_SMALL_FILES, Saved, files_in, progress_bar, write_json
+from adept_fast.checkpoint.native import (
+    EMBEDDING,
+    LAYOUTS,
+    METHOD,
+    SECTION,
+    VERSION,
+    Packing,
+    packed_matrices,
+    tensors_of,
+)
+from adept_fast.checkpoint.save import ROOM_FOR_SMALL_FILES, Saved, files_in, write_json
 from adept_fast.checkpoint.save_tokenizer import end_ids, size_of_files, tokenizer_config
 from adept_fast.checkpoint.weight_files import bytes_of, read_as, require_little_endian, safetensors_header
 from adept_fast.quantization.formats import FORMATS, NAMES
 from adept_fast.quantization.layout_plain import RowMajorMatrix
 from adept_fast.quantization.matrix import repack
+from adept_fast.system.progress import progress_bar
 
 _CPU = torch.device("cpu")
 
@@ -58,7 +67,10 @@ def save_native(
     require_space(
         destination, len(header) + size + size_of_files(checkpoint.tokenizer) + ROOM_FOR_SMALL_FILES
     )
-    with atomic_directory(destination) as directory, progress_bar(destination, size, progress) as bar:
+    with (
+        atomic_directory(destination) as directory,
+        progress_bar(f"writing {destination.name}", size, "B", shown=progress) as bar,
+    ):
         write_json(directory / "config.json", _config(checkpoint, packing, dtype))
         write_json(directory / "tokenizer_config.json", tokenizer_config(checkpoint))
         for name, data in checkpoint.tokenizer.vocabulary.files.items():

@@ -87,10 +87,8 @@ def end_ids(generation: Mapping[str, Any], config: Mapping[str, Any], rows: int,
 
     Raises CheckpointError for what is no id of the ``rows`` that the embedding has.
     """
-    file, values = next(
-        (pair for pair in (("generation_config.json", generation),) if "eos_token_id" in pair[1]),
-        ("config.json", config),
-    )
+    in_generation = "eos_token_id" in generation
+    file, values = ("generation_config.json", generation) if in_generation else ("config.json", config)
     listed = values.get("eos_token_id")
     ids = listed if isinstance(listed, list) else [listed]
     for token_id in ids:

@@ -11,7 +11,6 @@ from typing import Any
 from adept_fast.checkpoint.base import CheckpointError
 from adept_fast.checkpoint.file_range import FileRange
 from adept_fast.checkpoint.pickle_values import printable
-from adept_fast.system.stand_in import LOOKED_AT, why_unreadable
 
 # A model of 36 layers has some 700 records, with its optimizer's state four times that.
 _MAX_RECORDS = 2**16
@@ -42,15 +41,6 @@ class Record:
 
 
 @dataclass(frozen=True)
-class _Directory:
-    """Where the central directory begins, how many bytes it has, and how many records it lists."""
-
-    start: int
-    size: int
-    records: int
-
-
-@dataclass(frozen=True)
 class _Entry:
     """A record as the central directory has it."""
 
@@ -66,9 +56,9 @@ def read_zip_records(file: FileRange) -> dict[str, Record]:
     Raises CheckpointError where the file is no whole zip, is compressed or encrypted, has two records of one
     name, or records that overlap or reach beyond the file.
     """
-    directory = _find_directory(file)
-    entries = sorted(_entries(file, directory), key=lambda entry: entry.header)
-    ends = [*(entry.header for entry in entries), directory.start][1:]
+    start, directory, count = _read_directory(file)
+    entries = sorted(_entries(file, directory, count), key=lambda entry: entry.header)
+    ends = [*(entry.header for entry in entries), start][1:]
     records: dict[str, Record] = {}
     for entry, end in zip(entries, ends, strict=False):
         record = _record(file, entry, end)
@@ -115,14 +105,16 @@ def read_record(file: FileRange, record: Record, limit: int) -> bytes:
 
 
 def _not_a_zip(file: FileRange, found: str) -> CheckpointError:
-    otherwise = (
+    return file.not_valid(
         f"not a zip that can be read ({found}); expected a file of torch.save from version 1.6 on, whole"
     )
-    return CheckpointError(why_unreadable(file.label, file.read_at(0, min(file.size, LOOKED_AT)), otherwise))
 
 
-def _find_directory(file: FileRange) -> _Directory:
-    """The central directory, found by the structures behind it, which must be as torch writes them."""
+def _read_directory(file: FileRange) -> tuple[int, bytes, int]:
+    """The offset of the central directory, its bytes, and the number of records that it lists.
+
+    The structures behind it, by which it is found, must be as torch writes them.
+    """
     at = file.size - _END.size
     if at < 0:
         raise _not_a_zip(file, f"it has {file.size} bytes")
@@ -145,12 +137,11 @@ def _find_directory(file: FileRange) -> _Directory:
             f"{file.label}: the zip lists {count} records in {size} bytes; "
             f"expected at most {_MAX_RECORDS} in {_MAX_DIRECTORY_BYTES}"
         )
-    return _Directory(start, size, count)
+    return start, file.read_at(start, size), count
 
 
-def _entries(file: FileRange, where: _Directory) -> Iterator[_Entry]:
-    directory, size, count = file.read_at(where.start, where.size), where.size, where.records
-    at = 0
+def _entries(file: FileRange, directory: bytes, count: int) -> Iterator[_Entry]:
+    at, size = 0, len(directory)
     for _ in range(count):
         if at + _ENTRY.size > size:
             raise _not_a_zip(file, "its directory ends early")

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from adept_fast.system.file_limits import max_bytes
-from adept_fast.system.regular_file import FileError, read_regular
+from adept_fast.system.regular_file import FileError, read_regular, why_unreadable
 from adept_fast.system.short_text import short_repr, shortened
-from adept_fast.system.stand_in import why_unreadable
 from adept_fast.system.text_input import TextError, decode_text
 
 _MAX_DEPTH = 64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import stat
 from pathlib import Path
@@ -15,7 +16,11 @@ _KINDS = (
     (stat.S_ISBLK, "a block device"),
     (stat.S_ISSOCK, "a socket"),
 )
-_MOST_AT_ONCE = 2**24
+_MAX_BYTES_AT_ONCE = 2**24
+
+STAND_IN_BYTES = 512  # bytes at the beginning of a file that suffice to recognise a stand-in
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_PAGES = (b"<!doctype html", b"<html", b"<head", b"<body", b"<?xml", b"<error>")
 
 
 class FileError(ValueError):
@@ -69,7 +74,7 @@ class RegularFile:
         done = 0
         while done < len(buffer):
             try:
-                count = os.preadv(self.descriptor, [buffer[done : done + _MOST_AT_ONCE]], offset + done)
+                count = os.preadv(self.descriptor, [buffer[done : done + _MAX_BYTES_AT_ONCE]], offset + done)
             except OSError as error:
                 raise FileError(f"{self.path}: cannot be read ({error.strerror or error})") from error
             if not count:
@@ -99,3 +104,18 @@ def _why_not_opened(path: Path, error: OSError | ValueError) -> str:
     if isinstance(error, FileNotFoundError) and (missing := missing_target(path)):
         return f"{path}: {missing}"
     return f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"
+
+
+def stand_in(beginning: bytes) -> str | None:
+    """What a file that begins so is, and what to do about it, to follow its name; None for anything else."""
+    if beginning.startswith(_LFS_POINTER):
+        return "is a Git LFS pointer; expected the file itself, which `git lfs pull` downloads"
+    text = beginning.removeprefix(codecs.BOM_UTF8).lstrip()[:20].lower()
+    if text.startswith(_PAGES):
+        return "is an HTML or XML page, as a server sends for an error; expected the file itself"
+    return None
+
+
+def why_unreadable(label: str, beginning: bytes, otherwise: str) -> str:
+    """The sentence on a file that failed to parse: what stands in its place, or else ``otherwise``."""
+    return f"{label}: {stand_in(beginning[:STAND_IN_BYTES]) or otherwise}"

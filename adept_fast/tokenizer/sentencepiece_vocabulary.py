@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import sentencepiece
 
-from adept_fast.system.stand_in import why_unreadable
+from adept_fast.system.regular_file import why_unreadable
 from adept_fast.tokenizer.added_tokens import AddedToken, TokenFinder
 from adept_fast.tokenizer.vocabulary import TokenizerError, is_text
 

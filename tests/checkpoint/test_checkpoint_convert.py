@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,6 @@ from adept_fast.checkpoint.base import StoredTensor
 from adept_fast.checkpoint.convert import convert
 from adept_fast.checkpoint.save import save_adept, save_huggingface
 from adept_fast.commands.cli import convert as convert_command
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class TestAllOrNothing:

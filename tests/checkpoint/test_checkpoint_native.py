@@ -17,10 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from saving import checkpoint_of
 
-from adept_fast.checkpoint import CheckpointError, open_checkpoint, packed, save_native
+from adept_fast.checkpoint import CheckpointError, open_checkpoint, save_native
 from adept_fast.checkpoint.convert import convert
-from adept_fast.checkpoint.native import tensors_of
-from adept_fast.checkpoint.packed import packed_matrices
+from adept_fast.checkpoint.native import packed_matrices, tensors_of
 from adept_fast.commands.cli import convert as convert_command
 from adept_fast.config import ConfigError, PersimmonConfig
 from adept_fast.memory.footprint import footprint
@@ -164,7 +163,7 @@ class TestWriting:
             most = max(most, sum(reference() is not None for reference in alive))
             return result
 
-        monkeypatch.setattr(packed, "quantize", counted)
+        monkeypatch.setattr("adept_fast.checkpoint.native.quantize", counted)
         convert(tmp_path / "source", tmp_path / "native", weights="int8", progress=False)
         assert len(alive) == 9
         assert most <= 2  # the one before lives until its name is taken

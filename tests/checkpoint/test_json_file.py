@@ -11,9 +11,8 @@ import pytest
 
 from adept_fast.config import ConfigError, PersimmonConfig
 from adept_fast.system.json_file import parse_json, read_json
-from adept_fast.system.regular_file import FileError
+from adept_fast.system.regular_file import FileError, why_unreadable
 from adept_fast.system.short_text import short_repr
-from adept_fast.system.stand_in import why_unreadable
 
 LFS_POINTER = (
     b"version https://git-lfs.github.com/spec/v1\n"

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from adept_fast.checkpoint import CheckpointError, demo_path, published
 from adept_fast.checkpoint.published import PUBLISHED_RELEASES, PublishedRelease, release_checksum
 from adept_fast.commands.cli import main
+from adept_fast.system import progress
 
 BLOCK = published._BLOCK_BYTES
 
@@ -47,7 +48,7 @@ class Bar:
 @pytest.fixture
 def bars(monkeypatch: pytest.MonkeyPatch) -> list[Bar]:
     monkeypatch.setattr(Bar, "bars", [])
-    monkeypatch.setattr(published, "tqdm", Bar)
+    monkeypatch.setattr(progress, "tqdm", Bar)
     return Bar.bars
 
 
