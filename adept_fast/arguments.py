@@ -1,7 +1,7 @@
 """Arguments of the public functions: checked, and turned into Python's own types.
 
-Scalars and arrays of numpy and torch count as the numbers that they hold. A bool is no number, and a number
-no bool. Each function raises ParameterError, which has the argument's name, what it is and what is allowed.
+Scalars and arrays of numpy and torch count as the numbers in them. A bool is no number, and a number
+no bool. Each function raises ParameterError, which has the argument's name, its value and the allowed values.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def integer(name: str, value: object, lowest: int, highest: int = 2**31 - 1) -> 
 
 
 def number(name: str, value: object, in_range: Callable[[float], bool], expected: str) -> float:
-    """A finite number; ``expected`` says which are in range."""
+    """A finite number; ``expected`` describes the range."""
     found = _as_number(value)
     if found is None or not np.isfinite(found) or not in_range(found):
         raise ParameterError(f"{name} is {short_repr(value)}; expected {expected}")
@@ -63,7 +63,7 @@ def optional_text(name: str, value: object) -> str | None:
 
 
 def path_or_str(name: str, value: object, expected: str = "a str or a Path") -> str | Path:
-    """A str as it is, as it may be a name; anything else that stands for a path as a Path."""
+    """A str unchanged, as it may be a name; any other path-like value as a Path."""
     if isinstance(value, str):
         return value
     if not isinstance(value, os.PathLike) or isinstance(os.fspath(value), bytes):
@@ -72,7 +72,7 @@ def path_or_str(name: str, value: object, expected: str = "a str or a Path") -> 
 
 
 def entries(name: str, value: object, expected: str) -> list[Any]:
-    """Those of a list, or of what can stand for one."""
+    """The entries of a list, or of another iterable."""
     no_list = isinstance(value, (str, bytes, bytearray, memoryview, Mapping, Set))
     has_none = isinstance(value, (Tensor, np.ndarray)) and (value.ndim == 0 or _is_meta(value))
     if no_list or has_none or not isinstance(value, Iterable):
@@ -117,7 +117,7 @@ def _as_number(value: object) -> float | None:
 
 
 def _scalar(value: object) -> object:
-    """What an array without dimensions holds; anything else as it is."""
+    """The value of an array without dimensions; anything else unchanged."""
     if isinstance(value, (Tensor, np.ndarray)):
         return None if value.ndim or _is_meta(value) else value.tolist()
     return value

@@ -1,4 +1,4 @@
-"""PersimmonConfig: the shape of a model, as checkpoints state it."""
+"""PersimmonConfig: the shape of a model, as checkpoints store it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from adept_fast.system.json_file import read_json
 from adept_fast.system.regular_file import FileError
 from adept_fast.system.short_text import short_repr
 
-_LARGEST_SIZE = 2**31 - 1
-_MOST_LAYERS = 4096  # tensor_shapes() lists every layer: a hostile file must not make that list endless
+_MAX_SIZE = 2**31 - 1
+_MAX_LAYERS = 4096  # tensor_shapes() lists every layer: a hostile file must not make that list endless
 
 
 class ConfigError(ValueError):
@@ -25,7 +25,7 @@ class PersimmonConfig:
     """The architecture of one member of the Persimmon family.
 
     Field names and defaults are those of transformers' PersimmonConfig (5.x), so the defaults describe
-    Persimmon-8B except for ``rope_theta``: Adept's 8B was trained with 25000, and its checkpoint says so.
+    Persimmon-8B except for ``rope_theta``: Adept's 8B was trained with 25000, as its checkpoint states.
 
     Raises ConfigError when a value is out of its range or contradicts another.
     """
@@ -53,11 +53,11 @@ class PersimmonConfig:
             "num_attention_heads",
             "max_position_embeddings",
         ):
-            highest = _MOST_LAYERS if name == "num_hidden_layers" else _LARGEST_SIZE
+            highest = _MAX_LAYERS if name == "num_hidden_layers" else _MAX_SIZE
             _require_int(name, getattr(self, name), 1, highest)
         for name in ("bos_token_id", "eos_token_id"):
             if getattr(self, name) is not None:
-                _require_int(name, getattr(self, name), -1, _LARGEST_SIZE)
+                _require_int(name, getattr(self, name), -1, _MAX_SIZE)
         for name in ("layer_norm_eps", "rope_theta", "partial_rotary_factor"):
             _require_positive(name, getattr(self, name))
         for name in ("qk_layernorm", "tie_word_embeddings"):
@@ -168,7 +168,7 @@ class PersimmonConfig:
 
 
 def _rotary_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """rope_theta and partial_rotary_factor; where both spellings stand, ``rope_parameters`` wins."""
+    """rope_theta and partial_rotary_factor; ``rope_parameters`` wins over the older spelling."""
     nested = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(nested, dict):
         raise ConfigError(f"rope_parameters is {short_repr(nested)}; expected a JSON object")

@@ -36,17 +36,17 @@ _NOT_A_CHECKPOINT = (
 def open_checkpoint(
     path_or_name: str | Path, revision: str | None = None, *, mmap: bool = True, progress: bool = True
 ) -> Checkpoint:
-    """Open a checkpoint; its weights stay on disk until they are asked for.
+    """Open a checkpoint; its weights stay on disk until they are read.
 
     Args:
         path_or_name: ``"demo"``, the path of a Hugging Face directory, of Adept's release or of a native
             checkpoint, or a hub id ``owner/name``, whose missing files are downloaded.
-        revision: of a hub id: a branch, a tag or a commit; None for ``main``.
-        mmap: map weights into memory, or copy them: a file that is truncated ends a process that reads it
-            mapped, and is a CheckpointError where it is copied.
+        revision: the branch, tag or commit of a hub id; None for ``main``.
+        mmap: map weights into memory, or copy them. A file that is truncated later ends a process that
+            reads the mapping; a copy raises CheckpointError.
         progress: show progress bars of downloads on stderr.
 
-    Raises CheckpointError when there is nothing at the path, or nothing that is known.
+    Raises CheckpointError if nothing is at the path, or no known format.
     """
     path = locate(path_or_name, revision, progress=progress).path
     if not path.is_dir():

@@ -28,8 +28,8 @@ _ENCODER = "language_model.encoder."
 def open_adept(path: Path, archive: FileRange | None = None, *, mmap: bool = True) -> Checkpoint:
     """Open Adept's release, in a directory or in its tar, and check its structure; no weight is read yet.
 
-    Of a directory, the release's root, its ``iter_*`` directory and any ``mp_rank_*`` directory mean the same
-    model; see ``find_release`` for where the tokenizer may be.
+    The release's root, its ``iter_*`` directory and any ``mp_rank_*`` directory stand for the same model;
+    ``find_release`` describes where it looks for the tokenizer.
 
     Raises CheckpointError (or ConfigError, TokenizerError) naming the file, the tensor and what was expected.
     """
@@ -68,7 +68,7 @@ def _merge(stages: list[list[RankFile]]) -> dict[str, StoredTensor]:
 def _agreed_config(
     stages: list[list[RankFile]], tensors: dict[str, StoredTensor], tokenizer: Tokenizer
 ) -> PersimmonConfig:
-    """The config of every rank; CheckpointError where they differ."""
+    """The config of every rank; CheckpointError if they differ."""
     ranks = [rank for stage in stages for rank in stage]
     embedding = tensors.get("model.embed_tokens.weight")
     if embedding is None or len(embedding.shape) != 2:
@@ -97,7 +97,7 @@ def _agreed_config(
 
 
 def _renamed(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The tensors under transformers' names; CheckpointError where two names become one."""
+    """The tensors under transformers' names; CheckpointError if two names become one."""
     renamed: dict[str, StoredTensor] = {}
     for adept_name, tensor in tensors.items():
         name = _transformers_name(adept_name)

@@ -14,10 +14,10 @@ from adept_fast.tokenizer.tokenizer import Tokenizer
 PER_RANK = "weights_per_tensor_parallel_rank_and_layer"
 _PER_HEAD = "weights_per_attention_head_and_layer"
 _QK_LAYERNORM = {"weights_per_layer": True, PER_RANK: True, "none": False}
-_LARGEST_SIZE = 2**31 - 1
-_LARGEST_NUMBER = sys.float_info.max  # below infinity, and an int up to it has a float
+_MAX_SIZE = 2**31 - 1
+_MAX_NUMBER = sys.float_info.max  # below infinity, and an int up to it has a float
 
-# Arguments that turn the model into another one; where they are given, they must say this.
+# Arguments of the architecture; if they are present, they must have these values.
 _PERSIMMON: dict[str, bool | str] = {
     "sq_relu": True,
     "pos_emb": "rotary",
@@ -38,15 +38,15 @@ def config_from_args(
     """The architecture that the arguments describe.
 
     Args:
-        args: those of one rank, by their names.
-        source: the file they are from, for errors.
-        ranks: how many tensor-parallel ranks there are.
-        embedding_rows: the vocabulary's size where the arguments do not give it.
+        args: the arguments of one rank, by name.
+        source: their file, for errors.
+        ranks: the number of tensor-parallel ranks.
+        embedding_rows: the vocabulary's size, if the arguments do not have it.
         has_head: whether the checkpoint has an output matrix of its own.
-        tokenizer: gives the ids of BOS and end of text.
+        tokenizer: has the ids of BOS and end of text.
 
     Raises CheckpointError naming the argument that is missing, of another type, or of another architecture,
-    ConfigError where the arguments contradict each other.
+    ConfigError if the arguments contradict each other.
     """
     given = Arguments(args, source)
     for name, expected in _PERSIMMON.items():
@@ -93,7 +93,7 @@ class Arguments:
         return CheckpointError(f"{self._source}: args.{name} {found}; expected {allowed}")
 
     def require(self, name: str, expected: bool | str) -> None:
-        """Raises CheckpointError where the argument is there and says anything else."""
+        """Raises CheckpointError if the argument is present and has another value."""
         found = self._values.get(name, expected)
         if type(found) is not type(expected) or found != expected:
             raise self.error(name, repr(expected))
@@ -104,13 +104,13 @@ class Arguments:
 
     def size(self, name: str) -> int:
         value = self._values.get(name)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST_SIZE:
-            raise self.error(name, f"an integer from 1 to {_LARGEST_SIZE}")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_SIZE:
+            raise self.error(name, f"an integer from 1 to {_MAX_SIZE}")
         return value
 
     def number(self, name: str) -> float:
         value = self._values.get(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _LARGEST_NUMBER:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _MAX_NUMBER:
             raise self.error(name, "a positive finite number")
         return float(value)
 

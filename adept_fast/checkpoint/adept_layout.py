@@ -1,4 +1,4 @@
-"""Where the pieces of Adept's release lie: in a directory, or in the tar it ships in, read in place."""
+"""Finds the files of Adept's release in a directory, or in its tar, which is read in place."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from adept_fast.system.regular_file import is_there
 
 TRACKER_FILE = "latest_checkpointed_iteration.txt"
 RANK_FILE = "model_optim_rng.pt"
-# What a rank's file is called; the second name is that of training with the distributed optimizer, which has
-# its own state in the last file, beside it.
+# The names of a rank's file. Training with the distributed optimizer writes the second one, and the state
+# of the optimizer to a file beside it.
 _RANK_FILES = (RANK_FILE, "model_rng.pt")
 _OPTIMIZER_FILE = "optim.pt"
 TOKENIZER_FILE = "adept_vocab.model"
 
 _RANK_FOLDER = re.compile(r"mp_rank_(\d+)(_\d+)?", re.ASCII)
 _ITERATION_FOLDER = re.compile(r"iter_\d{7,}", re.ASCII)
-# A tokenizer lies at most this far above the folder of the mp_rank_* folders: its iter_*, the release's root.
+# The tokenizer is at most this far above the folder of the mp_rank_* folders: its iter_*, the release's root.
 _LEVELS_ABOVE_RANKS = 2
 
 
 @dataclass(frozen=True)
 class Release:
-    """Of each pipeline stage, in order, its tensor-parallel ranks' files, in order; and the tokenizer's file.
+    """The files of a release: ``stages`` has the ranks' files of each pipeline stage, both in order.
 
     ``left_unread`` are the names of files beside the ranks' that were not read.
     """
@@ -120,7 +120,8 @@ _Folder = _Directory | _TarFolder
 
 
 def is_release(path: Path, archive: FileRange | None = None) -> bool:
-    """Whether ``find_release`` knows what to do with them (a compressed tar: refuse it by name)."""
+    """Whether the path looks like a release: one of its directories, or a tar (also a compressed one, which
+    ``find_release`` refuses by name)."""
     if archive is not None:
         return compression_of(archive) is not None or is_tar(archive)
     folder = _Directory(path)
@@ -128,13 +129,13 @@ def is_release(path: Path, archive: FileRange | None = None) -> bool:
 
 
 def find_release(path: Path, archive: FileRange | None = None) -> Release:
-    """Find the ranks' files and the tokenizer of a release; ``archive`` is the tar, where ``path`` is one.
+    """Find the ranks' files and the tokenizer of a release; ``archive`` is the tar if ``path`` is one.
 
     ``path`` is a tar, or a directory: the release's root, an ``iter_*`` directory, one that holds
     ``mp_rank_*`` directories, or an ``mp_rank_*`` directory, which stands for its siblings too. The tokenizer
-    is looked for in that directory, then beside the ``mp_rank_*`` directories and up to two levels above.
+    is searched in that directory, then beside the ``mp_rank_*`` directories and up to two levels above.
 
-    Raises CheckpointError naming what is missing, out of sequence, or not a plain file.
+    Raises CheckpointError, which names a file or directory that is missing, out of sequence, or not plain.
     """
     start = _Directory(path) if archive is None else _tar_root(archive)
     home = _folder_of_ranks(start)
@@ -189,7 +190,7 @@ def _iteration_of(tracker: FileRange) -> str:
 
 
 def _rank_folders(home: _Folder) -> list[list[_Folder]]:
-    """Of each pipeline stage its ranks' folders: mp_rank_TT, or mp_rank_TT_PPP where there are stages."""
+    """The ranks' folders of each pipeline stage: mp_rank_TT, or mp_rank_TT_PPP if there are stages."""
     folders = home.folders()
     found = {name: match for name in folders if (match := _RANK_FOLDER.fullmatch(name))}
     if not found:
@@ -217,7 +218,7 @@ def _rank_folders(home: _Folder) -> list[list[_Folder]]:
 
 
 def _rank_files(stages: list[list[_Folder]]) -> tuple[tuple[tuple[FileRange, ...], ...], tuple[str, ...]]:
-    """The file of each folder, the same name in all; and the names of files that hold more, unread."""
+    """The file of each folder, of the same name in all; and the names of other files, which are not read."""
     folders = [folder for stage in stages for folder in stage]
     name = next((name for name in _RANK_FILES if all(folder.has(name) for folder in folders)), RANK_FILE)
     others = [other for other in (*_RANK_FILES, _OPTIMIZER_FILE) if other != name]

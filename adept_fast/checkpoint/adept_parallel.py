@@ -39,7 +39,7 @@ _SPLIT_SUFFIXES = {
 def merge_ranks(ranks: Sequence[RankFile]) -> dict[str, StoredTensor]:
     """The tensors of all ranks under Adept's names, each put together when it is read.
 
-    Raises CheckpointError where a tensor is not in every rank, or differs in shape or dtype.
+    Raises CheckpointError if a tensor is not in every rank, or differs in shape or dtype.
     """
     names = ranks[0].tensors
     for rank in ranks[1:]:
@@ -64,7 +64,7 @@ def merge_stages(
         tied: whether the last stage's output matrix is a copy of the first one's embedding, which is checked
             when that is read.
 
-    Raises CheckpointError where the stages do not have equal shares of the layers, or a tensor is in another
+    Raises CheckpointError if the stages do not have equal shares of the layers, or a tensor is in another
     stage than its own.
     """
     if len(stages) == 1:
@@ -85,7 +85,7 @@ def merge_stages(
                 f"as args.num_layers is {num_layers}"
             )
         for name, tensor in tensors.items():
-            _require_place(name, tensor, at, len(stages))
+            _require_stage(name, tensor, at, len(stages))
             layer, below = _layer_of(name)
             whole = name if layer is None else f"{_LAYERS}{layer + at * share}.{below}"
             if whole in merged:
@@ -112,7 +112,7 @@ def _merge(name: str, parts: list[StoredTensor]) -> StoredTensor:
 
 
 def _require_alike(parts: Sequence[StoredTensor]) -> None:
-    """Raises CheckpointError where the tensors differ in shape or dtype.
+    """Raises CheckpointError if the tensors differ in shape or dtype.
 
     Adept's code gives every rank the same share, so this holds for shards as for copies.
     """
@@ -131,7 +131,7 @@ def _read_split(parts: list[StoredTensor], dimension: int) -> Tensor:
 
 
 def _read_whole(parts: Sequence[StoredTensor]) -> Tensor:
-    """The first of several copies; CheckpointError where another one has other bytes."""
+    """The first of several copies; CheckpointError if another one has other bytes."""
     first = parts[0].read()
     for part in parts[1:]:
         # As bytes, so that a NaN equals itself: finding those is another check.
@@ -148,25 +148,26 @@ def _bytes_of(tensor: Tensor) -> Tensor:
 
 
 def _layer_of(name: str) -> tuple[int | None, str]:
-    """The number of a tensor's layer, None where it is in none, and its name within the layer."""
+    """The number of a tensor's layer, None if it is in none, and its name within the layer."""
     match = _LAYER.fullmatch(name.removeprefix(_LAYERS)) if name.startswith(_LAYERS) else None
     return (int(match[1]), match[2]) if match else (None, name)
 
 
 def _odd_numbers(found: set[int]) -> str:
-    """Says where numbering is what is wrong, rather than how many there are."""
+    """A clause for a wrong number, if the count is not at fault."""
     beyond = sorted(number for number in found if number >= len(found))
     return f", one of them numbered {beyond[0]}" if beyond else ""
 
 
-def _require_place(name: str, tensor: StoredTensor, stage: int, stages: int) -> None:
+def _require_stage(name: str, tensor: StoredTensor, stage: int, stages: int) -> None:
     if name == EMBEDDING:
-        place = 0
+        expected = 0
     elif name == HEAD or name.startswith(_FINAL_LAYERNORM):
-        place = stages - 1
+        expected = stages - 1
     else:
         return
-    if stage != place:
+    if stage != expected:
         raise CheckpointError(
-            f"{tensor.source}: tensor {name} is in pipeline stage {stage}; expected it in stage {place} alone"
+            f"{tensor.source}: tensor {name} is in pipeline stage {stage}; "
+            f"expected it in stage {expected} alone"
         )

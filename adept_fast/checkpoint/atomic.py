@@ -23,9 +23,9 @@ def atomic_directory(destination: Path) -> Iterator[Path]:
     """A temporary directory beside ``destination`` that becomes it when the block ends without an exception.
 
     The files are flushed to disk before it gets its name. After any exception, an interrupt included, nothing
-    of it is left; what a process that was killed has left, the next one for the same destination removes.
+    of it is left; the next process for the same destination removes the rest of a killed one.
 
-    Raises CheckpointError where ``destination`` exists and is not an empty directory, or has no parent.
+    Raises CheckpointError if ``destination`` exists and is not an empty directory, or has no parent.
     """
     destination = Path(os.path.realpath(destination))
     require_free(destination)
@@ -42,7 +42,7 @@ def atomic_directory(destination: Path) -> Iterator[Path]:
 def partial_directory(destination: Path) -> Iterator[Path]:
     """A new directory beside ``destination`` that is removed at the end, unless it has been renamed.
 
-    It is locked as long as this process lives. What others have left there is removed first.
+    It is locked as long as this process lives. Directories that dead processes left are removed first.
     """
     remove_abandoned(destination)
     partial, descriptor = _create_locked(destination)
@@ -50,7 +50,7 @@ def partial_directory(destination: Path) -> Iterator[Path]:
         yield partial
     finally:
         try:
-            _remove(partial)  # of another name now, where it has been renamed
+            _remove(partial)  # of another name now, if it has been renamed
         except BaseException:  # a second interrupt
             _remove(partial)
             raise
@@ -69,7 +69,7 @@ def remove_abandoned(destination: Path) -> None:
     try:
         names = [entry.name for entry in os.scandir(destination.parent) if pattern.fullmatch(entry.name)]
     except OSError:
-        return  # whoever writes there will say what is wrong with it
+        return  # writing there will raise the error
     for name in names:
         path = destination.parent / name
         try:
@@ -86,7 +86,7 @@ def remove_abandoned(destination: Path) -> None:
 
 
 def require_free(destination: Path) -> None:
-    """Raises CheckpointError unless a directory can be made at ``destination`` without replacing anything."""
+    """Raises CheckpointError unless ``destination`` can be created without replacing anything."""
     if not destination.parent.is_dir():
         raise CheckpointError(
             f"{destination.parent}: there is no such directory to write {destination.name} to"
@@ -98,8 +98,8 @@ def require_free(destination: Path) -> None:
 
 
 def require_space(destination: Path, needed_bytes: int) -> None:
-    """Raises CheckpointError where the disk of ``destination`` has fewer free bytes than that, once what dead
-    processes left there has been removed."""
+    """Raises CheckpointError if the disk of ``destination`` has fewer free bytes, after the directories that dead
+    processes left there are removed."""
     remove_abandoned(destination)
     free_bytes = shutil.disk_usage(Path(os.path.realpath(destination)).parent).free
     if free_bytes < needed_bytes:
@@ -125,7 +125,7 @@ def _create_locked(destination: Path) -> tuple[Path, int]:
         try:
             descriptor = os.open(partial, _DIRECTORY)
         except FileNotFoundError:
-            continue  # taken for abandoned before it was locked
+            continue  # removed as abandoned before it was locked
         try:
             _lock(descriptor)
             if _is_still(partial, descriptor):
@@ -140,7 +140,7 @@ def _create_locked(destination: Path) -> tuple[Path, int]:
 
 
 def _lock(descriptor: int) -> bool:
-    """Lock it until it is closed; False where there are no locks, BlockingIOError where another has it."""
+    """Lock it until it is closed; False if there are no locks, BlockingIOError if another has it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -151,7 +151,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def _remove(directory: Path) -> None:
-    """Remove a directory and what is in it, but for what cannot be removed; links are not followed."""
+    """Remove a directory as far as possible; links are not followed."""
     shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""What every checkpoint format is read into: a config, named tensors that are still on disk, a tokenizer."""
+"""A checkpoint of any format: a config, named tensors that are still on disk, and a tokenizer."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from adept_fast.quantization.formats import WeightFormat
 from adept_fast.quantization.matrix import QuantizedMatrix
 from adept_fast.tokenizer.tokenizer import Tokenizer
 
-# What weights may be stored in and held in, by the names that users write.
+# The dtypes of weights in files and in memory, by the names that users write.
 WEIGHT_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
 FLOATS = tuple(WEIGHT_DTYPES.values())
 
 ExpectedTensor = tuple[tuple[int, ...], tuple[torch.dtype, ...]]  # shape, and the dtypes that are allowed
 
-_MAX_NAMES = 20  # in a list of what was left unread
+_MAX_NAMES = 20  # in the list of names left unread
 
 # Buffers that older files carry and that the config determines.
 _DERIVED_SUFFIXES = ("rotary_emb.inv_freq",)
@@ -37,7 +37,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file: known by name, shape and dtype, read only when asked for.
+    """A tensor in a file: its name, shape and dtype are known, its values are read by ``read``.
 
     ``read`` returns it on the CPU, in its stored dtype, memory-mapped where the format allows.
     """
@@ -53,11 +53,11 @@ class StoredTensor:
 class Checkpoint:
     """A checkpoint whose structure has been checked; its weights are still on disk.
 
-    ``tensors`` has exactly the names and shapes of ``config.tensor_shapes()``. Of a native checkpoint,
+    ``tensors`` has exactly the names and shapes of ``config.tensor_shapes()``. In a native checkpoint,
     ``weights`` is the format in which its matrices are packed, and ``packed`` reads them, memory-mapped, by
-    name; in ``tensors`` the same matrices are unpacked to float32 when they are read. ``left_unread`` names
-    what is in its files and was not read: classes that pickles name, and files beside those that were read.
-    ``mmap`` is whether what is read is memory-mapped or copied from the files.
+    name; ``tensors`` unpacks the same matrices to float32. ``left_unread`` lists content that was not read:
+    classes that pickles name, and files beside those that were read. ``mmap`` is whether tensors are
+    memory-mapped or copied from the files.
     """
 
     path: Path
@@ -143,11 +143,11 @@ def bounded_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def tensor_of(contents: memoryview, dtype: torch.dtype) -> Tensor:
-    """The bytes, which can be written to, as a flat tensor that shares their memory if they are aligned."""
+    """The writable bytes as a flat tensor, which shares their memory if they are aligned."""
     if not len(contents):
         return torch.empty(0, dtype=dtype, device="cpu")
     flat = torch.frombuffer(contents, dtype=torch.uint8)
-    # Other writers than ours do not align.
+    # Other programs write files without alignment.
     return (flat.clone() if flat.data_ptr() % dtype.itemsize else flat).view(dtype)
 
 
@@ -167,7 +167,7 @@ def unwrap_names(
 
     Each StoredTensor keeps its name as it is stored. ``required`` are names that have to be there.
 
-    Raises CheckpointError, with a name as it is stored, where wrappers were removed and a required name is
+    Raises CheckpointError, with a name as it is stored, if wrappers were removed and a required name is
     still missing, or two names become one.
     """
     unwrapped: dict[str, StoredTensor] = {}

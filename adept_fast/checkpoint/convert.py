@@ -20,7 +20,7 @@ Format = Literal["huggingface", "adept", "native"]
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What was read, and what was written from it."""
+    """The source of a conversion, and the written checkpoint."""
 
     source: Path
     source_format: str
@@ -45,14 +45,14 @@ def convert(
 
     Args:
         source, revision: as in ``open_checkpoint``.
-        to: the format to write (default: native where ``weights`` is given, else of the other two the one
-            that the source does not have, and Hugging Face's for a native source).
+        to: the format to write (default: native if ``weights`` is given, else Adept's for a source in Hugging
+            Face's format, and Hugging Face's for any other).
         weights, layout: as in ``save_native``, for the native format only.
         dtype, max_shard_bytes, progress: as in ``save_huggingface``; only that format has shards, and in the
             native one the dtype is the embedding's.
         mmap: as in ``open_checkpoint``.
 
-    Raises CheckpointError, ConfigError or TokenizerError where the source cannot be read or the destination
+    Raises CheckpointError, ConfigError or TokenizerError if the source cannot be read or the destination
     not be written; the destination then does not exist.
     """
     if to is not None and to not in CHECKPOINT_FORMATS:

@@ -1,4 +1,4 @@
-"""A file, or a stretch of one, to be read or memory-mapped and never written."""
+"""A file, or a part of one, that is read or memory-mapped and never written."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from adept_fast.system.regular_file import STAND_IN_BYTES, FileError, RegularFil
 
 @dataclass(frozen=True)
 class FileRange:
-    """A regular file, or the stretch of a tar that is one of its members. ``label`` is its name in errors.
+    """A regular file, or one member of a tar. ``label`` is its name in errors.
 
-    The file stays open as long as the range is there. ``mmap`` is whether ``view`` maps it or copies.
+    The file stays open as long as the range exists. ``mmap`` is whether ``view`` maps or copies.
     """
 
     file: RegularFile
@@ -26,7 +26,7 @@ class FileRange:
 
     @classmethod
     def whole(cls, path: Path, *, mmap: bool = True) -> FileRange:
-        """All of a file; CheckpointError where it cannot be opened or is not regular."""
+        """All of a file; CheckpointError if it cannot be opened or is not regular."""
         try:
             file = RegularFile(path)
         except FileError as error:
@@ -34,19 +34,19 @@ class FileRange:
         return cls(file, 0, file.size, str(path), mmap)
 
     def read(self, limit: int) -> bytes:
-        """All the bytes; CheckpointError where there are more than ``limit``."""
+        """All the bytes; CheckpointError if there are more than ``limit``."""
         if self.size > limit:
             raise CheckpointError(f"{self.label}: has {self.size} bytes; expected at most {limit}")
         return self.read_at(0, self.size)
 
     def read_at(self, start: int, length: int) -> bytes:
-        """``length`` bytes from ``start``; CheckpointError where the file has become shorter than it was."""
+        """``length`` bytes from ``start``; CheckpointError if the file has become shorter than it was."""
         buffer = bytearray(length)
         self.read_into(memoryview(buffer), start)
         return bytes(buffer)
 
     def read_into(self, buffer: memoryview, start: int) -> None:
-        """Fill ``buffer`` from ``start`` on; CheckpointError where the file has become shorter."""
+        """Fill ``buffer`` from ``start`` on; CheckpointError if the file has become shorter."""
         try:
             self.file.read_into(buffer, self.offset + start)
         except FileError as error:
@@ -56,10 +56,10 @@ class FileRange:
             ) from error
 
     def view(self, start: int, length: int) -> memoryview:
-        """``length`` bytes from ``start``, to be read; what is written there never reaches the file.
+        """``length`` bytes from ``start``. Writes to them never reach the file.
 
-        Memory-mapped, they end the process if the file becomes shorter before they are read; copied, they
-        take memory. Raises CheckpointError where the file has become shorter already.
+        A mapping ends the process if the file becomes shorter before it is read; a copy needs memory. Raises
+        CheckpointError if the file has become shorter already.
         """
         if self.mmap and length:
             return self._mapped(start, length)
@@ -68,7 +68,7 @@ class FileRange:
         return buffer
 
     def not_valid(self, otherwise: str) -> CheckpointError:
-        """The error for a file that failed to parse: what stands in its place, or else ``otherwise``."""
+        """The error for a file that failed to parse: the clause of ``stand_in``, or else ``otherwise``."""
         beginning = self.read_at(0, min(self.size, STAND_IN_BYTES))
         return CheckpointError(why_unreadable(self.label, beginning, otherwise))
 

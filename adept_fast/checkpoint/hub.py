@@ -57,7 +57,7 @@ def fetch_snapshot(
 ) -> HubSnapshot:
     """The snapshot of a revision, whose missing files are downloaded first.
 
-    Where the hub does not answer, or may not be asked (``HF_HUB_OFFLINE``), the one that is complete in the
+    If the hub does not answer, or ``HF_HUB_OFFLINE`` forbids requests, this is the complete snapshot in the
     cache.
 
     Args:
@@ -163,7 +163,7 @@ class _Commit:
         for name in needed:
             self._file(name, self.commit)
         if cached_file(self.hub_id, revision, CONFIG_FILE) != config:
-            # Only now the cache learns which commit the revision is: offline, what it names is complete.
+            # The cache records the revision's commit last, so that offline use finds complete snapshots only.
             self._file(CONFIG_FILE, revision)
         return config.parent
 
@@ -191,7 +191,7 @@ class _Commit:
 
         needed = sum(self.sizes[name] for name in names if not cached_file(self.hub_id, self.commit, name))
         cache = Path(constants.HF_HUB_CACHE)
-        # Before huggingface_hub 2 what had arrived of a file was kept, and counts.
+        # huggingface_hub before version 2 keeps partial downloads, which count.
         blobs = cache / f"models--{self.hub_id.replace('/', '--')}" / "blobs"
         arrived = sum(partly.stat().st_size for partly in blobs.glob("*.incomplete"))
         free = shutil.disk_usage(blobs if blobs.is_dir() else cache).free

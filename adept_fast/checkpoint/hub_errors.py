@@ -1,4 +1,4 @@
-"""What went wrong with the Hugging Face hub, in one sentence."""
+"""Turns errors of the Hugging Face hub into one sentence."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EE
 
 
 class HubUnavailableError(CheckpointError):
-    """The hub did not list a repository's files; what the cache has of it may do.
+    """The hub did not list a repository's files; the cached ones may suffice.
 
-    ``offline`` says that it was not asked, as ``HF_HUB_OFFLINE`` is set; ``why`` tells in a clause that files
-    that are missing in the cache cannot be downloaded.
+    ``offline`` is whether ``HF_HUB_OFFLINE`` forbade the request; ``why`` is a clause with the reason that
+    files missing in the cache cannot be downloaded.
     """
 
     def __init__(self, message: str, why: str, *, offline: bool = False) -> None:
@@ -29,7 +29,7 @@ class HubUnavailableError(CheckpointError):
 
 @contextlib.contextmanager
 def listing_errors(hub_id: str, revision: str) -> Iterator[None]:
-    """Raises what goes wrong with the request for a repository's files as CheckpointError.
+    """Raises errors of the request for a repository's files as CheckpointError.
 
     It is a HubUnavailableError unless the hub answers that there is no such revision.
     """
@@ -68,14 +68,14 @@ def listing_errors(hub_id: str, revision: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def download_errors(hub_id: str, revision: str, file_name: str) -> Iterator[None]:
-    """Raises what goes wrong while a file is downloaded as CheckpointError."""
+    """Raises errors of a download as CheckpointError."""
     from huggingface_hub import constants
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
     client_error = HfHubHTTPError.__bases__[0]
     try:
         yield
-    except LocalEntryNotFoundError as error:  # its cause is what the hub answered, if it did
+    except LocalEntryNotFoundError as error:  # its cause is the hub's answer, if there was one
         cause = error.__cause__
         if isinstance(cause, HfHubHTTPError):
             raise CheckpointError(_refused(cause, hub_id, revision)) from error
@@ -96,7 +96,7 @@ def download_errors(hub_id: str, revision: str, file_name: str) -> Iterator[None
 
 
 def _refused(error: Exception, hub_id: str, revision: str) -> str:
-    """What the hub's answer, a HfHubHTTPError, means."""
+    """The sentence for the hub's answer, a HfHubHTTPError."""
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import (
         DisabledRepoError,
@@ -128,13 +128,15 @@ def _refused(error: Exception, hub_id: str, revision: str) -> str:
 
 
 def _local(error: OSError, hub_id: str, file_name: str) -> str:
-    """What an error of the file system means, or of the connection where it is none."""
+    """The sentence for an error of the file system, or of the connection."""
     from huggingface_hub import constants
 
     cache = constants.HF_HUB_CACHE
     if error.errno in _FULL:
         return f"{hub_id}: no space is left for {file_name} in the cache {cache}; HF_HOME moves it"
-    if error.errno in _NOT_WRITABLE:  # a PermissionError without a number is hf_xet's, about its token
+    if (
+        error.errno in _NOT_WRITABLE
+    ):  # a PermissionError without a number comes from hf_xet and concerns its token
         named = error.filename or cache
         return f"{hub_id}: {named} in the cache {cache} cannot be written ({error.strerror})"
     return _interrupted(error, hub_id, file_name)

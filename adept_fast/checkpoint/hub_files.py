@@ -30,7 +30,7 @@ SMALL_FILES = frozenset(
         "special_tokens_map.json",
         "chat_template.json",
         "chat_template.jinja",
-        "README.md",  # names the licence
+        "README.md",  # has the licence
     }
 )
 # The first of these that a repository has is downloaded, with its shards, and no other.
@@ -43,10 +43,10 @@ def is_index(weights: str) -> bool:
 
 
 def choose_weights(names: Collection[str], where: str, *, tokenizer: bool) -> str:
-    """The one of WEIGHT_FILES to take from a directory with files of these names.
+    """The one of WEIGHT_FILES to read from a directory with files of these names.
 
-    Raises CheckpointError, which begins with ``where``, unless there are a config, weights, and where
-    ``tokenizer`` is true a tokenizer.
+    Raises CheckpointError, which begins with ``where``, unless there are a config, weights and,
+    if ``tokenizer`` is true, a tokenizer.
     """
     if CONFIG_FILE not in names:
         raise CheckpointError(
@@ -63,7 +63,7 @@ def choose_weights(names: Collection[str], where: str, *, tokenizer: bool) -> st
 
 
 def shards_of(index: Path, names: Collection[str], where: str) -> list[str]:
-    """The files that an index names; CheckpointError where one is not among ``names``."""
+    """The files that an index names; CheckpointError if one is not among ``names``."""
     shards: set[str] = set()
     for shard in read_weight_map(index).values():
         if not isinstance(shard, str) or shard not in names:
@@ -73,7 +73,7 @@ def shards_of(index: Path, names: Collection[str], where: str) -> list[str]:
 
 
 def cached_file(hub_id: str, revision: str, name: str) -> Path | None:
-    """Where the cache has a file of a branch, a tag or a commit; None if it does not."""
+    """The path in the cache of a file of a branch, tag or commit; None if it is not cached."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(hub_id, name, revision=revision)
@@ -100,7 +100,7 @@ def cached_snapshot(hub_id: str, revision: str, why: str, *, tokenizer: bool) ->
 def snapshot_in_cache_folder(folder: Path) -> Path | None:
     """The snapshot of ``main`` in a repository's folder of the cache; None for any other directory.
 
-    Raises CheckpointError where that folder has no such snapshot, naming another that it has.
+    Raises CheckpointError if that folder has no such snapshot, naming another that it has.
     """
     snapshots = folder / "snapshots"
     if (folder / CONFIG_FILE).exists() or not (snapshots.is_dir() and (folder / "refs").is_dir()):

@@ -33,7 +33,7 @@ CONFIG_FILE = "config.json"
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
-    """The contents of a directory's ``config.json``, None where it has none; ConfigError names the file."""
+    """The contents of a directory's ``config.json``, None if it has none; ConfigError names the file."""
     if not is_there(path / CONFIG_FILE):
         return None
     try:
@@ -58,22 +58,22 @@ def open_huggingface(path: Path, values: dict[str, Any], *, mmap: bool = True) -
 
 
 def read_tokenizer(path: Path, config: dict[str, Any], rows: int) -> Tokenizer:
-    """The directory's tokenizer, beside its ``config.json``, for so many rows; see ``tokenizer_of``."""
+    """The directory's tokenizer for an embedding of ``rows`` rows; see ``tokenizer_of``."""
     contents = {name: read_json(path / name) for name in JSON_FILES if is_there(path / name)}
     return tokenizer_of(path, contents | {"config.json": config}, rows)
 
 
 class StoredWeights(NamedTuple):
-    """The tensors of a directory by their names, and the names that its pickles hold beside them."""
+    """The tensors of a directory by name, and the unknown names in its pickles."""
 
     tensors: dict[str, StoredTensor]
     left_unread: tuple[str, ...]
 
 
 def stored_weights(path: Path, *, mmap: bool = True) -> StoredWeights:
-    """The weights in a directory's safetensors files, or where it has none, in those of torch.save.
+    """The weights in a directory's safetensors files, or if it has none, in those of torch.save.
 
-    Raises CheckpointError where there are neither, not all, or a file is not valid.
+    Raises CheckpointError if there are neither, not all, or a file is not valid.
     """
     left_unread: set[str] = set()
 
@@ -135,7 +135,7 @@ def read_weight_map(index: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; CheckpointError where there is no such thing."""
+    """The object in a JSON file; CheckpointError if it is missing or malformed."""
     try:
         return json_file.read_json(path)
     except FileError as error:

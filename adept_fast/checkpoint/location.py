@@ -1,4 +1,4 @@
-"""Where a checkpoint is: from what a user writes to a path on disk."""
+"""Finds a checkpoint: from a user's path or name to a path on disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NOTHING = "there is no such file or directory"
 
 @dataclass(frozen=True)
 class Location:
-    """A path that exists, and if it is in the hub's cache by a hub id, which commit it is."""
+    """A path that exists, and the hub's snapshot there if it was found by a hub id."""
 
     path: Path
     hub: HubSnapshot | None = None
@@ -45,7 +45,7 @@ def locate(
         tokenizer: whether a repository without a tokenizer is refused before its weights are downloaded.
         progress: show progress bars of downloads on stderr.
 
-    Raises CheckpointError where there is nothing, and as ``fetch_snapshot`` does.
+    Raises CheckpointError if nothing is found, and as ``fetch_snapshot`` does.
     """
     name = os.fspath(path_or_name)
     path = demo_path() if name == "demo" else _expanded(Path(path_or_name))

@@ -1,4 +1,4 @@
-"""The model card of a directory that is written: what it is, how to run it, and under what licence."""
+"""The model card of a directory that is written: its model, how to run it, and its licence."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from adept_fast.checkpoint.file_range import FileRange
 from adept_fast.system.regular_file import is_there
 
 _CARD_FILE = "README.md"
-_MOST_BYTES = 100_000  # of a source's card that are read
+_MAX_BYTES = 100_000  # of a source's card that are read
 _LICENSE = re.compile(r"^license:[ \t]*['\"]?([A-Za-z0-9][A-Za-z0-9.+-]{0,99})['\"]?[ \t]*\r?$", re.MULTILINE)
 
 
 def known_license(source: Path) -> str | None:
     """The licence that the header of a checkpoint's own card names, if it has one.
 
-    Raises CheckpointError where the card is not a regular file.
+    Raises CheckpointError if the card is not a regular file.
     """
     if not is_there(source / _CARD_FILE):
         return None
     card = FileRange.whole(source / _CARD_FILE)
-    text = card.read_at(0, min(card.size, _MOST_BYTES)).decode("utf-8", errors="replace")
+    text = card.read_at(0, min(card.size, _MAX_BYTES)).decode("utf-8", errors="replace")
     header = re.match(r"---\r?\n(.*?)^---\r?$", text, flags=re.MULTILINE | re.DOTALL)
     named = _LICENSE.search(header[1]) if header else None
     return named[1] if named else None

@@ -66,7 +66,7 @@ class PackedMatrix:
         return self.layout.bytes_of(self.spec)
 
     def first_rows(self, count: int) -> PackedMatrix:
-        """As if the matrix had its first ``count`` rows only."""
+        """The first ``count`` rows of the matrix, as a matrix."""
         return replace(self, spec=replace(self.spec, shape=(count, self.spec.shape[1])))
 
     def pack(self, stored: StoredTensor, device: torch.device | None = None) -> QuantizedMatrix:
@@ -84,10 +84,10 @@ class PackedMatrix:
 def packed_matrices(
     config: PersimmonConfig, weights: WeightFormat, layout: type[QuantizedMatrix]
 ) -> dict[str, PackedMatrix]:
-    """By name, the matrices that ``weights`` packs.
+    """The matrices that ``weights`` packs, by name.
 
-    With tied embeddings the output matrix is among them, and made from the embedding, which stays beside it:
-    one is read whole in every step, of the other a row is looked up.
+    With tied embeddings the output matrix is packed from the embedding, which stays unpacked beside it: each
+    step reads the whole output matrix, but only a few rows of the embedding.
     """
     shapes = config.tensor_shapes()
     sources = {name: name for name in shapes}
@@ -101,7 +101,7 @@ def packed_matrices(
 
 
 def is_native(values: Mapping[str, Any]) -> bool:
-    """Whether the contents of a ``config.json`` say that it is a packed checkpoint's."""
+    """Whether the contents of a ``config.json`` are those of a packed checkpoint."""
     section = values.get(SECTION)
     return isinstance(section, dict) and section.get("quant_method") == METHOD
 
@@ -156,7 +156,7 @@ def tensors_of(config: PersimmonConfig, matrices: Mapping[str, PackedMatrix]) ->
 
 
 def _packing(source: Path, description: Mapping[str, Any]) -> Packing:
-    """What config.json, or the header of the weights, describes; CheckpointError where it is unknown."""
+    """The packing in config.json, or in the header of the weights; CheckpointError if it is unknown."""
     version, weights = description.get("version"), description.get("weights")
     formats, layout = FORMATS, description.get("layout")
     if str(version) == "1":

@@ -1,4 +1,4 @@
-"""The machine that a pickle's opcodes drive: a stack and a memo; what is made there is counted."""
+"""The machine that a pickle's opcodes drive: a stack and a memo. It counts the objects."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from adept_fast.checkpoint.pickle_values import (
     printable,
 )
 
-# A model of 36 layers takes some 40 thousand opcodes, with its optimizer's state four times that.
+# A model of 36 layers needs about 40 thousand opcodes, with its optimizer's state four times that.
 MAX_OPCODES = 2**19
 MAX_OBJECTS = 2**17  # lists, dicts, tuples, texts, objects, names
 MAX_TEXT_BYTES = 8 * 2**20
-MAX_DEPTH = 1000  # of marks: of what is unfinished at one time
+MAX_DEPTH = 1000  # of open marks
 MAX_NAMES_KEPT = 20  # of those left unread
 
 _MAX_LINE = 1000  # bytes: a module's or a class's name, a number in digits
@@ -28,17 +28,17 @@ _MAX_BYTES_KEPT = 1024  # of a bytes object; a longer one is left unread
 _MAX_INTEGER_BYTES = 255  # of an integer; a longer one is left unread
 
 _PYTHON_2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # protocols 0 to 2 use its names
-_NOTHING = object()  # where the memo has no entry
+_NOTHING = object()  # an entry that the memo does not have
 BYTES = Global("", "bytes")
 _INTEGER = Global("", "int")
 _PERSISTENT = Global("", "a persistent id")
 
-# A known function gets the arguments of a call as they are, and returns None for those it has no use for.
+# A known function receives the arguments of a call, and returns None for arguments that it does not support.
 Functions = Mapping[str, Callable[[tuple[Any, ...]], object]]
 
 
 class PickleError(ValueError):
-    """A pickle that is damaged, or larger than one of a model can be."""
+    """A pickle that is damaged, or larger than a model's can be."""
 
 
 class Machine:
@@ -83,7 +83,7 @@ class Machine:
         self.position += length
 
     def require(self, length: int) -> None:
-        """Raises PickleError where fewer bytes than these are left."""
+        """Raises PickleError if fewer bytes than these are left."""
         left = self._size - self.position
         if length > left:
             raise PickleError(f"{length} bytes are called for, and {left} are left")
@@ -107,7 +107,7 @@ class Machine:
         self._stack.append(value)
 
     def push_new(self, value: object) -> None:
-        """Push an object that was made, and counts."""
+        """Push a new object, and count it."""
         self._objects += 1
         if self._objects > MAX_OBJECTS:
             raise PickleError(f"the pickle has more than {MAX_OBJECTS} objects")
@@ -144,7 +144,7 @@ class Machine:
         return self._stack.pop()
 
     def discard(self) -> None:
-        """Pop a value, or the mark where there is none above it."""
+        """Pop a value, or the mark if there is none above it."""
         if self._stack:
             self._stack.pop()
         else:
@@ -190,7 +190,7 @@ class Machine:
             raise PickleError(f"the memo has no entry {index}")
         self._stack.append(value)
 
-    # Names, and what is made from them.
+    # Names, and objects built from them.
 
     def push_global(self, module: object, name: object) -> None:
         if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > _MAX_LINE:
@@ -212,7 +212,7 @@ class Machine:
             self._more_unknown = True
 
     def push_call(self, maker: object, arguments: object) -> None:
-        """Push what a call of a class or function would give: interpreted where it is known, else unread."""
+        """Push the result of a call: interpreted if the class or function is known, else left unread."""
         if isinstance(maker, PickledObject):
             maker = maker.maker
         if not isinstance(maker, Global):
@@ -230,7 +230,7 @@ class Machine:
         value = self._persistent(identity)
         self.push_new(PickledObject(_PERSISTENT) if value is None else value)
 
-    # Filling what was made.
+    # Filling objects.
 
     def append(self, values: list[Any]) -> None:
         target = self.top()
@@ -259,7 +259,7 @@ class Machine:
     def build(self) -> None:
         state, target = self.pop(), self.top()
         if isinstance(target, PickledObject):
-            # Of a class with slots the state is a pair: its dict's, and its slots'.
+            # The state of a class with slots is a pair: its dict's, and its slots'.
             if isinstance(state, tuple) and len(state) == 2:
                 state = state[0] if isinstance(state[0], dict) else state[1]
             target.state = state

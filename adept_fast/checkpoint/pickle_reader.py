@@ -1,9 +1,8 @@
 """Reads a pickle as data: it follows the opcodes, and imports and calls nothing that the pickle names.
 
-A name that is not known becomes a Global, and whatever is made from one a PickledObject, which takes all that
-the pickle does to it and keeps its name and its state. Only texts are hashed, as what a pickle nests can take
-forever to hash. Opcodes, objects, texts and nesting are counted, so that a small file cannot take much time
-or memory.
+An unknown name becomes a Global, and an object built from one a PickledObject, which accepts every operation
+of the pickle and keeps its name and its state. Only texts are hashed, as nested values can need endless time
+to hash. Opcodes, objects, texts and nesting are counted, so that a small file cannot use much time or memory.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from adept_fast.checkpoint.pickle_values import Global, PickledObject
 
 __all__ = ["Functions", "PickleError", "Pickled", "read_pickle"]
 
-_LONGEST_TEXT_ENCODED = 1024  # characters
+_MAX_ENCODED_TEXT = 1024  # characters
 _OPCODE_NAMES = {ord(info.code): info.name for info in pickletools.opcodes}
 _SET = Global("", "set")
 _BUFFER = Global("", "an out-of-band buffer")
@@ -28,12 +27,12 @@ _EXTENSIONS = "copyreg's extension"
 _U1, _U2, _U4, _U8 = (struct.Struct(letter) for letter in ("B", "<H", "<I", "<Q"))
 _S4, _DOUBLE = struct.Struct("<i"), struct.Struct(">d")
 
-Handler = Callable[[Machine], object]  # what an opcode does to the machine
+Handler = Callable[[Machine], object]  # one opcode's effect on the machine
 
 
 @dataclass(frozen=True)
 class Pickled:
-    """What a pickle holds, and which unknown names are in it (some of them, where they are many)."""
+    """The contents of a pickle, and the unknown names in it (some of them, if there are many)."""
 
     contents: object
     left_unread: tuple[str, ...]
@@ -48,11 +47,11 @@ def read_pickle(
     """The structure in a pickle of any protocol.
 
     Args:
-        functions: by the names in the pickle, what to do in place of calling them.
-        constants: by the names in the pickle, what stands for them.
-        persistent: from a persistent id what stands for it, None where that is nothing known.
+        functions: substitutes for the functions that the pickle calls, by name.
+        constants: values for names in the pickle.
+        persistent: returns the value for a persistent id, None for an unknown one.
 
-    Raises PickleError where the pickle is damaged or beyond the limits.
+    Raises PickleError if the pickle is damaged or beyond the limits.
     """
     machine = Machine(contents, _FUNCTIONS | dict(functions), constants, persistent)
     at, size = 0, len(contents)
@@ -76,22 +75,22 @@ def read_pickle(
 
 
 def _reconstructed(arguments: tuple[Any, ...]) -> object:
-    """What protocols 0 and 1 make an object of a class by."""
+    """The function by which protocols 0 and 1 build an object of a class."""
     return PickledObject(arguments[0]) if arguments and isinstance(arguments[0], Global) else None
 
 
 def _encoded(arguments: tuple[Any, ...]) -> object:
-    """What protocols 0 to 2 make bytes by."""
+    """The function by which protocols 0 to 2 build bytes."""
     if not arguments:
         return b""
     text, *encoding = arguments
-    if encoding == ["latin1"] and isinstance(text, str) and len(text) <= _LONGEST_TEXT_ENCODED:
+    if encoding == ["latin1"] and isinstance(text, str) and len(text) <= _MAX_ENCODED_TEXT:
         return text.encode("latin-1", "replace")
     return PickledObject(BYTES)
 
 
 def _nothing(_arguments: tuple[Any, ...]) -> None:
-    """A class that is known, and whose objects are read as their state."""
+    """A known class, whose objects are read as their state."""
 
 
 _FUNCTIONS: dict[str, Callable[[tuple[Any, ...]], object]] = {
@@ -169,7 +168,7 @@ def _text_line(machine: Machine) -> None:
 
 
 def _frame(machine: Machine) -> None:
-    """A frame says how many bytes belong together; nothing depends on that but that they are there."""
+    """A frame announces a number of bytes; they must exist, and nothing else depends on it."""
     machine.require(machine.number(_U8))
 
 
@@ -215,7 +214,7 @@ _BY_OPCODE: dict[bytes, Handler] = {
     pickle.BINFLOAT: _pushes_number(_DOUBLE),
     pickle.LONG1: lambda machine: machine.push_integer(machine.number(_U1)),
     pickle.LONG4: lambda machine: machine.push_integer(machine.number(_U4)),
-    # Texts and bytes. A protocol 2 of Python 2 has its texts in what are bytes strings there.
+    # Texts and bytes. Protocol 2 as Python 2 writes it has texts in byte strings.
     pickle.STRING: _string_line,
     pickle.UNICODE: _text_line,
     pickle.SHORT_BINSTRING: _pushes_text(_U1),

@@ -24,15 +24,15 @@ class Global:
 
     @property
     def path(self) -> str:
-        """The name with its module, printable, cut where it is long."""
+        """The name with its module, printable, shortened if it is long."""
         return printable(f"{self.module}.{self.name}" if self.module else self.name)
 
 
 class PickledObject:
     """An object whose class or function is not known here, so that it was not built.
 
-    ``maker`` is the class or function; ``subject`` is its first argument where that is a class too. ``state``
-    is what the pickle would have set its attributes from, None where there is no such thing.
+    ``maker`` is the class or function; ``subject`` is its first argument if that is a class too. ``state`` is
+    the value from which the pickle sets its attributes, None if there is none.
     """
 
     __slots__ = ("maker", "state", "subject")
@@ -44,12 +44,12 @@ class PickledObject:
 
     @property
     def class_name(self) -> str:
-        """The name of its class; where a function makes it, the function's and in parentheses the class's."""
+        """The name of its class, or the name of the function that builds it with the class in parentheses."""
         return f"{self.maker.path}({self.subject.path})" if self.subject else self.maker.path
 
     @property
     def attributes(self) -> dict[object, object] | None:
-        """Its attributes where its state is a dict of them, None otherwise."""
+        """Its attributes if its state is a dict, None otherwise."""
         return self.state if isinstance(self.state, dict) else None
 
 
@@ -64,7 +64,7 @@ class UnhashedKey:
 
 @dataclass
 class PickledStorage:
-    """A reference to the record ``key`` of a torch file; ``dtype`` is None where it is one of plain bytes."""
+    """A reference to the record ``key`` of a torch file; ``dtype`` is None if it is one of plain bytes."""
 
     dtype: torch.dtype | None
     key: str
@@ -73,7 +73,7 @@ class PickledStorage:
 
 @dataclass
 class PickledTensor:
-    """A view of a storage, unchecked. ``flaw`` says what makes it other than a plain tensor."""
+    """A view of a storage, unchecked. ``flaw`` is a clause with the reason that it is no plain tensor."""
 
     storage: PickledStorage
     dtype: torch.dtype
@@ -84,7 +84,7 @@ class PickledTensor:
 
     @property
     def span(self) -> int:
-        """How many elements of the storage lie between its first and its last, with both of them."""
+        """The number of elements of the storage from its first to its last, inclusive."""
         return 1 + sum((size - 1) * by for size, by in zip(self.shape, self.stride, strict=True))
 
 
@@ -95,7 +95,7 @@ def printable(text: str) -> str:
 
 
 def described(value: object) -> str:
-    """A value for a message, in bounded time and length: what goes after "is"."""
+    """A value for a message, after "is", in bounded time and length."""
     if isinstance(value, UnhashedKey):
         return described(value.value)
     if isinstance(value, PickledObject):

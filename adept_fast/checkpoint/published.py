@@ -40,12 +40,12 @@ PUBLISHED_RELEASES = {
 
 
 def release_checksum(path: Path, *, progress: bool = True) -> ReleaseChecksum:
-    """Read a whole tar, and look its MD5 up. What the tar holds is not looked at: it may be damaged.
+    """Read a whole tar, and look up its MD5. The tar's contents are not checked: it may be damaged.
 
     Args:
         progress: show a progress bar on stderr.
 
-    Raises CheckpointError where ``path`` is neither a tar nor named like one, and FileError where it cannot
+    Raises CheckpointError if ``path`` is neither a tar nor named like one, and FileError if it cannot
     be read.
     """
     if not path.is_file():

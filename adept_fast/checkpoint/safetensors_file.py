@@ -20,10 +20,10 @@ from adept_fast.system.regular_file import FileError
 from adept_fast.system.short_text import short_repr, shortened
 
 _LENGTH_BYTES = 8
-_MAX_HEADER_BYTES = 32 * 2**20  # 65 000 tensors take 9 MB
+_MAX_HEADER_BYTES = 32 * 2**20  # 65 000 tensors need 9 MB
 _METADATA = "__metadata__"
 _MAX_NAME_LENGTH = 256
-_MOST_DIMENSIONS = 64  # of a tensor of torch
+_MAX_DIMENSIONS = 64  # of a tensor of torch
 
 # safetensors' names for dtypes; those that no weight may have are refused later, by name.
 _DTYPES = {
@@ -44,14 +44,14 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class SafetensorsFile:
-    """What a file holds: its tensors by name, still on disk, and the text of its header."""
+    """The tensors of a file by name, still on disk, and the metadata of its header."""
 
     tensors: dict[str, StoredTensor]
     metadata: Mapping[str, str]
 
 
 def open_safetensors(path: Path, *, mmap: bool = True) -> SafetensorsFile:
-    """Open a safetensors file and check its header; CheckpointError where it is not a valid one.
+    """Open a safetensors file and check its header; CheckpointError if it is not a valid one.
 
     ``mmap``: whether a tensor that is read stays in the file, memory-mapped, or is copied from it.
     """
@@ -68,7 +68,7 @@ def open_safetensors(path: Path, *, mmap: bool = True) -> SafetensorsFile:
 
 
 def _header_bytes(file: FileRange) -> int:
-    """The length of the header, which the file begins with; CheckpointError where no header follows."""
+    """The length of the header, which the file begins with; CheckpointError if no header follows."""
     length = int.from_bytes(file.read_at(0, min(_LENGTH_BYTES, file.size)), "little")
     if not 2 <= length <= file.size - _LENGTH_BYTES or file.read_at(_LENGTH_BYTES, 1) != b"{":
         raise _invalid(file, "its first 8 bytes are not the length of a header behind them")
@@ -80,7 +80,7 @@ def _header_bytes(file: FileRange) -> int:
 
 
 def _require_valid(file: FileRange) -> None:
-    """Raises CheckpointError where the library refuses the header: its syntax, an offset, an overlap, …"""
+    """Raises CheckpointError if the library refuses the header: its syntax, an offset, an overlap, …"""
     opened_path = file.file.system_path
     try:
         with safe_open(opened_path, framework="np"):  # which maps it to be read alone
@@ -95,7 +95,7 @@ def _invalid(file: FileRange, reason: str) -> CheckpointError:
 
 
 def _stored_tensor(file: FileRange, start: int, name: str, entry: Mapping[str, Any]) -> StoredTensor:
-    """One entry of the header. What the library has checked is checked again: the file may have changed."""
+    """One entry of the header. The library's checks are repeated: the file may have changed."""
     if len(name) > _MAX_NAME_LENGTH or not name.isprintable():
         raise CheckpointError(
             f"{file.label}: holds a tensor named {shortened(name)}, of {len(name)} characters; "
@@ -105,7 +105,7 @@ def _stored_tensor(file: FileRange, start: int, name: str, entry: Mapping[str, A
         shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
         if not isinstance(entry["dtype"], str) or not all(type(size) is int for size in (*shape, begin, end)):
             raise TypeError
-        if len(shape) > _MOST_DIMENSIONS:
+        if len(shape) > _MAX_DIMENSIONS:
             raise ValueError
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(

@@ -39,12 +39,12 @@ from adept_fast.tokenizer.tokenizer import Tokenizer
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 ROOM_FOR_SMALL_FILES = 2**20  # configs and headers; the tokenizer is counted by its size
-_ITERATION = 1  # Adept's code wants one; a converted checkpoint was never trained here
+_ITERATION = 1  # Adept's code requires one; a converted checkpoint was never trained here
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What was written: the files' names below the directory, with their sizes, and what to know of them."""
+    """A written checkpoint: its files by their names below ``path``, with sizes in bytes, and remarks."""
 
     path: Path
     files: dict[str, int]
@@ -69,15 +69,15 @@ def save_huggingface(
     """Write a directory that transformers loads, tokenizer included; it appears when it is complete.
 
     Args:
-        checkpoint: what to write; its tensors are read one at a time.
+        checkpoint: the source; its tensors are read one at a time.
         destination: a new name, or an empty directory.
         dtype: that of the written weights (default: each as it is stored).
         max_shard_bytes: weights are split into files of at most this size (a larger tensor has its own).
-        license_name: what the model card says (default: what the source's own card says).
+        license_name: the licence in the model card (default: the licence in the source's model card).
         progress: whether to show progress on stderr.
 
-    Raises CheckpointError where the destination is taken, the disk too full, or a weight too large for
-    ``dtype``; TokenizerError where no tokenizer.json equals the tokenizer.
+    Raises CheckpointError if the destination is taken, the disk too full, or a weight too large for
+    ``dtype``; TokenizerError if no tokenizer.json equals the tokenizer.
     """
     destination = Path(destination).expanduser()
     weights = _check_request(destination, checkpoint.tensors.values(), dtype, checkpoint.tokenizer)
@@ -117,8 +117,8 @@ def save_adept(
 ) -> Saved:
     """Write a directory laid out as Adept's release, of one rank; it appears when it is complete.
 
-    Arguments and errors are those of ``save_huggingface``, but for what concerns tokenizer.json and shards;
-    TokenizerError where the tokenizer is more than a sentencepiece model.
+    Arguments and errors are those of ``save_huggingface``, except those about tokenizer.json and shards;
+    TokenizerError if the tokenizer is more than a sentencepiece model.
     """
     destination = Path(destination).expanduser()
     require_for_adept(checkpoint.tokenizer)
@@ -152,12 +152,12 @@ def save_adept(
 def _check_request(
     destination: Path, tensors: Iterable[StoredTensor], dtype: torch.dtype | None, tokenizer: Tokenizer
 ) -> int:
-    """How many bytes of weights there are to write; CheckpointError where that is bound to fail."""
+    """The bytes of weights to write; CheckpointError if writing them is bound to fail."""
     if dtype is not None and dtype not in WEIGHT_DTYPES.values():
         raise CheckpointError(f"the dtype is {dtype_name(dtype)}; expected float32, float16 or bfloat16")
     require_free(destination)
     weights = sum(size_of(tensor, dtype) for tensor in tensors)
-    # Either format spells the vocabulary out beside the model, in up to some four times its size.
+    # Both formats list the vocabulary beside the model, in up to about four times its size.
     require_space(destination, weights + 5 * size_of_files(tokenizer) + ROOM_FOR_SMALL_FILES)
     return weights
 
@@ -192,7 +192,7 @@ def _huggingface_texts(
     tokenizer = checkpoint.tokenizer
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     stored = dtype_name(dtype or checkpoint.dtype)
-    # "torch_dtype" is what transformers before 4.56 calls it.
+    # transformers before 4.56 reads "torch_dtype".
     yield "config.json", checkpoint.config.to_dict() | ids | {"dtype": stored, "torch_dtype": stored}
     yield "generation_config.json", generation_config(tokenizer)
     yield "tokenizer.json", fast_tokenizer
@@ -204,7 +204,7 @@ def _huggingface_texts(
 
 
 def _adept_args(config: PersimmonConfig, dtype: torch.dtype) -> argparse.Namespace:
-    """The arguments by which Adept's code builds the same model."""
+    """The arguments with which Adept's code builds the same model."""
     theta = config.rope_theta
     return argparse.Namespace(
         num_layers=config.num_hidden_layers,
@@ -265,7 +265,7 @@ def _inverse_frequencies(config: PersimmonConfig) -> torch.Tensor:
 
 def write_json(path: Path, contents: dict[str, Any]) -> None:
     """Write one JSON file."""
-    # The vocabulary is long: indented, each of its entries would take four lines.
+    # The vocabulary is long: with indentation each of its entries would be four lines.
     indent = None if path.name == "tokenizer.json" else 2
     path.write_text(json.dumps(contents, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
 

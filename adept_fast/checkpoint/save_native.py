@@ -44,7 +44,7 @@ def save_native(
     """Write a packed checkpoint; it appears when it is complete.
 
     Args:
-        checkpoint: what to write; its tensors are read one at a time.
+        checkpoint: the source; its tensors are read one at a time.
         destination: a new name, or an empty directory.
         weights: the format, one of ``formats.NAMES``.
         layout: ``row_major``, which every device repacks while it loads, or ``cpu_tiled``, which a CPU loads
@@ -52,7 +52,7 @@ def save_native(
         dtype: that of the embedding (default: as it is stored).
         progress: whether to show progress on stderr.
 
-    Raises CheckpointError where the destination is taken, the disk too full, the weights packed in another
+    Raises CheckpointError if the destination is taken, the disk too full, the weights packed in another
     format, or one of them a NaN, an infinity or too large.
     """
     destination = Path(destination).expanduser()
@@ -62,7 +62,7 @@ def save_native(
     require_little_endian(destination)
     require_free(destination)
     entries = _entries(checkpoint, packing, dtype)
-    header, places = safetensors_header(entries, _metadata(packing))
+    header, offsets = safetensors_header(entries, _metadata(packing))
     size = sum(math.prod(shape) * kept.itemsize for _, kept, shape in entries)
     require_space(
         destination, len(header) + size + size_of_files(checkpoint.tokenizer) + ROOM_FOR_SMALL_FILES
@@ -75,14 +75,14 @@ def save_native(
         write_json(directory / "tokenizer_config.json", tokenizer_config(checkpoint))
         for name, data in checkpoint.tokenizer.vocabulary.files.items():
             (directory / name).write_bytes(data)
-        _write_weights(directory / SINGLE_FILE, checkpoint, packing, dtype, header, places, bar.update)
+        _write_weights(directory / SINGLE_FILE, checkpoint, packing, dtype, header, offsets, bar.update)
         files = files_in(directory)
     tokenizer_names = ", ".join(checkpoint.tokenizer.vocabulary.files)
     return Saved(destination, files, len(entries), f"that of the source, {tokenizer_names}")
 
 
 def _packing(checkpoint: Checkpoint, weights: str, layout: str) -> Packing:
-    """By the names that users write; CheckpointError for one that is unknown or does not fit."""
+    """The packing for the names that users write; CheckpointError for an unknown or unsuitable name."""
     for parameter, name, known in (("weights", weights, NAMES), ("layout", layout, LAYOUTS)):
         if name not in known:
             raise CheckpointError(f"{parameter} is {name!r}; expected {' or '.join(map(repr, known))}")
@@ -144,7 +144,7 @@ def _write_weights(
     packing: Packing,
     dtype: torch.dtype | None,
     header: bytes,
-    places: dict[str, int],
+    offsets: dict[str, int],
     progress: Callable[[int], object],
 ) -> None:
     matrices = packed_matrices(checkpoint.config, packing.weights, packing.layout)
@@ -156,12 +156,12 @@ def _write_weights(
             else:
                 packed = matrix.pack(checkpoint.tensors[matrix.tensor])
             for part, tensor in (("values", packed.values), ("scales", packed.scales)):
-                file.seek(places[f"{name}.{part}"])
+                file.seek(offsets[f"{name}.{part}"])
                 file.write(bytes_of(tensor))
             progress(packed.nbytes)
         for name, stored in checkpoint.tensors.items():
             if name not in matrices:
                 tensor = read_as(stored, dtype if name == EMBEDDING else torch.float32)
-                file.seek(places[name])
+                file.seek(offsets[name])
                 file.write(bytes_of(tensor))
                 progress(tensor.nbytes)

@@ -1,4 +1,4 @@
-"""What a written checkpoint says of its tokenizer, in each format, and what a format cannot say."""
+"""The tokenizer's description in each checkpoint format, and the settings that a format cannot hold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adept_fast.tokenizer.tokenizer import Tokenizer, TokenizerError
 def checked_tokenizer_json(tokenizer: Tokenizer) -> tuple[dict[str, Any], str]:
     """The contents of a ``tokenizer.json``, and how far they were held to sentencepiece.
 
-    Raises TokenizerError where no tokenizer.json equals the tokenizer.
+    Raises TokenizerError if no tokenizer.json equals the tokenizer.
     """
     if isinstance(tokenizer.vocabulary, FastVocabulary):
         return dict(tokenizer.vocabulary.contents), "the tokenizer.json of the source"
@@ -36,8 +36,8 @@ def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
     if (pad := tokenizer.special_tokens.get("pad_token")) is not None:
         ids["pad_token_id"] = tokenizer.vocabulary.find(pad)
     elif any(tokenizer.byte_value(token_id) is not None for token_id in range(tokenizer.vocab_size)):
-        # Persimmon has no token for padding. Where unknown characters become bytes, no text has the unknown
-        # piece; the end token may also begin a text, and transformers would take it for padding there.
+        # Persimmon has no token for padding. If unknown characters become bytes, no text has the unknown
+        # piece; the end token may also begin a text, where transformers would treat it as padding.
         ids["pad_token_id"] = _unknown(tokenizer)
     return {name: token_id for name, token_id in ids.items() if token_id is not None} | {"do_sample": False}
 
@@ -53,7 +53,7 @@ def tokenizer_config(checkpoint: Checkpoint) -> dict[str, Any]:
     tokens = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "unk_token": _unknown(tokenizer)}
     added = _listed_tokens(tokenizer)
     return {
-        # A class that every transformers release takes tokenizer.json from as it is.
+        # Every transformers release reads tokenizer.json unchanged into this class.
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{name: None if at is None else tokenizer.piece(at) for name, at in tokens.items()},
         **tokenizer.special_tokens,
@@ -78,16 +78,16 @@ def require_for_adept(tokenizer: Tokenizer) -> None:
     beyond = [token for token in vocabulary.added if token.token_id >= vocabulary.pieces]
     if beyond:
         raise TokenizerError(
-            f"{tokenizer.source}: Adept's format has no place for the added token {beyond[0].content!r:.80}; "
+            f"{tokenizer.source}: Adept's format cannot hold the added token {beyond[0].content!r:.80}; "
             "expected the format huggingface or native"
         )
 
 
 def lost_in_adepts_format(tokenizer: Tokenizer) -> Iterator[str]:
-    """What Adept's format has no place for."""
-    lost = "Adept's format has no place to say that"
+    """The tokenizer's settings that Adept's format cannot hold."""
+    lost = "Adept's format cannot record that"
     if tokenizer.add_bos:
-        yield f"{lost} BOS is put before text; ask for it when you generate"
+        yield f"{lost} BOS is put before text; set it when you generate"
     plain = Tokenizer(tokenizer.model, source=tokenizer.source)
     if tokenizer.bos_id is not None and tokenizer.bos_id != plain.bos_id:
         yield f"{lost} BOS is {tokenizer.piece(tokenizer.bos_id)!r}"
@@ -97,17 +97,17 @@ def lost_in_adepts_format(tokenizer: Tokenizer) -> Iterator[str]:
     if isinstance(tokenizer.vocabulary, SentencePieceVocabulary) and tokenizer.vocabulary.added:
         yield f"{lost} {tokenizer.vocabulary.added[0].content!r} in text is a token"
     if tokenizer.chat_format.writes_special_tokens:
-        yield "Adept's format has no place for a chat template"
+        yield "Adept's format cannot hold a chat template"
 
 
 def different_in_transformers(tokenizer: Tokenizer) -> Iterator[str]:
-    """What transformers does otherwise with the written files."""
+    """Differences in how transformers reads the written files."""
     if tokenizer.add_bos and not _splits_special_tokens(tokenizer) and not _listed_tokens(tokenizer):
         if isinstance(tokenizer.vocabulary, FastVocabulary):
             return
         yield (
-            "as its chat template begins with BOS, transformers takes the name of a special token in text "
-            "for that token, unless told split_special_tokens=True"
+            "as its chat template begins with BOS, transformers reads the name of a special token in text "
+            "as that token, unless split_special_tokens=True is set"
         )
 
 

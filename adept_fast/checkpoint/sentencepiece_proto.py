@@ -1,7 +1,7 @@
-"""What a sentencepiece model file says of itself: its pieces with their types, and how it normalises text.
+"""Reads the pieces of a sentencepiece model file, with their types, and its normalisation of text.
 
-sentencepiece's Python interface does not tell these, and its protobuf classes need a package that nothing
-else here does; the few fields of the file are read from the wire format directly.
+sentencepiece's Python interface does not expose these, and its protobuf classes need a package that nothing
+else here needs; the few fields of the file are read from the wire format directly.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from adept_fast.tokenizer.tokenizer import TokenizerError
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_LONGEST_VARINT = 10
+_MAX_VARINT_BYTES = 10
 
 
 class PieceType(IntEnum):
@@ -42,7 +42,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Normalizer:
-    """How text becomes what the pieces are matched against; the defaults are sentencepiece's."""
+    """The normalisation of text before pieces are matched; the defaults are sentencepiece's."""
 
     name: str = ""
     precompiled_charsmap: bytes = b""
@@ -63,7 +63,7 @@ class SentencePieceModel:
 
 
 def parse_model(model: bytes, source: str = "tokenizer.model") -> SentencePieceModel:
-    """Read the bytes of a sentencepiece model; TokenizerError names ``source`` and what is wrong."""
+    """Read the bytes of a sentencepiece model; TokenizerError names ``source`` and the fault."""
     try:
         fields = _Message(model)
         trainer = _Message(fields.message(2))
@@ -100,7 +100,7 @@ def _normalizer(fields: _Message) -> Normalizer:
 
 
 class _Message:
-    """The fields of one protobuf message, by number; ValueError where the bytes are none."""
+    """The fields of one protobuf message, by number; ValueError if the bytes are none."""
 
     def __init__(self, payload: bytes) -> None:
         self._fields: dict[int, list[int | bytes]] = {}
@@ -138,7 +138,7 @@ class _Message:
 
 
 def _fields_of(payload: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The number and value of each field; varints as integers, all else as the bytes that it consists of."""
+    """The number and value of each field; varints as integers, all others as their bytes."""
     position = 0
     while position < len(payload):
         tag, position = _varint(payload, position)
@@ -167,7 +167,7 @@ def _fields_of(payload: bytes) -> Iterator[tuple[int, int | bytes]]:
 def _varint(payload: bytes, position: int) -> tuple[int, int]:
     """The integer at a position, and the position behind it."""
     value = 0
-    for index, byte in enumerate(payload[position : position + _LONGEST_VARINT]):
+    for index, byte in enumerate(payload[position : position + _MAX_VARINT_BYTES]):
         value |= (byte & 0x7F) << (7 * index)
         if byte < 0x80:
             return value, position + index + 1

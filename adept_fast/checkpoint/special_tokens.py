@@ -1,4 +1,4 @@
-"""What the files of a Hugging Face directory say of special and added tokens, and of what ends a text."""
+"""Reads special, added and end tokens from the files of a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adept_fast.tokenizer.added_tokens import AddedToken
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
-_NONE = -1  # as some files write that there is no such token
+_NONE = -1  # the value in some files for no such token
 
 
 def special_names(settings: Mapping[str, Any], special_map: Mapping[str, Any], path: Path) -> dict[str, str]:
@@ -20,7 +20,7 @@ def special_names(settings: Mapping[str, Any], special_map: Mapping[str, Any], p
 
     Args:
         settings: the contents of ``tokenizer_config.json``.
-        special_map: those of ``special_tokens_map.json``, which counts, as in transformers, only where
+        special_map: those of ``special_tokens_map.json``, which is used, as in transformers, only if
             ``settings`` lists no added tokens.
 
     Raises CheckpointError for one that is no text.
@@ -37,7 +37,7 @@ def special_names(settings: Mapping[str, Any], special_map: Mapping[str, Any], p
 
 
 def listed_names(settings: Mapping[str, Any], special_map: Mapping[str, Any], path: Path) -> list[str]:
-    """The names of further special tokens, which no attribute stands for."""
+    """The names of further special tokens, which have no attribute."""
     names = []
     for file, values in (("tokenizer_config.json", settings), ("special_tokens_map.json", special_map)):
         for key in _LISTS:
@@ -57,7 +57,7 @@ def added_tokens(
     special: set[str],
     path: Path,
 ) -> list[AddedToken]:
-    """The tokens that were added to the vocabulary.
+    """The tokens added to the vocabulary.
 
     Args:
         fast: the contents of ``tokenizer.json``.
@@ -65,7 +65,7 @@ def added_tokens(
         legacy: of ``added_tokens.json``, names → ids.
         special: the names of special tokens.
 
-    Raises CheckpointError where an entry is malformed, or two files disagree.
+    Raises CheckpointError if an entry is malformed, or two files disagree.
     """
     found: dict[int, AddedToken] = {}
     for source, token in (
@@ -85,7 +85,7 @@ def added_tokens(
 def end_ids(generation: Mapping[str, Any], config: Mapping[str, Any], rows: int, path: Path) -> list[int]:
     """The ``eos_token_id`` of ``generation_config.json``, else of ``config.json``: one, several or none.
 
-    Raises CheckpointError for what is no id of the ``rows`` that the embedding has.
+    Raises CheckpointError for a value that is no id below ``rows``, the rows of the embedding.
     """
     in_generation = "eos_token_id" in generation
     file, values = ("generation_config.json", generation) if in_generation else ("config.json", config)

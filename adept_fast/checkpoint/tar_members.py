@@ -16,12 +16,12 @@ _COMPRESSIONS = {
     b"\xfd7zXZ\x00": "xz",
     b"\x28\xb5\x2f\xfd": "zstandard",
 }
-_MOST_MEMBERS = 100_000  # a release has a dozen; a hostile tar could list them for hours
-# tarfile reads a long name or a list of attributes at once, however long its header says that it is.
+_MAX_MEMBERS = 100_000  # a release has a dozen; a hostile tar could list them for hours
+# tarfile reads a long name or a list of attributes at once, whatever length its header has.
 _MAX_MEMBER_HEADER_BYTES = 64 * 1024
 _MAX_HEADER_BYTES = 128 * 2**20
 
-# What tarfile raises on damaged or hostile headers: a chain of long names nests a call for each.
+# Errors of tarfile on damaged or hostile headers: each name in a chain of long names nests a call.
 _PARSE_ERRORS = (
     tarfile.TarError,
     OSError,
@@ -35,7 +35,7 @@ _PARSE_ERRORS = (
 
 
 def compression_of(file: FileRange) -> str | None:
-    """The name of the compression whose files begin so."""
+    """The name of the file's compression, by its first bytes; None if it has none."""
     beginning = file.read_at(0, min(8, file.size))
     return next((name for magic, name in _COMPRESSIONS.items() if beginning.startswith(magic)), None)
 
@@ -51,7 +51,7 @@ def is_tar(file: FileRange) -> bool:
 
 
 def tar_members(archive: FileRange) -> dict[PurePosixPath, list[tarfile.TarInfo]]:
-    """Every member by its name; one that is there several times has several entries.
+    """Every member by its name; a repeated one has several entries.
 
     Raises CheckpointError for a tar that is damaged, whose members point outside, or whose headers are more
     or longer than those of any release.
@@ -69,9 +69,9 @@ def tar_members(archive: FileRange) -> dict[PurePosixPath, list[tarfile.TarInfo]
                         f"{archive.label}: the member {member.name!r:.200} points outside; "
                         f"expected relative paths without .."
                     )
-                if member.offset <= previous or count > _MOST_MEMBERS:
+                if member.offset <= previous or count > _MAX_MEMBERS:
                     raise CheckpointError(
-                        f"{archive.label}: the tar's headers run in a circle or number over {_MOST_MEMBERS}"
+                        f"{archive.label}: the tar's headers run in a circle or number over {_MAX_MEMBERS}"
                     )
                 previous = member.offset
                 members.setdefault(name, []).append(member)
@@ -83,7 +83,7 @@ def tar_members(archive: FileRange) -> dict[PurePosixPath, list[tarfile.TarInfo]
 
 
 class _Headers:
-    """The file as ``tarfile`` reads it: without a buffer, as it skips the contents, and only so much."""
+    """The file for ``tarfile``: without a buffer, as contents are skipped, and with a limit of bytes."""
 
     def __init__(self, archive: FileRange) -> None:
         self._archive = archive

@@ -1,4 +1,4 @@
-"""Holds a ``tokenizer.json`` to sentencepiece on text that tokenizers tend to disagree on."""
+"""Compares a ``tokenizer.json`` with sentencepiece on text on which tokenizers tend to disagree."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adept_fast.checkpoint.sentencepiece_proto import PieceType, SentencePieceMo
 from adept_fast.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, TokenizerError
 
 _SPACE = "▁"
-_MOST_SPECIAL = 12  # special pieces of the model's own that are tried; a vocabulary may have thousands
+_MAX_SPECIAL = 12  # special pieces of the model that are tried; a vocabulary may have thousands
 _SAMPLES = 40
 _PIECES_IN_SAMPLE = 12
 
@@ -51,7 +51,7 @@ _SPECIAL_CONTEXTS = ("{}", "{}a", "a{}", "a{}b", "{} a", "a {}", "a {} b", " {} 
 
 @dataclass(frozen=True)
 class TokenizerCheck:
-    """How far a ``tokenizer.json`` was compared with sentencepiece; all that was compared was equal."""
+    """The number of strings on which a ``tokenizer.json`` equals sentencepiece; no string differed."""
 
     compared: int
     remark: str = ""
@@ -66,7 +66,7 @@ class TokenizerCheck:
 def check_tokenizer_json(tokenizer: Tokenizer, contents: dict[str, Any]) -> TokenizerCheck:
     """Compare ids and decoded text of a ``tokenizer.json`` with sentencepiece's, on about 350 strings.
 
-    Without the tokenizers library nothing is compared, and the result says so.
+    Without the tokenizers library nothing is compared, which the result states.
 
     Raises TokenizerError at the first difference.
     """
@@ -103,8 +103,8 @@ def _strings(model: SentencePieceModel, added: list[str]) -> Iterator[str]:
         "</s>",
         "<unk>",
         "<0x0A>",
-        *own[:_MOST_SPECIAL],
-        *added[:_MOST_SPECIAL],
+        *own[:_MAX_SPECIAL],
+        *added[:_MAX_SPECIAL],
     ):
         yield from (context.replace("{}", special) for context in _SPECIAL_CONTEXTS)
     step = max(1, len(model.pieces) // (_SAMPLES * _PIECES_IN_SAMPLE))
@@ -123,7 +123,7 @@ def _combines(text: str) -> bool:
 
 
 def _loses_literal_space(model: SentencePieceModel, text: str) -> bool:
-    # Where extra whitespace is removed, sentencepiece decodes leading ▁ to nothing, piece by piece.
+    # If extra whitespace is removed, sentencepiece decodes leading ▁ to nothing, piece by piece.
     return model.normalizer.remove_extra_whitespaces and _SPACE in text
 
 

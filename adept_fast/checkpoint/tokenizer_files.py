@@ -23,7 +23,7 @@ from adept_fast.tokenizer.vocabulary import Vocabulary, is_text
 MODEL_FILE = "tokenizer.model"
 FAST_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
-# Those that say something of the tokenizer.
+# The files that describe the tokenizer.
 JSON_FILES = (
     CONFIG_FILE,
     FAST_FILE,
@@ -39,16 +39,16 @@ Contents = Mapping[str, Mapping[str, Any]]
 
 
 def tokenizer_of(path: Path, contents: Contents, rows: int) -> Tokenizer:
-    """The tokenizer of a directory: its ``tokenizer.model``, or where there is none its ``tokenizer.json``.
+    """The tokenizer of a directory: its ``tokenizer.model``, or if there is none its ``tokenizer.json``.
 
-    The files beside it name added tokens, special tokens, the end of a text and a chat template, and say
-    whether BOS is put first. A special token that is named and is no piece counts as not named.
+    The files beside it name added tokens, special tokens, the end tokens and a chat template, and whether
+    BOS is put first. The name of a special token that is no piece is ignored.
 
     Args:
-        contents: those of ``config.json`` and of the files of ``JSON_FILES`` that there are, by their names.
-        rows: how many ids the embedding knows.
+        contents: the contents of ``config.json`` and of those of ``JSON_FILES`` that exist, by file name.
+        rows: the number of rows of the embedding.
 
-    Raises CheckpointError or TokenizerError naming the file, what was found and what was expected.
+    Raises CheckpointError or TokenizerError, which name the file, the value found and the expected one.
     """
     every = {name: contents.get(name, {}) for name in (*JSON_FILES, "config.json")}
     settings, special_map = every[CONFIG_FILE], every["special_tokens_map.json"]
@@ -75,16 +75,15 @@ def tokenizer_of(path: Path, contents: Contents, rows: int) -> Tokenizer:
     )
     for key, token_id in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id)):
         if key in named and key not in known and token_id is not None:
-            tokenizer.special_tokens[key] = tokenizer.piece(
-                token_id
-            )  # what stands in for the name of no piece
+            # This piece replaces the name that is no piece.
+            tokenizer.special_tokens[key] = tokenizer.piece(token_id)
     return tokenizer
 
 
 def _vocabulary(
     path: Path, contents: Contents, added: list[AddedToken], special: Iterable[str]
 ) -> tuple[Vocabulary, Path]:
-    """The vocabulary, and the file that it is in."""
+    """The vocabulary, and its file."""
     splits = contents[CONFIG_FILE].get("split_special_tokens", False)
     if not isinstance(splits, bool):
         raise CheckpointError(
@@ -100,7 +99,7 @@ def _vocabulary(
             if (token_id := plain.find(name)) is not None
         ]
         # transformers finds special tokens in text as soon as they are named. Here text that spells one stays
-        # text, unless the checkpoint lists added tokens, and so was trained with such.
+        # text, unless the checkpoint lists added tokens: then it was trained with them.
         tokens = {"added": added + only_named} if added else {"named": only_named}
         vocabulary = SentencePieceVocabulary(
             model, str(path / MODEL_FILE), splits_special_tokens=splits, **tokens
@@ -121,7 +120,7 @@ def _vocabulary(
 def _bos(
     path: Path, contents: Contents, named: Mapping[str, str], vocabulary: Vocabulary
 ) -> tuple[bool, str | None]:
-    """Whether BOS is put before text, and its name where one is given."""
+    """Whether BOS is put before text, and its name if one is given."""
     leading = leading_token(contents[FAST_FILE], str(path / FAST_FILE))
     if isinstance(vocabulary, FastVocabulary):
         return leading is not None, leading or named.get("bos_token")
@@ -135,12 +134,12 @@ def _bos(
 
 def _chat_format(path: Path, contents: Contents) -> ChatFormat:
     """The template of ``chat_template.jinja``, else of ``tokenizer_config.json``, else of
-    ``chat_template.json``; the built-in format where there is none, or where the template is that format's.
+    ``chat_template.json``; the built-in format if there is none, or if the template is that format's.
 
     Args:
-        contents: those of the directory's JSON files, by their names.
+        contents: the contents of the directory's JSON files, by file name.
 
-    Raises CheckpointError for a template that is no text. Whether it is jinja, its first use says.
+    Raises CheckpointError for a template that is no text. Errors of jinja are raised on first use.
     """
     source, label = _template(path, contents)
     built_in = HumanAdeptFormat()
@@ -150,13 +149,13 @@ def _chat_format(path: Path, contents: Contents) -> ChatFormat:
         raise CheckpointError(
             f"{label}: the chat template holds a lone surrogate, which UTF-8 cannot express"
         )
-    from adept_fast.chat.chat_template import ChatTemplate  # jinja takes a while to import
+    from adept_fast.chat.chat_template import ChatTemplate  # importing jinja is slow
 
     return ChatTemplate(source, label)
 
 
 def _template(path: Path, contents: Contents) -> tuple[str | None, str]:
-    """The template, and where it is."""
+    """The template, and its file for messages."""
     if is_there(path / _TEMPLATE_FILE):
         try:
             text = FileRange.whole(path / _TEMPLATE_FILE).read(4 * MAX_SOURCE).decode("utf-8")
@@ -171,7 +170,7 @@ def _template(path: Path, contents: Contents) -> tuple[str | None, str]:
 
 
 def _chosen(given: object, label: str) -> str:
-    """One template of those that are given by name, or the only one."""
+    """The default template of those that are given by name, or the only one."""
     if isinstance(given, list):
         named = {}
         for at, entry in enumerate(given):

@@ -1,8 +1,8 @@
 """A ``tokenizer.json`` written by hand from a sentencepiece model, so that both give the same ids and text.
 
 The tokenizers library has no notion of sentencepiece's types of pieces: it would match every vocabulary entry
-in text, where sentencepiece matches normal and user-defined ones alone. What is done about each type is said
-where it is done.
+in text, where sentencepiece matches normal and user-defined ones alone. Comments below
+explain how each type is handled.
 """
 
 from __future__ import annotations
@@ -106,12 +106,12 @@ def _added_tokens(tokenizer: Tokenizer, pieces: int) -> list[dict[str, Any]]:
 
 
 def _hide_reserved(model: SentencePieceModel) -> tuple[list[float], dict[str, str]]:
-    """Scores of all pieces, and where to split text, so that no reserved piece matches.
+    """Scores of all pieces, and the points at which to split text, so that no reserved piece matches.
 
-    The text is to be split behind each key, a character, where one of the value's characters follows.
+    The text is to be split behind each key, a character, if one of the value's characters follows.
 
-    Reserved pieces (control, unknown, unused, bytes) never stand for text in sentencepiece. Where the others
-    can spell such a piece one character at a time, it gets a score below any such spelling. Where they
+    Reserved pieces (control, unknown, unused, bytes) never stand for text in sentencepiece. If the others
+    can spell such a piece one character at a time, it gets a score below any such spelling. If they
     cannot, the library would still prefer it to unknown characters, so the text is split inside it instead,
     where no piece could have matched across.
     """
@@ -192,7 +192,7 @@ def _normalizers(model: SentencePieceModel, model_bytes: bytes) -> list[dict[str
 
 
 def _charsmap(model: SentencePieceModel, model_bytes: bytes) -> list[dict[str, Any]]:
-    """The model's own table of replacements, and what the library's way of applying it leaves out."""
+    """The model's own table of replacements, and rules for two cases that the library leaves out."""
     normalize = sentencepiece.SentencePieceNormalizer(
         model_proto=model_bytes,
         add_dummy_prefix=False,
@@ -203,8 +203,8 @@ def _charsmap(model: SentencePieceModel, model_bytes: bytes) -> list[dict[str, A
         # sentencepiece keeps user-defined pieces as they are; the library has no way to.
         if piece.type is PieceType.USER_DEFINED and normalize(piece.text) != piece.text:
             raise _InexpressibleError(f"its normaliser changes the user-defined piece {piece.text!r}")
-    # The library looks up what readers see as one character, and then only the first of its code points: of
-    # those pairs that need no combining mark, two are common enough, or short enough, to be worth a rule.
+    # The library looks up a grapheme, and then only its first code point: two of the pairs without a
+    # combining mark are common or short enough to be worth a rule.
     pairs = [
         _replace({"String": pair}, normalize(pair)) for pair in ("\r\n", _SPACE) if normalize(pair) != pair
     ]
@@ -215,11 +215,11 @@ def _charsmap(model: SentencePieceModel, model_bytes: bytes) -> list[dict[str, A
 def _pre_tokenizer(splits: Mapping[str, str]) -> dict[str, Any] | None:
     if not splits:
         return None
-    places = [
+    patterns = [
         f"{re.escape(before)}(?={'|'.join(map(re.escape, following))})"
         for before, following in splits.items()
     ]
-    pattern = {"Regex": "|".join(places)}
+    pattern = {"Regex": "|".join(patterns)}
     return {"type": "Split", "pattern": pattern, "behavior": "MergedWithPrevious", "invert": False}
 
 
@@ -240,7 +240,7 @@ def _post_processor(tokenizer: Tokenizer) -> dict[str, Any] | None:
 def _decoders(model: SentencePieceModel) -> list[dict[str, Any]]:
     unknown = next(piece.text for piece in model.pieces if piece.type is PieceType.UNKNOWN)
     # Control pieces are nothing to sentencepiece. Here their names stay, as transformers expects: it leaves
-    # them out where skip_special_tokens is asked for, and programs find the names by decoding the ids.
+    # them out if skip_special_tokens is set, and programs find the names by decoding the ids.
     steps = [_replace({"Regex": rf"\A{re.escape(unknown)}\z"}, model.unk_surface)]
     steps += [_replace({"String": _SPACE}, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
     if model.normalizer.add_dummy_prefix:

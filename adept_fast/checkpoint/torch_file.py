@@ -1,4 +1,4 @@
-"""A file of torch.save: its structure is read at once and without running it, its weights when asked for."""
+"""A file of torch.save: its structure is read on opening, and nothing in it runs; its weights are read on access."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from adept_fast.checkpoint.torch_zip import Record, read_record, read_zip_record
 from adept_fast.system.short_text import short_repr
 
 _MAX_PICKLE_BYTES = 16 * 2**20  # the structure of the 8B is some hundred kilobytes
-_MAX_NOTE_BYTES = 1024  # of the records that say the byte order and the version
+_MAX_NOTE_BYTES = 1024  # of the records with the byte order and the version
 MAX_NAME = 1000  # characters of a tensor's name
 _MAX_TENSORS = 2**14  # a model of 36 layers has some 600
-# What torch.save wrote before version 1.6 begins with: the pickle of a magic number.
+# The first bytes of files of torch.save before version 1.6: the pickle of a magic number.
 _BEFORE_ZIPS = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 @dataclass(frozen=True)
 class TorchFile:
-    """What ``torch.save`` was given: plain values, and those of ``pickle_values`` for all others.
+    """The argument of ``torch.save``: plain values, and values of ``pickle_values`` for all others.
 
     ``left_unread`` are the unknown names in it, bounded.
     """
@@ -42,7 +42,7 @@ class TorchFile:
     def tensors(self, values: Iterable[tuple[str, object]]) -> dict[str, StoredTensor]:
         """Each value as a tensor of its name.
 
-        Raises CheckpointError as ``tensor`` does, where two have one name, or there are too many.
+        Raises CheckpointError as ``tensor`` does, if two have one name, or if there are too many.
         """
         found: dict[str, StoredTensor] = {}
         for name, value in values:
@@ -54,9 +54,9 @@ class TorchFile:
         return found
 
     def tensor(self, name: str, value: object) -> StoredTensor:
-        """A tensor in the contents, under the name that errors give it.
+        """A value in the contents as a tensor; errors call it ``name``.
 
-        Raises CheckpointError where the value is no plain tensor, or its storage does not hold it.
+        Raises CheckpointError if the value is no plain tensor, or its storage does not hold it.
         """
         label = self.file.label
         if not isinstance(value, PickledTensor):
@@ -112,7 +112,7 @@ def read_torch_file(file: FileRange) -> TorchFile:
 def tensors_of_bin(path: Path, left_unread: set[str], *, mmap: bool = True) -> dict[str, StoredTensor]:
     """The tensors of a file of torch.save, by name; the unknown names in it are added to ``left_unread``.
 
-    Raises CheckpointError where it is no such file, or holds anything but tensors by name.
+    Raises CheckpointError if it is no such file, or holds anything but tensors by name.
     """
     file = FileRange.whole(path, mmap=mmap)
     read = read_torch_file(file)
@@ -126,8 +126,8 @@ def tensors_of_bin(path: Path, left_unread: set[str], *, mmap: bool = True) -> d
 
 
 def _check_notes(file: FileRange, records: Mapping[str, Record], folder: str) -> None:
-    """Raises CheckpointError where a small record is damaged, or the weights are big-endian."""
-    order = b"little"  # torch before 2.1 wrote no record of it, and takes its absence for this too
+    """Raises CheckpointError if a small record is damaged, or the weights are big-endian."""
+    order = b"little"  # torch before 2.1 wrote no such record, and reads its absence as little-endian
     for record in records.values():
         if record.name.startswith(f"{folder}/data/") or record.size > _MAX_NOTE_BYTES:
             continue

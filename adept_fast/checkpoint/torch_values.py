@@ -1,4 +1,4 @@
-"""Names of torch in its pickles, and what stands for the storages and tensors that they make."""
+"""Substitutes for torch's names in pickles: they build unchecked storages and tensors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PLAIN_CLASSES = ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.Para
 
 
 class StorageType:
-    """A class of storages; its elements have ``dtype``, None where they are plain bytes."""
+    """A class of storages; its elements have ``dtype``, None if they are plain bytes."""
 
     def __init__(self, dtype: torch.dtype | None) -> None:
         self.dtype = dtype
@@ -81,9 +81,9 @@ def _tensor_of_bytes(arguments: tuple[Any, ...]) -> PickledTensor | None:
 
 
 def _view(
-    storage: PickledStorage, dtype: object, place: tuple[Any, ...], metadata: object
+    storage: PickledStorage, dtype: object, geometry: tuple[Any, ...], metadata: object
 ) -> PickledTensor | None:
-    offset, shape, stride = place
+    offset, shape, stride = geometry
     if not isinstance(dtype, torch.dtype):
         return None
     if not isinstance(shape, tuple) or not isinstance(stride, tuple) or len(shape) != len(stride):
@@ -112,7 +112,7 @@ def _tensor_with_attributes(arguments: tuple[Any, ...]) -> object:
 
 
 def _no_object(_arguments: tuple[Any, ...]) -> None:
-    """A class that is known where another function names it, and makes nothing by itself."""
+    """A class that is known as an argument of another function; a call of it builds nothing."""
 
 
 def _size(arguments: tuple[Any, ...]) -> object:

@@ -1,4 +1,4 @@
-"""The zip that torch.save writes: where its records lie in the file, nothing of it believed unchecked."""
+"""The zip that torch.save writes: finds its records in the file and checks every number in it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SEE_ZIP64 = 2**32 - 1
 
 @dataclass
 class Record:
-    """A stored record: where its bytes begin in the file, how many there are, and their CRC-32."""
+    """A stored record: the offset of its bytes in the file, their number, and their CRC-32."""
 
     name: str
     start: int
@@ -42,7 +42,7 @@ class Record:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A record as the central directory has it."""
+    """An entry of the central directory."""
 
     name: bytes
     header: int
@@ -53,7 +53,7 @@ class _Entry:
 def read_zip_records(file: FileRange) -> dict[str, Record]:
     """The records of a zip by their names, in the order of their bytes.
 
-    Raises CheckpointError where the file is no whole zip, is compressed or encrypted, has two records of one
+    Raises CheckpointError if the file is no whole zip, is compressed or encrypted, has two records of one
     name, or records that overlap or reach beyond the file.
     """
     start, directory, count = _read_directory(file)
@@ -69,10 +69,10 @@ def read_zip_records(file: FileRange) -> dict[str, Record]:
 
 
 def view_record(file: FileRange, record: Record, start: int, length: int, what: str) -> memoryview:
-    """``length`` of a record's bytes from ``start``, memory-mapped or copied as the file says.
+    """``length`` of a record's bytes from ``start``, memory-mapped or copied, as ``file.mmap`` selects.
 
-    Raises CheckpointError where ``what`` they are is damaged: all of the record is checked before the first
-    of it is returned.
+    Raises CheckpointError, which names ``what``, if the record is damaged: its whole checksum is verified
+    before the first bytes of it are returned.
     """
     contents = file.view(record.start + start, length)
     if not record.verified:
@@ -94,7 +94,7 @@ def _checksum(file: FileRange, record: Record) -> int:
 
 
 def read_record(file: FileRange, record: Record, limit: int) -> bytes:
-    """A record's bytes; CheckpointError where there are more than ``limit``, or they are damaged."""
+    """A record's bytes; CheckpointError if there are more than ``limit``, or they are damaged."""
     what = f"the zip record '{printable(record.name)}'"
     if record.size > limit:
         raise CheckpointError(f"{file.label}: {what} has {record.size} bytes; expected at most {limit}")
@@ -152,7 +152,7 @@ def _entries(file: FileRange, directory: bytes, count: int) -> Iterator[_Entry]:
         at += sum(lengths)
         if signature != b"PK\x01\x02" or at > size:
             raise _not_a_zip(file, "its directory is damaged")
-        plain, packed, header = _wide(file, extra, [plain, packed, header])
+        plain, packed, header = _zip64_numbers(file, extra, [plain, packed, header])
         if method or flags & _ENCRYPTED:
             raise CheckpointError(
                 f"{file.label}: the zip record '{_shown(name)}' is compressed or encrypted; "
@@ -167,8 +167,8 @@ def _entries(file: FileRange, directory: bytes, count: int) -> Iterator[_Entry]:
         raise _not_a_zip(file, "its directory goes on after its last entry")
 
 
-def _wide(file: FileRange, extra: bytes, numbers: list[int]) -> list[int]:
-    """The numbers, those that did not fit into 32 bits taken from the extra field that has them in 64."""
+def _zip64_numbers(file: FileRange, extra: bytes, numbers: list[int]) -> list[int]:
+    """The numbers; those that do not fit into 32 bits are read from the extra field, in 64 bits."""
     missing = [at for at, number in enumerate(numbers) if number == _SEE_ZIP64]
     if not missing:
         return numbers
@@ -185,7 +185,7 @@ def _wide(file: FileRange, extra: bytes, numbers: list[int]) -> list[int]:
 
 
 def _record(file: FileRange, entry: _Entry, end: int) -> Record:
-    """The record of an entry: only its local header says how long that header is."""
+    """The record of an entry. Only its local header has the length of that header."""
     name = _shown(entry.name)
     if entry.header + _LOCAL.size > end:
         raise _not_a_zip(file, f"there is no room for the record '{name}'")

@@ -40,14 +40,14 @@ Progress = Callable[[int], object]
 
 
 def size_of(tensor: StoredTensor, dtype: torch.dtype | None) -> int:
-    """How many bytes a tensor takes once it is converted to ``dtype`` (None: as it is)."""
+    """The size of a tensor in bytes after conversion to ``dtype`` (None: as it is)."""
     return math.prod(tensor.shape) * (dtype or tensor.dtype).itemsize
 
 
 def write_safetensors(
     path: Path, tensors: Sequence[StoredTensor], dtype: torch.dtype | None, progress: Progress
 ) -> None:
-    """Write one safetensors file; ``progress`` is told the bytes of each tensor that is done."""
+    """Write one safetensors file; ``progress`` is called with the bytes of each tensor written."""
     require_little_endian(path)
     # Wider elements first, so that every tensor is aligned to its own.
     ordered = sorted(tensors, key=lambda tensor: -(dtype or tensor.dtype).itemsize)
@@ -63,12 +63,12 @@ def write_safetensors(
 def safetensors_header(
     entries: Iterable[tuple[str, torch.dtype, tuple[int, ...]]], metadata: dict[str, str]
 ) -> tuple[bytes, dict[str, int]]:
-    """What a safetensors file of these tensors begins with, and where in the file each of them begins.
+    """The first bytes of a safetensors file of these tensors, and the offset of each tensor in the file.
 
-    The first one's place is a multiple of 64, and between them there are no gaps.
+    The first offset is a multiple of 64, and there are no gaps between the tensors.
     """
     header: dict[str, Any] = {"__metadata__": metadata}
-    places: dict[str, int] = {}
+    offsets: dict[str, int] = {}
     position = 0
     for name, dtype, shape in entries:
         end = position + math.prod(shape) * dtype.itemsize
@@ -77,12 +77,12 @@ def safetensors_header(
             "shape": list(shape),
             "data_offsets": [position, end],
         }
-        places[name] = position
+        offsets[name] = position
         position = end
     encoded = json.dumps(header, separators=(",", ":")).encode("utf-8")
     encoded += b" " * (-(8 + len(encoded)) % _ALIGNMENT)
     start = 8 + len(encoded)
-    return len(encoded).to_bytes(8, "little") + encoded, {name: start + at for name, at in places.items()}
+    return len(encoded).to_bytes(8, "little") + encoded, {name: start + at for name, at in offsets.items()}
 
 
 def write_torch_file(
@@ -92,7 +92,7 @@ def write_torch_file(
     dtype: torch.dtype | None,
     progress: Progress,
 ) -> None:
-    """Write what ``torch.save`` would write of ``contents`` if each TensorReference in it were its tensor."""
+    """Write ``contents`` as ``torch.save`` does, with the named tensor for each TensorReference."""
     require_little_endian(path)
     buffer = io.BytesIO()
     pickler = _Pickler(buffer, tensors, dtype)
@@ -118,12 +118,12 @@ class TensorReference:
 
 
 def read_as(tensor: StoredTensor, dtype: torch.dtype | None) -> Tensor:
-    """The tensor, contiguous, in ``dtype`` (None: as it is); CheckpointError where it would overflow."""
+    """The tensor, contiguous, in ``dtype`` (None: as it is); CheckpointError if it would overflow."""
     values = tensor.read().contiguous()
     if dtype is None or values.dtype == dtype:
         return values
     converted = values.to(dtype)
-    # The extremes need no copy of the tensor, and are not finite wherever any number is not.
+    # The extremes need no copy of the tensor, and one of them is not finite if any number is not.
     if all(math.isfinite(extreme.item()) for extreme in torch.aminmax(converted)):
         return converted
     overflown = torch.isinf(converted) & ~torch.isinf(values)
@@ -175,11 +175,11 @@ def _padding(length: int) -> bytes:
     """An extra field of a zip entry that is ignored, ``length`` bytes long or one alignment longer."""
     if not length:
         return b""
-    length += _ALIGNMENT if length < 4 else 0  # the field's own name and length take 4
+    length += _ALIGNMENT if length < 4 else 0  # the field's own name and length are 4 bytes
     return b"FB" + (length - 4).to_bytes(2, "little") + b"Z" * (length - 4)
 
 
 def require_little_endian(path: Path) -> None:
-    """Raises CheckpointError where this machine's numbers are not those of the formats."""
+    """Raises CheckpointError on a big-endian machine; the formats are little-endian."""
     if sys.byteorder != "little":
         raise CheckpointError(f"{path}: can only be written on a little-endian machine")

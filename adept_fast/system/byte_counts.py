@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-_FEWEST_DIGITS = 3
-_MOST_DIGITS = 16  # of a float
+_MIN_DIGITS = 3
+_MAX_DIGITS = 16  # of a float
 
 
-def format_bytes(count: int, digits: int = _FEWEST_DIGITS) -> str:
-    """``16.6 GB``: decimal units, three digits where no other number is asked for."""
+def format_bytes(count: int, digits: int = _MIN_DIGITS) -> str:
+    """``16.6 GB``: decimal units, three digits by default."""
     size = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if abs(size) < 1000 - 0.5 * 10.0 ** (3 - digits):
@@ -17,8 +17,8 @@ def format_bytes(count: int, digits: int = _FEWEST_DIGITS) -> str:
 
 
 def format_together(*counts: int) -> tuple[str, ...]:
-    """As ``format_bytes``, with the fewest digits that tell apart those that differ."""
-    for digits in range(_FEWEST_DIGITS, _MOST_DIGITS):
+    """As ``format_bytes``, with the minimum of digits that distinguishes those that differ."""
+    for digits in range(_MIN_DIGITS, _MAX_DIGITS):
         texts = tuple(format_bytes(count, digits) for count in counts)
         if len(set(texts)) == len(set(counts)):
             return texts

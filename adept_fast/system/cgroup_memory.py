@@ -1,4 +1,4 @@
-"""What the memory limits of control groups leave: of this process's group and all above it, in v1 and v2."""
+"""The memory left by the limits of control groups, v1 and v2: of this process's group and its ancestors."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _V2 = _Version(("memory.max", "memory.high"), "memory.current", ("inactive_file"
 
 
 def cgroup_room(proc: Path = Path("/proc"), root: Path = Path("/")) -> int | None:
-    """How many bytes this process can still take before a limit is reached; None where there is no limit.
+    """The bytes that this process can still allocate before it reaches a limit; None without a limit.
 
     The page cache of files that were not used lately counts as free, as it is dropped first.
 
     Args:
-        proc: where the process's groups and mounts are listed, under ``self``.
-        root: what the paths of mounts are relative to.
+        proc: the directory that lists the process's groups and mounts under ``self``.
+        root: the base of the mounts' paths.
     """
     rooms = [room for directory, version in _groups(proc, root) for room in _rooms(directory, version)]
     return max(min(rooms), 0) if rooms else None
@@ -57,14 +57,14 @@ def _groups(proc: Path, root: Path) -> Iterator[tuple[Path, _Version]]:
 def _upwards(top: Path, below: tuple[str, ...], version: _Version) -> Iterator[tuple[Path, _Version]]:
     for depth in range(len(below), -1, -1):
         directory = top.joinpath(*below[:depth])
-        # In v1 a group that is no hierarchy does not count what the groups below it take.
+        # In v1 a group that is no hierarchy does not count the memory of the groups below it.
         if depth < len(below) and _text(directory / "memory.use_hierarchy").strip() == "0":
             return
         yield directory, version
 
 
 def _mounts(proc: Path) -> Iterator[tuple[bool, PurePosixPath, PurePosixPath]]:
-    """Of each hierarchy that limits memory: whether it is v2, the group that is mounted, and where."""
+    """For each hierarchy that limits memory: whether it is v2, the mounted group, and the mount point."""
     for line in _text(proc / "self/mountinfo").splitlines():
         # ID parent major:minor root mount-point options … - type source super-options
         before, _, after = line.partition(" - ")
@@ -77,7 +77,7 @@ def _mounts(proc: Path) -> Iterator[tuple[bool, PurePosixPath, PurePosixPath]]:
 
 
 def _below(path: PurePosixPath, mounted: PurePosixPath) -> tuple[str, ...]:
-    """The names from the mounted group down to the process's; none where that is not in sight.
+    """The names from the mounted group down to the process's; none if it is not visible.
 
     In a container the mount may show its own group alone, while the process's path is that of the host.
     """
@@ -107,7 +107,7 @@ def _number(text: str) -> int | None:
 
 
 def _text(path: Path) -> str:
-    """Empty where there is no such file, or it may not be read."""
+    """Empty if there is no such file, or it may not be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""The largest size that a file of each kind may have to be read whole: several times what real ones have."""
+"""The maximum size of each kind of file that is read whole: several times the size of real ones."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from pathlib import PurePath
 
 _MIB = 2**20
 _MAX_BYTES = {
-    "tokenizer.json": 64 * _MIB,  # 260 000 pieces take 17 MB
+    "tokenizer.json": 64 * _MIB,  # 260 000 pieces need 17 MB
     "tokenizer.model": 64 * _MIB,
     "adept_vocab.model": 64 * _MIB,
     "tokenizer_config.json": 16 * _MIB,  # a list of added tokens, or a chat template
     "latest_checkpointed_iteration.txt": 64,
 }
-_MAX_INDEX_BYTES = 32 * _MIB  # 4096 layers of 16 tensors, a line of 130 bytes each, take 9 MB
+_MAX_INDEX_BYTES = 32 * _MIB  # 4096 layers of 16 tensors, a line of 130 bytes each, need 9 MB
 _MAX_BYTES_OF_ANOTHER = _MIB  # config.json and generation_config.json have a few kilobytes
 
 

@@ -1,8 +1,8 @@
-"""Memory in huge pages: what is streamed every step is read faster where fewer pages have to be found.
+"""Memory in huge pages: weights that are streamed every step are read faster from fewer pages.
 
-A step goes over all weights, which is more 4 kB pages than a processor remembers the places of, and in a
-virtual machine looking one up costs up to two dozen reads. With pages of 2 MB that is rare. Files that are
-memory-mapped have small pages; so weights are copied where memory allows.
+A step reads all weights: more 4 kB pages than the TLB holds, and in a virtual machine a miss costs up to
+two dozen reads. With pages of 2 MB misses are rare. Memory-mapped files have small pages, so weights are
+copied if memory allows.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def unavailable() -> str | None:
-    """Why the system gives no huge pages to those who ask; None where it does."""
+    """The reason that the system grants no huge pages on request; None if it does."""
     if not hasattr(mmap, "MADV_HUGEPAGE") or not _SETTING.is_file():
         return "the system has none"
     return f"{_SETTING} is never" if "[never]" in _SETTING.read_text() else None
 
 
 class HugePages:
-    """Tensors in huge pages, where the system has them, carved one after the other from large pieces.
+    """Tensors in huge pages, if the system has them, carved one after the other from large chunks.
 
-    Memory goes back to the system when the last tensor of a piece is gone.
+    Memory goes back to the system when the last tensor of a chunk is freed.
     """
 
     def __init__(self) -> None:

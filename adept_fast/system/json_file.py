@@ -14,22 +14,22 @@ from adept_fast.system.short_text import short_repr, shortened
 from adept_fast.system.text_input import TextError, decode_text
 
 _MAX_DEPTH = 64
-_MAX_DIGITS = 308  # any integer of so many is below the largest float
+_MAX_DIGITS = 308  # any integer of that length is below the largest float
 
 
 class _FaultError(ValueError):
-    """What is wrong with a document that JSON's grammar allows."""
+    """A fault in a document that is valid by JSON's grammar."""
 
 
 class _NoNumber:
-    """Stands where a number is none, or has too many digits, until it is known what it was to be."""
+    """A value that is no finite number, or has too many digits, until its key is known for the message."""
 
     def __init__(self, text: str) -> None:
         self.text = text
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The object in a JSON file. FileError, one sentence that names the file, where there is no such thing.
+    """The object in a JSON file. Raises FileError, one sentence that names the file, if there is none.
 
     The text is read by the rule of ``text_input``. Refused are files that are not regular or larger than
     their kind may be, a key that comes twice in an object, NaN, infinities and numbers beyond a float's

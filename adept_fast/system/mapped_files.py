@@ -1,4 +1,4 @@
-"""Memory-mapped files: giving back the memory that their pages take once what they hold has been copied."""
+"""Memory-mapped files: releases the memory of their pages after the contents are copied."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAPS = Path("/proc/self/maps")
 def release_pages(tensor: Tensor) -> bool:
     """Give back the whole pages of a tensor that is part of a mapped file; they are read again when touched.
 
-    Returns whether that was done: never where there is no Linux, and never for other memory, which would be
+    Returns whether that was done: never if there is no Linux, and never for other memory, which would be
     lost.
     """
     first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -1,4 +1,4 @@
-"""A file that was opened once: what was checked is what is read, whatever its name means later."""
+"""A file that is opened once, so that the checked file is the one read, even if its name changes meaning."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class FileError(ValueError):
 class RegularFile:
     """A regular file, open for reading until it is collected.
 
-    ``size`` is what it had when it was opened, in bytes; ``descriptor`` stands for it in calls of the system.
+    ``size`` is its size in bytes on opening; ``descriptor`` is its file descriptor.
 
-    Raises FileError where the path cannot be opened or is a directory, a FIFO, a device or a socket.
+    Raises FileError if the path cannot be opened or is a directory, a FIFO, a device or a socket.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -58,19 +58,19 @@ class RegularFile:
         return f"/dev/fd/{self.descriptor}"
 
     def read(self, limit: int) -> bytes:
-        """All its bytes. Raises FileError where there are more than ``limit``, or fewer than there were."""
+        """All its bytes. Raises FileError if there are more than ``limit``, or fewer than there were."""
         if self.size > limit:
             raise FileError(f"{self.path}: has {self.size} bytes; expected at most {limit}")
         return self.read_at(0, self.size)
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """``length`` bytes from ``offset``. Raises FileError where the file ends before."""
+        """``length`` bytes from ``offset``. Raises FileError if the file ends before."""
         buffer = bytearray(length)
         self.read_into(memoryview(buffer), offset)
         return bytes(buffer)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill ``buffer`` with the bytes from ``offset``. Raises FileError where the file ends before."""
+        """Fill ``buffer`` with the bytes from ``offset``. Raises FileError if the file ends before."""
         done = 0
         while done < len(buffer):
             try:
@@ -84,19 +84,19 @@ class RegularFile:
 
 
 def is_there(path: str | Path) -> bool:
-    """Whether anything has that name, be it a link to nothing: opening it then says what is wrong with it."""
+    """Whether anything has that name, even a broken link: opening that raises the error."""
     return os.path.lexists(path)
 
 
 def missing_target(path: str | Path) -> str | None:
-    """What to say, after its name, of a link whose target is missing; None for anything else."""
+    """The clause, after its name, for a link whose target is missing; None for anything else."""
     if not os.path.islink(path) or os.path.exists(path):
         return None
     return f"is a link, and its target {os.path.realpath(path)} is missing, so the download is incomplete"
 
 
 def read_regular(path: str | Path, limit: int) -> bytes:
-    """The bytes of a regular file. Raises FileError where it is none, or has more than ``limit``."""
+    """The bytes of a regular file. Raises FileError if it is none, or has more than ``limit``."""
     return RegularFile(path).read(limit)
 
 
@@ -107,7 +107,8 @@ def _why_not_opened(path: Path, error: OSError | ValueError) -> str:
 
 
 def stand_in(beginning: bytes) -> str | None:
-    """What a file that begins so is, and what to do about it, to follow its name; None for anything else."""
+    """The clause, after its name, for a Git LFS pointer or a server's page in place of a file, by its first
+    bytes, with the remedy; None for anything else."""
     if beginning.startswith(_LFS_POINTER):
         return "is a Git LFS pointer; expected the file itself, which `git lfs pull` downloads"
     text = beginning.removeprefix(codecs.BOM_UTF8).lstrip()[:20].lower()
@@ -117,5 +118,5 @@ def stand_in(beginning: bytes) -> str | None:
 
 
 def why_unreadable(label: str, beginning: bytes, otherwise: str) -> str:
-    """The sentence on a file that failed to parse: what stands in its place, or else ``otherwise``."""
+    """The sentence on a file that failed to parse: the clause of ``stand_in``, or else ``otherwise``."""
     return f"{label}: {stand_in(beginning[:STAND_IN_BYTES]) or otherwise}"

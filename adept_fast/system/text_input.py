@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import cast
 
 MAX_BYTES = 64 * 2**20  # of a file or of a line: a file may have no end, such as /dev/zero
-STDIN = "stdin"  # what errors call it
+STDIN = "stdin"  # its name in errors
 
 _CHUNK_BYTES = 2**16
 _LINE_END = re.compile(rb"[\r\n]")
@@ -35,7 +35,7 @@ def read_text(path: str | Path) -> str:
 
 
 def read_stdin() -> str:
-    """The text of standard input to its end. Raises like ``read_text``, and TextError where it is closed."""
+    """The text of standard input to its end. Raises like ``read_text``, and TextError if it is closed."""
     return _read_all(_open_stdin(), STDIN)
 
 
@@ -43,10 +43,10 @@ def decode_text(data: bytes, source: str, *, first_line: int = 1, first_byte: in
     """The text in ``data``.
 
     Args:
-        source: what errors call it.
+        source: its name in errors.
         first_line, first_byte: the number of its first line and the offset of its first byte in the source.
 
-    Raises TextError, which says where the first byte stands that is not UTF-8.
+    Raises TextError with the line and offset of the first byte that is not UTF-8.
     """
     mark = len(codecs.BOM_UTF8) if first_byte == 0 and data.startswith(codecs.BOM_UTF8) else 0
     try:
@@ -75,7 +75,7 @@ class LineReader:
 
     @classmethod
     def of_stdin(cls) -> LineReader:
-        """Raises TextError where standard input is closed."""
+        """Raises TextError if standard input is closed."""
         return cls(_open_stdin(), STDIN)
 
     def read(self) -> str | None:
@@ -117,12 +117,12 @@ class LineReader:
 def _read_all(stream: BufferedIOBase, source: str) -> str:
     data = _named(lambda: stream.read(MAX_BYTES + 1), source)
     if len(data) > MAX_BYTES:
-        raise TextError(f"{source}: has more than {MAX_BYTES} bytes, which are the most for a text")
+        raise TextError(f"{source}: has more than {MAX_BYTES} bytes; expected at most that")
     return decode_text(data, source)
 
 
 def _named(read: Callable[[], bytes], source: str) -> bytes:
-    """What ``read`` returns; its OSError names the source."""
+    """The result of ``read``, whose OSError names the source."""
     try:
         return read()
     except OSError as error:
@@ -130,7 +130,7 @@ def _named(read: Callable[[], bytes], source: str) -> bytes:
 
 
 def _open_stdin() -> BufferedIOBase:
-    if sys.stdin is None:  # as Python leaves it where the descriptor was closed
+    if sys.stdin is None:  # Python sets this if the descriptor is closed
         raise TextError(f"{STDIN} is closed; expected text to read")
     return cast("BufferedIOBase", sys.stdin.buffer)
 

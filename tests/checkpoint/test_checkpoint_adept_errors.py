@@ -281,7 +281,7 @@ class TestNames:
 
     def test_wrong_dtype(self, tmp_path: Path) -> None:
         path = write_adept(tmp_path, CONFIG, TENSORS | {UP: TENSORS[UP].double()}, TOKENIZER)
-        assert_refused(path, ADEPT_UP, "float64", "float32, float16 or bfloat16")
+        assert_refused(path, ADEPT_UP, "float64", "float32 or float16 or bfloat16")
 
     def test_endless_nesting(self, tmp_path: Path) -> None:
         loop: dict[str, Any] = {}

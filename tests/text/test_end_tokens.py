@@ -103,7 +103,7 @@ def test_they_survive_conversion(tmp_path: Path, to: Any) -> None:
 def test_what_adepts_format_loses_is_said(tmp_path: Path) -> None:
     report = convert(write(tmp_path / "source", 9), tmp_path / "out", to="adept", progress=False)
     name = Tokenizer(demo_tokenizer()).piece(9)
-    assert report.saved.notes == (f"Adept's format has no place to say that {name!r} ends a text",)
+    assert report.saved.notes == (f"Adept's format cannot record that {name!r} ends a text",)
 
 
 def test_info_lists_them(tmp_path: Path) -> None:

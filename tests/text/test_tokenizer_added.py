@@ -305,9 +305,7 @@ class TestSources:
         path = write(tmp_path / "source", self.MODEL, added_tokens={"<tool>": self.NEXT})
         packing = {"weights": "int8"} if to == "native" else {}
         if to == "adept":
-            with pytest.raises(
-                TokenizerError, match="Adept's format has no place for the added token '<tool>'"
-            ):
+            with pytest.raises(TokenizerError, match="Adept's format cannot hold the added token '<tool>'"):
                 convert(path, tmp_path / "out", to=to, progress=False)
             return
         convert(path, tmp_path / "out", to=to, progress=False, **packing)
