@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from adept_fast.checkpoint.adept_args import PER_RANK, Arguments, config_from_args
 from adept_fast.checkpoint.adept_layout import TOKENIZER_FILE, find_release
 from adept_fast.checkpoint.adept_parallel import EMBEDDING, HEAD, merge_ranks, merge_stages
-from adept_fast.checkpoint.adept_rank import RankFile, read_rank
+from adept_fast.checkpoint.adept_rank import PER_RANK, Arguments, RankFile, config_from_args, read_rank
 from adept_fast.checkpoint.base import (
     Checkpoint,
     CheckpointError,

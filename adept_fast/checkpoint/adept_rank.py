@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,22 @@ from adept_fast.checkpoint.base import CheckpointError, StoredTensor, unwrap_nam
 from adept_fast.checkpoint.file_range import FileRange
 from adept_fast.checkpoint.pickle_values import PickledObject, described
 from adept_fast.checkpoint.torch_file import MAX_NAME, TorchFile, read_torch_file
+from adept_fast.config import ConfigError, PersimmonConfig
+from adept_fast.tokenizer.tokenizer import Tokenizer
+
+PER_RANK = "weights_per_tensor_parallel_rank_and_layer"
+_PER_HEAD = "weights_per_attention_head_and_layer"
+_QK_LAYERNORM = {"weights_per_layer": True, PER_RANK: True, "none": False}
+_MAX_SIZE = 2**31 - 1
+_MAX_NUMBER = sys.float_info.max  # below infinity, and an int up to it has a float
+
+# Arguments of the architecture; if they are present, they must have these values.
+_PERSIMMON: dict[str, bool | str] = {
+    "sq_relu": True,
+    "pos_emb": "rotary",
+    "attn_span_type": "global_span",
+    "apply_residual_connection_post_layernorm": False,
+}
 
 _NAMESPACE = "argparse.Namespace"
 _WRAPPERS = ("_orig_mod", "module")  # Adept's own names begin with language_model
@@ -90,3 +107,111 @@ def _flatten(file: FileRange, model: dict[Any, Any]) -> Iterator[tuple[str, Any]
                 )
             seen.add(id(value))
             waiting.append((f"{prefix}{key}.", value))
+
+
+def config_from_args(
+    args: Mapping[Any, Any],
+    *,
+    source: str,
+    ranks: int,
+    embedding_rows: int,
+    has_head: bool,
+    tokenizer: Tokenizer,
+) -> PersimmonConfig:
+    """The architecture that the arguments describe.
+
+    Args:
+        args: the arguments of one rank, by name.
+        source: their file, for errors.
+        ranks: the number of tensor-parallel ranks.
+        embedding_rows: the vocabulary's size, if the arguments do not have it.
+        has_head: whether the checkpoint has an output matrix of its own.
+        tokenizer: has the ids of BOS and end of text.
+
+    Raises CheckpointError naming the argument that is missing, of another type, or of another architecture,
+    ConfigError if the arguments contradict each other.
+    """
+    given = Arguments(args, source)
+    for name, expected in _PERSIMMON.items():
+        given.require(name, expected)
+    given.require_parallel("tensor_model_parallel_size", ranks, f"{ranks} mp_rank_* directories are there")
+    hidden, heads = given.size("hidden_size"), given.size("num_attention_heads")
+    if given.has("kv_channels") and given.size("kv_channels") * heads != hidden:
+        raise given.error("kv_channels", f"hidden_size / num_attention_heads = {hidden} / {heads}")
+    try:
+        return PersimmonConfig(
+            vocab_size=given.size("padded_vocab_size") if given.has("padded_vocab_size") else embedding_rows,
+            hidden_size=hidden,
+            intermediate_size=given.size("ffn_hidden_size") if given.has("ffn_hidden_size") else 4 * hidden,
+            num_hidden_layers=given.size("num_layers"),
+            num_attention_heads=heads,
+            max_position_embeddings=given.size("max_position_embeddings"),
+            layer_norm_eps=given.number("layernorm_epsilon"),
+            rope_theta=given.number("rotary_emb_base"),
+            partial_rotary_factor=given.number("rotary_pct"),
+            qk_layernorm=given.qk_layernorm(),
+            tie_word_embeddings=given.tied(has_head),
+            bos_token_id=tokenizer.bos_id,
+            eos_token_id=tokenizer.eos_id,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{source}: args: {error}") from error
+
+
+class Arguments:
+    """Arguments read with checks. An argument that is None was not given, as in Adept's own code."""
+
+    def __init__(self, args: Mapping[Any, Any], source: str) -> None:
+        self._values = args
+        self._source = source
+
+    def has(self, name: str) -> bool:
+        return self._values.get(name) is not None
+
+    def get(self, name: str) -> object:
+        return self._values.get(name)
+
+    def error(self, name: str, allowed: str) -> CheckpointError:
+        found = f"is {described(self._values[name])}" if name in self._values else "is missing"
+        return CheckpointError(f"{self._source}: args.{name} {found}; expected {allowed}")
+
+    def require(self, name: str, expected: bool | str) -> None:
+        """Raises CheckpointError if the argument is present and has another value."""
+        found = self._values.get(name, expected)
+        if type(found) is not type(expected) or found != expected:
+            raise self.error(name, repr(expected))
+
+    def require_parallel(self, name: str, expected: int, why: str) -> None:
+        if self.has(name) and self.size(name) != expected:
+            raise self.error(name, f"{expected}, as {why}")
+
+    def size(self, name: str) -> int:
+        value = self._values.get(name)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_SIZE:
+            raise self.error(name, f"an integer from 1 to {_MAX_SIZE}")
+        return value
+
+    def number(self, name: str) -> float:
+        value = self._values.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _MAX_NUMBER:
+            raise self.error(name, "a positive finite number")
+        return float(value)
+
+    def qk_layernorm(self) -> bool:
+        mode = self._values.get("qk_layernorm")
+        if mode == _PER_HEAD:
+            raise self.error("qk_layernorm", "one q/k LayerNorm a layer (one for each head is not read)")
+        if not isinstance(mode, str) or mode not in _QK_LAYERNORM:
+            raise self.error("qk_layernorm", " or ".join(repr(known) for known in _QK_LAYERNORM))
+        return _QK_LAYERNORM[mode]
+
+    def tied(self, has_head: bool) -> bool:
+        """Whether the embedding is the output matrix too; only an untied model saves a second one."""
+        if not self.has("untie_embeddings"):
+            return not has_head
+        untied = self._values["untie_embeddings"]
+        if not isinstance(untied, bool):
+            raise self.error("untie_embeddings", "true or false")
+        if has_head and not untied:
+            raise self.error("untie_embeddings", "true, as word_embeddings_for_head is there")
+        return not untied

@@ -98,8 +98,8 @@ def require_free(destination: Path) -> None:
 
 
 def require_space(destination: Path, needed_bytes: int) -> None:
-    """Raises CheckpointError if the disk of ``destination`` has fewer free bytes, after the directories that dead
-    processes left there are removed."""
+    """Raises CheckpointError if the disk of ``destination`` has fewer free bytes than needed, after the
+    directories of dead processes are removed."""
     remove_abandoned(destination)
     free_bytes = shutil.disk_usage(Path(os.path.realpath(destination)).parent).free
     if free_bytes < needed_bytes:

@@ -15,21 +15,18 @@ from adept_fast.checkpoint.huggingface import (
     SINGLE_FILE,
     read_weight_map,
 )
+from adept_fast.checkpoint.tokenizer_files import FAST_FILE, JSON_FILES, MODEL_FILE, TEMPLATE_FILE
 from adept_fast.system.regular_file import FileError, read_regular
 
 DEFAULT_REVISION = "main"
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+TOKENIZER_FILES = (MODEL_FILE, FAST_FILE)
 SMALL_FILES = frozenset(
     {
         CONFIG_FILE,
-        "generation_config.json",
         *TOKENIZER_FILES,
-        "tokenizer_config.json",
-        "added_tokens.json",
-        "special_tokens_map.json",
-        "chat_template.json",
-        "chat_template.jinja",
+        *JSON_FILES,
+        TEMPLATE_FILE,
         "README.md",  # has the licence
     }
 )

@@ -33,15 +33,7 @@ def known_license(source: Path) -> str | None:
 def model_card(checkpoint: Checkpoint, name: str, dtype: torch.dtype, license_name: str | None) -> str:
     """The contents of a ``README.md``."""
     config, tokenizer = checkpoint.config, checkpoint.tokenizer
-    header = [
-        "---",
-        *([f"license: {license_name}"] if license_name else []),
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "tags:",
-        "- persimmon",
-        "---",
-    ]
+    license_line = f"license: {license_name}\n" if license_name else ""
     chat = (
         "The chat template beside this file writes conversations."
         if tokenizer.chat_format.writes_special_tokens
@@ -68,10 +60,13 @@ def model_card(checkpoint: Checkpoint, name: str, dtype: torch.dtype, license_na
         f"{config.num_attention_heads} heads, "
         f"a context of {config.max_position_embeddings} tokens, {tokenizer.vocab_size} pieces"
     )
-    return "\n".join(
-        [
-            *header,
-            f"""
+    return f"""---
+{license_line}library_name: transformers
+pipeline_tag: text-generation
+tags:
+- persimmon
+---
+
 # {name}
 
 A language model of the Persimmon family, a decoder with squared-ReLU MLPs:
@@ -103,9 +98,7 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=50)[0]))
 ## Licence
 
 {licence}
-""",
-        ]
-    )
+"""
 
 
 def _millions(count: int) -> str:

@@ -32,7 +32,7 @@ JSON_FILES = (
     "generation_config.json",
     "chat_template.json",
 )
-_TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATE_FILE = "chat_template.jinja"
 _DEFAULT = "default"  # the name of the template for plain conversations, if there are several
 
 Contents = Mapping[str, Mapping[str, Any]]
@@ -156,12 +156,12 @@ def _chat_format(path: Path, contents: Contents) -> ChatFormat:
 
 def _template(path: Path, contents: Contents) -> tuple[str | None, str]:
     """The template, and its file for messages."""
-    if is_there(path / _TEMPLATE_FILE):
+    if is_there(path / TEMPLATE_FILE):
         try:
-            text = FileRange.whole(path / _TEMPLATE_FILE).read(4 * MAX_SOURCE).decode("utf-8")
+            text = FileRange.whole(path / TEMPLATE_FILE).read(4 * MAX_SOURCE).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise CheckpointError(f"{path / _TEMPLATE_FILE}: not UTF-8 text (byte {error.start})") from error
-        return text.replace("\r\n", "\n").replace("\r", "\n"), str(path / _TEMPLATE_FILE)
+            raise CheckpointError(f"{path / TEMPLATE_FILE}: not UTF-8 text (byte {error.start})") from error
+        return text.replace("\r\n", "\n").replace("\r", "\n"), str(path / TEMPLATE_FILE)
     for file in ("tokenizer_config.json", "chat_template.json"):
         given = contents.get(file, {}).get("chat_template")
         if given is not None:

@@ -206,7 +206,7 @@ class TestTarHeaders:
         assert_refused(path, "x.tar")
 
     def test_more_members_than_any_release(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(tar_members, "_MOST_MEMBERS", 100)
+        monkeypatch.setattr(tar_members, "_MAX_MEMBERS", 100)
         for count, says in ((100, "0 of its folders hold a model"), (101, "number over 100")):
             path = self.write(tmp_path / "x.tar", self.header(tarfile.REGTYPE, 0) * count)
             assert_refused(path, says)
