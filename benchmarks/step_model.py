@@ -47,10 +47,10 @@ LATENCY_SECONDS = 0.7e-6
 FORMATS = ("float16", *WIDE_FORMATS)
 BATCHES, CONTEXTS, ZEROS = (1, 4, 16), (128, 2048, 16384), (0.0, 0.5, 0.9, 0.95)
 # As csrc/cuda has them.
-TILE_ROWS, TEAMS, BYTES_OF_TEAM = 16, 2, 32768  # matmul.cuh: teams of a multiprocessor, and in flight of each
+TILE_ROWS, TEAMS, BYTES_OF_TEAM = 16, 2, 32768  # linear.cuh: teams of a multiprocessor, and in flight of each
 SPLIT, SPLITS_AT_ONCE, BYTES_OF_SPLIT = 256, 4, 28672  # decode_attention.cu
-STRIP_COLUMNS, BYTES_OF_STRIP = 512, 65536  # down.cuh, a block a multiprocessor
-TOKENS_PREPARED_IN_BLOCK = 2  # matmul.cu; for more a kernel goes before
+STRIP_COLUMNS, BYTES_OF_STRIP = 512, 65536  # sparse_down_proj.cuh, a block a multiprocessor
+TOKENS_PREPARED_IN_BLOCK = 2  # linear.cu; for more a kernel goes before
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,19 @@ enum class Format : int32_t {
   kFloat16,
   kBFloat16,
   kInt8,     // for a CPU
-  kInt4,     // in groups of 32, for a CPU
+  kInt4G32,  // in groups of 32, for a CPU
   kFloat8,   // e4m3, for a GPU
-  kInt4Wide  // in groups of 128, for a GPU
+  kInt4G128  // in groups of 128, for a GPU
 };
 
 inline bool is_quantized(Format format) { return format >= Format::kInt8; }
 
-// A weight matrix. Floats are row-major [rows, cols]. Quantised matrices are packed as
-// adept_fast/quantization/quantize.py says: for a CPU in tiles of 16 rows ("rows" layout, for y = W x) or row by row
-// ("units" layout, for y = u Wt), for a GPU row by row in both.
+// Floats are row-major in both layouts, quantised matrices as adept_fast/quantization packs them: for a CPU in tiles of
+// 16 rows (kTiled, for y = W x) or row by row with interleaved columns (kTransposed, for y = Wᵀ x), for a GPU row by
+// row in both.
+enum class Layout { kTiled, kTransposed };
+
+// A weight matrix.
 struct Matrix {
   Format format;
   const void* values;
@@ -28,11 +31,11 @@ struct Matrix {
   int64_t cols;
 };
 
-constexpr int64_t kTileRows = 16;       // rows in a tile of the "rows" layout
-constexpr int64_t kRowsPadding = 64;    // the "rows" layout's columns are a multiple of this
-constexpr int64_t kUnitsPadding = 128;  // the "units" layout's columns are a multiple of this
-constexpr int64_t kGroup = 32;          // weights of kInt4 that share a scale
-constexpr int64_t kWideGroup = 128;     // weights of kInt4Wide that do; its columns are a multiple of this
+constexpr int64_t kTileRows = 16;            // rows of a tile
+constexpr int64_t kTiledColumns = 64;        // columns of tiles are padded to a multiple of this
+constexpr int64_t kTransposedColumns = 128;  // and those of transposed matrices to a multiple of this
+constexpr int64_t kGroupSize32 = 32;         // weights of kInt4G32 that share a scale
+constexpr int64_t kGroupSize128 = 128;       // weights of kInt4G128 that share a scale; rows are padded to a multiple
 // Sums of products of bytes stay within 32 bits up to here.
 constexpr int64_t kMaxQuantizedInputs = 65536;
 
@@ -47,7 +50,7 @@ struct Linear {
   const float* x;  // [tokens, w.cols]
   int64_t tokens;
   Norm norm;
-  Matrix w;               // "rows" layout
+  Matrix w;               // kTiled
   const float* bias;      // [w.rows], or null
   const float* residual;  // [tokens, w.rows], or null
   bool relu_squared;
@@ -59,9 +62,9 @@ struct Mlp {
   const float* x;  // [tokens, hidden]
   int64_t tokens;
   Norm norm;
-  Matrix up;  // [intermediate, hidden], "rows" layout
+  Matrix up;  // [intermediate, hidden], kTiled
   const float* up_bias;
-  Matrix down;  // [intermediate, hidden], "units" layout
+  Matrix down;  // [intermediate, hidden], kTransposed
   const float* down_bias;
   int64_t* counts;  // null, or two sums that grow if there are tokens: rows of `down` that were read, and all rows
   float* out;       // [tokens, hidden]

@@ -42,7 +42,9 @@ inline MemoryRange memory_of(const Tensor& tensor) {
 class Written {
  public:
   // Refuses those that overlap with each other.
-  explicit Written(Operands operands) {
+  explicit Written(Operands operands) { add(operands); }
+
+  void add(Operands operands) {
     for (const Operand& operand : operands) {
       if (operand.tensor == nullptr) continue;
       const MemoryRange memory = memory_of(*operand.tensor);

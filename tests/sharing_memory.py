@@ -11,7 +11,7 @@ from torch import Tensor
 WRITTEN: dict[str, tuple[str, ...]] = {
     "mlp": ("counts",),
     "rotary_append": ("cache_layer",),
-    "dequantize_units": ("out",),
+    "dequantize_transposed": ("out",),
     "decode_step": ("cache", "counts"),
     "sample": ("seen",),
     "update_decode_state": ("ids", "slots", "positions", "counts", "token_ring"),
@@ -20,7 +20,11 @@ WRITTEN: dict[str, tuple[str, ...]] = {
 
 def pairs(operator: str, arguments: dict[str, Any]) -> list[tuple[str, str]]:
     """Each argument that is written, with each other one that is a tensor or a list of some."""
-    others = [name for name, value in arguments.items() if isinstance(value, (Tensor, list))]
+    others = [
+        name
+        for name, value in arguments.items()
+        if isinstance(value, Tensor) or (isinstance(value, list) and value)
+    ]
     return [(one, other) for one in WRITTEN[operator] for other in others if other != one]
 
 

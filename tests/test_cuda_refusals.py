@@ -12,7 +12,7 @@ from native_operands import OPERATORS
 from sharing_memory import WRITTEN, pairs, placed
 from torch import Tensor
 
-ON_A_GPU = [name for name in OPERATORS if name not in ("decode_step", "dequantize_units")]
+ON_A_GPU = [name for name in OPERATORS if name not in ("decode_step", "dequantize_transposed")]
 PAIRS = [
     (operator, *pair)
     for operator in WRITTEN

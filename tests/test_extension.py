@@ -52,7 +52,7 @@ def checkout(tmp_path: Path) -> Path:
     kept = shutil.ignore_patterns("__pycache__", "_C.*", "csrc")
     shutil.copytree(PACKAGE, root / "adept_fast", ignore=kept)
     (root / "csrc" / "cpu").mkdir(parents=True)
-    (root / "csrc" / "ops.cpp").write_text(BINDINGS)
+    (root / "csrc" / "cpu_ops.cpp").write_text(BINDINGS)
     (root / "csrc" / "cpu" / "kernel.cpp").write_text(KERNEL)
     (root / "csrc" / "cpu" / "dispatch.cpp").write_text(DISPATCH)
     return root

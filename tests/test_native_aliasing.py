@@ -98,13 +98,13 @@ calls = {
     "tokens of mlp": lambda: call.mlp(z(many, 0), *norm, *units),
     "tokens of linear": lambda: call.linear_residual(z(many, 0), z(0, 0), None, z(0), z(many, 0)),
     "layers": lambda: call.decode_step(
-        at, at, at, z(5, 16), [], z(8, 4), z(8, 4), z(many, 2, 0, 2, 8, 8), *rest
+        at, at, at, z(5, 16), *[[]] * 20, z(8, 4), z(8, 4), z(many, 2, 0, 2, 8, 8), *rest
     ),
     "pairs": lambda: call.rotary_append(*appended, z(0, many), z(0, many), at - 1, at, layer),
     "heads": lambda: call.decode_attention(z(1, 3, 16), z(2, 0, many, 3, 16), at - 1, at, 3, 1.0),
     "positions": lambda: call.decode_attention(z(1, 3, 16), z(2, 0, 3, many, 16), at - 1, at, many, 1.0),
-    "columns": lambda: call.dequantize_units(z(0, 0).char(), z(0), z(0, 2**63 - 1)),
-    "rows": lambda: call.dequantize_units(z(many, 0).char(), z(0), z(many, 0)),
+    "columns": lambda: call.dequantize_transposed(z(0, 0).char(), z(0), z(0, 2**63 - 1)),
+    "rows": lambda: call.dequantize_transposed(z(many, 0).char(), z(0), z(many, 0)),
 }
 for what, run in calls.items():
     try:

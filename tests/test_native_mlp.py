@@ -317,12 +317,12 @@ def test_threads_change_no_bit(isa: str, fmt: str) -> None:
 @native.every_set
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("fmt", native.PACKED)
-def test_dequantize_units(isa: str, fmt: str, dtype: torch.dtype) -> None:
+def test_dequantize_transposed(isa: str, fmt: str, dtype: torch.dtype) -> None:
     for rows, columns in ((1, 1), (3, 17), (17, 100), (33, 130), (5, 1000), (40, 256)):
         w = native.weights(fmt, rows, columns, "units")
         out = torch.full((rows, columns), NAN, dtype=dtype)
         with native.using(isa):
-            call.dequantize_units(*w.parts, out)
+            call.dequantize_transposed(*w.parts, out)
         assert torch.equal(out, w.exact.float().to(dtype)), (rows, columns)
 
 

@@ -75,7 +75,7 @@ def missing_for_cuda() -> str:
 def find_sources() -> Path | None:
     """The directory of the sources: shipped inside an installed package, beside it in a checkout."""
     for csrc in (PACKAGE / "csrc", PACKAGE.parent / "csrc"):
-        if (csrc / "ops.cpp").is_file():
+        if (csrc / "cpu_ops.cpp").is_file():
             return csrc
     return None
 

@@ -23,7 +23,7 @@ _EAGER_SAMPLING = (
     64  # bytes a logit: itself, its probability in float64, those sorted, where from, and their sums
 )
 
-# Of csrc/cuda: what decode_attention.cu, sample_row.cuh and down.cuh say.
+# Of csrc/cuda: what decode_attention.cu, sample_row.cuh and sparse_down_proj.cuh say.
 _SPLIT = 256  # positions of a block of decode_attention
 _TILE = 2048  # logits of a block of sample, and its bins
 _STRIP = 512  # columns of a block of the down-projection

@@ -84,9 +84,9 @@ def native_step(
     """A whole decode step in C++, as ``ops/step.py`` describes it; None where it has to be its operators."""
     if not extension.load().loaded or weights.device.type != "cpu":
         return None
-    from adept_fast.ops.step import NativeStep
+    from adept_fast.ops.step import CpuStep
 
-    return NativeStep(weights, lm_head, cos, sin, eps, scale, counts)
+    return CpuStep(weights, lm_head, cos, sin, eps, scale, counts)
 
 
 def slot_sampler(device: torch.device) -> Callable[..., Tensor] | None:

@@ -54,7 +54,7 @@ def down(units: Tensor, w_t: Matrix) -> Tensor:
 def _floats(w_t: QuantizedMatrix) -> Tensor:
     dtype = torch.bfloat16 if _HAS_BFLOAT16 else torch.float32
     weights = torch.empty(w_t.shape, dtype=dtype, device="cpu")  # [units, out]
-    torch.ops.adept_fast.dequantize_units(w_t.values, w_t.scales, weights)
+    torch.ops.adept_fast.dequantize_transposed(w_t.values, w_t.scales, weights)
     return weights
 
 

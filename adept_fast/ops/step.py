@@ -5,6 +5,8 @@ A small model's operators take microseconds each, and so would calling them one 
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from adept_fast.quantization.quantize import Matrix
 from adept_fast.weights import LayerWeights, ModelWeights
 
 
-class NativeStep:
+class CpuStep:
     """The step of one model on a CPU.
 
     Args:
@@ -31,16 +33,15 @@ class NativeStep:
         scale: float,
         counts: Tensor,
     ) -> None:
-        absent = torch.empty(0, dtype=torch.float32, device="cpu")
-        self._layers = [
-            absent if tensor is None else tensor
-            for layer in weights.layers
-            for tensor in _tensors_in_order(layer)
-        ]
-        self._embedding = weights.embedding
-        self._rotary = (cos, sin)
-        self._head = (weights.final_gamma, weights.final_beta, *parts(lm_head), lm_head.shape[0])
-        self._settings = (eps, scale, counts)
+        values, scales = parts(lm_head)
+        layers = [_tensors_of(layer) for layer in weights.layers]
+        # A list is empty if the layers have no such tensor.
+        self._arguments = {
+            **{name: [each[name] for each in layers if each[name] is not None] for name in layers[0]},
+            **{"embedding": weights.embedding, "cos": cos, "sin": sin, "counts": counts},
+            **{"final_gamma": weights.final_gamma, "final_beta": weights.final_beta, "eps": eps},
+            **{"w": values, "scales": scales, "rows": lm_head.shape[0], "scale": scale},
+        }
 
     def __call__(self, ids: Tensor, slots: Tensor, positions: Tensor, cache: Tensor) -> Tensor:
         """Logits: float32 [tokens, rows of the lm_head].
@@ -50,36 +51,17 @@ class NativeStep:
             cache: [layer, k/v, slot, head, position, head_dim].
         """
         logits: Tensor = torch.ops.adept_fast.decode_step(
-            ids,
-            slots,
-            positions,
-            self._embedding,
-            self._layers,
-            *self._rotary,
-            cache,
-            *self._head,
-            *self._settings,
+            ids, slots, positions, cache=cache, **self._arguments
         )
         return logits
 
 
-def _tensors_in_order(layer: LayerWeights) -> tuple[Tensor | None, ...]:
-    """As csrc/ops.cpp's decoder_layer reads them."""
-    return (
-        layer.input_gamma,
-        layer.input_beta,
-        *parts(layer.w_qkv),
-        layer.b_qkv,
-        layer.q_gamma,
-        layer.q_beta,
-        layer.k_gamma,
-        layer.k_beta,
-        *parts(layer.w_dense),
-        layer.b_dense,
-        layer.mlp_gamma,
-        layer.mlp_beta,
-        *parts(layer.w_up),
-        layer.b_up,
-        *parts(layer.w_down_t),
-        layer.b_down,
-    )
+def _tensors_of(layer: LayerWeights) -> dict[str, Tensor | None]:
+    """By the names of the operator's schema, which are those of the fields."""
+    tensors: dict[str, Tensor | None] = {}
+    for field in fields(layer):
+        value = getattr(layer, field.name)
+        if field.name.startswith("w_"):
+            value, tensors[f"{field.name.split('_')[1]}_scales"] = parts(value)
+        tensors[field.name] = value
+    return tensors

@@ -7,7 +7,7 @@
 // byte products limit it, and a tile of rows stays in the cache while all tokens pass by.
 #include <cmath>
 
-#include "activations.h"
+#include "inputs.h"
 #include "products.h"
 
 namespace adept::ADEPT_ISA {
@@ -80,7 +80,7 @@ void linear(const Threads& threads, const Linear& linear) {
     case Format::kFloat16: return linear_float<Half>(threads, linear);
     case Format::kBFloat16: return linear_float<BFloat16>(threads, linear);
     case Format::kInt8: return linear_quantized(threads, linear, Int8Tiles(w));
-    case Format::kInt4: return linear_quantized(threads, linear, Int4Tiles(w));
+    case Format::kInt4G32: return linear_quantized(threads, linear, Int4Tiles(w));
   }
 }
 

@@ -5,7 +5,7 @@
 // Tokens go by in blocks that fill the registers; a block more re-reads weights from the first-level cache.
 #pragma once
 
-#include "activations.h"
+#include "inputs.h"
 
 namespace adept::ADEPT_ISA {
 
@@ -103,7 +103,7 @@ class Int8Tiles {
  public:
   explicit Int8Tiles(const Matrix& w) : Int8Tiles(w.values, static_cast<const float*>(w.scales), w.cols) {}
   Int8Tiles(const void* values, const float* scales, int64_t cols)
-      : values_(static_cast<const int8_t*>(values)), scales_(scales), steps_(round_up(cols, kRowsPadding) / 4) {}
+      : values_(static_cast<const int8_t*>(values)), scales_(scales), steps_(round_up(cols, kTiledColumns) / 4) {}
 
   int64_t tile_bytes() const { return steps_ * kCacheLine; }
 
@@ -172,7 +172,7 @@ class Int4Tiles {
   explicit Int4Tiles(const Matrix& w)
       : values_(static_cast<const uint8_t*>(w.values)),
         scales_(static_cast<const Half*>(w.scales)),
-        groups_(round_up(w.cols, kRowsPadding) / kGroup) {}
+        groups_(round_up(w.cols, kTiledColumns) / kGroupSize32) {}
 
   int64_t tile_bytes() const { return groups_ * kGroupBytes; }
 
@@ -225,7 +225,7 @@ class Int4Tiles {
     }
 #pragma GCC unroll 16
     for (int t = 0; t < Tokens; ++t) {
-      const int64_t at = group * kGroup + step * 8;
+      const int64_t at = group * kGroupSize32 + step * 8;
 #pragma GCC unroll 16
       for (int nibble = 0; nibble < 2; ++nibble) {
         const U8x64 input_high = broadcast4(x.high(token + t) + at + 4 * nibble);

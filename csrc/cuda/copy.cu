@@ -16,7 +16,7 @@ constexpr size_t kBlocksPerMultiprocessor = 8;
 // What is read once need not stay in the caches: __ldcs and __stcs mark it as first to go.
 __global__ void __launch_bounds__(kThreads)
     copy_vectors(const uint4* __restrict__ from, uint4* __restrict__ to, size_t count) {
-  wait_for_inputs();
+  pdl_wait();
   const size_t stride = size_t{gridDim.x} * kThreads;
   size_t i = size_t{blockIdx.x} * kThreads + threadIdx.x;
   for (; i + (kUnroll - 1) * stride < count; i += kUnroll * stride) {
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     copy_bytes(const uint8_t* __restrict__ from, uint8_t* __restrict__ to, size_t count) {
-  wait_for_inputs();
+  pdl_wait();
   const size_t stride = size_t{gridDim.x} * kThreads;
   for (size_t i = size_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += stride) to[i] = from[i];
 }
@@ -40,9 +40,9 @@ __global__ void __launch_bounds__(kThreads)
 cudaError_t choose_blocks(size_t items, unsigned* blocks) {
   int count = 0;
   const cudaError_t error = multiprocessors(&count);
-  const size_t most = kBlocksPerMultiprocessor * static_cast<size_t>(count);
+  const size_t max_blocks = kBlocksPerMultiprocessor * static_cast<size_t>(count);
   const size_t wanted = (items + kThreads - 1) / kThreads;
-  *blocks = static_cast<unsigned>(wanted < most ? wanted : most);
+  *blocks = static_cast<unsigned>(wanted < max_blocks ? wanted : max_blocks);
   return error;
 }
 

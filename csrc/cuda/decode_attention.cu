@@ -30,10 +30,10 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kSplit = 256;      // positions
-constexpr int kUnroll = 4;       // positions of a group at a time
-constexpr int kMostGroups = 32;  // that merge() takes
-constexpr int64_t kMostHeadDim = 256;
+constexpr int kSplit = 256;     // positions
+constexpr int kUnroll = 4;      // positions of a group at a time
+constexpr int kMaxGroups = 32;  // that merge() takes
+constexpr int64_t kMaxHeadDim = 256;
 constexpr float kLowest = -FLT_MAX;  // finite, so that its difference to itself is 0
 
 // Results of the splits of each head, where there are several.
@@ -75,8 +75,8 @@ __device__ void merge(const float* highest, const float* totals, const float* su
                       Store store) {
   const int lane = threadIdx.x % kWarpSize;
   const float mine = lane < groups ? highest[lane] : kLowest;
-  const float most = warp_max(mine);
-  const float weight = __expf(mine - most);
+  const float max = warp_max(mine);
+  const float weight = __expf(mine - max);
   const float total = warp_sum(lane < groups ? totals[lane] * weight : 0);
   for (int column = threadIdx.x; column - lane < head_dim; column += kThreads) {
     float value = 0;
@@ -84,7 +84,7 @@ __device__ void merge(const float* highest, const float* totals, const float* su
       const float share = __shfl_sync(kWholeWarp, weight, group);
       if (column < head_dim) value += share * sums[group * head_dim + column];
     }
-    if (column < head_dim) store(column, value, most, total);
+    if (column < head_dim) store(column, value, max, total);
   }
 }
 
@@ -203,11 +203,11 @@ template <class Element, int kLanes, int kChunks>
 __global__ void __launch_bounds__(kThreads) attend(const DecodeAttention attention, const Partials partials) {
   using Part = Split<Element, kLanes, kChunks>;
   constexpr int kRows = kWarps * Part::kGroups;
-  static_assert(kRows <= kMostGroups, "more groups than merge() takes");
+  static_assert(kRows <= kMaxGroups, "more groups than merge() takes");
   __shared__ float highest[kRows], totals[kRows];
   __shared__ float sums[kRows * kLanes * Part::kColumns];
-  wait_for_inputs();
-  let_next_start();
+  pdl_wait();
+  pdl_launch_dependents();
   const CacheLayer& cache = attention.cache;
   const int64_t token = blockIdx.z, head = token * cache.heads + blockIdx.y;
   const int64_t length = length_of(attention, token), begin = int64_t{blockIdx.x} * kSplit;
@@ -226,27 +226,27 @@ __global__ void __launch_bounds__(kThreads) attend(const DecodeAttention attenti
              highest, totals, sums);
   __syncthreads();
   const int64_t at = head * gridDim.x + blockIdx.x;
-  merge(highest, totals, sums, kRows, head_dim, [&](int column, float value, float most, float total) {
+  merge(highest, totals, sums, kRows, head_dim, [&](int column, float value, float max, float total) {
     if (partials.sums == nullptr) {
       attention.out[head * head_dim + column] = value / total;
       return;
     }
     partials.sums[at * head_dim + column] = value;
-    if (column == 0) partials.softmax[at] = {most, total};
+    if (column == 0) partials.softmax[at] = {max, total};
   });
 }
 
 // The splits of one head: parts of the block take every so many splits, four dimensions a thread.
 __global__ void __launch_bounds__(kThreads)
     merge_splits(const DecodeAttention attention, const Partials partials, int64_t splits) {
-  __shared__ float highest[kMostGroups], totals[kMostGroups];
+  __shared__ float highest[kMaxGroups], totals[kMaxGroups];
   __shared__ float sums[4 * kThreads];
-  wait_for_inputs();
-  let_next_start();
+  pdl_wait();
+  pdl_launch_dependents();
   const int head_dim = static_cast<int>(attention.cache.head_dim), threads = head_dim / 4;  // that share a split
   const int64_t token = blockIdx.y, head = token * attention.cache.heads + blockIdx.x;
   const int64_t used = splits_of(length_of(attention, token));
-  const int parts = min(kThreads / threads, kMostGroups);
+  const int parts = min(kThreads / threads, kMaxGroups);
   const int part = threadIdx.x / threads, column = threadIdx.x % threads * 4;
   Softmax<4> state;
   if (part < parts) {
@@ -303,7 +303,7 @@ cudaError_t attend_of(const DecodeAttention& attention, void* workspace, cudaStr
   if (chunks <= 8) return attend_and_merge<Element, 8, 1>(attention, workspace, stream);
   if (chunks <= 16) return attend_and_merge<Element, 16, 1>(attention, workspace, stream);
   if (chunks <= 32) return attend_and_merge<Element, 32, 1>(attention, workspace, stream);
-  return attend_and_merge<Element, 32, kMostHeadDim / kVector<Element> / 32>(attention, workspace, stream);
+  return attend_and_merge<Element, 32, kMaxHeadDim / kVector<Element> / 32>(attention, workspace, stream);
 }
 
 }  // namespace
@@ -316,7 +316,7 @@ int64_t decode_attention_workspace_bytes(const DecodeAttention& attention) {
 cudaError_t decode_attention(const DecodeAttention& attention, void* workspace, cudaStream_t stream) {
   const CacheLayer& cache = attention.cache;
   if (attention.tokens == 0 || cache.heads == 0 || cache.head_dim == 0) return cudaSuccess;
-  if (cache.head_dim % 8 != 0 || cache.head_dim > kMostHeadDim) return cudaErrorInvalidValue;
+  if (cache.head_dim % 8 != 0 || cache.head_dim > kMaxHeadDim) return cudaErrorInvalidValue;
   if (!fits_grid(splits_of(attention.longest), cache.heads, attention.tokens)) return cudaErrorInvalidValue;
   if (reinterpret_cast<uintptr_t>(cache.data) % sizeof(uint4) != 0) return cudaErrorMisalignedAddress;
   switch (cache.format) {

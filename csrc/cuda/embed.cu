@@ -21,8 +21,8 @@ constexpr int kThreads = 256;
 // Rows of whole pieces of 16 bytes, aligned to them.
 template <class Element>
 __global__ void __launch_bounds__(kThreads) embed_vectors(const Embed embed) {
-  let_next_start();
-  wait_for_inputs();
+  pdl_launch_dependents();
+  pdl_wait();
   const int64_t token = blockIdx.x, hidden = embed.table.cols, pieces = hidden / kVector<Element>;
   const int64_t piece = int64_t{blockIdx.y} * kThreads + threadIdx.x, id = embed.ids[token];
   if (piece >= pieces) return;
@@ -42,8 +42,8 @@ __global__ void __launch_bounds__(kThreads) embed_vectors(const Embed embed) {
 // Any other rows, element by element.
 template <class Element>
 __global__ void __launch_bounds__(kThreads) embed_elements(const Embed embed) {
-  let_next_start();
-  wait_for_inputs();
+  pdl_launch_dependents();
+  pdl_wait();
   const int64_t token = blockIdx.x, hidden = embed.table.cols;
   const int64_t column = int64_t{blockIdx.y} * kThreads + threadIdx.x, id = embed.ids[token];
   if (column >= hidden) return;

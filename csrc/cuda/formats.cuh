@@ -92,7 +92,7 @@ struct Weights<Format::kFloat8> {
 };
 
 template <>
-struct Weights<Format::kInt4Wide> {
+struct Weights<Format::kInt4G128> {
   static constexpr int kBits = 4;
   static __device__ __forceinline__ uint32_t along(const uint4& load, int i) {
     return widen_nibbles(word_of(load, i / 4), i % 4);
@@ -109,7 +109,7 @@ constexpr int kPerLoad = 128 / Weights<kFormat>::kBits;  // weights in 16 bytes
 // Columns in memory: in 4 bits, whole groups.
 template <Format kFormat>
 __device__ constexpr int stored_cols_of(int64_t cols) {
-  constexpr int kMultiple = kFormat == Format::kInt4Wide ? static_cast<int>(kWideGroup) : 1;
+  constexpr int kMultiple = kFormat == Format::kInt4G128 ? static_cast<int>(kGroupSize128) : 1;
   return (static_cast<int>(cols) + kMultiple - 1) / kMultiple * kMultiple;
 }
 

@@ -15,11 +15,11 @@
 
 namespace adept::cuda {
 
-constexpr int64_t kMostTokens = 16;   // of a call
+constexpr int64_t kMaxTokens = 16;    // of a call
 constexpr int64_t kColsMultiple = 8;  // of every matrix
 // Of a matrix: the kernels count rows, their tiles and the bits of a row in 32 bits.
-constexpr int64_t kMostRows = 1 << 30;
-constexpr int64_t kMostCols = 1 << 26;
+constexpr int64_t kMaxRows = 1 << 30;
+constexpr int64_t kMaxCols = 1 << 26;
 
 // Copies `bytes` bytes; the two ranges may not overlap.
 cudaError_t copy(const void* from, void* to, size_t bytes, cudaStream_t stream);

@@ -16,8 +16,8 @@ struct Shape {
 
 // Whether a grid may have as many blocks along x, y and z; asked before they are narrowed to 32 bits.
 inline bool fits_grid(int64_t x, int64_t y = 1, int64_t z = 1) {
-  constexpr int64_t kMostX = 0x7fffffff, kMostOthers = 0xffff;
-  return x <= kMostX && y <= kMostOthers && z <= kMostOthers;
+  constexpr int64_t kMaxX = 0x7fffffff, kMaxOthers = 0xffff;
+  return x <= kMaxX && y <= kMaxOthers && z <= kMaxOthers;
 }
 
 // Whether kernels overlap with the start of the next one (programmatic dependent launch): on devices of capability
@@ -47,7 +47,7 @@ cudaError_t allow_shared_bytes(void (*kernel)(Parameters...), size_t bytes) {
 }
 
 // The most dynamic shared memory that a kernel can be allowed on the current device.
-cudaError_t most_shared_bytes(size_t* bytes);
+cudaError_t max_shared_bytes(size_t* bytes);
 
 // Multiprocessors of the current device.
 cudaError_t multiprocessors(int* count);

@@ -35,7 +35,7 @@ __host__ __device__ constexpr int row_runs(int64_t cols) {
 
 // Where the run of columns 8 i to 8 i + 7 stands in the row.
 template <Format kFormat>
-__device__ __forceinline__ int place_of_run(int i) {
+__device__ __forceinline__ int position_of_run(int i) {
   constexpr int kRunsOfLane = kPerLoad<kFormat> / kRun;
   const int step = i / (4 * kRunsOfLane), lane = i / kRunsOfLane % 4, j = i % kRunsOfLane;
   return (step * kRunsOfLane + j) * 4 + lane;
@@ -114,7 +114,7 @@ __device__ float prepare_token(const float* x, const Norm& norm, int cols, uint4
       packed = {Element<kFormat>::pack(run[0], run[1]), Element<kFormat>::pack(run[2], run[3]),
                 Element<kFormat>::pack(run[4], run[5]), Element<kFormat>::pack(run[6], run[7])};
     }
-    row[place_of_run<kFormat>(i)] = packed;
+    row[position_of_run<kFormat>(i)] = packed;
   }
   return scale.inverse;
 }

@@ -18,14 +18,14 @@ __device__ __forceinline__ T* dynamic_shared() {
 
 // Waits until the kernel before this one has ended and its writes can be seen; each thread calls it once, before
 // it reads what that kernel, or one before it, may have written.
-__device__ __forceinline__ void wait_for_inputs() {
+__device__ __forceinline__ void pdl_wait() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// The next kernel may start, up to its wait_for_inputs, once every block has come here or ended.
-__device__ __forceinline__ void let_next_start() {
+// The next kernel may start, up to its pdl_wait, once every block has come here or ended.
+__device__ __forceinline__ void pdl_launch_dependents() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif

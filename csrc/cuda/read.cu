@@ -32,8 +32,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     read_vectors(const uint4* __restrict__ from, size_t count, uint32_t* __restrict__ sink) {
   __shared__ uint32_t of_block;
   if (threadIdx.x == 0) of_block = 0;
-  let_next_start();
-  wait_for_inputs();
+  pdl_launch_dependents();
+  pdl_wait();
   const size_t stride = size_t{gridDim.x} * kThreads;
   size_t i = size_t{blockIdx.x} * kThreads + threadIdx.x;
   uint32_t sum = 0;
@@ -65,9 +65,9 @@ cudaError_t read(const void* from, size_t bytes, uint32_t* sink, cudaStream_t st
   if (count == 0) return cudaSuccess;
   int processors = 0;
   if (const cudaError_t error = multiprocessors(&processors)) return error;
-  const size_t most = kBlocksPerMultiprocessor * static_cast<size_t>(processors);
+  const size_t max_blocks = kBlocksPerMultiprocessor * static_cast<size_t>(processors);
   const size_t wanted = (count + kThreads - 1) / kThreads;
-  const auto blocks = static_cast<unsigned>(wanted < most ? wanted : most);
+  const auto blocks = static_cast<unsigned>(wanted < max_blocks ? wanted : max_blocks);
   return launch(stream, {blocks, kThreads}, read_vectors, static_cast<const uint4*>(from), count, sink);
 }
 

@@ -18,7 +18,7 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarpSize;
-constexpr int64_t kMostHeadDim = 256;
+constexpr int64_t kMaxHeadDim = 256;
 
 struct Pair {
   float first;
@@ -142,12 +142,12 @@ struct HeadNorm {
 
 template <class Element, int kItems>
 __global__ void __launch_bounds__(kThreads, kItems == 2 ? 6 : 2) append_heads(const RotaryAppend append) {
-  let_next_start();
+  pdl_launch_dependents();
   const CacheLayer& cache = append.cache;
   const int lane = threadIdx.x % kWarpSize;
   const Pairing pairing{static_cast<int>(append.half), static_cast<int>(cache.head_dim)};
   const HeadNorm<kItems> q_norm(append.q_norm, pairing, lane), k_norm(append.k_norm, pairing, lane);
-  wait_for_inputs();
+  pdl_wait();
   const int64_t token = blockIdx.y, head = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize;
   if (head >= cache.heads) return;
   const int64_t at = token * cache.heads + head;
@@ -186,7 +186,7 @@ cudaError_t append_of(const RotaryAppend& append, cudaStream_t stream) {
 cudaError_t rotary_append(const RotaryAppend& append, cudaStream_t stream) {
   const CacheLayer& cache = append.cache;
   if (append.tokens == 0 || cache.heads == 0 || cache.head_dim == 0) return cudaSuccess;
-  if (cache.head_dim > kMostHeadDim || !fits_grid(cache.heads, append.tokens)) return cudaErrorInvalidValue;
+  if (cache.head_dim > kMaxHeadDim || !fits_grid(cache.heads, append.tokens)) return cudaErrorInvalidValue;
   switch (cache.format) {
     case Format::kFloat16: return append_of<__half>(append, stream);
     case Format::kBFloat16: return append_of<__nv_bfloat16>(append, stream);

@@ -31,8 +31,8 @@ namespace {
 struct Workspace {
   Candidate* candidates;       // [tokens, tiles * kTile]
   Extremes* extremes;          // [tokens, tiles]
-  Wide* kept;                  // [tokens, tiles], mass
-  Wide* bin_masses;            // [tokens, kBins]
+  Uint64* kept;                // [tokens, tiles], mass
+  Uint64* bin_masses;          // [tokens, kBins]
   unsigned* bin_counts;        // [tokens, kBins]
   unsigned* candidate_counts;  // [tokens]
   unsigned* arrivals;          // [tokens], blocks that have done their part
@@ -65,8 +65,8 @@ __device__ void choose(const Sample& sample, const Settings& settings, int64_t t
 }
 
 __global__ void __launch_bounds__(kThreads) find_extremes(const Sample sample, const Workspace workspace) {
-  let_next_start();
-  wait_for_inputs();
+  pdl_launch_dependents();
+  pdl_wait();
   const int64_t token = blockIdx.y;
   const Settings settings(sample, token);
   if (!settings.exists) return;
@@ -109,25 +109,25 @@ struct Tile {
     for (int bin = threadIdx.x; bin < kBins; bin += kThreads) counts[bin] = low[bin] = high[bin] = 0;
   }
 
-  __device__ void add(int bin, Wide mass) {
+  __device__ void add(int bin, Uint64 mass) {
     atomicAdd(&counts[bin], 1u);
     atomicAdd(&low[bin], static_cast<unsigned>(mass & ((1u << kHalf) - 1)));
     atomicAdd(&high[bin], static_cast<unsigned>(mass >> kHalf));
   }
 
-  __device__ void add_to(unsigned* all_counts, Wide* all_masses) const {
+  __device__ void add_to(unsigned* all_counts, Uint64* all_masses) const {
     for (int bin = threadIdx.x; bin < kBins; bin += kThreads) {
       if (counts[bin] == 0) continue;
       atomicAdd(&all_counts[bin], counts[bin]);
-      atomicAdd(&all_masses[bin], (Wide{high[bin]} << kHalf) + low[bin]);
+      atomicAdd(&all_masses[bin], (Uint64{high[bin]} << kHalf) + low[bin]);
     }
   }
 };
 
 __global__ void __launch_bounds__(kThreads) fill_bins(const Sample sample, const Workspace workspace) {
   __shared__ Tile tile;
-  let_next_start();
-  wait_for_inputs();
+  pdl_launch_dependents();
+  pdl_wait();
   const int64_t token = blockIdx.y;
   const Settings settings(sample, token);
   if (!settings.exists) {
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kThreads) fill_bins(const Sample sample, const
   for (int i = 0; i < kEach; ++i) {
     const int64_t id = first + i * kThreads;
     const float z = id < sample.vocab ? logits.scaled(id) : -INFINITY;
-    const Wide mass = row.mass(z);
+    const Uint64 mass = row.mass(z);
     if (mass > 0) tile.add(row.bin(z), mass);
   }
   __syncthreads();
@@ -157,19 +157,19 @@ __global__ void __launch_bounds__(kThreads) fill_bins(const Sample sample, const
 }
 
 // Adds up what a tile keeps for sure, and hands on its candidates.
-__device__ Wide sift(const Sample& sample, const Settings& settings, const Row& row, const Bins& bins, int64_t token,
-                     const Workspace& workspace) {
+__device__ Uint64 sift(const Sample& sample, const Settings& settings, const Row& row, const Bins& bins, int64_t token,
+                       const Workspace& workspace) {
   __shared__ unsigned from;
   const Logits logits(sample, token, settings);
   const int64_t first = int64_t{blockIdx.x} * kTile + threadIdx.x;
   uint32_t keys[kEach];
   unsigned candidates = 0;  // a bit for each of this thread's
-  Wide kept = 0;
+  Uint64 kept = 0;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const int64_t id = first + i * kThreads;
     const float z = id < sample.vocab ? logits.scaled(id) : -INFINITY;
-    const Wide mass = row.mass(z);
+    const Uint64 mass = row.mass(z);
     keys[i] = key_of(z);
     if (mass == 0) continue;
     const int bin = row.bin(z);
@@ -205,8 +205,8 @@ __device__ bool is_last(unsigned* arrivals) {
 // Where a draw falls: in a tile, past so much mass of it, with so many tokens equal to the end kept before it.
 struct Place {
   int tile;
-  Wide past;
-  Wide ties_before;
+  Uint64 past;
+  Uint64 ties_before;
 };
 
 // What the candidates add to each tile.
@@ -225,7 +225,7 @@ __device__ void add_candidates(const Settings& settings, const Row& row, const E
     const float z = value_of(candidate.key);
     if (candidate.key == end.key) atomicAdd(&gains.ties[tile], 1u);
     if (candidate.key <= end.key || !(row.share(z) >= settings.min_p)) return;
-    const Wide mass = row.mass(z);
+    const Uint64 mass = row.mass(z);
     atomicAdd(&gains.low[tile], static_cast<unsigned>(mass & ((1u << Tile::kHalf) - 1)));
     atomicAdd(&gains.high[tile], static_cast<unsigned>(mass >> Tile::kHalf));
   });
@@ -233,17 +233,17 @@ __device__ void add_candidates(const Settings& settings, const Row& row, const E
 }
 
 // The tile in which a random share of all that is kept ends; `place` is shared memory.
-__device__ void find_tile(const Settings& settings, const Row& row, const End& end, const Wide* kept,
-                          const Gains& gains, Wide seed, Wide position, Place* place) {
+__device__ void find_tile(const Settings& settings, const Row& row, const End& end, const Uint64* kept,
+                          const Gains& gains, Uint64 seed, Uint64 position, Place* place) {
   const int tile = threadIdx.x;
-  const Wide ties = gains.ties[tile], ties_before = block_prefix(ties).before;
-  const Wide left = end.ties > ties_before ? end.ties - ties_before : 0;
+  const Uint64 ties = gains.ties[tile], ties_before = block_prefix(ties).before;
+  const Uint64 left = end.ties > ties_before ? end.ties - ties_before : 0;
   const float z = value_of(end.key);
-  const Wide of_a_tie = ties > 0 && row.share(z) >= settings.min_p ? row.mass(z) : 0;
-  Wide mass = tile < gridDim.x ? __ldcg(kept + tile) : 0;
-  mass += (Wide{gains.high[tile]} << Tile::kHalf) + gains.low[tile] + (ties < left ? ties : left) * of_a_tie;
+  const Uint64 of_a_tie = ties > 0 && row.share(z) >= settings.min_p ? row.mass(z) : 0;
+  Uint64 mass = tile < gridDim.x ? __ldcg(kept + tile) : 0;
+  mass += (Uint64{gains.high[tile]} << Tile::kHalf) + gains.low[tile] + (ties < left ? ties : left) * of_a_tie;
   const Prefix prefix = block_prefix(mass);
-  const Wide at = random_share(seed, position, prefix.total);
+  const Uint64 at = random_share(seed, position, prefix.total);
   if (prefix.before <= at && at < prefix.before + mass) *place = {tile, at - prefix.before, ties_before};
   __syncthreads();
 }
@@ -260,9 +260,9 @@ __device__ void find_id(const Sample& sample, const Settings& settings, const Ro
     z[i] = first + i < sample.vocab ? logits.scaled(first + i) : -INFINITY;
     ties += key_of(z[i]) == end.key;
   }
-  Wide ties_before = place.ties_before + block_prefix(ties).before;
-  Wide masses[kEach];
-  Wide mass = 0;
+  Uint64 ties_before = place.ties_before + block_prefix(ties).before;
+  Uint64 masses[kEach];
+  Uint64 mass = 0;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const uint32_t key = key_of(z[i]);
@@ -270,10 +270,10 @@ __device__ void find_id(const Sample& sample, const Settings& settings, const Ro
     ties_before += key == end.key;
     mass += masses[i] = is_kept ? row.mass(z[i]) : 0;
   }
-  Wide before = block_prefix(mass).before;
+  Uint64 before = block_prefix(mass).before;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    const Wide after = before + masses[i];
+    const Uint64 after = before + masses[i];
     if (before <= place.past && place.past < after) choose(sample, settings, token, first + i);
     before = after;
   }
@@ -284,8 +284,8 @@ __global__ void __launch_bounds__(kThreads) draw(const Sample sample, const Work
   __shared__ Candidate held[Candidates::kHeld];
   __shared__ Gains gains;
   __shared__ Place place;
-  let_next_start();
-  wait_for_inputs();
+  pdl_launch_dependents();
+  pdl_wait();
   const int64_t token = blockIdx.y;
   const Settings settings(sample, token);
   if (!settings.exists) return;
@@ -294,7 +294,7 @@ __global__ void __launch_bounds__(kThreads) draw(const Sample sample, const Work
   Bins bins;
   if (settings.limits())
     bins = Histogram(workspace.bin_counts + token * kBins, workspace.bin_masses + token * kBins).bins(settings, &found);
-  const Wide kept = sift(sample, settings, row, bins, token, workspace);
+  const Uint64 kept = sift(sample, settings, row, bins, token, workspace);
   if (threadIdx.x == 0) workspace.kept[token * gridDim.x + blockIdx.x] = kept;
   if (!is_last(&workspace.arrivals[token])) return;
 
@@ -322,7 +322,7 @@ int64_t sample_workspace_bytes(const Sample& sample) {
 cudaError_t sample(const Sample& sample, void* memory, cudaStream_t stream) {
   using namespace sampling;
   if (sample.tokens == 0) return cudaSuccess;
-  if (sample.vocab < 1 || sample.vocab > kMostVocab) return cudaErrorInvalidValue;
+  if (sample.vocab < 1 || sample.vocab > kMaxVocab) return cudaErrorInvalidValue;
   const int64_t tiles = tiles_of(sample);
   if (!fits_grid(tiles, sample.tokens)) return cudaErrorInvalidValue;
   const Workspace workspace(sample, tiles, memory);

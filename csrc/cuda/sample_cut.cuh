@@ -9,9 +9,10 @@
 namespace adept::cuda::sampling {
 
 // The mass that top-p wants of a whole.
-__device__ __forceinline__ Wide mass_goal(float top_p, Wide whole) {
+__device__ __forceinline__ Uint64 mass_goal(float top_p, Uint64 whole) {
   // A share that is not above 0 must not be converted: what a negative number becomes is not defined.
-  const Wide goal = top_p > 0 ? static_cast<Wide>(ceil(static_cast<double>(top_p) * static_cast<double>(whole))) : 0;
+  const Uint64 goal =
+      top_p > 0 ? static_cast<Uint64>(ceil(static_cast<double>(top_p) * static_cast<double>(whole))) : 0;
   return goal > 0 ? goal : 1;
 }
 
@@ -20,11 +21,11 @@ __device__ __forceinline__ Wide mass_goal(float top_p, Wide whole) {
 struct Bins {
   int first = kBins;
   int last = -1;
-  Wide mass_before = 0;  // of what stands in bins before first
-  int count_bin = -1;    // where top-k ends, if it leaves anything out that has a mass
-  Wide count_before_it = 0;
-  Wide mass_before_it = 0;
-  Wide total = 0;  // mass of all
+  Uint64 mass_before = 0;  // of what stands in bins before first
+  int count_bin = -1;      // where top-k ends, if it leaves anything out that has a mass
+  Uint64 count_before_it = 0;
+  Uint64 mass_before_it = 0;
+  Uint64 total = 0;  // mass of all
 
   __device__ bool is_candidate(int bin) const { return (bin >= first && bin <= last) || bin == count_bin; }
 };
@@ -32,9 +33,9 @@ struct Bins {
 // A bin, and what stands in those before.
 struct Found {
   int bin;
-  Wide count_before;
-  Wide mass_before;
-  Wide mass;
+  Uint64 count_before;
+  Uint64 mass_before;
+  Uint64 mass;
 };
 
 // The bins of a row; a thread holds kEach neighbouring ones. `found` is shared memory.
@@ -42,8 +43,8 @@ class Histogram {
  public:
   static_assert(kBins == kThreads * kEach);
 
-  __device__ Histogram(const unsigned* counts, const Wide* masses) {
-    Wide count = 0, mass = 0;
+  __device__ Histogram(const unsigned* counts, const Uint64* masses) {
+    Uint64 count = 0, mass = 0;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       count += counts_[i] = counts[threadIdx.x * kEach + i];
@@ -56,19 +57,19 @@ class Histogram {
   __device__ Bins bins(const Settings& settings, Found* found) const {
     Bins bins;
     bins.total = mass_.total;
-    Wide least = mass_.total, most = mass_.total;  // of what top-k keeps
-    if (settings.top_k > 0 && static_cast<Wide>(settings.top_k) < count_.total) {
+    Uint64 min_kept = mass_.total, max_kept = mass_.total;  // of what top-k keeps
+    if (settings.top_k > 0 && static_cast<Uint64>(settings.top_k) < count_.total) {
       const Found end = find(count_.before, counts_, settings.top_k, found);
       bins.first = bins.last = bins.count_bin = end.bin;
       bins.count_before_it = end.count_before;
-      bins.mass_before = bins.mass_before_it = least = end.mass_before;
-      most = end.mass_before + end.mass;
+      bins.mass_before = bins.mass_before_it = min_kept = end.mass_before;
+      max_kept = end.mass_before + end.mass;
     }
     if (settings.top_p < 1) {
-      const Found begin = find(mass_.before, masses_, mass_goal(settings.top_p, least), found);
+      const Found begin = find(mass_.before, masses_, mass_goal(settings.top_p, min_kept), found);
       bins.first = begin.bin;
       bins.mass_before = begin.mass_before;
-      bins.last = find(mass_.before, masses_, mass_goal(settings.top_p, most), found).bin;
+      bins.last = find(mass_.before, masses_, mass_goal(settings.top_p, max_kept), found).bin;
     }
     return bins;
   }
@@ -76,13 +77,13 @@ class Histogram {
  private:
   // The bin in which the sum of all up to it reaches the goal: one thread has it.
   template <class Weight>
-  __device__ Found find(Wide before, const Weight (&weights)[kEach], Wide goal, Found* found) const {
-    Wide reached = before;
+  __device__ Found find(Uint64 before, const Weight (&weights)[kEach], Uint64 goal, Found* found) const {
+    Uint64 reached = before;
     Found here{static_cast<int>(threadIdx.x) * kEach, count_.before, mass_.before, 0};
     bool is_here = false;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
-      const Wide after = reached + weights[i];
+      const Uint64 after = reached + weights[i];
       if (reached < goal && goal <= after) {
         is_here = true;
         here.bin += i;
@@ -100,7 +101,7 @@ class Histogram {
   }
 
   unsigned counts_[kEach];
-  Wide masses_[kEach];
+  Uint64 masses_[kEach];
   Prefix count_, mass_;
 };
 
@@ -146,9 +147,9 @@ class Candidates {
 // What is kept ends within the logits of one key, of which it keeps some.
 struct End {
   uint32_t key = 0;
-  Wide ties = ~Wide{0};  // those with the smallest ids
+  Uint64 ties = ~Uint64{0};  // those with the smallest ids
 
-  __device__ bool keeps(uint32_t other, Wide ties_before) const {
+  __device__ bool keeps(uint32_t other, Uint64 ties_before) const {
     return other > key || (other == key && ties_before < ties);
   }
 };
@@ -157,7 +158,7 @@ struct End {
 // not matter; `before` is the weight of what is larger than any that does. A kernel calls it once for each type of
 // `weigh`, which has shared memory of its own; so nothing of a call before may still be read.
 template <class Weigh>
-__device__ End find_end(const Candidates& candidates, Wide before, Wide goal, Weigh weigh) {
+__device__ End find_end(const Candidates& candidates, Uint64 before, Uint64 goal, Weigh weigh) {
   constexpr int kPivots = 7;
   __shared__ uint32_t lowest, highest;
   if (threadIdx.x == 0) {
@@ -172,20 +173,20 @@ __device__ End find_end(const Candidates& candidates, Wide before, Wide goal, We
   });
   __syncthreads();
   // From `low` on the goal is reached, from `high` on it is not, but `reached`.
-  Wide low = lowest, high = Wide{highest} + 1, reached = before;
+  Uint64 low = lowest, high = Uint64{highest} + 1, reached = before;
   while (high - low > 1) {
-    const Wide step = (high - low + kPivots) / (kPivots + 1);
-    Wide sums[kPivots] = {};
+    const Uint64 step = (high - low + kPivots) / (kPivots + 1);
+    Uint64 sums[kPivots] = {};
     candidates.each([&](const Candidate& candidate) {
-      const Wide weight = weigh(candidate);
+      const Uint64 weight = weigh(candidate);
 #pragma unroll
       for (int i = 0; i < kPivots; ++i) sums[i] += candidate.key >= low + (i + 1) * step ? weight : 0;
     });
     block_sums(sums);
-    const Wide from = low;
+    const Uint64 from = low;
 #pragma unroll
     for (int i = kPivots - 1; i >= 0; --i) {
-      const Wide pivot = from + (i + 1) * step;
+      const Uint64 pivot = from + (i + 1) * step;
       if (pivot >= high || low > from) continue;
       if (before + sums[i] >= goal) {
         low = pivot;
@@ -207,12 +208,12 @@ __device__ inline End find_end(const Settings& settings, const Row& row, const B
   const auto bin_of = [&](const Candidate& candidate) { return row.bin(value_of(candidate.key)); };
   const auto mass_of = [&](const Candidate& candidate) { return row.mass(value_of(candidate.key)); };
   End end;
-  Wide kept = bins.total;
+  Uint64 kept = bins.total;
   if (bins.count_bin >= 0) {
     const auto is_here = [&](const Candidate& candidate) { return bin_of(candidate) == bins.count_bin; };
     end = find_end(candidates, bins.count_before_it, settings.top_k,
-                   [&](const Candidate& candidate) { return Wide{is_here(candidate)}; });
-    Wide above = 0;
+                   [&](const Candidate& candidate) { return Uint64{is_here(candidate)}; });
+    Uint64 above = 0;
     candidates.each([&](const Candidate& candidate) {
       if (is_here(candidate) && candidate.key > end.key) above += mass_of(candidate);
     });
@@ -223,7 +224,7 @@ __device__ inline End find_end(const Settings& settings, const Row& row, const B
       const int bin = bin_of(candidate);
       return bin >= bins.first && bin <= bins.last ? mass_of(candidate) : 0;
     });
-    const Wide each = row.mass(value_of(end.key));
+    const Uint64 each = row.mass(value_of(end.key));
     end.ties = (end.ties + each - 1) / each;
   }
   return end;

@@ -16,11 +16,11 @@
 
 namespace adept::cuda::sampling {
 
-constexpr int kEach = 8;                          // logits of a thread
-constexpr int kTile = kThreads * kEach;           // of a block
-constexpr int64_t kMostVocab = kTile * kThreads;  // so that a thread can look at each tile
-constexpr float kUnits = 1099511627776.0f;        // 2^40
-constexpr float kDepth = 28.5f;                   // so far below the highest, masses are 0
+constexpr int kEach = 8;                         // logits of a thread
+constexpr int kTile = kThreads * kEach;          // of a block
+constexpr int64_t kMaxVocab = kTile * kThreads;  // so that a thread can look at each tile
+constexpr float kMassOfOne = 1099511627776.0f;   // 2^40
+constexpr float kDepth = 28.5f;                  // so far below the highest, masses are 0
 constexpr int64_t kInvalid = -1;
 
 // -0 and 0 are the same.
@@ -82,7 +82,7 @@ struct Logits {
 
 // What must be known of all logits before one can be drawn; of parts of them, and then of all.
 struct Extremes {
-  Wide best;        // the key of the largest penalized logit, and below it the complement of the smallest such id
+  Uint64 best;      // the key of the largest penalized logit, and below it the complement of the smallest such id
   uint32_t lowest;  // the key of the smallest penalized logit that is not -inf
   uint32_t found;   // of the bits below
 
@@ -93,7 +93,7 @@ struct Extremes {
 
   __device__ void add(int64_t id, float raw, float penalized) {
     const uint32_t key = key_of(penalized);
-    add({Wide{key} << 32 | static_cast<uint32_t>(~id), penalized > -INFINITY ? key : 0xffffffffu,
+    add({Uint64{key} << 32 | static_cast<uint32_t>(~id), penalized > -INFINITY ? key : 0xffffffffu,
          raw < INFINITY ? (raw > -INFINITY ? kPossible : 0) : kBad});
   }
 
@@ -140,9 +140,9 @@ struct Row {
   }
 
   __device__ float share(float z) const { return expf(z - highest); }  // of the likeliest one's probability
-  __device__ Wide mass(float z) const {
-    const float units = share(z) * kUnits;
-    return units > 0 ? static_cast<Wide>(llrintf(units)) : 0;
+  __device__ Uint64 mass(float z) const {
+    const float units = share(z) * kMassOfOne;
+    return units > 0 ? static_cast<Uint64>(llrintf(units)) : 0;
   }
 
   // Of a logit whose mass is not 0. Larger logits are in smaller bins.
@@ -153,17 +153,17 @@ struct Row {
 };
 
 // SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
-__device__ __forceinline__ Wide mix(Wide z) {
+__device__ __forceinline__ Uint64 mix(Uint64 z) {
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
   return z ^ (z >> 31);
 }
 
 // The share u of a whole, rounded down, where u is a random number in [0, 1) of 53 bits.
-__device__ __forceinline__ Wide random_share(Wide seed, Wide position, Wide whole) {
-  constexpr Wide kGolden = 0x9e3779b97f4a7c15u;
-  const Wide bits = mix(mix(seed + kGolden) + position * kGolden);
-  return __umul64hi(bits & ~Wide{2047}, whole);
+__device__ __forceinline__ Uint64 random_share(Uint64 seed, Uint64 position, Uint64 whole) {
+  constexpr Uint64 kGolden = 0x9e3779b97f4a7c15u;
+  const Uint64 bits = mix(mix(seed + kGolden) + position * kGolden);
+  return __umul64hi(bits & ~Uint64{2047}, whole);
 }
 
 }  // namespace adept::cuda::sampling

@@ -18,10 +18,10 @@ namespace {
 
 // The host reads the token ring while the device runs on. Volatile makes this one store of 8 bytes, so that the count
 // is never there without its id.
-__device__ void tell(const UpdateDecodeState& state, int64_t row, int64_t count, int64_t id) {
-  const int64_t remainder = count % state.depth, place = remainder < 0 ? remainder + state.depth : remainder;
+__device__ void publish(const UpdateDecodeState& state, int64_t row, int64_t count, int64_t id) {
+  const int64_t remainder = count % state.depth, at = remainder < 0 ? remainder + state.depth : remainder;
   const uint64_t word = static_cast<uint64_t>(count) << 32 | (static_cast<uint64_t>(id) & 0xffffffffu);
-  *reinterpret_cast<volatile uint64_t*>(state.token_ring + row * state.depth + place) = word;
+  *reinterpret_cast<volatile uint64_t*>(state.token_ring + row * state.depth + at) = word;
 }
 
 // The host can refuse no value of the device's memory, so every one has a successor: that of 2^63 - 1 is -2^63, as
@@ -29,14 +29,14 @@ __device__ void tell(const UpdateDecodeState& state, int64_t row, int64_t count,
 __device__ int64_t next(int64_t value) { return static_cast<int64_t>(static_cast<uint64_t>(value) + 1); }
 
 __global__ void __launch_bounds__(kWarpSize) update_rows(const UpdateDecodeState state) {
-  let_next_start();
-  wait_for_inputs();
+  pdl_launch_dependents();
+  pdl_wait();
   const int64_t row = int64_t{blockIdx.x} * kWarpSize + threadIdx.x;
   if (row >= state.rows) return;
   const int64_t chosen = state.chosen[row], slot = state.slots[row], count = next(state.counts[row]);
   const int64_t position = next(state.positions[row]), limit = state.limits[row];
   const bool present = in_range(slot, state.slot_count);
-  tell(state, row, count, present ? chosen : kAbsent);
+  publish(state, row, count, present ? chosen : kAbsent);
   state.counts[row] = count;
   if (present) {
     const bool ends = !in_range(chosen, state.vocab) || state.ends[slot * state.vocab + chosen];

@@ -77,7 +77,7 @@ def build(csrc: Path, out: Path, objects: Path) -> Record:
 
 def check_prerequisites(csrc: Path) -> tuple[str, ...]:
     """The compiler's command. Raises BuildError where that, the sources or Python's headers are missing."""
-    if not (csrc / "ops.cpp").is_file():
+    if not (csrc / "cpu_ops.cpp").is_file():
         raise BuildError(f"there are no sources in {csrc}")
     headers = Path(sysconfig.get_path("include"))
     if not (headers / "Python.h").is_file():

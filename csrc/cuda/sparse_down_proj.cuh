@@ -14,43 +14,43 @@
 // weights are on their way, and it writes 2 kB of sums: together 1 percent, most of which any product would have.
 #pragma once
 
-#include "cuda/active.cuh"
-#include "cuda/down.h"
+#include "cuda/compact_nonzeros.cuh"
 #include "cuda/formats.cuh"
-#include "cuda/matmul.h"
+#include "cuda/linear.h"
+#include "cuda/sparse_down_proj.h"
 
 namespace adept::cuda {
 
 // In 4 bits a lane has so many columns that their sums take the registers of two threads.
 template <Format kFormat>
-constexpr int kDownWarps = kFormat == Format::kInt4Wide ? 8 : 16;
+constexpr int kDownProjWarps = kFormat == Format::kInt4G128 ? 8 : 16;
 template <Format kFormat>
-constexpr int kDownThreads = kDownWarps<kFormat> * kWarpSize;
+constexpr int kDownProjThreads = kDownProjWarps<kFormat> * kWarpSize;
 template <Format kFormat, int kTokenTiles>
-constexpr int kDownSteps = kFormat != Format::kInt4Wide ? 2
-                           : kTokenTiles == 1           ? 4
-                                                        : 3;  // in flight
-constexpr int kStripCols = 512;                               // of a block
-constexpr int kListedUnits = 1024;                            // at once
-constexpr int kUnitsOfStep = 16;
+constexpr int kDownProjSteps = kFormat != Format::kInt4G128 ? 2
+                               : kTokenTiles == 1           ? 4
+                                                            : 3;  // in flight
+constexpr int kStripCols = 512;                                   // of a block
+constexpr int kListedNeurons = 1024;                              // at once
+constexpr int kNeuronsOfStep = 16;
 constexpr int kTokensAcross = 8;  // as many as one product of the tensor cores has
 
 // From a token's units to the next one's, in 16 bits: 32 bytes more, so that 4 tokens' differ in banks.
-constexpr int kUnitsStride = kListedUnits + 16;
+constexpr int kActivationsStride = kListedNeurons + 16;
 
 // Warps that share a strip's columns; the others of a block take other steps of the list.
 template <Format kFormat>
 constexpr int kWarpsAcross = kStripCols / (8 * kPerLoad<kFormat>);
 template <Format kFormat>
-constexpr int kWarpsDeep = kDownWarps<kFormat> / kWarpsAcross<kFormat>;
+constexpr int kWarpsDeep = kDownProjWarps<kFormat> / kWarpsAcross<kFormat>;
 
 // Products for one lane's columns: two columns each.
 template <Format kFormat>
 constexpr int kColumnPairs = kPerLoad<kFormat> / 2;
 
 // Shared memory: the list and the units, and when those have been read, the sums that warps hand to each other.
-constexpr size_t units_bytes(int64_t tokens) {
-  return kListedUnits * sizeof(uint32_t) + static_cast<size_t>(tokens) * kUnitsStride * sizeof(uint16_t);
+constexpr size_t list_bytes(int64_t tokens) {
+  return kListedNeurons * sizeof(uint32_t) + static_cast<size_t>(tokens) * kActivationsStride * sizeof(uint16_t);
 }
 template <Format kFormat>
 constexpr size_t handed_bytes(int token_tiles) {
@@ -60,34 +60,34 @@ constexpr size_t handed_bytes(int token_tiles) {
 
 // The rows of four units: this lane's columns of them.
 template <Format kFormat>
-struct DownStep {
+struct DownProjStep {
   uint4 rows[4];
-  uint32_t scale;  // of kInt4Wide: the (g % 4)-th row's in lane 4 g + t; those lanes have columns of one group
+  uint32_t scale;  // of kInt4G128: the (g % 4)-th row's in lane 4 g + t; those lanes have columns of one group
 };
 
 // What of W a lane reads: the columns from `col` on.
 template <Format kFormat>
-class DownColumns {
+class DownProjColumns {
  public:
-  __device__ DownColumns(const Matrix& w, int col)
+  __device__ DownProjColumns(const Matrix& w, int col)
       : rows_(w), scales_(static_cast<const uint16_t*>(w.scales)), col_(col) {}
 
   // The rows of units[0] to units[count - 1]; zeros beyond, and where there is no such column.
-  __device__ void fetch(const uint32_t* units, int count, DownStep<kFormat>& to) const {
+  __device__ void fetch(const uint32_t* neurons, int count, DownProjStep<kFormat>& to) const {
     if (col_ >= rows_.stored_cols) count = 0;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       to.rows[i] = {0, 0, 0, 0};
       if (i >= count) continue;
-      const int unit = static_cast<int>(units[i]);
-      to.rows[i] = rows_.load(unit, col_);
+      const int neuron = static_cast<int>(neurons[i]);
+      to.rows[i] = rows_.load(neuron, col_);
     }
-    if constexpr (kFormat == Format::kInt4Wide) {
+    if constexpr (kFormat == Format::kInt4G128) {
       // Nothing is computed from it here: that would wait for it to come.
-      const int group = static_cast<int>(kWideGroup), i = lane_index() / 4 % 4;
+      const int group = static_cast<int>(kGroupSize128), i = lane_index() / 4 % 4;
       to.scale = 0;
       if (i < count)
-        to.scale = __ldg(scales_ + static_cast<int>(units[i]) * (rows_.stored_cols / group) + col_ / group);
+        to.scale = __ldg(scales_ + static_cast<int>(neurons[i]) * (rows_.stored_cols / group) + col_ / group);
     }
   }
 
@@ -99,29 +99,29 @@ class DownColumns {
 
 // The scales of rows 2 k and 2 k + 1, in float16.
 template <Format kFormat>
-__device__ __forceinline__ uint32_t scales_of(const DownStep<kFormat>& step, int k) {
-  if constexpr (kFormat != Format::kInt4Wide) return 0;
+__device__ __forceinline__ uint32_t scales_of(const DownProjStep<kFormat>& step, int k) {
+  if constexpr (kFormat != Format::kInt4G128) return 0;
   const int lane = lane_index() / 16 * 16 + lane_index() % 4 + 8 * k;
   return __byte_perm(__shfl_sync(kWholeWarp, step.scale, lane), __shfl_sync(kWholeWarp, step.scale, lane + 4), 0x5410);
 }
 
 // Column i of rows 2 k and 2 k + 1.
 template <Format kFormat>
-__device__ __forceinline__ uint32_t column_of(const DownStep<kFormat>& step, int k, int i, uint32_t scales) {
+__device__ __forceinline__ uint32_t column_of(const DownProjStep<kFormat>& step, int k, int i, uint32_t scales) {
   const uint32_t pair = Weights<kFormat>::across(step.rows[2 * k], step.rows[2 * k + 1], i);
-  if constexpr (kFormat != Format::kInt4Wide) return pair;
+  if constexpr (kFormat != Format::kInt4G128) return pair;
   return bits_as<uint32_t>(__hmul2(bits_as<__half2>(pair), bits_as<__half2>(scales)));
 }
 
 // sums += 16 units' rows · units. `units`: the four of this lane, a first tile's token.
 template <Format kFormat, int kTokenTiles>
-__device__ __forceinline__ void add_step(const DownStep<kFormat>& step, const uint16_t* units, int tokens,
+__device__ __forceinline__ void add_step(const DownProjStep<kFormat>& step, const uint16_t* activations, int tokens,
                                          float (&sums)[kColumnPairs<kFormat>][kTokenTiles][4]) {
   uint32_t b[kTokenTiles][2] = {};
 #pragma unroll
   for (int n = 0; n < kTokenTiles; ++n) {
     if (n * kTokensAcross + lane_index() / 4 >= tokens) continue;
-    const uint2 four = *reinterpret_cast<const uint2*>(units + n * kTokensAcross * kUnitsStride);
+    const uint2 four = *reinterpret_cast<const uint2*>(activations + n * kTokensAcross * kActivationsStride);
     b[n][0] = four.x, b[n][1] = four.y;
   }
   const uint32_t first = scales_of(step, 0), second = scales_of(step, 1);
@@ -136,22 +136,22 @@ __device__ __forceinline__ void add_step(const DownStep<kFormat>& step, const ui
 
 // Each token's units of the list, scaled and rounded, and zeros up to a whole step.
 template <Format kFormat>
-__device__ __forceinline__ void gather_units(const Down& down, const uint32_t* list, int count, const float* scale,
-                                             uint16_t* units) {
+__device__ __forceinline__ void gather_activations(const SparseDownProj& proj, const uint32_t* list, int count,
+                                                   const float* scale, uint16_t* activations) {
   constexpr int kAtOnce = 8;  // loads in flight
-  const int whole = (count + kUnitsOfStep - 1) / kUnitsOfStep * kUnitsOfStep;
-  const int tokens = static_cast<int>(down.tokens);
-  for (int i = threadIdx.x; i < whole; i += kDownThreads<kFormat>) {
-    const float* const of_unit = down.units + (i < count ? list[i] : 0);
+  const int whole = (count + kNeuronsOfStep - 1) / kNeuronsOfStep * kNeuronsOfStep;
+  const int tokens = static_cast<int>(proj.tokens);
+  for (int i = threadIdx.x; i < whole; i += kDownProjThreads<kFormat>) {
+    const float* const of_neuron = proj.activations + (i < count ? list[i] : 0);
     for (int first = 0; first < tokens; first += kAtOnce) {
       float values[kAtOnce] = {};
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k)
-        if (i < count && first + k < tokens) values[k] = of_unit[(first + k) * down.w.rows];
+        if (i < count && first + k < tokens) values[k] = of_neuron[(first + k) * proj.w.rows];
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k)
         if (first + k < tokens)
-          units[(first + k) * kUnitsStride + i] =
+          activations[(first + k) * kActivationsStride + i] =
               static_cast<uint16_t>(Element<kFormat>::pack(values[k] * scale[first + k], 0));
     }
   }
@@ -159,14 +159,14 @@ __device__ __forceinline__ void gather_units(const Down& down, const uint32_t* l
 
 // By a warp for each token, the power of two that brings its units near float16's end.
 template <Format kFormat>
-__device__ __forceinline__ void find_scales(const Down& down, float* scale, float* unscale) {
-  const int tiles = tiles_of(down.w.rows);
-  for (int token = warp_index(); token < down.tokens; token += kDownWarps<kFormat>) {
+__device__ __forceinline__ void find_scales(const SparseDownProj& proj, float* scale, float* unscale) {
+  const int tiles = tiles_of(proj.w.rows);
+  for (int token = warp_index(); token < proj.tokens; token += kDownProjWarps<kFormat>) {
     PowerOfTwo power = {1, 1};
     if constexpr (Element<kFormat>::kNarrow) {
       float largest = 0;
 #pragma unroll 8
-      for (int i = lane_index(); i < tiles; i += kWarpSize) largest = fmaxf(largest, down.largest[token * tiles + i]);
+      for (int i = lane_index(); i < tiles; i += kWarpSize) largest = fmaxf(largest, proj.largest[token * tiles + i]);
       power = scale_to_float16(warp_max(largest));
     }
     if (lane_index() == 0) scale[token] = power.value, unscale[token] = power.inverse;
@@ -199,45 +199,46 @@ __device__ __forceinline__ void gather_sums(float (&sums)[kColumnPairs<kFormat>]
 
 // `partials`: [shares, tokens, hidden], where gridDim.y is the number of shares.
 template <Format kFormat, int kTokenTiles>
-__global__ void __launch_bounds__(kDownThreads<kFormat>, 1) multiply_active_rows(const Down down, float* partials) {
-  using Active = ActiveUnits<kDownThreads<kFormat>>;
+__global__ void __launch_bounds__(kDownProjThreads<kFormat>, 1)
+    multiply_active_rows(const SparseDownProj proj, float* partials) {
+  using Active = CompactNonzeros<kDownProjThreads<kFormat>>;
   constexpr int kAcross = kWarpsAcross<kFormat>, kDeep = kWarpsDeep<kFormat>, kPairs = kColumnPairs<kFormat>;
-  constexpr int kSteps = kDownSteps<kFormat, kTokenTiles>;
+  constexpr int kSteps = kDownProjSteps<kFormat, kTokenTiles>;
   __shared__ typename Active::Shared of_list;
   __shared__ float scale[kTokenTiles * kTokensAcross], unscale[kTokenTiles * kTokensAcross];
   uint32_t* const list = dynamic_shared<uint32_t>();
-  uint16_t* const units = reinterpret_cast<uint16_t*>(list + kListedUnits);
-  const int tokens = static_cast<int>(down.tokens), hidden = static_cast<int>(down.w.cols);
+  uint16_t* const activations = reinterpret_cast<uint16_t*>(list + kListedNeurons);
+  const int tokens = static_cast<int>(proj.tokens), hidden = static_cast<int>(proj.w.cols);
   const int depth = warp_index() / kAcross, g = lane_index() / 4, t = lane_index() % 4;
   const int col = static_cast<int>(blockIdx.x) * kStripCols + (warp_index() % kAcross * 8 + g) * kPerLoad<kFormat>;
-  const DownColumns<kFormat> columns(down.w, col);
+  const DownProjColumns<kFormat> columns(proj.w, col);
 
-  wait_for_inputs();
-  let_next_start();
-  find_scales<kFormat>(down, scale, unscale);
-  Active active(down.active, static_cast<int>((down.w.rows + 31) / 32), of_list);
+  pdl_wait();
+  pdl_launch_dependents();
+  find_scales<kFormat>(proj, scale, unscale);
+  Active active(proj.active, static_cast<int>((proj.w.rows + 31) / 32), of_list);
   const int64_t count = active.count(), shares = gridDim.y, share = blockIdx.y;
   const int end = static_cast<int>(count * (share + 1) / shares);
   float sums[kPairs][kTokenTiles][4] = {};
-  for (int begin = static_cast<int>(count * share / shares); begin < end; begin += kListedUnits) {
-    const int listed = min(end - begin, kListedUnits);
+  for (int begin = static_cast<int>(count * share / shares); begin < end; begin += kListedNeurons) {
+    const int listed = min(end - begin, kListedNeurons);
     active.list(begin, begin + listed, list);
     __syncthreads();
-    DownStep<kFormat> steps[kSteps];
+    DownProjStep<kFormat> steps[kSteps];
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
-      const int first = (depth + i * kDeep) * kUnitsOfStep + 4 * t;
+      const int first = (depth + i * kDeep) * kNeuronsOfStep + 4 * t;
       columns.fetch(list + first, listed - first, steps[i]);
     }
-    gather_units<kFormat>(down, list, listed, scale, units);
+    gather_activations<kFormat>(proj, list, listed, scale, activations);
     __syncthreads();
-    for (int at = depth * kUnitsOfStep; at < listed; at += kSteps * kDeep * kUnitsOfStep) {
+    for (int at = depth * kNeuronsOfStep; at < listed; at += kSteps * kDeep * kNeuronsOfStep) {
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
-        const int first = at + i * kDeep * kUnitsOfStep;
+        const int first = at + i * kDeep * kNeuronsOfStep;
         if (first >= listed) break;
-        add_step<kFormat, kTokenTiles>(steps[i], units + g * kUnitsStride + first + 4 * t, tokens, sums);
-        const int next = first + kSteps * kDeep * kUnitsOfStep + 4 * t;
+        add_step<kFormat, kTokenTiles>(steps[i], activations + g * kActivationsStride + first + 4 * t, tokens, sums);
+        const int next = first + kSteps * kDeep * kNeuronsOfStep + 4 * t;
         columns.fetch(list + next, listed - next, steps[i]);
       }
     }

@@ -1,4 +1,4 @@
-#include "cuda/matmul.cuh"
+#include "cuda/linear.cuh"
 
 #include <algorithm>
 
@@ -18,8 +18,8 @@ constexpr int kBlocksPerMultiprocessor = 2;
 template <Format kFormat>
 __global__ void __launch_bounds__(kPrepareThreads) prepare_inputs(const Linear linear, const PreparedInputs to) {
   __shared__ float scratch[kPrepareThreads / kWarpSize];
-  wait_for_inputs();
-  let_next_start();
+  pdl_wait();
+  pdl_launch_dependents();
   const int cols = static_cast<int>(linear.w.cols), token = static_cast<int>(blockIdx.x);
   uint4* const row = to.rows + token * row_runs<kFormat>(cols);
   const float inverse = prepare_token<kFormat>(linear.x + int64_t{token} * cols, linear.norm, cols, row, scratch);
@@ -37,7 +37,7 @@ size_t shared_bytes(const Linear& linear, int token_tiles) {
 }
 
 template <Format kFormat, int kTokenTiles, bool kPrepared>
-cudaError_t multiply_tokens(const Linear& linear, const PreparedInputs& prepared, const UnitMarks& marks,
+cudaError_t multiply_tokens(const Linear& linear, const PreparedInputs& prepared, const ActivationMarks& marks,
                             cudaStream_t stream) {
   int count = 0;
   if (const cudaError_t error = multiprocessors(&count)) return error;
@@ -45,13 +45,14 @@ cudaError_t multiply_tokens(const Linear& linear, const PreparedInputs& prepared
   if (const cudaError_t error = allow_shared_bytes(multiply_rows<kFormat, kTokenTiles, kPrepared>, shared))
     return error;
   const int blocks_of_tiles = (tiles_of(linear.w.rows) + kTokenTiles - 1) / kTokenTiles;
-  const int most = count * kBlocksPerMultiprocessor / kTokenTiles;
-  const Shape shape = {static_cast<unsigned>(std::min(blocks_of_tiles, most)), kTokenTiles * kTeamThreads, shared};
+  const int max_blocks = count * kBlocksPerMultiprocessor / kTokenTiles;
+  const Shape shape = {static_cast<unsigned>(std::min(blocks_of_tiles, max_blocks)), kTokenTiles * kTeamThreads,
+                       shared};
   return launch(stream, shape, multiply_rows<kFormat, kTokenTiles, kPrepared>, linear, prepared, marks);
 }
 
 template <Format kFormat>
-cudaError_t multiply_pass(const Linear& linear, const UnitMarks& marks, void* workspace, cudaStream_t stream) {
+cudaError_t multiply_pass(const Linear& linear, const ActivationMarks& marks, void* workspace, cudaStream_t stream) {
   if (linear.tokens <= kTokensPreparedInBlock) return multiply_tokens<kFormat, 1, false>(linear, {}, marks, stream);
   const PreparedInputs prepared = {reinterpret_cast<uint4*>(static_cast<char*>(workspace) + kUnscaleBytes),
                                    static_cast<float*>(workspace)};
@@ -81,16 +82,16 @@ int64_t tokens_of_pass(const Linear& linear, size_t room) {
 }
 
 template <Format kFormat>
-cudaError_t multiply_in(const Linear& linear, const UnitMarks& marks, void* workspace, cudaStream_t stream) {
+cudaError_t multiply_in(const Linear& linear, const ActivationMarks& marks, void* workspace, cudaStream_t stream) {
   size_t room = 0;
-  if (const cudaError_t error = most_shared_bytes(&room)) return error;
-  const int64_t most = tokens_of_pass<kFormat>(linear, room);
-  if (most == 0) return cudaErrorInvalidValue;
-  for (int64_t first = 0; first < linear.tokens; first += most) {
-    UnitMarks of_pass = marks;
+  if (const cudaError_t error = max_shared_bytes(&room)) return error;
+  const int64_t count = tokens_of_pass<kFormat>(linear, room);
+  if (count == 0) return cudaErrorInvalidValue;
+  for (int64_t first = 0; first < linear.tokens; first += count) {
+    ActivationMarks of_pass = marks;
     if (marks.largest != nullptr) of_pass.largest += first * tiles_of(linear.w.rows);
     of_pass.joins = first > 0;
-    const cudaError_t error = multiply_pass<kFormat>(some_tokens(linear, first, most), of_pass, workspace, stream);
+    const cudaError_t error = multiply_pass<kFormat>(some_tokens(linear, first, count), of_pass, workspace, stream);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
@@ -101,10 +102,10 @@ cudaError_t multiply_in(const Linear& linear, const UnitMarks& marks, void* work
 int64_t multiply_workspace_bytes(const Linear& linear) {
   if (linear.tokens <= kTokensPreparedInBlock) return 0;
   // Of all formats, int4's chunks are the longest.
-  return static_cast<int64_t>(kUnscaleBytes + input_bytes<Format::kInt4Wide>(linear));
+  return static_cast<int64_t>(kUnscaleBytes + input_bytes<Format::kInt4G128>(linear));
 }
 
-cudaError_t multiply(const Linear& linear, const UnitMarks& marks, void* workspace, cudaStream_t stream) {
+cudaError_t multiply(const Linear& linear, const ActivationMarks& marks, void* workspace, cudaStream_t stream) {
   if (linear.w.cols == 0 || linear.w.cols % kRun != 0) return cudaErrorInvalidValue;
   if (linear.tokens == 0 || linear.w.rows == 0) return cudaSuccess;
   const bool aligned = is_aligned(linear.x) && is_aligned(linear.norm.gamma) && is_aligned(linear.norm.beta) &&
@@ -114,7 +115,7 @@ cudaError_t multiply(const Linear& linear, const UnitMarks& marks, void* workspa
     case Format::kFloat16: return multiply_in<Format::kFloat16>(linear, marks, workspace, stream);
     case Format::kBFloat16: return multiply_in<Format::kBFloat16>(linear, marks, workspace, stream);
     case Format::kFloat8: return multiply_in<Format::kFloat8>(linear, marks, workspace, stream);
-    case Format::kInt4Wide: return multiply_in<Format::kInt4Wide>(linear, marks, workspace, stream);
+    case Format::kInt4G128: return multiply_in<Format::kInt4G128>(linear, marks, workspace, stream);
     default: return cudaErrorInvalidValue;
   }
 }

@@ -12,7 +12,7 @@
 namespace adept::cuda {
 
 template <int kThreads>
-class ActiveUnits {
+class CompactNonzeros {
  public:
   static constexpr int kWords = kThreads;  // that are looked at at once
   struct Shared {
@@ -22,7 +22,7 @@ class ActiveUnits {
   };
 
   // `bits`: [words], 32 units each.
-  __device__ ActiveUnits(const uint32_t* bits, int words, Shared& shared)
+  __device__ CompactNonzeros(const uint32_t* bits, int words, Shared& shared)
       : bits_(bits), words_(words), shared_(shared) {
     int mine = 0;
     for (int word = threadIdx.x; word < words; word += kThreads) mine += __popc(bits[word]);
@@ -33,7 +33,7 @@ class ActiveUnits {
 
   // Writes the units that are `begin`-th to before `end`-th of the list, once the whole block is here. It may read
   // them after a barrier.
-  __device__ void list(int begin, int end, uint32_t* units) {
+  __device__ void list(int begin, int end, uint32_t* neurons) {
     int listed = 0;  // by the words of the rounds before
     for (int first = 0; first < words_ && listed < end; first += kWords) {
       const int word = first + static_cast<int>(threadIdx.x);
@@ -43,7 +43,7 @@ class ActiveUnits {
       shared_.words[threadIdx.x] = bits;
       shared_.before[threadIdx.x] = listed + up_to - __popc(bits);
       __syncthreads();
-      write(first, begin, end, units);
+      write(first, begin, end, neurons);
       listed = shared_.before[kWords - 1] + __popc(shared_.words[kWords - 1]);
     }
   }
@@ -53,7 +53,7 @@ class ActiveUnits {
 
   // Neighbouring words go to different warps, since a share of the list comes from neighbouring words. First each
   // lane looks at one of its warp's words, then the warp writes what the words that matter hold.
-  __device__ void write(int first, int begin, int end, uint32_t* units) const {
+  __device__ void write(int first, int begin, int end, uint32_t* neurons) const {
     const int seen = warp_index() + lane_index() * kWarps;
     const int before = shared_.before[seen];
     const bool matters = before < end && before + __popc(shared_.words[seen]) > begin;
@@ -62,7 +62,7 @@ class ActiveUnits {
       const uint32_t bits = shared_.words[word];
       const int at = shared_.before[word] + __popc(bits & ((1u << lane_index()) - 1));
       if ((bits >> lane_index() & 1) != 0 && at >= begin && at < end)
-        units[at - begin] = static_cast<uint32_t>((first + word) * 32 + lane_index());
+        neurons[at - begin] = static_cast<uint32_t>((first + word) * 32 + lane_index());
     }
   }
 

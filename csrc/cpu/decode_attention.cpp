@@ -6,7 +6,7 @@
 // and the values weighted so far. Limited by memory, and for short contexts by nothing worth mentioning.
 #include <limits>
 
-#include "activations.h"
+#include "inputs.h"
 
 namespace adept::ADEPT_ISA {
 namespace {

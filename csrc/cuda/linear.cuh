@@ -19,7 +19,7 @@
 // of the team's next one, and its sums are stored by one warp of the eight, each time another.
 #pragma once
 
-#include "cuda/matmul.h"
+#include "cuda/linear.h"
 #include "cuda/normalize.cuh"
 
 namespace adept::cuda {
@@ -48,7 +48,7 @@ __device__ __forceinline__ int tile_of_round(int round) {
 // A lane's weights of a step: of rows g and g + 8.
 struct WeightStep {
   uint4 rows[2];
-  uint32_t scale;  // of kInt4Wide: of the first row in even lanes, in odd ones of the second
+  uint32_t scale;  // of kInt4G128: of the first row in even lanes, in odd ones of the second
 };
 
 // The weights that one warp goes through, chunk after chunk; `fetch` gets those of the chunk where it stands.
@@ -76,9 +76,9 @@ class WeightStream {
     const int second = min(row_ + 8, static_cast<int>(w_.rows) - 1);
     to.rows[0] = rows_.load(row_, col);
     to.rows[1] = rows_.load(second, col);
-    if constexpr (kFormat == Format::kInt4Wide) {
-      const int groups = rows_.stored_cols / static_cast<int>(kWideGroup);
-      const int group = min(col / static_cast<int>(kWideGroup), groups - 1);
+    if constexpr (kFormat == Format::kInt4G128) {
+      const int groups = rows_.stored_cols / static_cast<int>(kGroupSize128);
+      const int group = min(col / static_cast<int>(kGroupSize128), groups - 1);
       const uint16_t* scales = static_cast<const uint16_t*>(w_.scales);
       // Nothing is computed from it here: that would wait for it to come.
       to.scale = __ldg(scales + (lane_index() % 2 == 0 ? row_ : second) * groups + group);
@@ -135,8 +135,8 @@ __device__ __forceinline__ float scale_of_lane(uint32_t bits, int lane) {
 template <Format kFormat, int kTokenTiles>
 __device__ __forceinline__ void add_step(const WeightStep& step, const uint4* inputs, int stride, int tokens,
                                          float (&sums)[kTokenTiles][4]) {
-  if constexpr (kFormat == Format::kInt4Wide) {
-    static_assert(kStepCols<kFormat> == kWideGroup);
+  if constexpr (kFormat == Format::kInt4G128) {
+    static_assert(kStepCols<kFormat> == kGroupSize128);
     float of_group[kTokenTiles][4] = {};
     multiply_step<kFormat, kTokenTiles>(step.rows, inputs, stride, tokens, of_group);
     const float first = scale_of_lane(step.scale, lane_index() / 4 * 4);
@@ -152,8 +152,8 @@ __device__ __forceinline__ void add_step(const WeightStep& step, const uint4* in
 
 // What one warp makes of the 8 warps' sums of a tile: lanes are its 16 rows, of two tokens at a time.
 template <Format kFormat>
-__device__ __forceinline__ void finish_tile(const Linear& linear, const UnitMarks& marks, int tile, const float* sums,
-                                            int sums_of_warp, const float* unscale) {
+__device__ __forceinline__ void finish_tile(const Linear& linear, const ActivationMarks& marks, int tile,
+                                            const float* sums, int sums_of_warp, const float* unscale) {
   const int tokens = static_cast<int>(linear.tokens), in_tile = lane_index() % kRowsOfTile;
   const int64_t rows = linear.w.rows, row = int64_t{tile} * kRowsOfTile + in_tile;
   unsigned active = 0;
@@ -188,15 +188,15 @@ __device__ __forceinline__ void finish_tile(const Linear& linear, const UnitMark
 // `prepared`: the tokens' rows of inputs, if a kernel before has made them; otherwise each block makes its own.
 template <Format kFormat, int kTokenTiles, bool kPrepared>
 __global__ void __launch_bounds__(kTokenTiles* kTeamThreads, kTokenTiles == 1 ? 3 : 1)
-    multiply_rows(const Linear linear, const PreparedInputs prepared, const UnitMarks marks) {
+    multiply_rows(const Linear linear, const PreparedInputs prepared, const ActivationMarks marks) {
   const int team = warp_index() / kTeamWarps, warp = warp_index() % kTeamWarps;
   WeightStream<kFormat, kTokenTiles> stream(linear.w);
   WeightStep steps[kStepsInFlight];
   if (stream.has_more())
 #pragma unroll
     for (int i = 0; i < kStepsInFlight; ++i) stream.fetch(i, steps[i]);
-  let_next_start();
-  wait_for_inputs();
+  pdl_launch_dependents();
+  pdl_wait();
 
   __shared__ float scratch[kTokenTiles * kTeamWarps], unscale[kTokenTiles * kTokensOfTile];
   const int cols = static_cast<int>(linear.w.cols), tokens = static_cast<int>(linear.tokens);

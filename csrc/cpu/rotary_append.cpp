@@ -2,7 +2,7 @@
 //
 // Layout: qkv is [tokens, heads, (q, k, v), head_dim]; a head's keys lie one after the other in the cache. The first
 // `half` of a head's dimensions turn with the next `half`; the rest stay. A few kB a token: limited by nothing.
-#include "activations.h"
+#include "inputs.h"
 
 namespace adept::ADEPT_ISA {
 namespace {

@@ -16,7 +16,7 @@ struct PreparedInputs {
 };
 
 // What is noted of units as they are computed, for the down-projection; null pointers for nothing.
-struct UnitMarks {
+struct ActivationMarks {
   uint16_t* active;  // [tiles, rounded up to even], a bit for each unit: whether it is not 0 for some token
   float* largest;    // [tokens, tiles]
   bool joins;        // other tokens' bits are there already
@@ -33,6 +33,6 @@ int64_t multiply_workspace_bytes(const Linear& linear);
 
 // `linear`, for the format of its weights and any number of tokens up to 16; more tokens than fit in shared memory
 // go one part after another, and read the weights again.
-cudaError_t multiply(const Linear& linear, const UnitMarks& marks, void* workspace, cudaStream_t stream);
+cudaError_t multiply(const Linear& linear, const ActivationMarks& marks, void* workspace, cudaStream_t stream);
 
 }  // namespace adept::cuda

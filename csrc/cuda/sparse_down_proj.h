@@ -7,10 +7,10 @@
 
 namespace adept::cuda {
 
-struct Down {
-  const float* units;      // [tokens, intermediate]
-  const uint32_t* active;  // a bit for each unit, 32 a word: whether it is not 0 for some token
-  const float* largest;    // [tokens, tiles of units]
+struct SparseDownProj {
+  const float* activations;  // [tokens, intermediate]
+  const uint32_t* active;    // a bit for each unit, 32 a word: whether it is not 0 for some token
+  const float* largest;      // [tokens, tiles of units]
   int64_t tokens;
   Matrix w;           // [intermediate, hidden]
   const float* x;     // [tokens, hidden], to be added
@@ -20,7 +20,7 @@ struct Down {
 };
 
 // Of the current device.
-int64_t down_workspace_bytes(const Down& down);
-cudaError_t down(const Down& down, void* workspace, cudaStream_t stream);
+int64_t sparse_down_proj_workspace_bytes(const SparseDownProj& proj);
+cudaError_t sparse_down_proj(const SparseDownProj& proj, void* workspace, cudaStream_t stream);
 
 }  // namespace adept::cuda
