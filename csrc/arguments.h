@@ -1,4 +1,4 @@
-// Tensors as the kernels take them, checked: a wrong argument ends in one sentence that names it.
+// Checks tensors and converts them to operands. A wrong argument raises an error of one sentence that names it.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -27,16 +27,16 @@ template <class... Parts>
   throw std::runtime_error(sentence.str());
 }
 
-// Python sees a RuntimeError of just this sentence, where torch's own macro would put the build's paths before it. A
-// macro, so that the sentence is not put together where nothing is wrong.
+// Python gets a RuntimeError with only this sentence; torch's macro would add paths of the build. A macro, so that the
+// sentence is built only on an error.
 #define ADEPT_REQUIRE(condition, ...)             \
   do {                                            \
     if (!(condition)) ::adept::fail(__VA_ARGS__); \
   } while (false)
 
-// Rows or columns of a matrix, at most: kernels count them in 32 bits, and no sum or product of two overflows 64.
+// The maximum of rows or columns of a matrix: kernels count them in 32 bits, and sums and products of two fit in 64.
 constexpr int64_t kMaxSize = std::numeric_limits<int32_t>::max();
-// Counts and positions, at most: one more still fits in 64 bits.
+// The maximum of counts and positions: one more still fits in 64 bits.
 constexpr int64_t kMaxCount = std::numeric_limits<int64_t>::max() - 1;
 
 inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -76,7 +76,7 @@ inline void check_sizes(const char* name, int64_t rows, int64_t cols) {
                 " columns; expected at most ", kMaxSize, " of each");
 }
 
-// Compiled code may assume that elements lie at multiples of their size.
+// Compiled code may assume that addresses of elements are multiples of their size.
 inline const void* aligned(const char* name, const void* address, size_t element_size) {
   ADEPT_REQUIRE(reinterpret_cast<uintptr_t>(address) % element_size == 0, name, " is not aligned to its elements of ",
                 element_size, " bytes");
@@ -90,7 +90,7 @@ const T* data(const char* name, const Tensor& tensor) {
 
 inline float* output(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
 
-// [size] in float32. `prefix`: what stands before the name.
+// [size] in float32. `prefix`: of the name in errors.
 inline const float* vector(const char* name, const Tensor& tensor, int64_t size, const char* prefix = "") {
   ADEPT_REQUIRE(has_shape(tensor, {size}), prefix, name, " has shape ", shape_of(tensor), "; expected [", size, "]");
   ADEPT_REQUIRE(tensor.is_contiguous(), prefix, name, " is not contiguous");
@@ -120,7 +120,7 @@ inline std::optional<Format> float_format(const Tensor& tensor) {
   }
 }
 
-// Of an element.
+// Bytes of an element.
 inline size_t bytes_of(Format format) { return format == Format::kFloat32 ? 4 : is_quantized(format) ? 1 : 2; }
 
 // A float matrix [rows, cols].
@@ -133,12 +133,12 @@ inline Matrix float_matrix(const char* name, const Tensor& values, int64_t rows,
   return {*format, aligned(name, values.const_data_ptr(), bytes_of(*format)), nullptr, rows, cols};
 }
 
-// How many rows of its matrix lm_head computes.
+// The number of rows of its matrix that lm_head computes.
 inline void check_rows(int64_t rows) {
   ADEPT_REQUIRE(rows >= 0 && rows <= kMaxSize, "rows is ", rows, "; expected 0 to ", kMaxSize);
 }
 
-// [tokens, columns] in float32 or bfloat16, which is widened; at() hands the kernels floats.
+// Inputs [tokens, columns] in float32 or bfloat16, as floats at at().
 class TokenInputs {
  public:
   TokenInputs(const char* name, const Tensor& given, int64_t columns) : dtype(given.scalar_type()), tensor_(given) {
@@ -158,7 +158,7 @@ class TokenInputs {
 
   Tensor empty(Shape shape) const { return torch::stable::new_empty(tensor_, shape); }
 
-  // What the operator returns for these inputs: `result`, in their dtype.
+  // `result` in the dtype of the inputs.
   Tensor narrowed(const Tensor& result) const {
     return dtype == ScalarType::Float ? result : torch::stable::to(result, dtype);
   }

@@ -1,7 +1,7 @@
-// The operators for tensors on an NVIDIA GPU; their schemas stand in schemas.h. Compiled only where there is nvcc.
+// The operators for tensors on an NVIDIA GPU; their schemas are in schemas.h. Compiled only if there is nvcc.
 //
-// Positions, lengths and slots live on the device and cannot be looked at here: the kernels leave out a token whose
-// slot or position does not exist.
+// Positions, lengths and slots are in device memory and cannot be checked here: the kernels leave out a token whose
+// slot or position is out of range.
 #include "cuda_ops.h"
 
 #include "cuda/kernels.h"
@@ -17,7 +17,7 @@ void check(cudaError_t error, const char* operation) {
   ADEPT_REQUIRE(error == cudaSuccess, operation, ": ", cudaGetErrorString(error));
 }
 
-// While it lives, the current device is that of the first operand; no other operand may lie elsewhere.
+// While it lives, the current device is that of the first operand. Refuses operands on other devices.
 class OnOneDevice {
  public:
   OnOneDevice(const Operand& first, Operands others, Operands written = {}) : device_(on_a_gpu(first)) {
@@ -42,7 +42,7 @@ class OnOneDevice {
     }
   }
 
-  // Python's None comes as a tensor that has no device.
+  // Python's None arrives as an undefined tensor.
   static void check_given(const Operand& operand) {
     ADEPT_REQUIRE(operand.tensor->defined(), operand.name, " is None; expected a tensor");
   }
@@ -50,7 +50,7 @@ class OnOneDevice {
   OnDeviceOf device_;
 };
 
-// Memory that a kernel needs while it runs; torch hands it out again in the order of the stream.
+// Workspace of a kernel; torch reuses the memory in stream order.
 class Workspace {
  public:
   Workspace(const Tensor& like, int64_t bytes) : memory_(torch::stable::new_empty(like, {bytes}, ScalarType::Byte)) {}
@@ -61,7 +61,7 @@ class Workspace {
   Tensor memory_;
 };
 
-// While it lives, a capture that is under way does not end at questions that it might mind, such as about memory.
+// While it lives, calls that a graph capture forbids by default are allowed, such as queries about memory.
 class RelaxedCapture {
  public:
   RelaxedCapture() { swap(); }
@@ -75,7 +75,7 @@ class RelaxedCapture {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-// Where the device of `like` finds a tensor that may also be in pinned memory of the host.
+// The address, for the device of `like`, of a tensor on that device or in pinned host memory.
 void* device_address(const char* name, const Tensor& tensor, const Tensor& like) {
   void* const address = const_cast<void*>(tensor.const_data_ptr());
   if (tensor.numel() == 0) return address;
@@ -194,7 +194,7 @@ Tensor read(const Tensor& source) {
 }
 
 Tensor embed(const Tensor& table, const Tensor& ids) {
-  const OnOneDevice device({"ids", ids}, {});  // the table may be in the host's memory
+  const OnOneDevice device({"ids", ids}, {});  // the table may be in host memory
   ADEPT_REQUIRE(table.dim() == 2, "table has shape ", shape_of(table), "; expected [vocab, hidden]");
   const int64_t tokens = ids.numel(), hidden = table.size(1);
   Matrix rows = float_matrix("table", table, table.size(0), hidden);

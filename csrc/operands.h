@@ -1,4 +1,4 @@
-// What an operator works on, on every device: plain pointers and sizes, no torch.
+// The operands of the operators on every device: plain pointers and sizes, no torch.
 #pragma once
 
 #include <cstdint>
@@ -80,8 +80,8 @@ struct CacheLayer {
   int64_t head_dim;
 };
 
-// A token whose slot is -1 is left out of what follows: nothing is written for it, its q and its attention are 0, and
-// its position or length may be anything.
+// In the operators below, a token whose slot is -1 is left out: nothing is written for it, its q and its attention are
+// 0, and its position or length is ignored.
 
 struct RotaryAppend {
   const float* qkv;  // [tokens, heads, (q, k, v), head_dim]
@@ -108,7 +108,7 @@ struct DecodeAttention {
   float* out;  // [tokens, heads * head_dim]
 };
 
-// out = the rows of a table of floats
+// out = rows of a table of floats
 struct Embed {
   Matrix table;        // [vocab, hidden]
   const int64_t* ids;  // [tokens]
@@ -116,7 +116,7 @@ struct Embed {
   float* out;  // [tokens, hidden]
 };
 
-// What a decode step leaves for the next one, row by row, as adept_fast/ops/reference.py says it.
+// Updates the state of each row after sampling, as adept_fast/ops/reference.py defines it.
 struct UpdateDecodeState {
   const int64_t* chosen;  // [rows]
   int64_t rows;
@@ -128,10 +128,10 @@ struct UpdateDecodeState {
   int64_t slot_count;
   int64_t vocab;
   int64_t* counts;      // [rows], steps so far
-  int64_t* token_ring;  // [rows, depth], of words: the count in the upper half, the id in the lower
+  int64_t* token_ring;  // [rows, depth], words with the count in the upper half and the id in the lower
   int64_t depth;
 };
 
-constexpr int64_t kAbsent = -2;  // what the token ring says of a row that is left out
+constexpr int64_t kAbsent = -2;  // the id in the token ring of an inactive row
 
 }  // namespace adept

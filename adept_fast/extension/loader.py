@@ -1,4 +1,4 @@
-"""Finding, building where need be, and loading the native extension.
+"""Finding, building where need be, and loading the extension.
 
 What an installation built is used while its sources are what they were. Otherwise the extension is built once
 for these sources and flags, into a directory of the user's cache, and found there from then on.
@@ -39,7 +39,7 @@ KEPT_BUILDS = 8
 
 @dataclass(frozen=True)
 class Extension:
-    """Whether the native operators are there, and why, or why not."""
+    """Whether the compiled operators are there, and why, or why not."""
 
     loaded: bool
     reason: str
@@ -101,13 +101,13 @@ def _find() -> tuple[Path, Record, str]:
     if installed and _is_wanted(installed, csrc):
         return PACKAGE, installed, "built when it was installed"
     if csrc is None:
-        raise BuildError("the native extension is not built, and its sources are not there")
+        raise BuildError("the extension is not built, and its sources are not there")
     key = recipe.build_key(csrc, recipe.read_options())
     directory = cache_directory() / key[:32]
     cached = _read_cached(directory, key)
     if cached is None:
         if os.environ.get("ADEPT_FAST_BUILD") == "0":
-            raise BuildError("the native extension is not built, and ADEPT_FAST_BUILD is 0")
+            raise BuildError("the extension is not built, and ADEPT_FAST_BUILD is 0")
         cached = _build(csrc, directory, key)
     return directory, cached, "built at first import"
 
@@ -135,7 +135,7 @@ def _build(csrc: Path, directory: Path, key: str) -> Record:
         if built := _read_cached(directory, key):  # by the process that held the lock
             return built
         partial, log = cache / "partial", cache / "build.log"
-        recipe.say(f"building the native extension for these sources, once, which takes minutes: {directory}")
+        recipe.say(f"building the extension for these sources, once, which takes minutes: {directory}")
         shutil.rmtree(partial, ignore_errors=True)
         _run_recipe(csrc, partial, cache / "objects", log)
         record = _read_cached(partial, key)
@@ -173,7 +173,7 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            recipe.say("waiting for another process that builds the native extension")
+            recipe.say("waiting for another process that builds the extension")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield  # closing the file gives the lock up
 

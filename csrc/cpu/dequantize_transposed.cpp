@@ -1,7 +1,8 @@
-// dequantize_transposed: a quantised down-projection as floats, for prompts so long that a float GEMM reads it best.
+// dequantize_transposed: a quantised down-projection as floats, for prompts long enough for a float GEMM.
 //
-// Layout: 64 bytes of a row hold 64 columns (int8) or 128 (int4), permuted as adept_fast/quantization/quantize.py says:
-// byte 16L + 4i + b is column 16i + 4L + b, so four bytes from each quarter make 16 neighbouring columns.
+// Layout: 64 bytes of a row hold 64 columns (int8) or 128 (int4), interleaved as adept_fast/quantization packs them:
+// byte 16L + 4i + b is column 16i + 4L + b, so four bytes from each quarter make 16 neighbouring columns. Lower bound:
+// the bytes of the matrix read and of the floats written. Limit: instructions.
 #include "inputs.h"
 
 namespace adept::ADEPT_ISA {

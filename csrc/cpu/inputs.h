@@ -1,8 +1,8 @@
-// The inputs of a product with weights: normalised, padded, and, for quantised weights, in 16-bit fixed point.
+// The inputs of a product with weights: normalised, padded and, for quantised weights, in 16-bit fixed point.
 //
-// A fixed-point input is 256 * high + low, a byte each, so that a product with 4- or 8-bit weights is two byte
-// products accumulated exactly in 32 bits. Its step is 2^-15 of a token's largest input: finer than bfloat16
-// anywhere within 2^-7 of that input, and at the same price in instructions.
+// A fixed-point input is 256 * high + low, a byte each, so a product with 4- or 8-bit weights is two byte products,
+// accumulated exactly in 32 bits. Its step is 2^-15 of a token's largest input: finer than bfloat16 for inputs down to
+// 2^-7 of the largest.
 #pragma once
 
 #include <limits>
@@ -35,7 +35,7 @@ inline void layernorm(const float* x, int64_t columns, const Norm& norm, float* 
   const float mean = sum(total) / float(columns);
   F32x16 squares = broadcast(0.0f);
   for_columns(columns, [&](int64_t c, int lanes) {
-    // What lies past the end counts as the mean.
+    // Lanes past the end count as the mean.
     F32x16 deviation = sub(load_first(x + c, lanes), broadcast(mean));
     if (lanes < kLanes) {
       float tail[kLanes] = {};
@@ -90,7 +90,7 @@ class FloatInputs {
 class FixedInputs {
  public:
   FixedInputs(const Threads& threads, const float* x, int64_t tokens, int64_t columns, const Norm& norm)
-      // A line more than needed, so that tokens do not compete for the same lines of the first-level cache.
+      // Padded by a cache line, so that tokens do not compete for the same lines of the first-level cache.
       : stride(round_up(columns, kTiledColumns) + kCacheLine),
         groups(round_up(columns, kTiledColumns) / kGroupSize32),
         high_(tokens * stride),

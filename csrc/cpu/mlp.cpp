@@ -1,8 +1,8 @@
-// mlp: out = x + down(relu²(up(LayerNorm(x)))), reading only the rows of the down-projection whose unit is not 0.
+// mlp: out = x + down(relu²(up(LayerNorm(x)))), reading only the rows of the down-projection whose neuron is active.
 //
-// Layout: up is [intermediate, hidden]; down is transposed, [intermediate, hidden], so that a unit is a row.
-// Floor: up's bytes, and the rows of down that any token needs; relu² leaves half of random activations at exactly 0,
-// and most of a trained model's. Walking the list of all rows costs no more than a loop without a list (activations.h),
+// Layout: up is [intermediate, hidden]; down is transposed, [intermediate, hidden], so a neuron is a row. Lower bound:
+// up's bytes and the rows of down of the active neurons; relu² makes half of random activations exactly 0, and most of
+// a trained model's. Limit: memory bandwidth. Going over a list of all rows costs no more than a loop without a list,
 // so there is no second loop for dense activations.
 #include "kernels_of.h"
 #include "sparse_down_proj.h"
@@ -96,8 +96,7 @@ class SparseDownProj {
   const Matrix& w_;
 };
 
-// Past 2^63 - 1 it goes on at -2^63, as torch's sums of int64 do and as the kernels of a GPU do, which can refuse no
-// value: the program's own counts would take 10^13 steps of the 8B to get there.
+// Wraps around past 2^63 - 1, as torch's sums of int64 and the CUDA kernels do.
 void add_to_count(int64_t& count, int64_t more) { count = int64_t(uint64_t(count) + uint64_t(more)); }
 
 }  // namespace

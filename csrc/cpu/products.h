@@ -2,7 +2,8 @@
 //
 // A float row is a dot product, its lanes summed at the end. A quantised tile holds four inputs of each of its 16
 // rows in one vector, so that a lane is a row, nothing is summed across lanes, and an input is a broadcast.
-// Tokens go by in blocks that fill the registers; a block more re-reads weights from the first-level cache.
+// Tokens are processed in blocks that fill the registers; each further block reads the weights from the first-level
+// cache again.
 #pragma once
 
 #include "inputs.h"
@@ -41,7 +42,7 @@ inline void dot_rows(const Weight* w, int64_t cols, const float* x, int64_t x_st
     for (int r = 0; r < Rows; ++r) {
       const Weight* at = w + r * cols + c;
       weights[r] = lanes == kLanes ? load(at) : load_first(at, lanes);
-      // Past its end a row goes on with the one that takes its place.
+      // Past the end of a row, the prefetch continues with the row that will replace it.
       const int64_t jump = c + kStreamAhead / int64_t(sizeof(Weight)) < cols ? 0 : (Rows - 1) * cols;
       if (c * int64_t(sizeof(Weight)) % kCacheLine == 0) prefetch_stream(at, at + jump);
     }

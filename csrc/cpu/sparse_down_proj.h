@@ -1,10 +1,10 @@
-// The loops of the down-projection: y += sum of unit * row over the rows of the transposed weight, walking a list
-// of the rows whose unit is not 0.
+// The loops of the sparse down-projection: y += sum of activation * row over the rows of the transposed weight, for a
+// list of the active neurons.
 //
-// A task takes a part of the list and a strip of columns. Float rows are added eight at a time to sums that stay in
-// the first-level cache, packed ones 32 at a time to sums of 64 columns in registers; the rows after them are
-// prefetched column by column, since the hardware cannot guess them. The parts depend on the list alone, so the
-// result does not depend on the number of threads.
+// Layout: a task takes a part of the list and a strip of columns. Float rows are added eight at a time to sums in the
+// first-level cache, packed rows 32 at a time to sums of 64 columns in registers. The rows after them are prefetched
+// column by column, because the hardware cannot predict them. Parts depend on the list only, so the result does not
+// depend on the number of threads. mlp.cpp has the lower bound and the limit.
 #pragma once
 
 #include "inputs.h"
@@ -17,7 +17,8 @@ constexpr int64_t kStripColumns = 2048;  // a multiple of kTransposedColumns
 constexpr int kRowsAtOnce = 8;
 constexpr int64_t kListPadding = 16;
 
-// The activations that any token needs, in order; padded to a multiple of 16 by repeating the last, as a unit of 0.
+// The neurons that are active for any token, in order, and their activations; padded to a multiple of 16 with the last
+// neuron and activations of 0.
 class ActiveNeurons {
  public:
   // activations: [tokens, intermediate]
@@ -26,10 +27,10 @@ class ActiveNeurons {
         rows_(intermediate + 2 * kListPadding),
         values_(tokens * round_up(intermediate, kListPadding)) {
     for_columns(intermediate, [&](int64_t neuron, int lanes) {
-      uint32_t wanted = 0;
+      uint32_t active = 0;
       for (int64_t t = 0; t < tokens; ++t)
-        wanted |= nonzero_lanes(load_first(activations + t * intermediate + neuron, lanes));
-      count_ += store_selected(rows_ + count_, int32_t(neuron), wanted);
+        active |= nonzero_lanes(load_first(activations + t * intermediate + neuron, lanes));
+      count_ += store_selected(rows_ + count_, int32_t(neuron), active);
     });
     padded_ = round_up(count_, kListPadding);
     std::fill(rows_ + count_, rows_ + padded_, count_ ? rows_[count_ - 1] : 0);
@@ -56,7 +57,7 @@ class ActiveNeurons {
   int64_t count_ = 0, padded_ = 0;
 };
 
-// The list and the columns, cut into tasks.
+// Divides the list and the columns into tasks.
 class DownProjTasks {
  public:
   struct Task {
@@ -107,7 +108,7 @@ inline void add_rows(const Weight* const (&rows)[Rows], const Weight* const (&ne
   });
 }
 
-// sums: [tokens, stride], to be added to.
+// Adds to sums: [tokens, stride].
 template <class Weight>
 void add_float_rows(const Weight* w, int64_t cols, const ActiveNeurons& active, const DownProjTasks::Task& task,
                     float* sums, int64_t stride) {
@@ -130,7 +131,7 @@ void add_float_rows(const Weight* w, int64_t cols, const ActiveNeurons& active, 
   });
 }
 
-// The active activations of each token as 256 * high + low, unsigned: relu² leaves nothing below 0.
+// Each token's activations as 256 * high + low, unsigned, because relu² is never negative.
 class FixedActivations {
  public:
   explicit FixedActivations(const ActiveNeurons& active)
@@ -165,11 +166,11 @@ class FixedActivations {
   Buffer<float> scales_;
 };
 
-// Packed rows that are added at once.
+// Packed rows that are added together.
 constexpr int64_t kBlockRows = 32;
 constexpr int kBlockTokens = 2;  // 16 sums for each 64 columns
 
-// Where the rows of a block begin, and those of the block after it.
+// Pointers to the rows of a block and of the next block.
 template <class Element>
 struct RowPointers {
   RowPointers(const Element* w, int64_t stride, const ActiveNeurons& active, int64_t begin, int64_t end)
@@ -188,7 +189,7 @@ struct RowPointers {
   const Element *rows[kBlockRows], *next[kBlockRows];
 };
 
-// Sums of 64 columns for a few tokens, as 256 * high + low, in registers.
+// Sums of 64 columns for a few tokens as 256 * high + low, in registers.
 template <int Tokens>
 struct ColumnSums {
   // sums: [tokens, high and low, stride], at the first token and column; null for zeros.

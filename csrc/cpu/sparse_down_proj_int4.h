@@ -1,15 +1,15 @@
-// The down-projection's loop for 4-bit weights.
+// The loop of the sparse down-projection for 4-bit weights.
 //
-// A row's scales run along its columns, one for each 32, so that a row that is not needed costs no scale either.
-// Rows of different scale cannot share an integer sum; so each unit is first multiplied with its scale of a group
-// of columns, and those products are what is put into fixed point, one step size a group: unit * scale * (Q - 8).
+// Scales run along a row, one for each 32 columns, so a skipped row costs no scales either. Rows of different scales
+// cannot share an integer sum. So each activation is multiplied by its row's scale of a group of columns, and these
+// products are converted to fixed point, with one step size for each group: activation * scale * (Q - 8).
 #pragma once
 
 #include "sparse_down_proj.h"
 
 namespace adept::ADEPT_ISA {
 
-// For one task: activations[i] * scale[row i, group], as 256 * high + low, four activations' bytes side by side.
+// For one task: activations[i] * scale[row i, group] as 256 * high + low, the bytes of four neurons side by side.
 class ScaledActivations {
  public:
   ScaledActivations(const Half* scales, int64_t row_groups, const ActiveNeurons& active,
@@ -35,7 +35,7 @@ class ScaledActivations {
   const int64_t groups;
 
  private:
-  // 16 groups of columns, of which `lanes` exist.
+  // 16 groups of columns; only the first `lanes` exist.
   void scale(const Half* scales, int64_t row_groups, int lanes, const ActiveNeurons& active,
              const DownProjTasks::Task& task, int64_t token, int64_t group) {
     const int64_t count = task.end - task.begin;
@@ -59,7 +59,7 @@ class ScaledActivations {
       I32x16 upper[4], lower[4];
 #pragma GCC unroll 16
       for (int i = 0; i < 4; ++i) {
-        // The maximum puts an end to a NaN, which is in the step already.
+        // The maximum removes a NaN, which the step has already.
         const F32x16 value = mul(load(products + (4 * quad + i) * kLanes), inverse);
         lower[i] = to_int(max(value, broadcast(-kFixedPointMax)));
         upper[i] = high_byte(lower[i]);
@@ -78,7 +78,7 @@ class ScaledActivations {
   Buffer<int32_t> sums_;
 };
 
-// Adds a block of rows to sums of 64 columns, of which each 32 share a scale; `nibbles` takes them out of a line.
+// Adds a block of rows to sums of 64 columns, two groups; `nibbles` extracts them from a cache line.
 template <int Tokens, class Nibbles>
 inline void add_block(const RowPointers<uint8_t>& at, int64_t offset, const Nibbles& nibbles,
                       const ScaledActivations& activations, int64_t token, int64_t quad, int64_t group,

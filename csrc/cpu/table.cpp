@@ -1,4 +1,4 @@
-// One instruction set's kernels, as dispatch.cpp hands them out.
+// The table of one instruction set's kernels, for dispatch.cpp.
 #include "kernels_of.h"
 
 #define ADEPT_STRING_OF(name) #name

@@ -1,3 +1,4 @@
+// linear: chooses the kernel for the format and the tokens; linear.cuh has the layout, lower bound and limit.
 #include "cuda/linear.cuh"
 
 #include <algorithm>
@@ -8,11 +9,11 @@
 namespace adept::cuda {
 namespace {
 
-// Up to so many tokens each block normalises for itself, while its first weights are on their way; above, a kernel
-// before does it once: at 8 tokens, 264 blocks would together read 35 MB of inputs, gammas and betas from L2.
+// Up to this many tokens, each block normalises the inputs itself while its first weights are loading. For more, a
+// kernel does it once before: at 8 tokens, 264 blocks would read 35 MB of inputs, gammas and betas from L2.
 constexpr int64_t kTokensPreparedInBlock = 2;
 constexpr unsigned kPrepareThreads = 256;
-constexpr size_t kUnscaleBytes = 256;  // before the rows, in the workspace
+constexpr size_t kUnscaleBytes = 256;  // in the workspace, before the rows
 constexpr int kBlocksPerMultiprocessor = 2;
 
 template <Format kFormat>
@@ -72,7 +73,7 @@ Linear some_tokens(const Linear& linear, int64_t first, int64_t count) {
   return some;
 }
 
-// As many tokens as find room in shared memory; 0 where not even one does.
+// The number of tokens whose inputs fit in shared memory; 0 if not even one does.
 template <Format kFormat>
 int64_t tokens_of_pass(const Linear& linear, size_t room) {
   if (linear.tokens > kTokensOfTile && shared_bytes<kFormat>(linear, 2) <= room) return linear.tokens;
@@ -101,7 +102,7 @@ cudaError_t multiply_in(const Linear& linear, const ActivationMarks& marks, void
 
 int64_t multiply_workspace_bytes(const Linear& linear) {
   if (linear.tokens <= kTokensPreparedInBlock) return 0;
-  // Of all formats, int4's chunks are the longest.
+  // int4 has the longest chunks of all formats.
   return static_cast<int64_t>(kUnscaleBytes + input_bytes<Format::kInt4G128>(linear));
 }
 

@@ -1,5 +1,5 @@
-// out = x + down(relu²(up(LayerNorm(x)))): the up-projection notes which activations are not 0, and the down-projection
-// reads only their rows.
+// mlp: out = x + down(relu²(up(LayerNorm(x)))). The up-projection marks the active neurons, and the down-projection
+// reads only their rows. linear.cuh and sparse_down_proj.cuh have the two kernels' layouts, lower bounds and limits.
 #include "cuda/kernels.h"
 #include "cuda/linear.h"
 #include "cuda/sparse_down_proj.h"

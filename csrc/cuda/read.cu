@@ -1,5 +1,5 @@
-// read: loads memory as the kernels load weights and does next to nothing with it; the bandwidth that they are judged
-// by.
+// read: loads memory as the kernels load weights and only adds the words up: the bandwidth that kernels are compared
+// with.
 //
 // Layout: a thread has eight loads of 16 bytes in flight, one grid apart, so 512 threads have 64 kB and the two blocks
 // that fit on a multiprocessor 128 kB. Lower bound: the bytes over the memory's bandwidth, 0.22 ms for 1 GiB at 4.8
@@ -18,7 +18,7 @@ namespace {
 
 constexpr unsigned kThreads = 512;
 constexpr size_t kInFlight = 8;  // loads of a thread
-// More than fit at once: a multiprocessor that is nearer to the memory takes over blocks of one that is farther away.
+// More than fit at once: multiprocessors nearer to the memory take blocks from those farther away.
 constexpr size_t kBlocksPerMultiprocessor = 8;
 
 __device__ __forceinline__ uint32_t sum_of(const uint4 (&vectors)[kInFlight]) {
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (size_t k = 0; k < kInFlight; ++k) held[k] = load_once(from + i + k * stride);
     sum += sum_of(held);
   }
-  // What is left takes one more round, whose loads are in flight together too.
+  // One more round for the rest, whose loads are in flight together too.
 #pragma unroll
   for (size_t k = 0; k < kInFlight; ++k) {
     held[k] = {0, 0, 0, 0};

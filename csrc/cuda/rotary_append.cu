@@ -1,9 +1,9 @@
-// rotary_append: LayerNorm of each head's q and k, their rotation, and k and v into the cache.
+// rotary_append: LayerNorm of each head's q and k, rotary embedding, and the append of k and v to the cache.
 //
-// Layout: a warp takes one head of one token, q, k and v. Rotation turns dimension i with i + half, so a lane holds
-// such pairs, and single ones of the dimensions that do not turn. Floor: a token's q, k and v come in as float32, q
-// goes out so and k and v in 16 bits, 80 kB at the 8B's shapes, 0.03 us at 3.0 TB/s. What should limit it is its
-// launch and one chain of loads: slot and position, then cos and sin; the rows of qkv arrive meanwhile.
+// Layout: a warp takes q, k and v of one head of one token. Rotation turns dimension i with i + half, so a lane holds
+// such pairs, and single dimensions of those that do not turn. Lower bound: q, k and v of a token come in as float32, q
+// goes out as float32 and k and v in 16 bits: 80 kB at the 8B's shapes, 0.03 us at 3.0 TB/s. Limit: the launch and one
+// chain of loads, slot and position, then cos and sin; the rows of qkv arrive meanwhile.
 
 #include <cstdint>
 
@@ -22,10 +22,10 @@ constexpr int64_t kMaxHeadDim = 256;
 
 struct Pair {
   float first;
-  float second;  // 0 where a dimension is single
+  float second;  // 0 for a single dimension
 };
 
-// How the dimensions of a head are shared out as pairs, `half` of them, and then singles.
+// The dimensions of a head as items: `half` pairs, then single dimensions.
 struct Pairing {
   int half;
   int head_dim;
@@ -48,7 +48,7 @@ struct Pairing {
   }
 };
 
-// By how much a lane's pairs turn at one position; singles do not.
+// The rotation of a lane's pairs at one position; single dimensions do not turn.
 template <int kItems>
 struct Angles {
   float cos[kItems];

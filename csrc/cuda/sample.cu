@@ -1,18 +1,18 @@
 // sample: the next id of each row of logits, greedy or drawn, without a sort.
 //
-// Layout: a block takes a tile of 2048 logits of one row. Three kernels, of a grid that never changes; what a row does
-// not ask for, its blocks leave at once:
+// Layout: a block takes a tile of 2048 logits of one row. There are three kernels, always on the same grid; blocks that
+// a row does not need return at once:
 //   find_extremes   every row: the largest logit and its id, the smallest, and whether there is a NaN or +inf
-//   fill_bins       greedy rows end here. With top-k or top-p: tokens and their mass in 2048 bins from the largest down
-//   draw            from the bins, where top-k and top-p end; the mass of each tile's tokens that are kept for sure;
-//                   the few candidates of the bins that hold an end. The last block of a row to come here finds the
-//                   exact end among the candidates, then the tile in which the draw falls, and then the id.
-// Sums are of integers, so that no order of blocks or threads shows. Where most tokens of a row are nearly equal and
-// far from the smallest, a bin holds thousands of them; that is slow, and exact.
+//   fill_bins       greedy rows end here. With top-k or top-p: counts and masses of tokens in 2048 bins, largest first
+//   draw            finds the bins in which top-k and top-p end, the mass that each tile certainly keeps, and the few
+//                   candidates in those bins. The last block of a row finds the exact end among the candidates, then
+//                   the tile in which the draw falls, and then the id.
+// Sums are of integers, so results do not depend on the order of blocks or threads. If most tokens of a row are nearly
+// equal and far from the smallest, a bin holds thousands of them; that is slow, and exact.
 //
-// Floor: a row of 262144 logits is 1 MB, which lm_head left in L2. What should limit it is the latency of kernels and
-// of loads, not bytes: 128 blocks of 256 threads, 8 loads of each thread at once. Predicted, not measured, on an H100:
-// greedy 6 us, drawn without limits 10 us, with top-k or top-p 15 us.
+// Lower bound: a row of 262144 logits is 1 MB, still in L2 from lm_head. Limit: the latency of launches and loads, not
+// bytes: 128 blocks of 256 threads with 8 loads of each thread in flight. Predicted, not measured, on an H100: greedy
+// 6 us, drawn without limits 10 us, with top-k or top-p 15 us.
 
 #include <cstdint>
 
@@ -27,7 +27,7 @@ namespace adept::cuda {
 namespace sampling {
 namespace {
 
-// What the kernels hand on, for each row.
+// What the kernels pass to the next one, for each row.
 struct Workspace {
   Candidate* candidates;       // [tokens, tiles * kTile]
   Extremes* extremes;          // [tokens, tiles]
@@ -35,7 +35,7 @@ struct Workspace {
   Uint64* bin_masses;          // [tokens, kBins]
   unsigned* bin_counts;        // [tokens, kBins]
   unsigned* candidate_counts;  // [tokens]
-  unsigned* arrivals;          // [tokens], blocks that have done their part
+  unsigned* arrivals;          // [tokens], blocks that are done
   int64_t bytes;
 
   Workspace(const Sample& sample, int64_t tiles, void* memory) : bytes(0) {
@@ -50,7 +50,7 @@ struct Workspace {
   }
 
  private:
-  // Each list has a size that keeps the next one aligned.
+  // The sizes of the lists keep the next one aligned.
   template <class T>
   void take(void* memory, int64_t count, T** list) {
     *list = memory == nullptr ? nullptr : reinterpret_cast<T*>(static_cast<char*>(memory) + bytes);
@@ -58,7 +58,7 @@ struct Workspace {
   }
 };
 
-// One thread answers.
+// Called by one thread of a row.
 __device__ void choose(const Sample& sample, const Settings& settings, int64_t token, int64_t id) {
   sample.ids[token] = id;
   if (id >= 0 && settings.penalty != 1) sample.seen[settings.slot * sample.vocab + id] = true;
@@ -92,13 +92,13 @@ __global__ void __launch_bounds__(kThreads) find_extremes(const Sample sample, c
   }
 }
 
-// Of all tiles of a token.
+// The extremes of all tiles of a token.
 __device__ Extremes extremes_of(const Workspace& workspace, int64_t token) {
   const bool has_one = threadIdx.x < gridDim.x;
   return (has_one ? workspace.extremes[token * gridDim.x + threadIdx.x] : Extremes::none()).of_block();
 }
 
-// The bins of a tile. A mass is added up as two halves of 20 bits, which 2048 of them do not overflow.
+// The bins of a tile. Masses are added as two halves of 20 bits, which 2048 masses do not overflow.
 struct Tile {
   static constexpr int kHalf = 20;
   unsigned counts[kBins];
@@ -156,14 +156,14 @@ __global__ void __launch_bounds__(kThreads) fill_bins(const Sample sample, const
   tile.add_to(workspace.bin_counts + token * kBins, workspace.bin_masses + token * kBins);
 }
 
-// Adds up what a tile keeps for sure, and hands on its candidates.
+// Sums the mass that a tile certainly keeps, and stores its candidates.
 __device__ Uint64 sift(const Sample& sample, const Settings& settings, const Row& row, const Bins& bins, int64_t token,
                        const Workspace& workspace) {
   __shared__ unsigned from;
   const Logits logits(sample, token, settings);
   const int64_t first = int64_t{blockIdx.x} * kTile + threadIdx.x;
   uint32_t keys[kEach];
-  unsigned candidates = 0;  // a bit for each of this thread's
+  unsigned candidates = 0;  // a bit for each of this thread's logits
   Uint64 kept = 0;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
@@ -188,8 +188,8 @@ __device__ Uint64 sift(const Sample& sample, const Settings& settings, const Row
   return block_sum(kept);
 }
 
-// Whether all other blocks of the row have done their part; then it can be seen. A fence stands on both sides of the
-// atomic operation: before it, what this block has written is published, behind it, what the others have is acquired.
+// Whether all other blocks of the row are done, so that their results are visible. The fence before the atomic
+// operation publishes what this block has written; the fence after it acquires what the others have.
 __device__ bool is_last(unsigned* arrivals) {
   __shared__ unsigned before;
   __threadfence();
@@ -202,14 +202,14 @@ __device__ bool is_last(unsigned* arrivals) {
   return before == gridDim.x - 1;
 }
 
-// Where a draw falls: in a tile, past so much mass of it, with so many tokens equal to the end kept before it.
-struct Place {
+// Where a draw falls: the tile, the mass in it before the draw, and the tokens equal to the end in earlier tiles.
+struct Drawn {
   int tile;
   Uint64 past;
   Uint64 ties_before;
 };
 
-// What the candidates add to each tile.
+// What the kept candidates add to each tile.
 struct Gains {
   unsigned low[kThreads];
   unsigned high[kThreads];
@@ -232,9 +232,9 @@ __device__ void add_candidates(const Settings& settings, const Row& row, const E
   __syncthreads();
 }
 
-// The tile in which a random share of all that is kept ends; `place` is shared memory.
+// The tile in which a random share of the kept mass ends; `drawn` is shared memory.
 __device__ void find_tile(const Settings& settings, const Row& row, const End& end, const Uint64* kept,
-                          const Gains& gains, Uint64 seed, Uint64 position, Place* place) {
+                          const Gains& gains, Uint64 seed, Uint64 position, Drawn* drawn) {
   const int tile = threadIdx.x;
   const Uint64 ties = gains.ties[tile], ties_before = block_prefix(ties).before;
   const Uint64 left = end.ties > ties_before ? end.ties - ties_before : 0;
@@ -244,15 +244,15 @@ __device__ void find_tile(const Settings& settings, const Row& row, const End& e
   mass += (Uint64{gains.high[tile]} << Tile::kHalf) + gains.low[tile] + (ties < left ? ties : left) * of_a_tie;
   const Prefix prefix = block_prefix(mass);
   const Uint64 at = random_share(seed, position, prefix.total);
-  if (prefix.before <= at && at < prefix.before + mass) *place = {tile, at - prefix.before, ties_before};
+  if (prefix.before <= at && at < prefix.before + mass) *drawn = {tile, at - prefix.before, ties_before};
   __syncthreads();
 }
 
-// The id in that tile: each thread takes neighbouring ones.
+// The id in that tile: each thread takes neighbouring ids.
 __device__ void find_id(const Sample& sample, const Settings& settings, const Row& row, const End& end,
-                        const Place& place, int64_t token) {
+                        const Drawn& drawn, int64_t token) {
   const Logits logits(sample, token, settings);
-  const int64_t first = int64_t{place.tile} * kTile + threadIdx.x * kEach;
+  const int64_t first = int64_t{drawn.tile} * kTile + threadIdx.x * kEach;
   float z[kEach];
   unsigned ties = 0;
 #pragma unroll
@@ -260,7 +260,7 @@ __device__ void find_id(const Sample& sample, const Settings& settings, const Ro
     z[i] = first + i < sample.vocab ? logits.scaled(first + i) : -INFINITY;
     ties += key_of(z[i]) == end.key;
   }
-  Uint64 ties_before = place.ties_before + block_prefix(ties).before;
+  Uint64 ties_before = drawn.ties_before + block_prefix(ties).before;
   Uint64 masses[kEach];
   Uint64 mass = 0;
 #pragma unroll
@@ -274,7 +274,7 @@ __device__ void find_id(const Sample& sample, const Settings& settings, const Ro
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const Uint64 after = before + masses[i];
-    if (before <= place.past && place.past < after) choose(sample, settings, token, first + i);
+    if (before <= drawn.past && drawn.past < after) choose(sample, settings, token, first + i);
     before = after;
   }
 }
@@ -283,7 +283,7 @@ __global__ void __launch_bounds__(kThreads) draw(const Sample sample, const Work
   __shared__ Found found;
   __shared__ Candidate held[Candidates::kHeld];
   __shared__ Gains gains;
-  __shared__ Place place;
+  __shared__ Drawn drawn;
   pdl_launch_dependents();
   pdl_wait();
   const int64_t token = blockIdx.y;
@@ -302,11 +302,11 @@ __global__ void __launch_bounds__(kThreads) draw(const Sample sample, const Work
                               __ldcg(&workspace.candidate_counts[token]), held);
   const End end = bins.last < 0 ? End{} : find_end(settings, row, bins, candidates);
   add_candidates(settings, row, end, candidates, gains);
-  if (threadIdx.x == 0) place.tile = -1;
+  if (threadIdx.x == 0) drawn.tile = -1;
   find_tile(settings, row, end, workspace.kept + token * gridDim.x, gains, sample.seed[settings.slot],
-            sample.positions[token], &place);
-  if (place.tile >= 0) return find_id(sample, settings, row, end, place, token);
-  // Settings out of their range have left nothing.
+            sample.positions[token], &drawn);
+  if (drawn.tile >= 0) return find_id(sample, settings, row, end, drawn, token);
+  // Settings that are out of range have left nothing.
   if (threadIdx.x == 0) choose(sample, settings, token, row.likeliest);
 }
 

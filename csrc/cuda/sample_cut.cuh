@@ -1,36 +1,36 @@
-// Where top-k and top-p end what may be drawn: first the bins in which, then exactly.
+// Finds where top-k and top-p cut a row off: first in which bins, then exactly.
 //
-// Both keep the likeliest up to a goal, top-k one of tokens and top-p one of their mass, and of equals those of the
-// smallest ids. Where both are asked for, top-p's goal is a share of what top-k keeps.
+// Both keep the most likely tokens up to a goal, top-k a number of tokens and top-p a share of the mass; of equal
+// tokens, those with the smallest ids. If both are set, top-p's goal is a share of what top-k keeps.
 #pragma once
 
 #include "cuda/sample_row.cuh"
 
 namespace adept::cuda::sampling {
 
-// The mass that top-p wants of a whole.
+// top-p's goal: its share of the whole mass.
 __device__ __forceinline__ Uint64 mass_goal(float top_p, Uint64 whole) {
-  // A share that is not above 0 must not be converted: what a negative number becomes is not defined.
+  // The conversion of a negative number is not defined.
   const Uint64 goal =
       top_p > 0 ? static_cast<Uint64>(ceil(static_cast<double>(top_p) * static_cast<double>(whole))) : 0;
   return goal > 0 ? goal : 1;
 }
 
-// Which bins hold the ends of what is kept. Tokens in bins from the largest logits up to `first` are kept without
-// looking closer, those in bins from first to last and in count_bin are candidates.
+// The bins in which the limits end. Tokens in bins before `first` (those of the largest logits) are kept; those in bins
+// `first` to `last` and in count_bin are candidates.
 struct Bins {
   int first = kBins;
   int last = -1;
-  Uint64 mass_before = 0;  // of what stands in bins before first
+  Uint64 mass_before = 0;  // of the bins before `first`
   int count_bin = -1;      // where top-k ends, if it leaves anything out that has a mass
   Uint64 count_before_it = 0;
   Uint64 mass_before_it = 0;
-  Uint64 total = 0;  // mass of all
+  Uint64 total = 0;  // mass of all bins
 
   __device__ bool is_candidate(int bin) const { return (bin >= first && bin <= last) || bin == count_bin; }
 };
 
-// A bin, and what stands in those before.
+// A bin, and the sums of the bins before it.
 struct Found {
   int bin;
   Uint64 count_before;
@@ -75,7 +75,7 @@ class Histogram {
   }
 
  private:
-  // The bin in which the sum of all up to it reaches the goal: one thread has it.
+  // The bin at which the prefix sum reaches the goal; exactly one thread finds it.
   template <class Weight>
   __device__ Found find(Uint64 before, const Weight (&weights)[kEach], Uint64 goal, Found* found) const {
     Uint64 reached = before;
@@ -110,15 +110,15 @@ struct Candidate {
   uint32_t id;
 };
 
-// The candidates of a row, in no order; what follows from them depends on none.
+// The candidates of a row, in any order; results do not depend on it.
 class Candidates {
  public:
-  static constexpr int kHeld = 2048;  // so many stand in shared memory
+  static constexpr int kHeld = 2048;  // at most this many are copied to shared memory
 
   __device__ Candidates(const Candidate* global, unsigned count, Candidate* shared)
       : global_(global), shared_(shared), count_(count) {
     if (count_ > kHeld) return;
-    // No barrier: in each() a thread visits the candidates that it has written here.
+    // No barrier: in each() a thread visits only the candidates that it has copied itself.
     for (unsigned i = threadIdx.x; i < count_; i += kThreads) shared_[i] = load(i);
   }
 
@@ -133,7 +133,7 @@ class Candidates {
   }
 
  private:
-  // Written by other blocks of this kernel, which L1 need not know of.
+  // Written by other blocks of this kernel, so L1 may be stale.
   __device__ Candidate load(unsigned i) const {
     const uint2 pair = __ldcg(reinterpret_cast<const uint2*>(global_) + i);
     return {pair.x, pair.y};
@@ -144,7 +144,7 @@ class Candidates {
   unsigned count_;
 };
 
-// What is kept ends within the logits of one key, of which it keeps some.
+// The cut: all logits of larger keys are kept, and `ties` of those of this key.
 struct End {
   uint32_t key = 0;
   Uint64 ties = ~Uint64{0};  // those with the smallest ids
@@ -154,9 +154,9 @@ struct End {
   }
 };
 
-// The end by one goal: the largest key from which on the weights reach it. `weigh(candidate)` is 0 for those that do
-// not matter; `before` is the weight of what is larger than any that does. A kernel calls it once for each type of
-// `weigh`, which has shared memory of its own; so nothing of a call before may still be read.
+// The end for one goal: the largest key such that the weights of all keys from it on reach the goal. `weigh(candidate)`
+// is 0 for candidates to ignore; `before` is the weight of everything larger than the others. Each type of `weigh` has
+// its own shared memory, so a kernel may call this once for each type.
 template <class Weigh>
 __device__ End find_end(const Candidates& candidates, Uint64 before, Uint64 goal, Weigh weigh) {
   constexpr int kPivots = 7;
@@ -172,7 +172,7 @@ __device__ End find_end(const Candidates& candidates, Uint64 before, Uint64 goal
     atomicMax(&highest, candidate.key);
   });
   __syncthreads();
-  // From `low` on the goal is reached, from `high` on it is not, but `reached`.
+  // Keys from `low` on reach the goal; keys from `high` on do not, their weight is `reached`.
   Uint64 low = lowest, high = Uint64{highest} + 1, reached = before;
   while (high - low > 1) {
     const Uint64 step = (high - low + kPivots) / (kPivots + 1);
@@ -202,7 +202,7 @@ __device__ End find_end(const Candidates& candidates, Uint64 before, Uint64 goal
   return end;
 }
 
-// Where everything ends that limits the row.
+// The end of the row after all of its limits.
 __device__ inline End find_end(const Settings& settings, const Row& row, const Bins& bins,
                                const Candidates& candidates) {
   const auto bin_of = [&](const Candidate& candidate) { return row.bin(value_of(candidate.key)); };

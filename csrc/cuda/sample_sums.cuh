@@ -1,4 +1,4 @@
-// Sums of integers over a block of sampling threads, the same for every thread. Every thread of the block takes part.
+// Sums of integers over a block; every thread of the block takes part and gets the result.
 #pragma once
 
 #include "cuda/warp.cuh"
@@ -8,9 +8,9 @@ namespace adept::cuda::sampling {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
 
-using Uint64 = unsigned long long;  // what atomic operations call it
+using Uint64 = unsigned long long;  // the type that atomic operations take
 
-// Adds up each of several values.
+// Several sums at once.
 template <int kCount>
 __device__ void block_sums(Uint64 (&values)[kCount]) {
   __shared__ Uint64 of_warps[kCount][kWarps];

@@ -1,3 +1,4 @@
+// Launches of the sparse down-projection; sparse_down_proj.cuh has the kernel, its layout, lower bound and limit.
 #include "cuda/sparse_down_proj.cuh"
 
 #include <algorithm>
@@ -11,7 +12,7 @@ constexpr unsigned kAddThreads = 128;
 constexpr int kAddedAtOnce = 4;  // columns of a thread
 constexpr int64_t kMinNeuronsOfShare = 64;
 
-// out = x + bias + the sums of all shares, with the scales of columns in 8 bits. One block also counts the units.
+// out = x + bias + the sum of all shares, times the columns' scales in 8 bits. One block also counts the neurons.
 __global__ void __launch_bounds__(kAddThreads)
     add_partials(const SparseDownProj proj, const float* partials, int shares) {
   pdl_wait();
@@ -35,13 +36,13 @@ __global__ void __launch_bounds__(kAddThreads)
                                                                    x.z + sum.z + bias.z, x.w + sum.w + bias.w};
   }
   if (proj.counts == nullptr || blockIdx.x != 0 || blockIdx.y != 0 || warp_index() != 0) return;
-  int needed = 0;
-  for (int word = lane_index(); word * 32 < proj.w.rows; word += kWarpSize) needed += __popc(proj.active[word]);
-  needed = warp_sum(needed);
+  int active = 0;
+  for (int word = lane_index(); word * 32 < proj.w.rows; word += kWarpSize) active += __popc(proj.active[word]);
+  active = warp_sum(active);
   if (lane_index() != 0) return;
-  // In unsigned arithmetic, so that the sum of what the host cannot refuse goes on past 2^63 - 1 as torch's does.
+  // Unsigned, so that past 2^63 - 1 the sum wraps around as torch's does: the host cannot check these values.
   auto* const counts = reinterpret_cast<uint64_t*>(proj.counts);
-  counts[0] += static_cast<uint64_t>(needed);
+  counts[0] += static_cast<uint64_t>(active);
   counts[1] += static_cast<uint64_t>(proj.w.rows);
 }
 
@@ -50,7 +51,7 @@ struct Grid {
   int shares;
 };
 
-// A block a multiprocessor: as many shares of the list as the strips of columns leave room for.
+// One block for each multiprocessor: the list has as many shares as that leaves for each strip of columns.
 cudaError_t choose_grid(const SparseDownProj& proj, Grid* grid) {
   int count = 0;
   const cudaError_t error = multiprocessors(&count);
@@ -89,7 +90,7 @@ cudaError_t multiply(const SparseDownProj& proj, const Grid& grid, float* partia
 
 int64_t sparse_down_proj_workspace_bytes(const SparseDownProj& proj) {
   Grid grid = {};
-  if (choose_grid(proj, &grid) != cudaSuccess) return 0;  // and so will `down`
+  if (choose_grid(proj, &grid) != cudaSuccess) return 0;  // sparse_down_proj will report it
   return grid.shares * proj.tokens * proj.w.cols * static_cast<int64_t>(sizeof(float));
 }
 

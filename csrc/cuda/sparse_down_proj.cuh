@@ -1,17 +1,18 @@
-// out = x + bias + units · W for up to 16 tokens, reading only the rows of W whose unit is not 0: mlp's second half.
+// out = x + bias + activations · W for up to 16 tokens, the second half of mlp. Only rows of W whose activation is not
+// 0 for some token are read.
 //
-// Layout: W is [intermediate, hidden] by rows, so that a unit's weights are one row. A block has 512 columns, 1 kB of
-// a row in 16 bits, and a share of the list of active units, which each block makes for itself from their bits; shares
-// are equal to a unit, wherever the zeros are. It writes its sums to the workspace, where add_partials adds them up in
-// order. Tensor cores multiply Wᵀ with the units: lane 4 g + t loads 16 bytes of each of the 4 rows 4 t to 4 t + 3 of
-// 16, the g-th of 8 side by side (128 bytes of a row), and pairs of rows are put together a column at a time; which 16
-// units go together, and in which order columns come, is the same for weights and units, so the product does not mind.
+// Layout: W is [intermediate, hidden], row-major, so a neuron's weights are one row. A block takes a strip of 512
+// columns (1 kB of a row in 16 bits) and a share of the list of active neurons, which it builds from their bits
+// (compact_nonzeros.cuh); shares have equal numbers of neurons. Its partial sums go to the workspace, and add_partials
+// adds them in a fixed order. Tensor cores multiply Wᵀ with the activations: of 16 rows, lane 4 g + t loads 16 bytes of
+// each of rows 4 t to 4 t + 3, the g-th of 8 neighbouring pieces (128 bytes of a row), and joins pairs of rows column
+// by column. Weights and activations have the same order of neurons and columns, so the product is right in any order.
 //
-// Floor at the 8B's shapes in 16 bits, at 3.0 TB/s: 134 MB, 45 us, where no unit is 0, and that part of it that is
-// not. What limits it should be the memory: 16 warps a multiprocessor hold 2 steps of 4 loads of 512 bytes each, 64 kB
-// in flight. A step is 2 kB in some 95 instructions of a warp. Where no unit is 0 a block reads 1 MB of W; beside
-// that, for one token, 2 kB of bits, 4 kB of the tiles' largest units and 4 kB of units, which come while the first
-// weights are on their way, and it writes 2 kB of sums: together 1 percent, most of which any product would have.
+// Lower bound at the 8B's shapes in 16 bits and 3.0 TB/s: 134 MB, 45 us, times the fraction of active neurons. Limit:
+// memory bandwidth. 16 warps a multiprocessor have 2 steps of 4 loads of 512 bytes in flight, 64 kB. A step is 2 kB in
+// about 95 instructions of a warp. If all neurons are active, a block reads 1 MB of W. For one token it also reads 2 kB
+// of bits, 4 kB of the tiles' maxima and 4 kB of activations while the first weights are loading, and writes 2 kB of
+// sums, together 1 percent.
 #pragma once
 
 #include "cuda/compact_nonzeros.cuh"
@@ -21,7 +22,7 @@
 
 namespace adept::cuda {
 
-// In 4 bits a lane has so many columns that their sums take the registers of two threads.
+// In 4 bits a lane has four times the columns, and their sums need the registers of two threads.
 template <Format kFormat>
 constexpr int kDownProjWarps = kFormat == Format::kInt4G128 ? 8 : 16;
 template <Format kFormat>
@@ -35,20 +36,20 @@ constexpr int kListedNeurons = 1024;                              // at once
 constexpr int kNeuronsOfStep = 16;
 constexpr int kTokensAcross = 8;  // as many as one product of the tensor cores has
 
-// From a token's units to the next one's, in 16 bits: 32 bytes more, so that 4 tokens' differ in banks.
+// The stride between two tokens' activations in 16 bits: 32 bytes of padding put 4 tokens in different banks.
 constexpr int kActivationsStride = kListedNeurons + 16;
 
-// Warps that share a strip's columns; the others of a block take other steps of the list.
+// Warps that divide a strip's columns; the block's other warps take other steps of the list.
 template <Format kFormat>
 constexpr int kWarpsAcross = kStripCols / (8 * kPerLoad<kFormat>);
 template <Format kFormat>
 constexpr int kWarpsDeep = kDownProjWarps<kFormat> / kWarpsAcross<kFormat>;
 
-// Products for one lane's columns: two columns each.
+// Products for one lane's columns, each of two columns.
 template <Format kFormat>
 constexpr int kColumnPairs = kPerLoad<kFormat> / 2;
 
-// Shared memory: the list and the units, and when those have been read, the sums that warps hand to each other.
+// Shared memory: the list and the activations; after those have been read, the sums that warps exchange.
 constexpr size_t list_bytes(int64_t tokens) {
   return kListedNeurons * sizeof(uint32_t) + static_cast<size_t>(tokens) * kActivationsStride * sizeof(uint16_t);
 }
@@ -58,21 +59,21 @@ constexpr size_t handed_bytes(int token_tiles) {
          sizeof(float4);
 }
 
-// The rows of four units: this lane's columns of them.
+// This lane's columns of the rows of four neurons.
 template <Format kFormat>
 struct DownProjStep {
   uint4 rows[4];
-  uint32_t scale;  // of kInt4G128: the (g % 4)-th row's in lane 4 g + t; those lanes have columns of one group
+  uint32_t scale;  // kInt4G128: lane 4 g + t has the scale of row g % 4; these lanes' columns are of one group
 };
 
-// What of W a lane reads: the columns from `col` on.
+// The part of W that a lane reads: the columns from `col` on.
 template <Format kFormat>
 class DownProjColumns {
  public:
   __device__ DownProjColumns(const Matrix& w, int col)
       : rows_(w), scales_(static_cast<const uint16_t*>(w.scales)), col_(col) {}
 
-  // The rows of units[0] to units[count - 1]; zeros beyond, and where there is no such column.
+  // The rows of neurons[0] to neurons[count - 1]; zeros for the others, and for columns past the end.
   __device__ void fetch(const uint32_t* neurons, int count, DownProjStep<kFormat>& to) const {
     if (col_ >= rows_.stored_cols) count = 0;
 #pragma unroll
@@ -83,7 +84,7 @@ class DownProjColumns {
       to.rows[i] = rows_.load(neuron, col_);
     }
     if constexpr (kFormat == Format::kInt4G128) {
-      // Nothing is computed from it here: that would wait for it to come.
+      // Not used here: that would wait for the load.
       const int group = static_cast<int>(kGroupSize128), i = lane_index() / 4 % 4;
       to.scale = 0;
       if (i < count)
@@ -113,7 +114,7 @@ __device__ __forceinline__ uint32_t column_of(const DownProjStep<kFormat>& step,
   return bits_as<uint32_t>(__hmul2(bits_as<__half2>(pair), bits_as<__half2>(scales)));
 }
 
-// sums += 16 units' rows · units. `units`: the four of this lane, a first tile's token.
+// sums += 16 neurons' rows · activations. `activations`: this lane's four, of a token of the first tile.
 template <Format kFormat, int kTokenTiles>
 __device__ __forceinline__ void add_step(const DownProjStep<kFormat>& step, const uint16_t* activations, int tokens,
                                          float (&sums)[kColumnPairs<kFormat>][kTokenTiles][4]) {
@@ -134,7 +135,7 @@ __device__ __forceinline__ void add_step(const DownProjStep<kFormat>& step, cons
   }
 }
 
-// Each token's units of the list, scaled and rounded, and zeros up to a whole step.
+// Each token's activations of the listed neurons, scaled and rounded, and zeros up to a whole step.
 template <Format kFormat>
 __device__ __forceinline__ void gather_activations(const SparseDownProj& proj, const uint32_t* list, int count,
                                                    const float* scale, uint16_t* activations) {
@@ -157,7 +158,7 @@ __device__ __forceinline__ void gather_activations(const SparseDownProj& proj, c
   }
 }
 
-// By a warp for each token, the power of two that brings its units near float16's end.
+// One warp for each token finds the power of two that scales its activations to just below float16's maximum.
 template <Format kFormat>
 __device__ __forceinline__ void find_scales(const SparseDownProj& proj, float* scale, float* unscale) {
   const int tiles = tiles_of(proj.w.rows);
@@ -173,7 +174,7 @@ __device__ __forceinline__ void find_scales(const SparseDownProj& proj, float* s
   }
 }
 
-// The warps of depth 0 get the sums of all depths, always added in the same order.
+// The warps of depth 0 get the sums of all depths, added in a fixed order.
 template <Format kFormat, int kTokenTiles>
 __device__ __forceinline__ void gather_sums(float (&sums)[kColumnPairs<kFormat>][kTokenTiles][4], float4* handed) {
   constexpr int kAcross = kWarpsAcross<kFormat>, kOfWarp = kColumnPairs<kFormat> * kTokenTiles * kWarpSize;

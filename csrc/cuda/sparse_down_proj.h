@@ -1,4 +1,4 @@
-// The down-projection of mlp, over the units that are not 0.
+// The down-projection of mlp, over the active neurons only.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -9,17 +9,17 @@ namespace adept::cuda {
 
 struct SparseDownProj {
   const float* activations;  // [tokens, intermediate]
-  const uint32_t* active;    // a bit for each unit, 32 a word: whether it is not 0 for some token
-  const float* largest;      // [tokens, tiles of units]
+  const uint32_t* active;    // a bit for each neuron, 32 a word: whether it is active for some token
+  const float* largest;      // [tokens, tiles of neurons], the largest activation
   int64_t tokens;
   Matrix w;           // [intermediate, hidden]
   const float* x;     // [tokens, hidden], to be added
   const float* bias;  // [hidden], to be added
-  int64_t* counts;    // as of Mlp
+  int64_t* counts;    // as in Mlp
   float* out;         // [tokens, hidden]
 };
 
-// Of the current device.
+// For the current device.
 int64_t sparse_down_proj_workspace_bytes(const SparseDownProj& proj);
 cudaError_t sparse_down_proj(const SparseDownProj& proj, void* workspace, cudaStream_t stream);
 

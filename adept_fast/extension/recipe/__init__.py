@@ -1,4 +1,4 @@
-"""How the native extension is built; the same steps for an installation and for a first import.
+"""How the extension is built; the same steps for an installation and for a first import.
 
 The kernels know nothing of torch: they are compiled here, the CPU's once per instruction set, nvcc's where it
 is found. The bindings use torch's stable ABI and Python's limited API, so that one file serves every torch
