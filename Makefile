@@ -34,7 +34,7 @@ test: $(VENV)/installed-test
 # Where the release of transformers that is tested stands before the packages of $(VENV).
 VERSION ?= oldest
 OTHER := $(VENV)-transformers-$(VERSION)
-TESTS_WITH_TRANSFORMERS := $(wildcard tests/test_integration_transformers*.py tests/test_modeling*.py)
+TESTS_WITH_TRANSFORMERS := $(wildcard tests/integrations/test_integration_transformers*.py) tests/modeling
 REQUIREMENT = $(if $(filter oldest,$(VERSION)),transformers==$(OLDEST_TRANSFORMERS).*,$(if $(filter \
 	newest,$(VERSION)),--upgrade transformers,transformers==$(VERSION)))
 OLDEST_TRANSFORMERS := $(shell sed -n 's/^transformers = \["transformers>=\([0-9.]*\)"\]/\1/p' pyproject.toml)

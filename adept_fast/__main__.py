@@ -5,49 +5,33 @@ from __future__ import annotations
 import os
 import sys
 
-_INTERRUPTED = 130  # as commands.errors has it, which is not imported yet
-
 
 def main() -> None:
     """Run the command line and exit. Ctrl-C at any moment is exit status 130 without a traceback."""
     try:
         _run()
     except KeyboardInterrupt:
-        os._exit(_INTERRUPTED)  # what is half imported is not fit for an orderly end
+        os._exit(130)  # an orderly exit could fail: modules may be imported in part
 
 
 def _run() -> None:
     import signal
 
-    # A caller that wants Ctrl-C ignored, as nohup and a shell's background jobs do, has set another handler.
-    catches = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if catches:
-        # While torch and numpy are imported, they may catch a KeyboardInterrupt, or make another error of it.
-        signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
-    _fill_closed_descriptors()
-    from adept_fast.commands.errors import OneLineErrors, failing
+    from adept_fast.commands.interrupts import interrupts_exit
 
-    command: OneLineErrors
-    try:
-        import torch  # noqa: F401
-
-        if catches:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        from adept_fast.commands.cli import main as group
-
-        command = group
-    except (ValueError, OSError) as error:  # such as of ADEPT_FAST_CPU, which is read at import
-        command = failing(error)
+    with interrupts_exit():
+        _fill_closed_descriptors()
+        from adept_fast.commands.cli import main as command
     try:
         command(prog_name="adept-fast")
     finally:
-        if catches:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # what was to be done is done
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # all work is done
 
 
 def _fill_closed_descriptors() -> None:
-    """Put the null device where a standard stream is closed, or the next file to be opened would be taken for
-    it by whatever prints. ``sys.stdin`` and ``sys.stdout`` stay None, so that commands can tell."""
+    """Open the null device for each standard stream that is closed: the next file that is opened would get
+    its descriptor, and what is printed. ``sys.stdin`` and ``sys.stdout`` stay None, for commands to check."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

@@ -1,14 +1,14 @@
 """Persimmon: the decoder, written on the operators.
 
-Prefill takes many tokens of one sequence, decode one token of each of several. Both run the same layer; only
-the attention differs. Residual sums are float32, and keys and values pass through the cache before they are
+Prefill takes many tokens of each of several sequences, decode one. Both run the same layer; only the
+attention differs. Residual sums are float32, and keys and values pass through the cache before they are
 attended to, so a prompt that is split into chunks sees exactly what it would see whole.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -20,7 +20,69 @@ from adept_fast.kv_cache import StaticKVCache
 from adept_fast.quantization.quantize import Matrix, first_rows
 from adept_fast.weights import LayerWeights, ModelWeights
 
-PREFILL_CHUNK = 512  # tokens; bounds the attention's scores and the MLP's units, and fills a GEMM
+PREFILL_CHUNK = 512  # tokens; bounds the attention's scores and the MLP's activations, and fills a GEMM
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive tokens of one sequence, and where their keys and values go: a slot, from ``start`` on."""
+
+    slot: int
+    start: int
+    ids: Sequence[int]
+
+    @property
+    def end(self) -> int:
+        """The position after its last token."""
+        return self.start + len(self.ids)
+
+    def split(self, count: int) -> tuple[Segment, Segment]:
+        """Its first ``count`` tokens, and the rest."""
+        rest = Segment(self.slot, self.start + count, self.ids[count:])
+        return Segment(self.slot, self.start, self.ids[:count]), rest
+
+
+def next_chunk(
+    segments: Iterable[Segment], bounds: Sequence[int], max_tokens: int = PREFILL_CHUNK
+) -> list[Segment]:
+    """The beginnings of segments to read in one pass; none if all segments are empty.
+
+    A segment is cut every ``max_tokens`` tokens, wherever the others end. With ``bounds``
+    (``Persimmon.token_bounds``), segments share a pass only if each of them alone, and all of them together,
+    lie between the same two bounds. So the same code computes a prompt alone and in company.
+    """
+    parts = [segment.split(max_tokens)[0] for segment in segments if segment.ids]
+    if not parts:
+        return []
+
+    def bound_of(part: Segment) -> int:
+        return next((bound for bound in bounds if len(part.ids) <= bound), max_tokens)
+
+    bound = room = bound_of(parts[0])
+    chunk = []
+    for part in parts:
+        if bound_of(part) == bound and len(part.ids) <= room:
+            chunk.append(part)
+            room -= len(part.ids)
+    return chunk
+
+
+def chunks(
+    segments: Iterable[Segment], bounds: Sequence[int] = (), max_tokens: int = PREFILL_CHUNK
+) -> Iterator[list[Segment]]:
+    """All chunks of the segments, by ``next_chunk``. No two segments may have one slot."""
+    unread = {segment.slot: segment for segment in segments}
+    while chunk := next_chunk(unread.values(), bounds, max_tokens):
+        for part in chunk:
+            unread[part.slot] = unread[part.slot].split(len(part.ids))[1]
+        yield chunk
+
+
+def to_device(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Integers of the host on the device: int64 [rows, columns]. The host waits for no kernel."""
+    on_gpu = device.type == "cuda"
+    host = torch.tensor(rows, dtype=torch.int64, device="cpu", pin_memory=on_gpu)
+    return host.to(device, non_blocking=True)
 
 
 class Persimmon:
@@ -41,6 +103,8 @@ class Persimmon:
             config.rotary_dim, config.rope_theta, max_seq_len, weights.device
         )  # each [max_seq_len, rotary_dim / 2]
         self._lm_head = first_rows(weights.lm_head, vocab_size)
+        # Numbers of tokens up to which other code computes products than above them.
+        self.token_bounds = ops.token_bounds(weights.layers[0].w_down_t)
         # Of the decode steps: rows of the down-projections that were read, and all there were.
         self.unit_counts = torch.zeros(2, dtype=torch.int64, device=weights.device)
         self._native_step = ops.native_step(
@@ -52,23 +116,42 @@ class Persimmon:
         return self.weights.device
 
     def prefill(self, ids: Tensor, cache: StaticKVCache, slot: int, start: int = 0) -> Tensor:
-        """Read the tokens of one sequence into its slot.
+        """Read the tokens of one sequence into its slot, in chunks.
 
         Args:
             ids: int64 [tokens], at least one, the tokens at positions ``start``, ``start + 1``, …
 
         Returns the logits after the last token, float32 [1, vocab_size].
         """
-        last = deque(self.prefill_chunks(ids, cache, slot, start), maxlen=1).pop()
-        return self.logits(last[-1:])
+        for chunk in chunks([Segment(slot, start, ids.tolist())], self.token_bounds):
+            hidden = self.prefill_chunk(chunk, cache)
+        return self.logits(hidden[-1:])
 
-    def prefill_chunks(
-        self, ids: Tensor, cache: StaticKVCache, slot: int, start: int = 0
-    ) -> Iterator[Tensor]:
-        """As ``prefill``, yielding the last hidden states of each chunk: float32 [chunk, hidden]."""
-        for chunk in ids.split(PREFILL_CHUNK):
-            yield self._prefill_chunk(chunk, cache, slot, start)
-            start += len(chunk)
+    def prefill_chunk(self, segments: Sequence[Segment], cache: StaticKVCache) -> Tensor:
+        """Read tokens of several sequences into their slots, in one pass over the weights.
+
+        A slot has at most one segment. The host waits for nothing.
+
+        Returns the last hidden states, segment after segment: float32 [tokens, hidden].
+        """
+        sizes = [len(segment.ids) for segment in segments]
+        ids, slots, positions = to_device(
+            [
+                [token_id for segment in segments for token_id in segment.ids],
+                [segment.slot for segment in segments for _ in segment.ids],
+                [position for segment in segments for position in range(segment.start, segment.end)],
+            ],
+            self.device,
+        )  # each [tokens]
+
+        def attend(q: Tensor, cache_layer: Tensor) -> Tensor:
+            attended = [
+                ops.prefill_attention(queries, cache_layer[:, segment.slot], segment.start, self.scale)
+                for segment, queries in zip(segments, q.split(sizes), strict=True)
+            ]
+            return attended[0] if len(attended) == 1 else torch.cat(attended)
+
+        return self._layers(self.embed(ids), slots, positions, cache, attend)
 
     def decode_step(
         self, ids: Tensor, slots: Tensor, positions: Tensor, cache: StaticKVCache, longest: int
@@ -113,15 +196,6 @@ class Persimmon:
     def _project_to_vocabulary(self, x: Tensor, lm_head: Matrix) -> Tensor:
         weights = self.weights
         return ops.lm_head(x, weights.final_gamma, weights.final_beta, self.config.layer_norm_eps, lm_head)
-
-    def _prefill_chunk(self, ids: Tensor, cache: StaticKVCache, slot: int, start: int) -> Tensor:
-        positions = torch.arange(start, start + len(ids), device=ids.device)  # [tokens]
-
-        def attend(q: Tensor, cache_layer: Tensor) -> Tensor:
-            return ops.prefill_attention(q, cache_layer[:, slot], start, self.scale)
-
-        slots = torch.full_like(positions, slot)
-        return self._layers(self.embed(ids), slots, positions, cache, attend)
 
     def _layers(
         self,

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from adept_fast import ops
+from adept_fast import choices, ops
 from adept_fast.arguments import ParameterError, entries, flag, integer, number, shown, token_ids
 
 _LARGEST_SEED = 2**63 - 1
-MOST_DRAFTS = 15  # tokens guessed ahead of a step, which with them has 16
-
+MOST_DRAFTS = choices.MAX_DRAFTS
 
 # float32, in which they are applied, holds what a logit becomes by these, and by both at once.
 _TEMPERATURES = 1e-20, 1e20
@@ -122,8 +121,8 @@ class Sampler:
         )  # a Python bool would be copied there each time
         self._asked = _Asked.by([] if by_host else None)
 
-    def start(self, slot: int, params: SamplingParams, prompt_ids: Tensor) -> None:
-        """Give a slot to a prompt: int64 [tokens], those the penalty counts as seen from the start."""
+    def start(self, slot: int, params: SamplingParams, seen_ids: Sequence[int]) -> None:
+        """Give a slot to a sequence; ``seen_ids`` are the tokens that the penalty counts from the start."""
         self._set_params(slot, params)
         self._temperature[slot] = params.temperature
         self._top_k[slot] = params.top_k
@@ -133,10 +132,10 @@ class Sampler:
         self._seed[slot] = secrets.randbits(63) if params.seed is None else params.seed
         if params.repetition_penalty != 1:
             self._seen[slot] = False
-            self._seen[slot, prompt_ids[prompt_ids < self._seen.shape[1]]] = True
+            self._seen[slot, sorted({i for i in seen_ids if i < self._seen.shape[1]})] = True
 
     def stop(self, slot: int) -> None:
-        """Take a slot back: what it asked for need not be done any more."""
+        """Take a slot back: its settings no longer count."""
         self._set_params(slot, None)
 
     def choose(self, logits: Tensor, slots: Tensor, positions: Tensor) -> Tensor:

@@ -87,8 +87,8 @@ class FakeCapture:
         self.replays = 0
         self.inputs: dict[int, Tensor] = {}  # address of its memory → what lies outside
 
-    def __call__(self, warm_up: Callable[[], Tensor], step: Callable[[], Tensor]) -> Captured:
-        warm_up()
+    def __call__(self, warmup: Callable[[], Tensor], step: Callable[[], Tensor]) -> Captured:
+        warmup()
         self.captures += 1
         recorder = _Recorder()
         with _no_waits(), _NoReads(), recorder:

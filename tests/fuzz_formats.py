@@ -16,7 +16,7 @@ from checkpoints import (
     write_directory,
     write_huggingface,
 )
-from test_checkpoint_pipeline import pipeline_files
+from pipeline_checkpoints import pipeline_files
 
 from adept_fast.checkpoint import open_checkpoint
 from adept_fast.checkpoint.save import save_huggingface

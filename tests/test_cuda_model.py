@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
+from reading import hidden_states
 
 from adept_fast import Runtime, SamplingParams
 from adept_fast.chat.format import chat_prompt
@@ -77,9 +78,13 @@ def test_a_decode_step_of_packed_weights(shape: str, weights: str, tmp_path: Pat
         tmp_path, device=ON_A_GPU, dtype="float16", weights=weights, max_batch_size=1, progress=False
     )
     ids = torch.randint(2, 4096, (40,), generator=torch.Generator().manual_seed(0)).to(ON_A_GPU)
-    model, cache, slot = runtime._model, runtime._cache, torch.tensor([0], device=ON_A_GPU)
+    model, cache, slot = (
+        runtime.engine.runner.model,
+        runtime.engine.runner.cache,
+        torch.tensor([0], device=ON_A_GPU),
+    )
     with torch.inference_mode():
-        by_gemm = model.logits(torch.cat(list(model.prefill_chunks(ids, cache, 0))))
+        by_gemm = model.logits(hidden_states(model, cache, ids.tolist()))
         cache.data.zero_()
         steps = [model.decode_step(ids[i : i + 1], slot, slot + i, cache, i + 1) for i in range(40)]
     off = (torch.cat(steps) - by_gemm).abs().max() / by_gemm.abs().max()
@@ -94,7 +99,7 @@ def decoded(path: Path, device: str, dtype: str) -> torch.Tensor:
     )
     ids = torch.randint(2, 4096, (40, 2), generator=torch.Generator().manual_seed(0)).to(device)
     slots, first = torch.tensor([2, 0], device=device), torch.tensor([0, 5], device=device)
-    model, cache = runtime._model, runtime._cache
+    model, cache = runtime.engine.runner.model, runtime.engine.runner.cache
     cache.data.zero_()  # the second sequence begins behind five positions, which count
     logits = [model.decode_step(ids[step], slots, first + step, cache, step + 6) for step in range(40)]
     return torch.stack(logits).double().cpu()

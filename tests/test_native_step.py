@@ -240,7 +240,7 @@ def test_64_greedy_tokens(load: Load, by_reference: Callable[..., Tensor], model
 @pytest.mark.parametrize("isa", native.INSTRUCTION_SETS[:1])
 def test_64_greedy_tokens_of_the_demo(by_reference: Callable[..., Tensor], isa: str) -> None:
     runtime = Runtime.load("demo", dtype="float32", cache_dtype="float32", progress=False)
-    loaded, first = Loaded(runtime._model, runtime.config), torch.tensor([1, 300])
+    loaded, first = Loaded(runtime.engine.runner.model, runtime.config), torch.tensor([1, 300])
     with native.using(isa):
         ours = greedy(by_native, loaded, first)
     assert torch.equal(ours, greedy(by_reference, loaded, first))

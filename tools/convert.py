@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from adept_fast.commands.convert import convert  # noqa: E402
+from adept_fast.commands.cli import convert  # noqa: E402
 
 if __name__ == "__main__":
     convert()

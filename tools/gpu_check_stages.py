@@ -136,7 +136,7 @@ def run_side_by_side(
 
 def files_with_a_place() -> list[str]:
     """The tests of operators that run on a GPU too."""
-    files = sorted((ROOT / "tests").glob("test_cuda_*.py"))
+    files = sorted((ROOT / "tests").rglob("test_cuda_*.py"))
     imports = re.compile("^from cuda_place import", re.MULTILINE)
     return [str(file.relative_to(ROOT)) for file in files if imports.search(file.read_text(encoding="utf-8"))]
 
@@ -156,7 +156,7 @@ def operator_tests(seconds: float) -> Outcome:
 
 def model_tests(seconds: float) -> Outcome:
     """Those that load a checkpoint onto the GPU."""
-    files = ["tests/test_graphs_cuda.py", "tests/test_cuda_model.py"]
+    files = ["tests/engine/test_graphs_cuda.py", "tests/test_cuda_model.py"]
     ended = run_side_by_side([[*PYTEST, file] for file in files], seconds, {}, min(2, os.cpu_count() or 1))
     return outcome_of_tests(files, ended)
 

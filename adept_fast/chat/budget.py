@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+MAX_SOURCE = 2**16  # characters of a template
 MAX_STEPS = 2**17  # loop rounds, calls, filters and tests
 MAX_SIZE = 2**20  # characters of one value, and of all that is written
 MAX_SECONDS = 1.0  # of this thread's processor time

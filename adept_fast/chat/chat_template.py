@@ -8,11 +8,10 @@ from typing import Any
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError
 
-from adept_fast.chat.budget import TemplateLimitError, budgeted, size_of
+from adept_fast.chat.budget import MAX_SOURCE, TemplateLimitError, budgeted, size_of
 from adept_fast.chat.format import ChatError
 from adept_fast.chat.sandbox import BoundedEnvironment, RefusedError
 
-MAX_SOURCE = 2**16  # characters of a template
 _MAX_NESTING = 32  # of lists and objects in a message
 _PLAIN = (bool, int, float)
 

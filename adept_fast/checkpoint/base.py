@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adept_fast.choices import DTYPES
 from adept_fast.config import PersimmonConfig
 from adept_fast.quantization.quantize import QuantizedMatrix
 from adept_fast.tokenizer.tokenizer import Tokenizer
 
 # What weights may be stored in and held in, by the names that users write.
-WEIGHT_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+WEIGHT_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
 
 _MAX_NAMES = 20  # in a list of what was left unread
 

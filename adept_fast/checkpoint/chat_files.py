@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adept_fast.chat.chat_template import MAX_SOURCE, ChatTemplate
+from adept_fast.chat.budget import MAX_SOURCE
 from adept_fast.chat.format import ChatFormat, HumanAdeptFormat, chat_template
 from adept_fast.checkpoint.base import CheckpointError
 from adept_fast.system.regular_file import FileError, is_there, read_regular
@@ -32,6 +32,8 @@ def chat_format(path: Path, contents: Mapping[str, Mapping[str, Any]]) -> ChatFo
         raise CheckpointError(
             f"{label}: the chat template holds a lone surrogate, which UTF-8 cannot express"
         )
+    from adept_fast.chat.chat_template import ChatTemplate  # jinja takes a while to import
+
     return ChatTemplate(source, label)
 
 

@@ -11,9 +11,9 @@ import torch
 from adept_fast.checkpoint import CheckpointError, open_checkpoint
 from adept_fast.checkpoint.save import DEFAULT_SHARD_BYTES, Saved, save_adept, save_huggingface
 from adept_fast.checkpoint.save_native import save_native
+from adept_fast.choices import CHECKPOINT_FORMATS
 
 Format = Literal["huggingface", "adept", "native"]
-FORMATS: tuple[Format, ...] = ("huggingface", "adept", "native")
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def convert(
     Raises CheckpointError, ConfigError or TokenizerError where the source cannot be read or the destination
     not be written; the destination then does not exist.
     """
-    if to is not None and to not in FORMATS:
-        raise ValueError(f"the format is {to!r}; expected {' or '.join(map(repr, FORMATS))}")
+    if to is not None and to not in CHECKPOINT_FORMATS:
+        raise ValueError(f"the format is {to!r}; expected {' or '.join(map(repr, CHECKPOINT_FORMATS))}")
     if to == "native" and weights is None:
         raise CheckpointError("weights is None; expected 'int8' or 'int4' for the native format")
     if to not in (None, "native") and weights is not None:

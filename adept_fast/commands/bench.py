@@ -7,18 +7,11 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-import click
 import torch
 
 from adept_fast.checkpoint import Checkpoint, packed_matrices
-from adept_fast.commands.errors import OneLineErrors
-from adept_fast.commands.options import (
-    COUNT,
-    checkpoint_option,
-    chosen_checkpoint,
-    load_runtime,
-    placement_options,
-)
+from adept_fast.choices import MAX_STEP_TOKENS
+from adept_fast.commands.loading import chosen_checkpoint, load_runtime
 from adept_fast.commands.output import print_json, print_text
 from adept_fast.engine.runtime import Runtime
 from adept_fast.memory.advice import format_bytes
@@ -31,7 +24,6 @@ _SAMPLES = 5
 _SAMPLE_SECONDS = 0.4
 _MOST_STEPS = 64
 _FEWEST_STEPS = 4
-_MOST_AT_ONCE = 16  # sequences: what kernels for a few tokens are made for
 _WORTH_SAYING = 1.05  # times as fast
 _DOWN = "mlp.dense_4h_to_h.weight"
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -57,23 +49,9 @@ class Sample:
         return self.batch_size * self.bandwidth / self.bytes_read
 
 
-@click.command(cls=OneLineErrors)
-@checkpoint_option
-@placement_options
-@click.option("--batch-size", type=click.IntRange(1, _MOST_AT_ONCE), default=1, show_default=True)
-@click.option(
-    "--context",
-    "context_tokens",
-    type=COUNT,
-    default=64,
-    show_default=True,
-    help="Tokens that stand before the first step.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def bench(**options: Any) -> None:
-    """Say how fast decoding is, what memory would allow, and what to change."""
+def run(options: dict[str, Any]) -> None:
     checkpoint = chosen_checkpoint(options)
-    batch_size, context = options["batch_size"], options["context_tokens"]
+    batch_size, context = options["batch_size"], options["context"]
     if options["max_seq_len"] is None:
         options["max_seq_len"] = min(context + _MOST_STEPS + 1, checkpoint.config.max_position_embeddings)
     if options["max_seq_len"] < context + _FEWEST_STEPS + 1:
@@ -81,7 +59,7 @@ def bench(**options: Any) -> None:
             f"context is {context}; expected at most {options['max_seq_len'] - _FEWEST_STEPS - 1}, "
             f"so that {_FEWEST_STEPS} steps fit behind it"
         )
-    more = min(_MOST_AT_ONCE, 4 * batch_size)
+    more = min(MAX_STEP_TOKENS, 4 * batch_size)
     runtime = load_runtime(checkpoint, options, max_batch_size=more)
     stopwatch = Stopwatch(runtime, checkpoint, context)
     samples = [stopwatch.sample(batch_size) for _ in range(_SAMPLES)]

@@ -1,4 +1,4 @@
-"""Sizes of memory as people write them."""
+"""Sizes of memory and files as people write them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ import re
 
 import click
 
-_UNITS = {"": 1, "b": 1}
-_UNITS |= {f"{prefix}b": 1000**power for power, prefix in enumerate("kmgt", start=1)}
-_UNITS |= {f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", start=1)}
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*(?:([kmgt])(i)?b|b)?", re.ASCII)
 
 
-def byte_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+def byte_size(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
     """The callback of an option: ``24GB``, ``23.5 GiB`` or a number of bytes, at least one."""
     if value is None:
         return None
-    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([a-z]*)", value.strip().lower(), re.ASCII)
-    unit = _UNITS.get(found[2]) if found else None
-    size = int(float(found[1]) * unit) if found and unit else 0
+    found = _SIZE.fullmatch(value.strip().lower())
+    unit = (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " ") if found else 0
+    size = int(float(found[1]) * unit) if found else 0
     if size < 1:
         raise click.BadParameter(
-            f"{value!r} is no size; expected a number with a unit, such as 24GB or 22GiB"
+            f"{value!r} is not a size; expected a number with a unit, such as 24GB or 500MiB"
         )
     return size

@@ -10,16 +10,8 @@ import click
 from adept_fast.arguments import ParameterError
 from adept_fast.chat.format import ChatError
 from adept_fast.commands.conversation import Turn, chat_ids, stopping_answers
-from adept_fast.commands.errors import OneLineErrors, show_error
-from adept_fast.commands.options import (
-    bos_option,
-    checkpoint_option,
-    chosen_checkpoint,
-    load_runtime,
-    placement_options,
-    sampling_options,
-    sampling_params,
-)
+from adept_fast.commands.errors import show_error
+from adept_fast.commands.loading import chosen_checkpoint, load_runtime, sampling_params
 from adept_fast.commands.streaming import print_stream
 from adept_fast.engine.runtime import Runtime
 from adept_fast.engine.text_stream import TextStream
@@ -27,17 +19,7 @@ from adept_fast.sampling import SamplingParams
 from adept_fast.system.text_input import LineReader, TextError
 
 
-@click.command(cls=OneLineErrors)
-@checkpoint_option
-@placement_options
-@sampling_options
-@bos_option
-def chat(**options: Any) -> None:
-    """Talk with the model. Ctrl-C stops an answer, Ctrl-D leaves.
-
-    A question that cannot be asked, as it is too long or not UTF-8, is an error on stderr, and the next one
-    is read.
-    """
+def run(options: dict[str, Any]) -> None:
     params = sampling_params(options)
     lines = LineReader.of_stdin()
     runtime = load_runtime(chosen_checkpoint(options), options)

@@ -1,17 +1,31 @@
-"""The ``adept-fast`` program: a group of commands, one file each in ``commands/``."""
+"""The ``adept-fast`` program: its commands and their options.
+
+``--help`` and usage errors need nothing else. Each command runs in the module of its name, which is imported
+then, and torch with it.
+"""
 
 from __future__ import annotations
+
+import importlib
+from typing import Any
 
 import click
 
 from adept_fast import __version__
-from adept_fast.commands.bench import bench
-from adept_fast.commands.chat import chat
-from adept_fast.commands.convert import convert
+from adept_fast.choices import CHECKPOINT_FORMATS, DTYPES, MAX_STEP_TOKENS, PACKED_FORMATS
+from adept_fast.commands.byte_size import byte_size
 from adept_fast.commands.errors import OneLineErrorsGroup
-from adept_fast.commands.generate import generate
-from adept_fast.commands.info import info
-from adept_fast.commands.score import score
+from adept_fast.commands.interrupts import interrupts_exit
+from adept_fast.commands.options import (
+    COUNT,
+    bos_option,
+    checkpoint_options,
+    json_option,
+    mmap_option,
+    placement_options,
+    revision_option,
+    sampling_options,
+)
 
 
 @click.group(cls=OneLineErrorsGroup)
@@ -20,5 +34,139 @@ def main() -> None:
     """Run Persimmon language models."""
 
 
-for command in (generate, chat, score, info, bench, convert):
-    main.add_command(command)
+@main.command()
+@click.option("--prompt", "prompts", multiple=True, help="The text to continue; repeatable.")
+@click.option(
+    "--prompt-file",
+    "prompt_files",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    help="A file whose text is continued, - for stdin (once); the newline at its end is left out.",
+)
+@click.option("--chat", "as_chat", is_flag=True, help="Treat each prompt as a question in the chat format.")
+@checkpoint_options
+@placement_options
+@sampling_options
+@bos_option
+@click.option(
+    "--batch-size",
+    type=COUNT,
+    default=4,
+    show_default=True,
+    help="How many prompts are continued at the same time.",
+)
+@click.option(
+    "--logprobs",
+    type=click.IntRange(min=0),
+    help="With --json: the log-probability of each token and of the N most likely ones.",
+)
+@json_option
+@click.option("--stats", is_flag=True, help="Print speed, and its share of the memory bandwidth, to stderr.")
+def generate(**options: Any) -> None:
+    """Continue each prompt with text from the model."""
+    _run("generate", options)
+
+
+@main.command()
+@checkpoint_options
+@placement_options
+@sampling_options
+@bos_option
+def chat(**options: Any) -> None:
+    """Talk with the model. Ctrl-C stops an answer, Ctrl-D leaves.
+
+    A question that is too long or not UTF-8 is an error on stderr; the next one is read.
+    """
+    _run("chat", options)
+
+
+@main.command()
+@click.argument("texts", nargs=-1)
+@checkpoint_options
+@placement_options
+@bos_option
+@json_option
+def score(**options: Any) -> None:
+    """Print the log-probability and the perplexity of each text.
+
+    TEXTS default to the lines of stdin. A text with nothing to predict, such as an empty line, has
+    log-probability 0 and perplexity nan. A text that is too long or not UTF-8 is an error on stderr with its
+    number; the others are scored, and the exit code is 1.
+    """
+    _run("score", options)
+
+
+@main.command()
+@checkpoint_options
+@placement_options
+@click.option("--batch-size", type=COUNT, default=1, show_default=True)
+@click.option(
+    "--gpu-memory",
+    metavar="SIZE",
+    callback=byte_size,
+    help="Plan for a GPU with this much free memory, such as 24GB; it need not be here.",
+)
+@click.option("--verify", is_flag=True, help="Read a .tar and compare its MD5 with Adept's releases.")
+@json_option
+def info(**options: Any) -> None:
+    """Describe a checkpoint and plan its memory; weights are not read.
+
+    Files of owner/name that are not in the hub's cache are downloaded first.
+    """
+    _run("info", options)
+
+
+@main.command()
+@checkpoint_options
+@placement_options
+@click.option("--batch-size", type=click.IntRange(1, MAX_STEP_TOKENS), default=1, show_default=True)
+@click.option(
+    "--context",
+    type=COUNT,
+    default=64,
+    show_default=True,
+    help="Tokens before the first step.",
+)
+@json_option
+def bench(**options: Any) -> None:
+    """Measure decode speed, its limit, and what would be faster."""
+    _run("bench", options)
+
+
+@main.command()
+@click.argument("source")
+@click.argument("destination", type=click.Path())
+@revision_option
+@click.option(
+    "--to",
+    type=click.Choice(CHECKPOINT_FORMATS),
+    help="The format to write.  [default: native with --weights, else the other one]",
+)
+@click.option(
+    "--weights", type=click.Choice(PACKED_FORMATS), help="Pack the matrices, for the native format."
+)
+@click.option("--dtype", type=click.Choice(DTYPES), help="Convert the weights.  [default: as stored]")
+@click.option(
+    "--shard-size",
+    callback=byte_size,
+    metavar="SIZE",
+    default="5GB",
+    show_default=True,
+    help="The largest size of a Hugging Face weight file.",
+)
+@mmap_option
+@click.option("--quiet", is_flag=True, help="Print errors only.")
+def convert(**options: Any) -> None:
+    """Write a checkpoint in another format.
+
+    SOURCE is demo, a path, or owner/name on the Hugging Face hub. DESTINATION must not exist, or be an empty
+    directory, and appears when it is complete: an interrupted conversion leaves nothing, and the next one
+    removes what a killed one left.
+    """
+    _run("convert", options)
+
+
+def _run(command: str, options: dict[str, Any]) -> None:
+    with interrupts_exit():
+        module = importlib.import_module(f"adept_fast.commands.{command}")
+    module.run(options)

@@ -2,88 +2,32 @@
 
 from __future__ import annotations
 
-import re
 import sys
+from typing import Any
 
 import click
 
 from adept_fast.checkpoint import WEIGHT_DTYPES
-from adept_fast.checkpoint.convert import FORMATS, ConversionReport, Format
+from adept_fast.checkpoint.convert import ConversionReport
 from adept_fast.checkpoint.convert import convert as convert_checkpoint
-from adept_fast.commands.errors import OneLineErrors, printable
-from adept_fast.commands.options import mmap_option, revision_option
+from adept_fast.commands.errors import printable
 from adept_fast.commands.termination import ended_by_exceptions
-from adept_fast.quantization.quantize import WEIGHT_FORMATS
-
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([KMG]I?B)?", re.IGNORECASE)
 
 
-def _parse_size(_context: click.Context, _parameter: click.Parameter, text: str) -> int:
-    """A number of bytes, with or without a unit."""
-    match = _SIZE.fullmatch(text.strip())
-    size = int(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
-    if size < 1:
-        raise click.BadParameter(f"{text!r} is no size; expected one like 5GB, 500MiB or 1000000")
-    return size
-
-
-@click.command(cls=OneLineErrors)
-@click.argument("source")
-@click.argument("destination", type=click.Path())
-@revision_option
-@click.option(
-    "--to",
-    type=click.Choice(FORMATS),
-    help="The format to write. [default: native with --weights, else the other one]",
-)
-@click.option(
-    "--weights",
-    type=click.Choice(WEIGHT_FORMATS),
-    help="Pack the weights in 8 or 4 bits, for the native format.",
-)
-@click.option(
-    "--dtype", type=click.Choice(list(WEIGHT_DTYPES)), help="Convert the weights. [default: as stored]"
-)
-@click.option(
-    "--shard-size",
-    callback=_parse_size,
-    metavar="SIZE",
-    default="5GB",
-    show_default=True,
-    help="The largest size of a Hugging Face weight file.",
-)
-@mmap_option
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-def convert(
-    source: str,
-    destination: str,
-    revision: str | None,
-    to: Format | None,
-    weights: str | None,
-    dtype: str | None,
-    shard_size: int,
-    mmap: bool,
-    quiet: bool,
-) -> None:
-    """Write the checkpoint SOURCE ("demo", a path, or owner/name on the Hugging Face hub) to DESTINATION.
-
-    DESTINATION appears when it is complete; it must not exist yet, or be an empty directory. Where this is
-    interrupted or terminated nothing is left, and what a killed one left is removed by the next.
-    """
+def run(options: dict[str, Any]) -> None:
     with ended_by_exceptions():
         report = convert_checkpoint(
-            source,
-            destination,
-            revision=revision,
-            to=to,
-            dtype=WEIGHT_DTYPES[dtype] if dtype else None,
-            weights=weights,
-            max_shard_bytes=shard_size,
-            mmap=mmap,
-            progress=not quiet,
+            options["source"],
+            options["destination"],
+            revision=options["revision"],
+            to=options["to"],
+            dtype=WEIGHT_DTYPES[options["dtype"]] if options["dtype"] else None,
+            weights=options["weights"],
+            max_shard_bytes=options["shard_size"],
+            mmap=options["mmap"],
+            progress=not options["quiet"],
         )
-    if not quiet:
+    if not options["quiet"]:
         click.echo(_as_text(report), file=sys.stderr)
 
 

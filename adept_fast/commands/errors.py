@@ -8,9 +8,9 @@ from typing import IO, Any
 
 import click
 
+from adept_fast.commands.interrupts import INTERRUPTED
 from adept_fast.commands.output import naming_stdout, prepare_output
 
-INTERRUPTED = 130  # the exit status after Ctrl-C: 128 and the number of SIGINT, as in a shell
 MAX_CHARACTERS = 600  # of a message
 
 _DEBUG = "adept_fast.debug"
@@ -95,20 +95,6 @@ class OneLineErrorsGroup(OneLineErrors, click.Group):
 
     command_class = OneLineErrors
     group_class = type
-
-
-def failing(error: Exception) -> OneLineErrors:
-    """A command that takes any arguments and fails with ``error``, for a program that cannot be imported."""
-
-    def fail() -> None:
-        raise error
-
-    return OneLineErrors(
-        None,
-        callback=fail,
-        add_help_option=False,
-        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    )
 
 
 def show_error(error: Exception) -> None:

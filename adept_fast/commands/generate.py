@@ -13,17 +13,7 @@ from adept_fast.arguments import ParameterError
 from adept_fast.chat.format import ChatError, strip_answer
 from adept_fast.checkpoint import Checkpoint
 from adept_fast.commands.conversation import chat_ids, stopping_answers
-from adept_fast.commands.errors import OneLineErrors
-from adept_fast.commands.options import (
-    COUNT,
-    bos_option,
-    checkpoint_option,
-    chosen_checkpoint,
-    load_runtime,
-    placement_options,
-    sampling_options,
-    sampling_params,
-)
+from adept_fast.commands.loading import chosen_checkpoint, load_runtime, sampling_params
 from adept_fast.commands.output import print_json, print_text
 from adept_fast.commands.streaming import print_stream
 from adept_fast.engine.runtime import Runtime
@@ -45,34 +35,7 @@ class Prompt:
     source: str
 
 
-@click.command(cls=OneLineErrors)
-@click.option("--prompt", "prompts", multiple=True, help="The text to continue; repeatable.")
-@click.option(
-    "--prompt-file",
-    "prompt_files",
-    multiple=True,
-    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
-    help="A file whose text is to be continued, - for stdin (once); the newline at its end is left out.",
-)
-@click.option("--chat", "as_chat", is_flag=True, help="Treat each prompt as a question in the chat format.")
-@checkpoint_option
-@placement_options
-@sampling_options
-@bos_option
-@click.option(
-    "--batch-size",
-    type=COUNT,
-    default=4,
-    show_default=True,
-    help="How many of several prompts are generated side by side.",
-)
-@click.option(
-    "--logprobs", type=click.IntRange(min=0), help="With --json: of each token and the n likeliest."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
-@click.option("--stats", is_flag=True, help="Print speed, and its share of the memory bandwidth, to stderr.")
-def generate(**options: Any) -> None:
-    """Continue each prompt with text from the model."""
+def run(options: dict[str, Any]) -> None:
     params = sampling_params(options, logprobs=options["logprobs"])
     prompts = _read_prompts(options)
     checkpoint = chosen_checkpoint(options)

@@ -14,11 +14,9 @@ import torch
 from adept_fast import __version__, ops
 from adept_fast.checkpoint import Checkpoint, Location, dtype_name, locate, open_checkpoint
 from adept_fast.checkpoint.published import release_checksum
-from adept_fast.commands.byte_size import byte_size
-from adept_fast.commands.errors import OneLineErrors, printable
-from adept_fast.commands.options import COUNT, checkpoint_option, placement_options
+from adept_fast.commands.errors import printable
 from adept_fast.commands.output import print_json, print_text
-from adept_fast.engine.graphs import launched_in_words
+from adept_fast.engine.graphs import launch_description
 from adept_fast.engine.loading import plan_loading
 from adept_fast.memory.advice import InsufficientMemoryError, MemoryPlan, format_bytes, format_together
 from adept_fast.ops import cuda
@@ -26,25 +24,7 @@ from adept_fast.ops.optional import choices
 from adept_fast.placement import Placement, choose_placement, imagine_placement
 
 
-@click.command(cls=OneLineErrors)
-@checkpoint_option
-@placement_options
-@click.option("--batch-size", type=COUNT, default=1, show_default=True)
-@click.option(
-    "--gpu-memory",
-    metavar="SIZE",
-    callback=byte_size,
-    help="Plan for a GPU with so much free memory, such as 24GB, which need not be here.",
-)
-@click.option(
-    "--verify", is_flag=True, help="Read a .tar and compare its MD5 with those of the releases of Adept."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def info(**options: Any) -> None:
-    """Describe a checkpoint and plan its memory, without reading its weights.
-
-    Of owner/name on the Hugging Face hub, what is not in the cache is downloaded first.
-    """
+def run(options: dict[str, Any]) -> None:
     # First: what follows fails where the tar is damaged, and downloads a hub id, which is no tar.
     verified = {"release": _verify(options["checkpoint"])} if options["verify"] else {}
     if verified and not options["as_json"]:
@@ -79,7 +59,7 @@ def _report(location: Location, options: dict[str, Any]) -> dict[str, dict[str, 
             "weights": placement.weights_in_words,
             "pages": placement.pages_in_words,
             "cache": dtype_name(placement.cache_dtype),
-            "decode steps": launched_in_words(placement.device, options["cuda_graphs"]),
+            "decode steps": launch_description(placement.device, options["cuda_graphs"]),
             **_describe_kernels(placement),
         },
         "memory": {

@@ -9,14 +9,8 @@ from typing import Any
 import click
 
 from adept_fast.arguments import ParameterError
-from adept_fast.commands.errors import OneLineErrors, show_error
-from adept_fast.commands.options import (
-    bos_option,
-    checkpoint_option,
-    chosen_checkpoint,
-    load_runtime,
-    placement_options,
-)
+from adept_fast.commands.errors import show_error
+from adept_fast.commands.loading import chosen_checkpoint, load_runtime
 from adept_fast.commands.output import print_json, print_text
 from adept_fast.engine.runtime import Runtime
 from adept_fast.engine.scoring import Score
@@ -26,19 +20,7 @@ from adept_fast.tokenizer.tokenizer import TokenizerError
 NamedText = tuple[str, str | TextError]  # what errors call it, and the text or why there is none
 
 
-@click.command(cls=OneLineErrors)
-@click.argument("texts", nargs=-1)
-@checkpoint_option
-@placement_options
-@bos_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, with every token.")
-def score(**options: Any) -> None:
-    """Print the log-probability and the perplexity of each text, or of each line of stdin.
-
-    A text with nothing to predict, such as an empty line, has log-probability 0 and perplexity nan. One that
-    cannot be scored, as it is too long or not UTF-8, is an error on stderr with its number; the others are
-    scored, and the exit code is 1.
-    """
+def run(options: dict[str, Any]) -> None:
     texts = _of_arguments(options["texts"]) if options["texts"] else _of_lines(LineReader.of_stdin())
     first = next(texts, None)
     if first is None:

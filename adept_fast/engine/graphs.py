@@ -1,8 +1,8 @@
-"""Decode steps of fixed shapes: captured once into CUDA graphs and replayed, or launched as they are.
+"""Launching decode steps: captured once into CUDA graphs and replayed, or eagerly.
 
-A step is hundreds of kernels, and a graph launches them at once. It replays addresses and sizes, so a step
-comes in few shapes: so many rows, over so many positions at most; rows without a sequence and positions past
-its end are left out on the device.
+A step is hundreds of kernels, and a graph launches them at once. A graph replays fixed addresses and sizes,
+so steps come in a few shapes (``GraphBuckets``). On the device, a step skips rows without a sequence and
+positions past a sequence's end.
 """
 
 from __future__ import annotations
@@ -20,50 +20,53 @@ from adept_fast.graph_buckets import BATCH_SIZES, MIN_LENGTH, GraphBuckets
 
 CUDA_GRAPHS = ("auto", "required", "off")
 
-Step = Callable[[int, int], Tensor]  # rows, length → logits [rows, vocab]
+Step = Callable[[int, int], Tensor]  # rows, length → logits float32 [rows, vocab]
 
 
 class CaptureError(RuntimeError):
     """A decode step could not be captured, and was required to be."""
 
 
-class Steps(Protocol):
-    """How decode steps are launched."""
+class StepRunner(Protocol):
+    """Launches decode steps."""
 
-    shapes: GraphBuckets
+    buckets: GraphBuckets
 
     def launch(self, rows: int, length: int) -> Tensor:
-        """Queue a step of one of ``shapes``; its logits, float32 [rows, vocab], until the next step."""
+        """Queue a step of a shape of ``buckets``.
+
+        Returns its logits, float32 [rows, vocab], valid until the next step.
+        """
         ...
 
 
-class EagerSteps:
-    """Steps that are launched operator by operator."""
+class EagerRunner:
+    """Launches a step operator by operator."""
 
-    def __init__(self, step: Step, shapes: GraphBuckets) -> None:
-        self.shapes = shapes
+    def __init__(self, step: Step, buckets: GraphBuckets) -> None:
+        self.buckets = buckets
         self.launch = step
 
 
 @dataclass(frozen=True)
 class Captured:
-    """A step that can be replayed, and the logits that each replay overwrites."""
+    """A captured step, and the logits that each replay overwrites."""
 
     replay: Callable[[], None]
     logits: Tensor
 
 
 class Capture(Protocol):
-    """What can capture a step."""
+    """Captures steps."""
 
-    bytes_held: int  # by what was captured
+    bytes_held: int  # by all steps that were captured
 
-    def __call__(self, warm_up: Callable[[], Tensor], step: Callable[[], Tensor]) -> Captured: ...
+    def __call__(self, warmup: Callable[[], Tensor], step: Callable[[], Tensor]) -> Captured: ...
 
 
 @dataclass
 class CaptureReport:
-    """What capturing has taken so far; ``failure`` says why steps are launched one by one after all."""
+    """The cost of capturing so far; ``failure`` is the reason if steps are launched eagerly instead."""
 
     shapes: list[tuple[int, int]] = field(default_factory=list)  # (rows, length)
     seconds: float = 0.0
@@ -71,23 +74,24 @@ class CaptureReport:
     failure: str | None = None
 
 
-class DecodeGraphs:
-    """Steps that are captured when they are first needed, and replayed from then on.
+class CudaGraphRunner:
+    """Captures a step when a shape is first needed, and replays it from then on.
 
     Args:
-        step: what is captured. rehearse: the same on rows without sequences, which changes nothing; it runs
-            before each capture, as libraries set themselves up at their first call.
-        required: a capture that fails raises CaptureError; else steps are launched eagerly from then on,
-            which is said once.
+        step: the step that is captured.
+        warmup: the same step on rows without sequences, which changes no state. It runs before each capture,
+            since libraries initialise themselves at their first call.
+        required: a capture that fails raises CaptureError. Otherwise steps are launched eagerly from then on,
+            with one warning.
     """
 
     def __init__(
-        self, step: Step, rehearse: Step, shapes: GraphBuckets, capture: Capture, *, required: bool = False
+        self, step: Step, warmup: Step, buckets: GraphBuckets, capture: Capture, *, required: bool = False
     ) -> None:
-        self.shapes = shapes
+        self.buckets = buckets
         self.report = CaptureReport()
         self._step = step
-        self._rehearse = rehearse
+        self._warmup = warmup
         self._capture = capture
         self._required = required
         self._captured: dict[tuple[int, int], Captured] = {}
@@ -100,11 +104,11 @@ class DecodeGraphs:
         return captured.logits
 
     def capture_up_to(self, rows: int) -> None:
-        """Capture now what steps of up to so many rows will need."""
-        most, _ = self.shapes.fitting(rows, 1)
-        # The largest first: the smaller ones find room in its memory.
-        for size in reversed([size for size in self.shapes.batch_sizes if size <= most]):
-            for length in reversed(self.shapes.lengths):
+        """Capture now all shapes that steps of up to ``rows`` rows need."""
+        max_rows, _ = self.buckets.fitting(rows, 1)
+        # The largest first: the smaller ones reuse its memory.
+        for size in reversed([size for size in self.buckets.batch_sizes if size <= max_rows]):
+            for length in reversed(self.buckets.lengths):
                 if (size, length) not in self._captured:
                     self._capture_shape(size, length)
 
@@ -113,9 +117,9 @@ class DecodeGraphs:
             return None
         started = time.perf_counter()
         try:
-            captured = self._capture(lambda: self._rehearse(rows, length), lambda: self._step(rows, length))
+            captured = self._capture(lambda: self._warmup(rows, length), lambda: self._step(rows, length))
         except RuntimeError as error:
-            # Where memory ran out, launched one by one the step would not fit either. CUDA says so in words.
+            # If memory ran out, an eager step would not fit either. CUDA reports it in the message only.
             if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
                 raise
             self._fail(rows, length, error)
@@ -134,10 +138,10 @@ class DecodeGraphs:
         warnings.warn(f"{reason}; steps are launched operator by operator", RuntimeWarning, stacklevel=3)
 
 
-def launched_in_words(device: torch.device, cuda_graphs: str = "auto") -> str:
-    """How steps are launched on a device."""
+def launch_description(device: torch.device, cuda_graphs: str = "auto") -> str:
+    """How steps are launched on a device, for a user to read."""
     if device.type != "cuda":
-        return "as they are (a CPU has no graphs)"
+        return "eagerly (a CPU has no graphs)"
     if cuda_graphs == "off":
         return "operator by operator"
     sizes = ", ".join(map(str, BATCH_SIZES))
@@ -145,42 +149,35 @@ def launched_in_words(device: torch.device, cuda_graphs: str = "auto") -> str:
 
 
 @dataclass(frozen=True)
-class Launching:
-    """How a loop is to launch its steps: ``steps`` makes Steps of a step, and of one that changes nothing.
+class LaunchPolicy:
+    """How a ModelRunner launches its steps.
 
-    ``captured``: the host may decide nothing within a step. ``steps_in_flight``: how many may be launched
-    before the first of them is read.
+    ``capture`` is None for eager steps. ``steps_in_flight`` is how many steps may be launched before the
+    first of them is read.
     """
 
-    steps: Callable[[Step, Step], Steps]
-    captured: bool
+    buckets: GraphBuckets
     steps_in_flight: int
+    capture: Capture | None = None
+    required: bool = False
 
     @classmethod
     def on(
         cls, device: torch.device, max_rows: int, max_seq_len: int, cuda_graphs: str = "auto"
-    ) -> Launching:
-        """What suits a device: on a GPU graphs, unless they are ``off``, and one step read behind."""
+    ) -> LaunchPolicy:
+        """On a GPU graphs, unless they are ``off``, and one step read behind; eager steps on a CPU."""
         if device.type != "cuda":
-            return cls.eager(GraphBuckets.all(max_rows, max_seq_len), steps_in_flight=1)
+            return cls(GraphBuckets.all(max_rows, max_seq_len), steps_in_flight=1)
         if cuda_graphs == "off":
-            return cls.eager(GraphBuckets.all(max_rows, max_seq_len), steps_in_flight=2)
-        return cls.graphs(
-            GraphBuckets.few(max_rows, max_seq_len), CudaCapture(device), required=cuda_graphs == "required"
-        )
+            return cls(GraphBuckets.all(max_rows, max_seq_len), steps_in_flight=2)
+        few = GraphBuckets.few(max_rows, max_seq_len)
+        return cls(few, 2, CudaCapture(device), required=cuda_graphs == "required")
 
-    @classmethod
-    def eager(cls, shapes: GraphBuckets, *, steps_in_flight: int) -> Launching:
-        return cls(lambda step, rehearse: EagerSteps(step, shapes), False, steps_in_flight)
-
-    @classmethod
-    def graphs(
-        cls, shapes: GraphBuckets, capture: Capture, *, required: bool = False, steps_in_flight: int = 2
-    ) -> Launching:
-        def steps(step: Step, rehearse: Step) -> Steps:
-            return DecodeGraphs(step, rehearse, shapes, capture, required=required)
-
-        return cls(steps, True, steps_in_flight)
+    def runner(self, step: Step, warmup: Step) -> StepRunner:
+        """Launches ``step``; ``warmup`` is the same step on rows without sequences."""
+        if self.capture is None:
+            return EagerRunner(step, self.buckets)
+        return CudaGraphRunner(step, warmup, self.buckets, self.capture, required=self.required)
 
 
 class CudaCapture:
@@ -192,11 +189,11 @@ class CudaCapture:
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, warm_up: Callable[[], Tensor], step: Callable[[], Tensor]) -> Captured:
+    def __call__(self, warmup: Callable[[], Tensor], step: Callable[[], Tensor]) -> Captured:
         with torch.cuda.device(self._device):
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
-                warm_up()
+                warmup()
             torch.cuda.synchronize()
             free_before, _ = torch.cuda.mem_get_info()
             graph = torch.cuda.CUDAGraph()

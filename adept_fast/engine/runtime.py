@@ -25,12 +25,12 @@ from adept_fast.arguments import (
 )
 from adept_fast.checkpoint import Checkpoint, open_checkpoint
 from adept_fast.config import PersimmonConfig
-from adept_fast.engine.decode_loop import DecodeLoop
-from adept_fast.engine.graphs import CUDA_GRAPHS, CaptureReport, Launching
+from adept_fast.engine.engine import Engine
+from adept_fast.engine.graphs import CUDA_GRAPHS, CaptureReport, LaunchPolicy
 from adept_fast.engine.loading import load_model, plan_loading
-from adept_fast.engine.run_lock import Run, RunLock
-from adept_fast.engine.scoring import Score, score_sequence
-from adept_fast.engine.sequence import Generation, Sequence
+from adept_fast.engine.model_runner import ModelRunner
+from adept_fast.engine.scoring import Likelihood, Score, ScoredSequence
+from adept_fast.engine.sequence import Generation, Request
 from adept_fast.engine.stats import Stats
 from adept_fast.engine.text_stream import TextStream
 from adept_fast.kv_cache import StaticKVCache
@@ -49,8 +49,9 @@ _PROMPTS = "text, or a list of texts or of lists of token ids"
 class Runtime:
     """A checkpoint on a device, with a cache for ``max_batch_size`` sequences of ``max_seq_len`` tokens.
 
-    Made by ``Runtime.load``. Several threads may use it: their calls queue, as they would share the cache.
-    A call within another one of the same thread, from a signal handler say, raises NestedRunError.
+    Made by ``Runtime.load``. Several threads may use it: their requests share the steps of ``engine``, which
+    also takes requests that do not block. A call within another one of the same thread, from a signal handler
+    say, raises NestedRunError.
     """
 
     def __init__(
@@ -68,14 +69,14 @@ class Runtime:
         self.tokenizer = tokenizer
         self.placement = placement
         self.load_seconds = load_seconds
-        self._lock = RunLock()
-        self._model = model
-        self._cache = cache
         self._plan = plan
-        launching = Launching.on(
+        policy = LaunchPolicy.on(
             model.device, most_rows(cache.max_batch_size), cache.max_seq_len, cuda_graphs
         )
-        self._loop = DecodeLoop(model, cache, tokenizer.vocab_size, launching)
+        runner = ModelRunner(model, cache, tokenizer.vocab_size, policy)
+        self.engine = Engine(
+            runner, tokenizer, guard=lambda: explaining_out_of_memory(plan, during="generating")
+        )
 
     @classmethod
     def load(
@@ -154,11 +155,11 @@ class Runtime:
 
     @property
     def max_seq_len(self) -> int:
-        return self._cache.max_seq_len
+        return self.engine.runner.cache.max_seq_len
 
     @property
     def max_batch_size(self) -> int:
-        return self._cache.max_batch_size
+        return self.engine.runner.cache.max_batch_size
 
     def memory(self) -> MemoryPlan:
         """What weights, cache and working memory take, and the longest context that would fit."""
@@ -166,24 +167,24 @@ class Runtime:
 
     def stats(self) -> Stats:
         """What the decode steps so far have found to skip."""
-        return Stats(*self._model.unit_counts.tolist())
+        return Stats(*self.engine.runner.model.unit_counts.tolist())
 
     def warm_up(self) -> None:
         """Load what the first prompt and step would wait for, and on a GPU capture steps.
 
         What is generated afterwards is what it would have been.
         """
-        with self._lock.hold(), explaining_out_of_memory(self._plan, during="capturing decode steps"):
-            self._loop.warm_up()
+        with explaining_out_of_memory(self._plan, during="capturing decode steps"):
+            self.engine.warmup()
 
     def captures(self) -> CaptureReport | None:
         """What was captured into CUDA graphs, and what that took; None where steps are not captured."""
-        return self._loop.captures()
+        return self.engine.runner.captures()
 
     def bytes_read_per_step(self, context_tokens: int) -> int:
         """What decoding one token of one sequence reads, when ``context_tokens`` stand before it."""
         context_tokens = integer("context_tokens", context_tokens, 0)
-        weights = self._model.weights.bytes_per_step(self.tokenizer.vocab_size)
+        weights = self.engine.runner.model.weights.bytes_per_step(self.tokenizer.vocab_size)
         return weights + self._plan.cache_bytes_per_token * context_tokens
 
     @overload
@@ -227,16 +228,18 @@ class Runtime:
         """
         single = isinstance(prompts, str)
         batch = [prompts] if isinstance(prompts, str) else entries("prompts", prompts, _PROMPTS)
-        sequences = self._sequences(batch, _settings(params, keywords, len(batch)), add_bos)
+        handles = self.engine.submit_all(
+            self._requests(batch, _settings(params, keywords, len(batch)), add_bos)
+        )
         try:
-            with self._lock.hold():
-                for _ in self._pieces(sequences):
-                    pass
+            for handle in handles:
+                handle.wait()
         except KeyboardInterrupt:
-            for sequence in sequences:
-                if sequence.finish_reason is None:
-                    sequence.interrupt()
-        generations = [sequence.generation(self.load_seconds) for sequence in sequences]
+            self.engine.end([handle.sequence for handle in handles])
+        finally:
+            for handle in handles:  # of which one may have failed
+                handle.cancel()
+        generations = [handle.sequence.generation(self.load_seconds) for handle in handles]
         return generations[0] if single else generations
 
     def stream(
@@ -252,8 +255,8 @@ class Runtime:
         The pieces joined are the text that ``generate`` returns; ``result`` holds the rest of what it would
         return once the stream has ended.
         """
-        (sequence,) = self._sequences([prompt], _settings(params, keywords, 1), add_bos)
-        return TextStream(sequence, Run(self._lock, self._pieces([sequence])), self.load_seconds)
+        (request,) = self._requests([prompt], _settings(params, keywords, 1), add_bos)
+        return TextStream(self.engine, request, self.load_seconds)
 
     def score(self, texts: str | SequenceOf[Prompt], *, add_bos: bool | None = None) -> list[Score]:
         """The log-probability of every token of each text, given the tokens before it."""
@@ -262,12 +265,36 @@ class Runtime:
         if not batch:
             raise ParameterError("texts is empty; expected at least one")
         encoded = [self._encode(text, add_bos) for text in batch]
-        with self._lock.hold(), explaining_out_of_memory(self._plan, during="scoring"):
-            return [score_sequence(self._model, self._cache, ids) for ids in encoded]
+        sequences = [ScoredSequence(ids[:1], [ids[1:]]) for ids in encoded]
+        scores = []
+        for ids, sequence in zip(encoded, self.engine.score(sequences), strict=True):
+            (likelihood,) = sequence.likelihoods()
+            scores.append(Score(ids, [None, *likelihood.logprobs] if ids else []))
+        return scores
 
-    def _pieces(self, sequences: list[Sequence]) -> Iterator[str]:
-        with explaining_out_of_memory(self._plan, during="generating"):
-            yield from self._loop.run(sequences)
+    def score_continuations(
+        self, requests: SequenceOf[tuple[SequenceOf[int], SequenceOf[int]]]
+    ) -> Iterator[tuple[int, Likelihood]]:
+        """The likelihood of each continuation after its context, as they become known, with its index.
+
+        A context that several continuations share is read once.
+
+        Args:
+            requests: (context, continuation) in token ids; a context has at least one, and both together at
+                most one more than ``max_seq_len``, as the last token is never read.
+        """
+        indices: dict[tuple[int, ...], list[int]] = {}
+        for index, (context, _) in enumerate(requests):
+            indices.setdefault(tuple(context), []).append(index)
+        longest_first = sorted(
+            indices.items(),
+            key=lambda item: -len(item[0]) - max(len(requests[index][1]) for index in item[1]),
+        )
+        sequences = [
+            ScoredSequence(context, [requests[index][1] for index in own]) for context, own in longest_first
+        ]
+        for (_, own), sequence in zip(longest_first, self.engine.score(sequences), strict=True):
+            yield from zip(own, sequence.likelihoods(), strict=True)
 
     def _encode(self, prompt: Prompt, add_bos: bool | None) -> list[int]:
         """Token ids, checked against the vocabulary and the context."""
@@ -286,18 +313,16 @@ class Runtime:
             )
         return ids
 
-    def _sequences(
+    def _requests(
         self, prompts: SequenceOf[Prompt], params: SequenceOf[SamplingParams], add_bos: bool | None
-    ) -> list[Sequence]:
+    ) -> list[Request]:
         add_bos = optional_flag("add_bos", add_bos)
         if not prompts:
             raise ParameterError("prompts is empty; expected at least one prompt")
-        sequences = []
-        for prompt, settings in zip(prompts, params, strict=True):
-            ids = self._encode(prompt, add_bos) or self.tokenizer.encode("", add_bos=True)
-            room = self.max_seq_len - len(ids) + 1  # the last token is never read back, so it needs no place
-            sequences.append(Sequence(ids, settings, self.tokenizer, room))
-        return sequences
+        return [
+            Request(self._encode(prompt, add_bos) or self.tokenizer.encode("", add_bos=True), settings)
+            for prompt, settings in zip(prompts, params, strict=True)
+        ]
 
 
 def _open(path_or_name: object, revision: str | None, *, mmap: bool, progress: bool) -> Checkpoint:

@@ -1,18 +1,19 @@
-"""Log-probabilities: of every token of a given text, and of tokens that were just chosen."""
+"""Log-probabilities: of the tokens of a given text, and of tokens that were just sampled."""
 
 from __future__ import annotations
 
 import functools
 import math
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from adept_fast.engine.sequence import TokenLogprob
-from adept_fast.kv_cache import StaticKVCache
 from adept_fast.memory.workspace import SCORED_ROWS
-from adept_fast.model import Persimmon
+from adept_fast.model import Persimmon, Segment
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,9 @@ class Score:
     """``logprobs[i]`` is the natural logarithm of the probability of ``token_ids[i]`` after the tokens before
     it; None for the first token, which nothing precedes.
 
-    On a CPU that is among all rows of the vocabulary, as in transformers. On a GPU the rows that the
-    tokenizer has no piece for are not held, and it is among the others: larger by −log(1 − p), where p is
-    what all unused rows together would get.
+    On a CPU the probability is among all rows of the vocabulary, as in transformers. On a GPU the rows for
+    which the tokenizer has no piece are not loaded, and it is among the others: larger by −log(1 − p), where
+    p is the probability of all unused rows together.
     """
 
     token_ids: list[int]
@@ -45,34 +46,137 @@ class Score:
             return math.inf
 
 
-@torch.inference_mode()
-def score_sequence(model: Persimmon, cache: StaticKVCache, ids: list[int]) -> Score:
-    """Score one sequence, in slot 0 of the cache."""
-    if not ids:
-        return Score([], [])
-    tokens = torch.tensor(ids, device=model.device, dtype=torch.int64)  # [tokens]
-    logprobs: list[float | None] = [None]
-    for chunk in model.prefill_chunks(tokens, cache, slot=0):
-        for hidden in chunk.split(SCORED_ROWS):
-            targets = tokens[len(logprobs) :][: len(hidden)]  # [rows]; the last hidden state has none
-            # No name holds the logits, or the next ones would lie beside them.
-            logprobs += _of_targets(model.all_logits(hidden[: len(targets)]), targets).tolist()
-    return Score(ids, logprobs)
+@dataclass(frozen=True)
+class Likelihood:
+    """The log-probabilities of a continuation's tokens, among the same rows as in ``Score``.
+
+    ``is_greedy``: each of its tokens is the likeliest one at its position.
+    """
+
+    logprobs: list[float]
+    is_greedy: bool
+
+    @property
+    def total(self) -> float:
+        """The natural logarithm of the continuation's probability."""
+        return math.fsum(self.logprobs)
 
 
-def _of_targets(logits: Tensor, targets: Tensor) -> Tensor:
-    """The log-probability of one token of each row of logits, float32 [rows, vocab]: → float32 [rows]."""
-    return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+@dataclass(frozen=True)
+class Target:
+    """A token whose log-probability is wanted, and the hidden state that predicts it."""
+
+    row: int  # of a chunk's hidden states
+    token_id: int
+    continuation: int
+    index: int  # of the token in its continuation
+
+
+class ScoredSequence:
+    """Continuations that follow one context, at least one token long, and their log-probabilities so far.
+
+    The context is read once, with the first continuation after it. Each further continuation is read over the
+    one before it. The last token of a continuation is not read, as nothing follows it.
+    """
+
+    def __init__(self, context: Sequence[int], continuations: Sequence[Sequence[int]]) -> None:
+        self.slot = -1
+        self.is_cancelled = False
+        self.thread = threading.get_ident()
+        self.error: Exception | None = None
+        self._context, self._continuations = list(context), continuations
+        self._logprobs = [[math.nan] * len(ids) for ids in continuations]
+        self._greedy = [True] * len(continuations)
+        self._current = 0  # the continuation that is read
+        self._read = 0  # tokens of the current segment
+        self._is_interrupted = False
+        # A text of one token has nothing to predict.
+        self._is_done = not any(continuations)
+
+    @property
+    def is_finished(self) -> bool:
+        return self._is_done or self._is_interrupted or self.error is not None
+
+    def begin(self, slot: int) -> None:
+        self.slot = slot
+
+    def interrupt(self) -> None:
+        self._is_interrupted = True
+
+    def likelihoods(self) -> list[Likelihood]:
+        """One for each continuation."""
+        return [Likelihood(*found) for found in zip(self._logprobs, self._greedy, strict=True)]
+
+    def unread(self) -> Segment:
+        """What is left of the current continuation, after the context if that was not read yet."""
+        tokens, start = self._segment()
+        return Segment(self.slot, start + self._read, tokens[self._read :])
+
+    def targets(self, first_row: int, count: int) -> list[Target]:
+        """What the next ``count`` tokens predict; their hidden states begin at ``first_row`` of a chunk."""
+        _, start = self._segment()
+        found = []
+        for at in range(count):
+            position = start + self._read + at
+            after = position + 1 - len(self._context)  # tokens of the continuation up to the predicted one
+            row = first_row + at
+            if after == 0:
+                found += [
+                    Target(row, ids[0], at, 0) for at, ids in enumerate(self._continuations) if len(ids)
+                ]
+            elif after > 0:
+                token_id = self._continuations[self._current][after]
+                found.append(Target(row, token_id, self._current, after))
+        return found
+
+    def add(self, target: Target, logprob: float, is_likeliest: bool) -> None:
+        """Record the result of a target."""
+        self._logprobs[target.continuation][target.index] = logprob
+        self._greedy[target.continuation] &= is_likeliest
+
+    def prefilled(self, count: int) -> None:
+        """Record that ``count`` more tokens were read and their targets added."""
+        self._read += count
+        while self._read == len(self._segment()[0]):
+            self._current, self._read = self._current + 1, 0
+            if self._current == len(self._continuations):
+                self._is_done = True
+                return
+
+    def _segment(self) -> tuple[list[int], int]:
+        """The tokens to read for the current continuation, and the position of the first."""
+        ids = list(self._continuations[self._current][:-1]) if not self._is_done else []
+        return (self._context + ids, 0) if self._current == 0 else (ids, len(self._context))
+
+
+def score_targets(model: Persimmon, hidden: Tensor, targets: list[tuple[ScoredSequence, Target]]) -> None:
+    """Add the results of a chunk, from its hidden states, float32 [tokens, hidden]; waits once."""
+    if not targets:
+        return
+    device = hidden.device
+    wanted = torch.tensor(
+        [[target.row, target.token_id] for _, target in targets], dtype=torch.int64, device=device
+    )  # [targets, 2]
+    results = []
+    for rows, ids in (part.T for part in wanted.split(SCORED_ROWS)):
+        # No name holds the logits, or the next ones would lie beside them.
+        logprobs = model.all_logits(hidden[rows]).log_softmax(-1)  # [rows, vocab]
+        results.append((logprobs.gather(-1, ids[:, None])[:, 0], logprobs.argmax(-1) == ids))
+        del logprobs
+    logprob_list = torch.cat([logprobs for logprobs, _ in results]).tolist()
+    likeliest = torch.cat([is_likeliest for _, is_likeliest in results]).tolist()
+    for (sequence, target), logprob, is_likeliest in zip(targets, logprob_list, likeliest, strict=True):
+        sequence.add(target, logprob, is_likeliest)
 
 
 class TokenLogprobs:
-    """The log-probabilities of chosen tokens and of the most likely ones: worked out on the device at once,
-    and fetched from it when the first is asked for."""
+    """The log-probabilities of sampled tokens and of the likeliest ones: computed on the device at once, read
+    when the first is needed."""
 
-    def __init__(self, logits: Tensor, ids: Tensor, most: int) -> None:
-        """Of the token in ids, int64 [rows], and of the ``most`` best, in logits, float32 [rows, vocab]."""
+    def __init__(self, logits: Tensor, ids: Tensor, max_top: int) -> None:
+        """Of ids, int64 [rows], and of the ``max_top`` likeliest tokens; logits are float32 [rows, vocab]."""
         logprobs = logits.log_softmax(-1)
-        values, indices = logprobs.topk(min(most, logprobs.shape[-1]))  # each [rows, most]
+        values, indices = logprobs.topk(min(max_top, logprobs.shape[-1]))  # each [rows, max_top]
         chosen = logprobs.gather(-1, ids.clamp(min=0)[:, None])  # [rows, 1]
         self._on_device = (ids.clone(), chosen, indices, values)
 
@@ -86,6 +190,6 @@ class TokenLogprobs:
         ]
 
     def of(self, row: int, count: int) -> TokenLogprob:
-        """Of one row: its token's, and those of the ``count`` best."""
+        """Of one row: its token's, and those of the ``count`` likeliest."""
         entry = self._rows[row]
         return TokenLogprob(entry.token_id, entry.logprob, entry.top[:count])

@@ -1,20 +1,23 @@
-"""One prompt on its way: what it has generated, when it ends, and what comes of it."""
+"""Sequence: a generation request and its running state, from the prompt's first token to the last event."""
 
 from __future__ import annotations
 
+import threading
 import time
-from dataclasses import dataclass, field
+from collections import deque
+from dataclasses import dataclass
 from typing import Literal
 
 from adept_fast.engine.speculation import PromptLookup
 from adept_fast.engine.stopping import StopMatcher
+from adept_fast.model import Segment
 from adept_fast.ops import INVALID
 from adept_fast.sampling import SamplingParams
 from adept_fast.tokenizer.tokenizer import StreamingDetokenizer, Tokenizer
 
 
 class GenerationError(ValueError):
-    """A text cannot go on: its logits hold a NaN or an infinity, or its place in the cache was given away."""
+    """A text cannot go on, as its logits hold a NaN or an infinity."""
 
 
 FinishReason = Literal["stop", "length", "eos", "interrupted"]
@@ -22,7 +25,7 @@ FinishReason = Literal["stop", "length", "eos", "interrupted"]
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """The log-probability of a generated token, and the most likely tokens at its place, best first."""
+    """The log-probability of a generated token, and the likeliest tokens at its position, best first."""
 
     token_id: int
     logprob: float
@@ -50,7 +53,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class Generation:
-    """What came of a prompt.
+    """The result of a request.
 
     ``text`` goes on exactly where the prompt ends, most often with a space.
     ``finish_reason``: ``eos`` the model ended the text, ``stop`` a stop string or stop token did, ``length``
@@ -65,132 +68,160 @@ class Generation:
     timings: Timings
 
 
-@dataclass
-class Sequence:
-    """A prompt, its settings, and its state.
-
-    ``context_room`` is how many tokens may be generated before the context is full.
-    """
+@dataclass(frozen=True)
+class Request:
+    """A prompt, at least one token, and how it is continued."""
 
     prompt_ids: list[int]
     params: SamplingParams
-    tokenizer: Tokenizer
-    context_room: int
-    slot: int = -1
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    text: str = ""
-    finish_reason: FinishReason | None = None
-    started_at: float = 0.0
-    first_token_at: float = 0.0
-    ended_at: float = 0.0
-    decode_steps: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
 
-    def __post_init__(self) -> None:
+
+@dataclass(frozen=True)
+class GenerationEvent:
+    """What one step added to a text.
+
+    ``text`` is the part that became certain: bytes of a character, or the beginning of a stop string, are
+    held back until more tokens have come. ``logprobs`` has an entry for each token, or is None if not
+    requested.
+    ``finish_reason`` is None in all events but the last.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[TokenLogprob, ...] | None
+    finish_reason: FinishReason | None
+
+
+class Sequence:
+    """The running state of a request: its slot, its tokens and text so far, and the events not read yet.
+
+    Args:
+        context_room: how many tokens may be generated before the context is full.
+    """
+
+    def __init__(self, request: Request, tokenizer: Tokenizer, context_room: int) -> None:
+        self.prompt_ids, self.params = request.prompt_ids, request.params
+        self.slot = -1
+        self.is_cancelled = False
+        self.thread = threading.get_ident()
+        self.error: Exception | None = None
+        self.finish_reason: FinishReason | None = None
+        self.text = ""
+        self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.events: deque[GenerationEvent] = deque()
+        self.drafted_tokens = self.accepted_tokens = 0
+        self._tokenizer = tokenizer
+        self._prefilled = 0  # tokens of the prompt that the cache holds
+        self._piece = ""  # text of the next event
+        self._published = 0  # tokens that are in events
+        self._steps = 0
+        self._chosen = 0  # tokens, the one that ended the text included
+        self._started_at = self._first_token_at = self._ended_at = 0.0
         # The text goes on where the prompt ends, so its leading space counts, unlike that of a new text.
-        self._detokenizer = StreamingDetokenizer(self.tokenizer)
+        self._detokenizer = StreamingDetokenizer(tokenizer)
         self._detokenizer.extend(self.prompt_ids)
         self._stops = StopMatcher(self.params.stop)
-        self._chosen = 0  # tokens, the one that ended the text too
         self._lookup = PromptLookup(self.prompt_ids) if self.params.prompt_lookup else None
         limit = self.params.max_new_tokens
-        self._room = self.context_room if limit is None else min(limit, self.context_room)
-        if self._room == 0:
-            self.finish_reason = "length"
+        self._max_tokens = context_room if limit is None else min(limit, context_room)
+        if self._max_tokens == 0:
+            self._end("length")
+
+    @property
+    def is_finished(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
 
     @property
     def next_position(self) -> int:
-        """Where the next token will stand."""
+        """The position of the next token."""
         return len(self.prompt_ids) + len(self.token_ids)
 
     @property
     def room(self) -> int:
-        """How many tokens may still come."""
-        return self._room - len(self.token_ids)
+        """How many more tokens may be generated."""
+        return self._max_tokens - len(self.token_ids)
 
     @property
     def last_position(self) -> int:
-        """Where its last token would stand."""
-        return len(self.prompt_ids) + self._room - 1
+        """The position of the last token that may be generated."""
+        return len(self.prompt_ids) + self._max_tokens - 1
 
     @property
     def end_ids(self) -> tuple[int, ...]:
         """The tokens that end the text."""
-        eos_ids = () if self.params.ignore_eos else self.tokenizer.eos_ids
+        eos_ids = () if self.params.ignore_eos else self._tokenizer.eos_ids
         return (*self.params.stop_token_ids, *eos_ids)
 
-    def begin(self, slot: int) -> None:
-        self.slot = slot
-        self.started_at = self.first_token_at = self.ended_at = time.perf_counter()
+    @property
+    def ids(self) -> list[int]:
+        """The prompt and the tokens so far."""
+        return self.prompt_ids + self.token_ids
 
-    def draft(self, most: int) -> list[int]:
-        """Tokens that may come next, at most ``most`` and as many as the parameters say."""
+    def begin(self, slot: int) -> None:
+        """Take a slot."""
+        self.slot = slot
+        self._started_at = self._first_token_at = self._ended_at = time.perf_counter()
+
+    def unread(self) -> Segment:
+        """The tokens of the prompt that were not prefilled yet."""
+        return Segment(self.slot, self._prefilled, self.prompt_ids[self._prefilled :])
+
+    def prefilled(self, count: int) -> None:
+        """Record that ``count`` more tokens of the prompt are in the cache."""
+        self._prefilled += count
+
+    def draft(self, max_tokens: int) -> list[int]:
+        """Tokens that may come next, at most ``max_tokens`` and as many as the parameters allow."""
         if self._lookup is None:
             return []
-        # The step's own token takes a place too.
-        count = min(most, self.params.prompt_lookup, self.room - 1)
+        # The step's own token needs room too.
+        count = min(max_tokens, self.params.prompt_lookup, self.room - 1)
         return self._lookup.draft(count) if count > 0 else []
 
-    def accept_step(self, kept: list[int], logprobs: list[TokenLogprob | None], drafted: int) -> str:
-        """Take the tokens that a step chose, of which all but the first had been guessed, among ``drafted``.
-
-        Returns the text that is now certain.
-        """
-        self.decode_steps += 1
+    def accept_step(self, tokens: list[int], logprobs: list[TokenLogprob | None], drafted: int) -> None:
+        """Add the tokens of a decode step, all but the first of which are among its ``drafted`` ones."""
+        before = self._chosen
+        self.accept(tokens, logprobs)
+        self._steps += 1
         self.drafted_tokens += drafted
-        piece = self.accept(kept[0], logprobs[0])
-        for token_id, logprob in zip(kept[1:], logprobs[1:], strict=True):
-            if self.finish_reason is not None:
-                break
-            self.accepted_tokens += 1
-            piece += self.accept(token_id, logprob)
-        return piece
+        self.accepted_tokens += max(0, self._chosen - before - 1)
 
-    def accept(self, token_id: int, logprob: TokenLogprob | None) -> str:
-        """Take the next token; returns the text that is now certain. Sets ``finish_reason`` at the end.
+    def accept(self, tokens: list[int], logprobs: list[TokenLogprob | None]) -> None:
+        """Add tokens up to the end of the text, and publish an event.
 
-        Raises GenerationError where there is none, as the logits were no distribution.
+        Sets ``finish_reason`` at the end, or ``error`` if the logits were no distribution.
         """
-        if token_id == INVALID:
-            raise GenerationError(
-                f"the logits after {self.next_position} tokens hold a NaN or an infinity: "
-                f"weights are damaged, or the cache's dtype is too narrow for them"
-            )
-        self.ended_at = time.perf_counter()
-        self._chosen += 1
-        if not self.token_ids:
-            self.first_token_at = self.ended_at
-        if token_id in self.tokenizer.eos_ids and not self.params.ignore_eos:
-            return self._finish("eos")
-        if token_id in self.params.stop_token_ids:
-            return self._finish("stop")
-        self.token_ids.append(token_id)
-        if self._lookup is not None:
-            self._lookup.push(token_id)
-        if logprob is not None:
-            self.logprobs.append(logprob)
-        piece = self._stops.push(self._detokenizer.push(token_id))
-        self.text += piece
-        if self._stops.stopped:
-            self.finish_reason = "stop"
-        elif self.room == 0:
-            piece += self._finish("length")
-        return piece
+        for token_id, logprob in zip(tokens, logprobs, strict=True):
+            if token_id == INVALID:
+                self.error = GenerationError(
+                    f"the logits after {self.next_position} tokens hold a NaN or an infinity: "
+                    f"weights are damaged, or the cache's dtype is too narrow for them"
+                )
+                return
+            self._ended_at = time.perf_counter()
+            self._chosen += 1
+            if not self.token_ids:
+                self._first_token_at = self._ended_at
+            if (reason := self._add(token_id, logprob)) is not None:
+                self._end(reason)
+                return
+        self._publish(None)
 
-    def interrupt(self) -> str:
-        """End here, with what there is."""
-        return self._finish("interrupted")
+    def interrupt(self) -> None:
+        """End the text here."""
+        if not self.is_finished:
+            self._end("interrupted")
 
     def generation(self, load_seconds: float) -> Generation:
+        """What was generated so far."""
         timings = Timings(
             load_seconds=load_seconds,
-            prefill_seconds=self.first_token_at - self.started_at,
-            decode_seconds=self.ended_at - self.first_token_at,
+            prefill_seconds=self._first_token_at - self._started_at,
+            decode_seconds=self._ended_at - self._first_token_at,
             prompt_tokens=len(self.prompt_ids),
             decode_tokens=max(0, self._chosen - 1),
-            decode_steps=self.decode_steps,
+            decode_steps=self._steps,
             drafted_tokens=self.drafted_tokens,
             accepted_tokens=self.accepted_tokens,
         )
@@ -202,10 +233,34 @@ class Sequence:
             timings=timings,
         )
 
-    def _finish(self, reason: FinishReason) -> str:
-        """The rest of the text, in which a stop string may still come to light."""
-        rest = self._stops.push(self._detokenizer.finish())
-        self.finish_reason = "stop" if self._stops.stopped else reason
-        rest += self._stops.finish()
-        self.text += rest
-        return rest
+    def _add(self, token_id: int, logprob: TokenLogprob | None) -> FinishReason | None:
+        """Add one token; returns why the text ends with it, or None."""
+        if token_id in self._tokenizer.eos_ids and not self.params.ignore_eos:
+            return "eos"
+        if token_id in self.params.stop_token_ids:
+            return "stop"
+        self.token_ids.append(token_id)
+        if self._lookup is not None:
+            self._lookup.push(token_id)
+        if logprob is not None:
+            self.logprobs.append(logprob)
+        self._piece += self._stops.push(self._detokenizer.push(token_id))
+        if self._stops.stopped:
+            return "stop"
+        return "length" if self.room == 0 else None
+
+    def _end(self, reason: FinishReason) -> None:
+        """End the text. What was held back may still complete a stop string."""
+        self._piece += self._stops.push(self._detokenizer.finish())
+        reason = "stop" if self._stops.stopped else reason
+        self._piece += self._stops.finish()
+        self._publish(reason)
+
+    def _publish(self, reason: FinishReason | None) -> None:
+        """Make an event of the tokens and the text since the last one."""
+        start, self._published = self._published, len(self.token_ids)
+        piece, self._piece = self._piece, ""
+        self.text += piece
+        logprobs = None if self.params.logprobs is None else tuple(self.logprobs[start:])
+        self.events.append(GenerationEvent(tuple(self.token_ids[start:]), piece, logprobs, reason))
+        self.finish_reason = reason  # last, so that a reader in another thread misses no event

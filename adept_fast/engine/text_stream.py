@@ -1,47 +1,40 @@
-"""TextStream: the text of one generation, as it becomes known."""
+"""TextStream: the text of one request, as it becomes known."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import NoReturn, SupportsIndex
 
-from adept_fast.engine.run_lock import Run
-from adept_fast.engine.sequence import Generation, GenerationError, Sequence
+from adept_fast.engine.engine import Engine
+from adept_fast.engine.sequence import Generation, Request
 
 
 class TextStream(Iterator[str]):
-    """The pieces of one generation. ``result`` is the Generation so far, complete once iteration has ended.
+    """The pieces of one text. ``result`` is the Generation so far, complete once iteration has ended.
 
-    From its first piece on it has the Runtime to itself, and calls of other threads wait, until it ends, is
-    closed (``close``, or the end of a ``with``) or is garbage. A call of the thread that got the last piece
-    ends it instead: the next piece is then a GenerationError. One thread may go on where another stopped.
-    Ctrl-C while a piece is awaited ends the stream with what there is.
+    The request begins with the first piece. It keeps its slot until it ends, is closed (``close``, or the end
+    of a ``with``) or is garbage. One thread may go on where another stopped. Ctrl-C while a piece is awaited
+    ends the stream.
     """
 
-    def __init__(self, sequence: Sequence, run: Run[str], load_seconds: float) -> None:
-        self._sequence = sequence
-        self._run = run
+    def __init__(self, engine: Engine, request: Request, load_seconds: float) -> None:
+        self._engine = engine
+        self._handle = engine.prepare(request)
         self._load_seconds = load_seconds
         self._shown = 0  # characters that were returned
-        self._is_stopped = False
+        self._has_begun = False
 
     def __next__(self) -> str:
+        if not self._has_begun:
+            self._has_begun = True
+            self._handle.begin()
         try:
-            while not self._is_stopped:
-                piece = next(self._run)
-                if piece and not self._is_stopped:
-                    self._shown += len(piece)
-                    return piece
+            for event in self._handle:
+                if event.text:
+                    return self._show(event.text)
         except KeyboardInterrupt:
-            self._is_stopped = True
-        except StopIteration:
-            if self._run.displaced:
-                raise GenerationError(
-                    "this stream ended when another generation began on the same Runtime"
-                ) from None
-            raise
-        if rest := self.stop():
-            return rest
+            if rest := self.stop():
+                return rest
         raise StopIteration
 
     def __enter__(self) -> TextStream:
@@ -54,19 +47,14 @@ class TextStream(Iterator[str]):
         raise TypeError("a TextStream can be neither copied nor pickled; its result can")
 
     def stop(self) -> str:
-        """End the stream here, with what there is.
-
-        Returns text that was held back in case a stop string would come of it. While another thread awaits a
-        piece, that one ends the stream, and gets that text.
-        """
-        self._is_stopped = True
-        if not self._run.close():
-            return ""
-        if self._sequence.finish_reason is None:
-            self._sequence.interrupt()
-        rest = self._sequence.text[self._shown :]
-        self._shown += len(rest)
-        return rest
+        """End the stream here; returns the rest of the text, some of which may have been held back."""
+        sequence = self._handle.sequence
+        if not self._has_begun:
+            self._has_begun = True
+            sequence.interrupt()
+        self._engine.end([sequence])
+        sequence.events.clear()
+        return self._show(sequence.text[self._shown :])
 
     def close(self) -> None:
         """``stop``, for those who need no more text."""
@@ -74,4 +62,8 @@ class TextStream(Iterator[str]):
 
     @property
     def result(self) -> Generation:
-        return self._sequence.generation(self._load_seconds)
+        return self._handle.sequence.generation(self._load_seconds)
+
+    def _show(self, piece: str) -> str:
+        self._shown += len(piece)
+        return piece

@@ -12,6 +12,7 @@ from adept_fast import extension
 from adept_fast.ops import cuda
 from adept_fast.ops.reference import ABSENT
 from adept_fast.ops.sample import INVALID, sample
+from adept_fast.ops.token_bounds import token_bounds
 from adept_fast.quantization.quantize import Matrix
 from adept_fast.weights import ModelWeights
 
@@ -50,6 +51,7 @@ __all__ = [
     "rotary_table",
     "sample",
     "slot_sampler",
+    "token_bounds",
 ]
 
 _PLAIN = ("embed", "prefill_attention", "sample")  # of which a CPU has no other implementation

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from adept_fast.quantization.quantize import Matrix, QuantizedMatrix
 
-_FEW_TOKENS = 16  # up to here weights are worth streaming past the tokens
-_FEW_TOKENS_PACKED = 48  # and up to here, rows of a packed down-projection without turning them into floats
+FEW_TOKENS = 16  # up to here weights are worth streaming past the tokens
+FEW_TOKENS_PACKED = 48  # and up to here, rows of a packed down-projection without turning them into floats
 
 _HAS_BFLOAT16 = bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
 def is_better(x: Tensor, w: Matrix) -> bool:
     """Whether x · wᵀ should be computed here, where results are float32 as the model's inputs are."""
-    if x.shape[0] <= _FEW_TOKENS or isinstance(w, QuantizedMatrix) or x.dtype != torch.float32:
+    if x.shape[0] <= FEW_TOKENS or isinstance(w, QuantizedMatrix) or x.dtype != torch.float32:
         return False
     return w.dtype == torch.float32 or (w.dtype == torch.bfloat16 and _HAS_BFLOAT16)
 
@@ -29,7 +29,7 @@ def is_better(x: Tensor, w: Matrix) -> bool:
 def is_better_for_units(x: Tensor, w_t: Matrix) -> bool:
     """Whether the down-projection of x's units should be computed here."""
     if isinstance(w_t, QuantizedMatrix):
-        return x.shape[0] > _FEW_TOKENS_PACKED and x.dtype == torch.float32
+        return x.shape[0] > FEW_TOKENS_PACKED and x.dtype == torch.float32
     return is_better(x, w_t)
 
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adept_fast.choices import PACKED_FORMATS
+
 Layout = Literal["rows", "units"]
 
 TILE = 16  # rows whose weights of the same columns lie together in the "rows" layout
@@ -27,7 +29,7 @@ _BLOCK_ELEMENTS = 1 << 18  # are rounded at a time, so that what is computed of 
 _SPANS = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0, 1.04, 1.08)
 
 # What weights can be rounded to, by the names that users write.
-WEIGHT_FORMATS = ("int8", "int4")
+WEIGHT_FORMATS = PACKED_FORMATS
 
 _MATRICES = (
     "self_attn.query_key_value.weight",

@@ -62,7 +62,9 @@ class AdeptFastWorker(Worker):
         except (InsufficientMemoryError, ParameterError) as error:
             raise Absent(str(error)) from error
         # The one look behind the public interface: how large the matrices are whose rows may be left out.
-        self.down_bytes = sum(layer.w_down_t.nbytes for layer in self.runtime._model.weights.layers)
+        self.down_bytes = sum(
+            layer.w_down_t.nbytes for layer in self.runtime.engine.runner.model.weights.layers
+        )
         plan = self.runtime.memory()
         return {
             "weight_bytes": self.runtime.bytes_read_per_step(0),

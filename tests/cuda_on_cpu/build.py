@@ -8,6 +8,7 @@ nothing is compiled twice. By hand, from tests/::
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
 import os
@@ -207,7 +208,6 @@ def _compile(objects: Sequence[_Object], directory: Path) -> list[Path]:
             os.replace(partial, finished)
         return finished
 
-    directory.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(COMPILERS_AT_ONCE) as pool:
         return list(pool.map(compile_one, objects))
 
@@ -216,15 +216,18 @@ def _link(tools: Toolchain, kind: Kind, name: str, objects: Sequence[_Object], f
     # Kernels come last: of an inline function of std that several objects hold, the linker keeps the first,
     # and the runtime must not call one that is checked as if it were a kernel's.
     directory = tools.build / kind
-    files = _compile(objects, directory)
-    command = (tools.compiler, *FLAGS[kind].link, *map(str, files), *flags)
-    linked = directory / f"{name}.{content_hash([('command', json.dumps(command).encode())])[:24]}.so"
-    if not linked.exists():
-        partial = linked.with_suffix(f".{os.getpid()}.so")
-        _run((*command, "-o", str(partial)))
-        os.replace(partial, linked)
-        _forget_outdated(directory)
-    return linked
+    directory.mkdir(parents=True, exist_ok=True)
+    with (tools.build / f"{kind}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed: of several processes of tests, one compiles
+        files = _compile(objects, directory)
+        command = (tools.compiler, *FLAGS[kind].link, *map(str, files), *flags)
+        linked = directory / f"{name}.{content_hash([('command', json.dumps(command).encode())])[:24]}.so"
+        if not linked.exists():
+            partial = linked.with_suffix(f".{os.getpid()}.so")
+            _run((*command, "-o", str(partial)))
+            os.replace(partial, linked)
+            _forget_outdated(directory)
+        return linked
 
 
 def _forget_outdated(directory: Path, kept: int = 200) -> None:

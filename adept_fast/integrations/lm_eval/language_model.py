@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import lm_eval.models  # noqa: F401 (lm-eval registers its own models only where none is registered yet)
 import torch
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from adept_fast.arguments import ParameterError, flag, integer, optional_flag, shown
 from adept_fast.checkpoint import dtype_name
-from adept_fast.integrations.lm_eval.continuations import ScoringRuntime
+from adept_fast.engine.runtime import Runtime
 from adept_fast.integrations.lm_eval.generation import DEFAULT_NEW_TOKENS, generation_params
 
 _MOST_ROWS = 16  # sequences that the decode kernels take side by side: what batch_size=auto means
@@ -68,7 +68,7 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         add_bos = optional_flag("add_bos", add_bos)
         if max_length is not None:
             max_length = integer("max_length", max_length, 1)
-        runtime = ScoringRuntime.load(
+        self.runtime = Runtime.load(
             checkpoint,
             revision=revision,
             device=_device(device),
@@ -78,7 +78,6 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             max_seq_len=max_length,
             max_batch_size=_batch_size(batch_size, max_batch_size),
         )
-        self.runtime = cast("ScoringRuntime", runtime)  # load makes its own class
         self._checkpoint = str(checkpoint)
         self._add_bos = self.runtime.tokenizer.add_bos if add_bos is None else add_bos
 
@@ -170,9 +169,9 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             if not continuation:
                 raise _no_continuation(texts)
         pairs = [self._cut(context, continuation) for _, context, continuation in requests]
-        with tqdm(total=len(pairs), desc="Scoring continuations", disable=disable_tqdm) as bar:
-            found = self.runtime.score_continuations(pairs, bar.update)
-        answers = [(likelihood.logprob, likelihood.is_greedy) for likelihood in found]
+        scored = self.runtime.score_continuations(pairs)
+        found = dict(tqdm(scored, total=len(pairs), desc="Scoring continuations", disable=disable_tqdm))
+        answers = [(found[index].total, found[index].is_greedy) for index in range(len(pairs))]
         for (texts, _, _), answer in zip(requests, answers, strict=True):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
-from adept_fast.engine.run_lock import NestedRunError, RunLock
+from adept_fast.engine.turn import NestedRunError, Turns
 from adept_fast.integrations.transformers.not_served import NotServedError
 from adept_fast.integrations.transformers.shared_weights import SharedWeights, check_modules
 from adept_fast.integrations.transformers.token_loop import TokenLoop
@@ -27,7 +27,7 @@ class Acceleration:
         self._length = length
         self._shared: SharedWeights | None = None
         self._loop: TokenLoop | None = None
-        self._lock = RunLock()
+        self._turns = Turns()
         self._said: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -41,7 +41,7 @@ class Acceleration:
         """Wait for runs of other threads, and have them wait; inside a run of the same thread, go ahead."""
         with ExitStack() as held:
             with suppress(NestedRunError):
-                held.enter_context(self._lock.hold())
+                held.enter_context(self._turns.hold())
             yield
 
     def share(self, model: Any) -> SharedWeights:
@@ -65,7 +65,7 @@ class Acceleration:
         """
         with ExitStack() as held:
             try:
-                held.enter_context(self._lock.hold())
+                held.enter_context(self._turns.hold())
             except NestedRunError as error:
                 raise NotServedError("a generate within a generate") from error
             shared = self.share(model)

@@ -1,0 +1,62 @@
+"""The checkpoint, the Runtime and the sampling settings that the options of a command name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from adept_fast.arguments import ParameterError
+from adept_fast.checkpoint import Checkpoint, open_checkpoint
+from adept_fast.engine.runtime import Runtime
+from adept_fast.sampling import SamplingParams
+
+_SAMPLING = (
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+    "prompt_lookup",
+)
+_PLACEMENT = (
+    "device",
+    "dtype",
+    "weights",
+    "cache_dtype",
+    "embedding",
+    "max_seq_len",
+    "check_weights",
+    "mmap",
+    "cuda_graphs",
+    "warmup",
+)
+
+
+def chosen_checkpoint(options: dict[str, Any]) -> Checkpoint:
+    """The checkpoint that the values of ``checkpoint_option`` and ``mmap_option`` name, open."""
+    return open_checkpoint(options["checkpoint"], options["revision"], mmap=options["mmap"])
+
+
+def load_runtime(
+    checkpoint: Checkpoint, options: dict[str, Any], *, max_batch_size: int = 1, progress: bool = True
+) -> Runtime:
+    """A Runtime from the values of ``placement_options``."""
+    placement = {name: options[name] for name in _PLACEMENT}
+    return Runtime.load(checkpoint, max_batch_size=max_batch_size, progress=progress, **placement)
+
+
+def sampling_params(
+    options: dict[str, Any], *, stop: tuple[str, ...] = (), logprobs: int | None = None
+) -> SamplingParams:
+    """SamplingParams from the values of ``sampling_options``, and the stop strings in ``stop`` too.
+
+    Raises click.UsageError for a value out of its range, which is why it is called before a model is loaded.
+    """
+    chosen = {name: options[name] for name in _SAMPLING}
+    try:
+        return SamplingParams(stop=(*options["stop"], *stop), logprobs=logprobs, **chosen)
+    except ParameterError as error:
+        raise click.UsageError(str(error)) from error

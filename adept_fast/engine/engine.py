@@ -1,0 +1,296 @@
+"""Engine: runs requests side by side on one model. They join and leave between steps."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as SequenceOf
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from adept_fast import ops
+from adept_fast.engine.model_runner import ModelRunner, PendingStep
+from adept_fast.engine.scheduler import Scheduled, ScheduledSequence, Scheduler
+from adept_fast.engine.scoring import ScoredSequence, Target, TokenLogprobs, score_targets
+from adept_fast.engine.sequence import Generation, GenerationEvent, Request, Sequence, TokenLogprob
+from adept_fast.engine.speculation import kept_tokens
+from adept_fast.engine.turn import Turns
+from adept_fast.model import Segment
+from adept_fast.tokenizer.tokenizer import Tokenizer
+
+
+class RequestHandle(Iterator[GenerationEvent]):
+    """The events of one request, in order; iteration waits for the next one.
+
+    A request makes progress while any thread waits for any request of its engine. Once its handle is garbage,
+    it is cancelled.
+    """
+
+    def __init__(self, engine: Engine, sequence: Sequence) -> None:
+        self.sequence = sequence
+        self._engine = engine
+
+    def __next__(self) -> GenerationEvent:
+        """Raises GenerationError if the logits hold a NaN, and what a step of the engine raises."""
+        sequence = self.sequence
+        self._engine.wait(lambda: bool(sequence.events) or sequence.is_finished, [sequence])
+        if sequence.events:
+            return sequence.events.popleft()
+        if sequence.error is not None:
+            raise sequence.error
+        raise StopIteration
+
+    def begin(self) -> None:
+        """Queue the request, if it was only prepared."""
+        self._engine.begin([self])
+
+    def wait(self) -> None:
+        """Return at the end of the request; raises what iteration does. The events stay to be read."""
+        self._engine.wait(lambda: self.sequence.is_finished, [self.sequence])
+        if self.sequence.error is not None:
+            raise self.sequence.error
+
+    def cancel(self) -> None:
+        """End the request at the next step, which frees its slot; the last event says ``interrupted``."""
+        self._engine.cancel(self.sequence)
+
+    def result(self, load_seconds: float = 0.0) -> Generation:
+        """Wait for the end; returns everything that was generated."""
+        self.wait()
+        return self.sequence.generation(load_seconds)
+
+    def __del__(self) -> None:
+        self._engine.cancel(self.sequence)
+
+
+class Engine:
+    """Steps a ModelRunner as its Scheduler decides.
+
+    Any number of threads may submit requests and wait for them. One of those who wait steps the engine for
+    all, until its own request is served; then another one goes on.
+
+    Args:
+        guard: makes a context for each step, which may turn its errors into others.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        tokenizer: Tokenizer,
+        guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self.runner = runner
+        self._tokenizer = tokenizer
+        self._guard = guard
+        self._scheduler = Scheduler(runner.cache.max_batch_size, runner.model.token_bounds)
+        self._turns = Turns()
+        self._scheduled: list[ScheduledSequence] = []  # the rows of the steps in flight
+        self._pending: deque[tuple[PendingStep, list[ScheduledSequence]]] = deque()
+        self._is_unfinished = False  # the last step was cut short
+        _engines.add(self)
+
+    @property
+    def max_seq_len(self) -> int:
+        return self.runner.cache.max_seq_len
+
+    def submit(self, request: Request) -> RequestHandle:
+        """Queue a request. Its prompt must fit into the cache."""
+        return self.submit_all([request])[0]
+
+    def submit_all(self, requests: SequenceOf[Request]) -> list[RequestHandle]:
+        """Queue requests at once, so that their prompts are prefilled together."""
+        handles = [self.prepare(request) for request in requests]
+        self.begin(handles)
+        return handles
+
+    def prepare(self, request: Request) -> RequestHandle:
+        """A handle of a request that is not queued yet."""
+        # The last token is never read back, so it needs no position.
+        room = self.max_seq_len - len(request.prompt_ids) + 1
+        return RequestHandle(self, Sequence(request, self._tokenizer, room))
+
+    def begin(self, handles: SequenceOf[RequestHandle]) -> None:
+        """Queue requests that were prepared."""
+        self._scheduler.add([handle.sequence for handle in handles])
+
+    def score(self, sequences: SequenceOf[ScoredSequence]) -> Iterator[ScoredSequence]:
+        """Queue sequences, and yield them in order once they are scored. Raises what a step raises."""
+        self._scheduler.add(sequences)
+        try:
+            for sequence in sequences:
+                self.wait(lambda: sequence.is_finished, sequences)  # noqa: B023 (called before the next one)
+                yield sequence
+        finally:
+            for sequence in sequences:
+                self.cancel(sequence)
+
+    def cancel(self, sequence: Scheduled) -> None:
+        """End a sequence at the next step. Takes no lock: the garbage collector calls it too."""
+        if not sequence.is_finished:
+            self._scheduler.cancel(sequence)
+
+    def wait(self, is_done: Callable[[], bool], waited_for: SequenceOf[Scheduled]) -> None:
+        """Return when ``is_done()``; step the engine until then, unless another thread does.
+
+        An error of a step is raised in the thread that stepped, and ends the sequences ``waited_for`` there;
+        the others go on.
+        """
+        try:
+            self._turns.work_until(is_done, self.step)
+        except BaseException:
+            for sequence in waited_for:
+                self.cancel(sequence)
+            raise
+
+    def end(self, sequences: SequenceOf[Scheduled]) -> None:
+        """Cancel sequences and wait until they have ended, unless this thread is in the middle of a step."""
+        for sequence in sequences:
+            self.cancel(sequence)
+        if not self._turns.is_held_here():
+            self._turns.work_until(lambda: all(s.is_finished for s in sequences), self._retire)
+
+    def warmup(self) -> None:
+        """Run the ModelRunner's warm-up, once all requests are served."""
+        self._turns.work_until(lambda: not self._scheduler.sequences(), self.step)
+        with self._turns.hold(), torch.inference_mode():
+            self.runner.warmup()
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """One chunk of the prompts that wait, and one decode step of the sequences that are past theirs."""
+        with self._guard():
+            if self._is_unfinished:
+                self._recover()
+            self._is_unfinished = True
+            self._retire()
+            for sequence in self._scheduler.admit():
+                if isinstance(sequence, Sequence):
+                    self.runner.start(sequence.slot, sequence.params, sequence.prompt_ids, sequence.end_ids)
+            decoding = self._scheduler.decoding()
+            if chunk := self._scheduler.next_chunk():
+                self._prefill(chunk)
+            if decoding:
+                self._decode(decoding)
+            self._retire()
+            self._is_unfinished = False
+
+    def _retire(self) -> None:
+        for sequence in self._scheduler.retire():
+            self.runner.stop(sequence.slot)
+
+    def _recover(self) -> None:
+        """Go on after a step that was cut short, by Ctrl-C or an error, from the tokens accepted so far."""
+        self._pending.clear()
+        self._scheduled = []
+        running = [s for s in self._scheduler.running if isinstance(s, Sequence)]
+        for sequence in running:
+            self.runner.start(sequence.slot, sequence.params, sequence.ids, sequence.end_ids)
+        self.runner.recover()
+
+    def _prefill(self, chunk: list[tuple[Scheduled, Segment]]) -> None:
+        hidden = self.runner.prefill([segment for _, segment in chunk])  # [tokens, hidden]
+        first_row = 0
+        targets: list[tuple[ScoredSequence, Target]] = []
+        ended: list[tuple[Sequence, int]] = []  # prompts that end in this chunk, with their last row
+        for sequence, segment in chunk:
+            count = len(segment.ids)
+            if isinstance(sequence, ScoredSequence):
+                targets += [(sequence, target) for target in sequence.targets(first_row, count)]
+            elif isinstance(sequence, Sequence) and segment.end == len(sequence.prompt_ids):
+                ended.append((sequence, first_row + count - 1))
+            first_row += count
+        score_targets(self.runner.model, hidden, targets)
+        if ended:
+            self._sample_first_tokens(hidden, ended)
+        for sequence, segment in chunk:
+            sequence.prefilled(len(segment.ids))
+
+    def _sample_first_tokens(self, hidden: Tensor, ended: list[tuple[Sequence, int]]) -> None:
+        sequences = [sequence for sequence, _ in ended]
+        rows = [row for _, row in ended]
+        logits = self.runner.model.logits(hidden[rows])  # [sequences, vocab]
+        positions = [len(sequence.prompt_ids) - 1 for sequence in sequences]
+        chosen = self.runner.sample(logits, [sequence.slot for sequence in sequences], positions)
+        top = _max_logprobs(sequences)
+        logprobs = None if top is None else TokenLogprobs(logits, chosen, top)
+        for row, (sequence, token_id) in enumerate(zip(sequences, chosen.tolist(), strict=True)):
+            sequence.accept([token_id], _logprobs_of(sequence, logprobs, [row]))
+
+    def _decode(self, decoding: list[Sequence]) -> None:
+        """Launch steps, as many as may be in flight, and read the oldest."""
+        if [entry.sequence for entry in self._scheduled] != decoding:  # the rows change
+            self._read_all()
+            self._scheduled = []
+            decoding = [sequence for sequence in decoding if not sequence.is_finished]
+            if not decoding:
+                return
+        drafting = any(sequence.params.prompt_lookup for sequence in decoding)
+        max_in_flight = 1 if drafting else self.runner.steps_in_flight  # drafts follow the last token
+        while len(self._pending) < max_in_flight and any(s.room > len(self._pending) for s in decoding):
+            if drafting or not self._scheduled:
+                self._scheduled, inputs = self._scheduler.schedule(decoding)
+                self.runner.place(inputs)
+            self._launch(self._scheduled)
+        self._read()
+        if any(sequence.is_finished for sequence in decoding):
+            self._read_all()
+
+    def _launch(self, scheduled: list[ScheduledSequence]) -> None:
+        ahead = len(self._pending)
+        length = max(entry.sequence.next_position + len(entry.drafts) for entry in scheduled) + ahead
+        top = _max_logprobs([entry.sequence for entry in scheduled])
+        self._pending.append((self.runner.launch(scheduled[-1].rows.stop, length, top), scheduled))
+
+    def _read_all(self) -> None:
+        while self._pending:
+            self._read()
+
+    def _read(self) -> None:
+        """Add the tokens of the oldest step to their sequences."""
+        step, scheduled = self._pending.popleft()
+        for entry in scheduled:
+            sequence = entry.sequence
+            if sequence.is_finished:
+                continue  # launched before its end was known
+            chosen = self.runner.read(step, entry.rows)
+            if ops.ABSENT in chosen:
+                raise RuntimeError(f"slot {sequence.slot} has ended on the device before its text has")
+            kept = kept_tokens(chosen, entry.drafts)
+            logprobs = _logprobs_of(sequence, step.logprobs, entry.rows[: len(kept)])
+            sequence.accept_step(kept, logprobs, len(entry.drafts))
+
+    def forget_other_threads(self) -> None:
+        """In the child of a fork: cancel the requests of threads that the child does not have."""
+        self._is_unfinished = True  # a thread may have been in the middle of a step
+        for sequence in self._scheduler.sequences():
+            if sequence.thread != threading.get_ident():
+                self.cancel(sequence)
+
+
+def _max_logprobs(sequences: SequenceOf[Sequence]) -> int | None:
+    """The most logprobs a token that any of them wants; None if none does."""
+    return max((s.params.logprobs for s in sequences if s.params.logprobs is not None), default=None)
+
+
+def _logprobs_of(
+    sequence: Sequence, logprobs: TokenLogprobs | None, rows: SequenceOf[int]
+) -> list[TokenLogprob | None]:
+    count = sequence.params.logprobs
+    return [None if logprobs is None or count is None else logprobs.of(row, count) for row in rows]
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for engine in tuple(_engines):
+        engine.forget_other_threads()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,331 @@
+"""What tools/gpu_check.py runs beside tests: the extension that it uses, the step program, and decode.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cuda_on_cpu import build
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "benchmarks")]
+
+import decode as decode_benchmark  # noqa: E402
+import gpu_build  # noqa: E402
+import gpu_check  # noqa: E402
+import gpu_check_extension  # noqa: E402
+import gpu_check_programs  # noqa: E402
+import gpu_check_run  # noqa: E402
+from click.testing import CliRunner  # noqa: E402
+from gpu_check_cases import Case  # noqa: E402
+from gpu_check_extension import find_extension  # noqa: E402
+from gpu_check_programs import BASELINES, OURS, Decode, StepProgram  # noqa: E402
+from gpu_check_report import print_of  # noqa: E402
+from gpu_check_stages import Ended, Outcome  # noqa: E402
+from harness import check_report, describe_run  # noqa: E402
+
+from adept_fast import extension  # noqa: E402
+
+
+def new_report() -> dict[str, Any]:
+    return describe_run("gpu-check", 5, 1) | {"commit": "0123abc", "stages": {}, "measured": {}}
+
+
+FACTS = {
+    "extension": str(ROOT / "adept_fast" / "_C.abi3.so"),
+    "read_bandwidth_bytes_per_second": 3e12,
+    "copy_bandwidth_bytes_per_second": 2e12,
+}
+USED = Ended(0, False, ["a word of a library", json.dumps(FACTS)])
+NO_IMAGE = Ended(1, False, ["RuntimeError: no kernel image is available"])
+
+
+class Pretended:
+    """``run_process``: what ends in turn, and the commands that were run."""
+
+    def __init__(self, *ended: Ended) -> None:
+        self._ended = list(ended)
+        self.commands: list[list[str]] = []
+
+    def __call__(self, command: list[str], seconds: float) -> Ended:
+        self.commands.append(command)
+        return self._ended.pop(0)
+
+    @property
+    def builds(self) -> list[list[str]]:
+        return [command for command in self.commands if gpu_check_extension.BUILDER in command]
+
+
+def test_what_was_carried_along_is_used_and_nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretended = Pretended(USED)
+    monkeypatch.setattr(gpu_check_extension, "run_process", pretended)
+    found = find_extension("9.0")
+    assert found.is_usable
+    assert not pretended.builds
+    ((name, outcome, _),) = found.stages
+    assert (name, outcome.passed) == ("extension", True)
+    assert outcome.said == (
+        "used adept_fast/_C.abi3.so, carried along or built before; memory is read at 3.00 TB/s"
+    )
+    assert found.facts["read_bandwidth_bytes_per_second"] == 3e12
+
+
+@pytest.mark.parametrize(
+    "refused", [NO_IMAGE, Ended(-9, True, ["…"]), Ended(0, False, []), Ended(-11, False, [])]
+)
+def test_it_builds_where_there_is_none_for_this_gpu(refused: Ended, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretended = Pretended(refused, Ended(0, False, ["built"]), USED)
+    monkeypatch.setattr(gpu_check_extension, "run_process", pretended)
+    found = find_extension("9.0")
+    assert [(name, outcome.passed) for name, outcome, _ in found.stages] == [
+        ("build", True),
+        ("extension", True),
+    ]
+    assert found.stages[1][1].said.startswith("used adept_fast/_C.abi3.so, built now; ")
+    (command,) = pretended.builds
+    assert command[1:] == [str(ROOT / "tools" / "gpu_build.py"), "--architecture", "9.0"]
+
+
+@pytest.mark.parametrize(
+    "ended",
+    [(NO_IMAGE, Ended(1, False, ["nvcc is missing"])), (NO_IMAGE, Ended(0, False, ["built"]), NO_IMAGE)],
+)
+def test_without_any_extension_the_check_fails(
+    ended: tuple[Ended, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_check_extension, "run_process", Pretended(*ended))
+    found = find_extension("9.0")
+    assert not found.is_usable
+    assert found.stages[-1][0] == "extension"
+    assert found.stages[-1][1] == Outcome(False, "RuntimeError: no kernel image is available")
+
+
+@pytest.mark.skipif(not extension.load().cuda, reason="the extension here has no CUDA")
+def test_the_extension_here_is_used_where_its_kernel_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the same program, whose kernel is that of a CPU here."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(gpu_check_extension, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_check_extension, "BUILDER", "/nowhere/build.py")
+    found = find_extension("9.0")
+    assert found.is_usable, found.stages
+    assert found.facts["read_bandwidth_bytes_per_second"] > 0
+    assert found.facts["copy_bandwidth_bytes_per_second"] > 0
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(gpu_check_extension, "DEVICE", "cuda")
+        assert [(name, outcome.passed) for name, outcome, _ in find_extension("9.0").stages] == [
+            ("build", False),
+            ("extension", False),
+        ]
+
+
+@pytest.fixture
+def step_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The real one, emulated, on a tiny model."""
+    kernels = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    try:
+        program = build.build_program("plain", "step", [*gpu_build.step_sources(), *kernels])
+    except build.UnavailableError as error:
+        pytest.skip(str(error))
+    script = tmp_path / "step"
+    script.write_text(
+        f'#!/bin/sh\nexec "{program}" --tiny "$@" --tokens 1,2 --positions 5\n', encoding="utf-8"
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(gpu_check_programs, "PROGRAM", script)
+    return script
+
+
+def test_the_step_programs_results_are_put_into_the_report(step_program: Path) -> None:
+    report = new_report()
+    outcome = StepProgram(report)(120)
+    assert outcome.passed is True, outcome
+    assert outcome.said == f"{len(report['measured'])} cases"
+    assert report["step"]["commit"] == "0123abc"
+    assert report["step"]["read_bytes_per_second"]["median"] > 0
+    step = report["measured"][Case("step", 2, "int4", 0.9, 5).name]
+    assert step["seconds"]["median"] > 0
+    assert report["measured"]["sample, float32, greedy, 1 token"]["share"] > 0
+    check_report(report)
+    assert "step, int4, 90% zeros, 5 positions" in print_of(report)
+
+
+ENTRY = {
+    "operator": "mlp",
+    "format": "fp8",
+    "sparsity_percent": 90,
+    "tokens": 1,
+    "positions": 0,
+    "sampling": "",
+}
+TIMED = {**ENTRY, "seconds": {"median": 1e-4, "p10": 1e-4, "p90": 1e-4}, "share": 0.9}
+WRITES = """#!/bin/sh
+for last; do :; done
+cat >"$last" <<'END'
+{}
+END
+{}
+"""
+
+
+@pytest.mark.parametrize(
+    ("written", "then", "passed", "said"),
+    [
+        ({"measured": [TIMED]}, "exit 0", True, "1 cases"),
+        ({"measured": [TIMED]}, "sleep 60", True, "1 cases, as many as fit"),
+        (
+            {"measured": [{**ENTRY, "failed": "a result is not finite"}]},
+            "exit 1",
+            False,
+            "1 cases, 1 of them failed: mlp, fp8, 90% zeros, 1 token",
+        ),
+        ({"measured": [TIMED]}, "echo step: illegal address; exit 1", False, "1 cases"),
+        ("half a fi", "sleep 60", False, "stopped by its limit; 0 cases"),
+    ],
+)
+def test_what_the_step_program_says_is_told(
+    written: Any, then: str, passed: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "step"
+    text = written if isinstance(written, str) else json.dumps(written)
+    script.write_text(WRITES.format(text, then), encoding="utf-8")
+    script.chmod(0o755)
+    monkeypatch.setattr(gpu_check_programs, "PROGRAM", script)
+    report = new_report()
+    outcome = StepProgram(report)(2.0 if "sleep" in then else 60)
+    assert (outcome.passed, outcome.said) == (passed, said)
+    assert len(report["measured"]) == (0 if isinstance(written, str) else 1)
+
+
+def test_without_the_step_program_a_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check_programs, "PROGRAM", tmp_path / "step")
+    report = new_report()
+    outcome = StepProgram(report)(60)
+    assert outcome.passed is None
+    assert outcome.said == "skipped: there is no build/step that can be run; make gpu-build makes it"
+    (tmp_path / "step").touch()  # and it came without its mode
+    assert StepProgram(report)(60).passed is None
+
+
+def contestants_of(command: list[str]) -> tuple[str, ...]:
+    return tuple(value for name, value in zip(command, command[1:], strict=False) if name == "--contestant")
+
+
+@pytest.mark.parametrize("who", ["adept-fast", *BASELINES])
+def test_decodes_options_are_those_of_the_committed_results(who: str) -> None:
+    command = Decode({}, who).command
+    assert command[1] == str(ROOT / "benchmarks" / "decode.py")
+    parsed = decode_benchmark.main.make_context("decode", command[2:]).params
+    assert set(contestants_of(command)) == set(OURS if who == "adept-fast" else [who])
+    committed = ROOT / "benchmarks" / "results" / "nvidia-h100-80gb-hbm3"
+    name = "decode-8b-float16.json" if who == "adept-fast" else "decode-8b-rivals.json"
+    words = json.loads((committed / name).read_text(encoding="utf-8"))["command"].split()[2:]
+    then = decode_benchmark.main.make_context("decode", words).params
+    apart = ("contestants", "output")
+    assert {k: v for k, v in parsed.items() if k not in apart} == {
+        k: v for k, v in then.items() if k not in apart
+    }
+
+
+ROW = {"tokens_per_second": {"median": 181.0, "p10": 180.0, "p90": 182.0}, "clean_samples": 5}
+
+
+@pytest.mark.parametrize(
+    ("who", "taken", "ended", "passed", "said"),
+    [
+        ("adept-fast", {"measured": {"a": ROW}, "absent": {}}, Ended(0, False, ["ok"]), True, "1 settings"),
+        (
+            "adept-fast",
+            {"measured": {"a": ROW}, "absent": {}},
+            Ended(-9, True, []),
+            True,
+            "1 settings, as many as fit",
+        ),
+        ("adept-fast", None, Ended(-9, True, []), False, "stopped by its limit; 0 settings"),
+        ("adept-fast", None, Ended(1, False, ["WorkerError: x"]), False, "0 settings"),
+        (
+            "adept-fast",
+            {"measured": {"a": ROW}, "absent": {"b": "no room"}},
+            Ended(0, False, []),
+            False,
+            "1 settings; absent: {'b': 'no room'}",
+        ),
+        ("eager:float16", {"measured": {"a": ROW}, "absent": {}}, Ended(0, False, []), True, "1 settings"),
+        ("eager:float16", None, Ended(1, False, ["not installed"]), None, "not installed"),
+        ("eager:float16", None, Ended(-9, True, ["loading"]), None, "stopped by its limit; loading"),
+    ],
+)
+def test_what_decode_says_is_put_into_the_report(
+    who: str,
+    taken: Any,
+    ended: Ended,
+    passed: bool | None,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def pretend(command: list[str], seconds: float) -> Ended:
+        if taken is not None:
+            Path(command[command.index("--output") + 1]).write_text(json.dumps(taken), encoding="utf-8")
+        return ended
+
+    monkeypatch.setattr(gpu_check_programs, "run_process", pretend)
+    report = new_report()
+    outcome = Decode(report, who)(60)
+    assert (outcome.passed, outcome.said) == (passed, said)
+    assert report.get("decode", {}) == ({} if taken is None else {who: taken})
+
+
+class PretendedGpu:
+    """What torch says of one."""
+
+    name = "NVIDIA H100 80GB HBM3"
+    major, minor, multi_processor_count, total_memory, L2_cache_size = 9, 0, 132, 80 << 30, 50 << 20
+
+
+@pytest.mark.parametrize("option", [[], ["--baselines"]])
+def test_a_whole_run_on_a_pretended_gpu(
+    option: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_check, "without_gpu", lambda: "")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: PretendedGpu())
+    monkeypatch.setattr(gpu_check.signal, "signal", lambda *arguments: None)
+    for name in ("ADEPT_FAST_CUDA", "ADEPT_FAST_BUILD", "PYTHONPATH"):
+        monkeypatch.setenv(name, "")  # set by it, and put back after
+    monkeypatch.setattr(gpu_check_extension, "run_process", Pretended(USED))
+    monkeypatch.setattr(gpu_check_run, "operator_tests", lambda seconds: Outcome(True, "409 passed"))
+    monkeypatch.setattr(gpu_check_run, "model_tests", lambda seconds: Outcome(False, "1 failed", ["why"]))
+    monkeypatch.setattr(gpu_check_programs, "PROGRAM", tmp_path / "step")
+
+    def decoded(command: list[str], seconds: float) -> Ended:
+        rows = {"measured": dict.fromkeys(contestants_of(command), ROW), "absent": {}}
+        Path(command[command.index("--output") + 1]).write_text(json.dumps(rows), encoding="utf-8")
+        return Ended(0, False, [])
+
+    monkeypatch.setattr(gpu_check_programs, "run_process", decoded)
+    output = tmp_path / "found.json"
+    began = time.monotonic()
+    done = CliRunner().invoke(gpu_check.main, ["--output", str(output), "--commit", "0123abc", *option])
+    assert time.monotonic() - began < 60
+    report = json.loads(output.read_text(encoding="utf-8"))
+    check_report(report)
+    verdicts = {name: stage["verdict"] for name, stage in report["stages"].items()}
+    if option:
+        assert verdicts == dict.fromkeys(["extension", *BASELINES], "passed")
+        assert report["benchmark"] == "gpu-baselines"
+    else:
+        assert verdicts == {
+            "extension": "passed",
+            "operators": "passed",
+            "graphs and model": "failed",
+            "step": "not checked",
+            "decode": "passed",
+        }
+    assert done.exit_code == (0 if option else 1), done.output
+    assert report["read_bandwidth_bytes_per_second"] == 3e12
+    assert (report["device"], report["commit"]) == (PretendedGpu.name, "0123abc")
+    assert ("eager:float16" if option else "adept-fast:int4") in print_of(report)

@@ -1,0 +1,86 @@
+"""benchmarks/quality.py runs, and the README's figures are those of its result file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from quality import same_tokens  # noqa: E402
+
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*/quality.json"))
+FORMATS = ["float32", "int8", "int4"]
+
+
+def rows_of(report: dict) -> list[str]:
+    """The README's table of a result file."""
+    rows = []
+    for weights, figures in report["measured"].items():
+        read = f"{figures['bytes_read_per_token'] / 1e6:.1f} MB"
+        likelihood = f"{figures['log_likelihood_per_token']:.5f}".replace("-", "−")
+        right, same = (f"{figures[name]:.2%}" for name in ("exact_match", "answers_as_in_float32"))
+        rows.append(f"| `{weights}` | {read} | {likelihood} | {right} | {same} |")
+    return rows
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
+def test_the_readme_has_the_figures_of_the_result_file(path: Path) -> None:
+    report = json.loads(path.read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for row in rows_of(report):
+        assert row in readme
+    assert report["command"] in readme
+
+
+def test_the_quality_benchmark_runs(tmp_path: Path) -> None:
+    output = tmp_path / "results" / "quality.json"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "benchmarks/quality.py",
+            "--every",
+            "700",
+            "--threads",
+            "1",
+            "--output",
+            str(output),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(output.read_text(encoding="utf-8"))
+    assert list(report["measured"]) == FORMATS
+    for figures in report["measured"].values():
+        assert figures["log_likelihood_per_token"] < 0
+        assert 0.8 <= figures["exact_match"] <= 1
+        assert figures["answers_as_in_float32"] >= 0.8
+        assert 0.1 <= figures["greedy_tokens_as_in_float32"] <= 1
+    assert report["measured"]["float32"]["greedy_tokens_as_in_float32"] == 1
+    read = [report["measured"][weights]["bytes_read_per_token"] for weights in FORMATS]
+    assert read == sorted(read, reverse=True)
+    for row in rows_of(report):
+        assert row.count("|") == 6
+
+
+@pytest.mark.parametrize(
+    ("texts", "share"),
+    [
+        ([[1, 2, 3], [4, 5]], 1.0),
+        ([[1, 2, 9], [4, 5]], 0.8),
+        ([[1, 9, 3], [4, 5]], 0.6),  # what is the same again behind a difference does not count
+        ([[9, 2, 3], [4]], 0.2),
+    ],
+)
+def test_greedy_tokens_count_up_to_the_first_that_differs(texts: list[list[int]], share: float) -> None:
+    assert same_tokens(texts, [[1, 2, 3], [4, 5]]) == pytest.approx(share)

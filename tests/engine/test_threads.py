@@ -1,0 +1,595 @@
+"""One Runtime used by several threads: every call gets what it would get alone, and no call waits forever."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
+
+from adept_fast import GenerationError, Runtime, SamplingParams, TextStream
+from adept_fast.engine import engine as engine_module
+from adept_fast.engine import model_runner as model_runner_module
+from adept_fast.engine.sequence import Request
+from adept_fast.engine.turn import NestedRunError, Turns
+from adept_fast.model import PREFILL_CHUNK
+
+PROMPTS = ["Once upon a time", "human: What is the capital of Peru?\n\nadept:", "a", "Humpty Dumpty sat"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread_a_call() -> Iterator[None]:
+    """Else every thread of a test would have as many of its own."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Runtime:
+    # Of int8, a row's sums do not depend on how many rows a step has.
+    return Runtime.load(
+        "demo", device="cpu", weights="int8", max_seq_len=128, max_batch_size=2, progress=False
+    )
+
+
+@pytest.fixture
+def runtime(loaded: Runtime) -> Iterator[Runtime]:
+    """No request is left when a test has ended."""
+    yield loaded
+    gc.collect()
+    ids(loaded)
+    assert loaded.engine._scheduler.sequences() == ()
+
+
+class Call(threading.Thread):
+    """A call in another thread."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        super().__init__(daemon=True)
+        self._call = call
+        self.start()
+
+    def run(self) -> None:
+        self._outcome: Any = None
+        self._error: BaseException | None = None
+        try:
+            self._outcome = self._call()
+        except BaseException as error:  # noqa: BLE001 (raised again where the result is asked for)
+            self._error = error
+
+    def result(self) -> Any:
+        self.join(timeout=60)
+        assert not self.is_alive(), "the call waits forever"
+        if self._error is not None:
+            raise self._error
+        return self._outcome
+
+
+def half_done(runtime: Runtime) -> TextStream:
+    stream = runtime.stream(PROMPTS[0], max_new_tokens=20, ignore_eos=True)
+    next(stream)
+    return stream
+
+
+def ids(runtime: Runtime, prompt: str = PROMPTS[1]) -> list[int]:
+    return runtime.generate(prompt, max_new_tokens=8).token_ids
+
+
+def random_call(runtime: Runtime, seed: int) -> Any:
+    """One of the calls that use the model, with settings of a seed: what comes of it."""
+    chosen = random.Random(seed)
+    kind = chosen.choice(["generate", "generate", "stream", "stream", "half a stream", "score", "warm up"])
+    prompts = chosen.choices(PROMPTS, k=chosen.randint(1, 3))
+    settings: dict[str, Any] = {"max_new_tokens": chosen.randint(1, 12), "seed": seed, "ignore_eos": True}
+    settings["temperature"] = chosen.choice([0.0, 0.9])
+    settings |= chosen.choice([{}, {"repetition_penalty": 1.3}, {"prompt_lookup": 5}, {"logprobs": 1}])
+    if kind == "generate":
+        return [generation.token_ids for generation in runtime.generate(prompts, **settings)]
+    if kind == "score":
+        return runtime.score(prompts)
+    if kind == "warm up":
+        return runtime.warm_up()
+    stream = runtime.stream(prompts[0], **settings)
+    if kind == "stream":
+        return "".join(stream), stream.result.token_ids, stream.result.logprobs
+    with stream:
+        return next(stream, None)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_calls_of_several_threads_get_what_they_get_alone(runtime: Runtime, seed: int) -> None:
+    count, each = 4, 8
+    expected = [random_call(runtime, 100 * seed + at) for at in range(count * each)]
+    together = threading.Barrier(count)
+
+    def work(first: int) -> list[Any]:
+        together.wait(timeout=60)
+        return [random_call(runtime, 100 * seed + at) for at in range(first, count * each, count)]
+
+    calls = [Call(lambda first=first: work(first)) for first in range(count)]  # type: ignore[misc]
+    for first, call in enumerate(calls):
+        assert call.result() == expected[first::count]
+
+
+def exhaust(stream: TextStream) -> None:
+    list(stream)
+
+
+def leave_with(stream: TextStream) -> None:
+    with pytest.raises(ZeroDivisionError), stream:
+        raise ZeroDivisionError
+
+
+def drop(stream: TextStream) -> None:
+    """Garbage that only the collector finds, in another thread."""
+    cycle: list[Any] = [stream]
+    cycle.append(cycle)
+    del cycle
+
+
+ENDS = {
+    "exhausted": exhaust,
+    "closed": lambda stream: stream.close(),
+    "stopped": lambda stream: stream.stop(),
+    "left": leave_with,
+    "closed by another thread": lambda stream: Call(stream.close).result(),
+    "exhausted by another thread": lambda stream: Call(lambda: list(stream)).result(),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_a_stream_that_ends_frees_its_slot(runtime: Runtime, how: str) -> None:
+    expected = ids(runtime)
+    streams = [half_done(runtime) for _ in range(runtime.max_batch_size)]
+    for stream in streams:
+        ENDS[how](stream)
+        assert list(stream) == []
+        assert stream.result.finish_reason == ("length" if "exhausted" in how else "interrupted")
+    assert runtime.engine._scheduler.sequences() == ()
+    assert ids(runtime) == expected
+
+
+def test_streams_that_are_dropped_free_their_slots(runtime: Runtime) -> None:
+    expected = ids(runtime)
+    long = {"max_new_tokens": None, "ignore_eos": True}
+    streams = [runtime.stream(prompt, **long) for prompt in PROMPTS[:2]]
+    for stream in streams:
+        next(stream)
+    cycle: list[Any] = [streams, stream]
+    cycle.append(cycle)
+    del cycle, streams, stream
+    Call(gc.collect).result()
+    steps = counting_steps(runtime)
+    assert ids(runtime) == expected
+    assert len(steps) <= 9  # and not the dropped streams' hundred
+
+
+def counting_steps(runtime: Runtime) -> list[int]:
+    """Grows by one entry a step of the engine."""
+    steps: list[int] = []
+    step = runtime.engine.step
+
+    def counted() -> None:
+        steps.append(1)
+        step()
+
+    runtime.engine.step = counted  # type: ignore[method-assign]
+    return steps
+
+
+@pytest.fixture(autouse=True)
+def own_step(loaded: Runtime) -> Iterator[None]:
+    yield
+    vars(loaded.engine).pop("step", None)
+
+
+def test_calls_join_while_others_decode(runtime: Runtime) -> None:
+    """A request that comes second ends first, if it is shorter, and both share steps."""
+    expected = ids(runtime)
+    stream = half_done(runtime)
+    steps = counting_steps(runtime)
+    assert ids(runtime) == expected
+    assert len(steps) == 8  # a prefill and seven steps
+    before = len(stream.result.token_ids)
+    assert before == 1 + 8
+    list(stream)
+    assert len(steps) == 8 + 20 - before
+
+
+def test_requests_begin_in_the_order_in_which_they_came(runtime: Runtime) -> None:
+    """More than there are slots, by threads of their own; those that wait take slots as they fall free."""
+    count = 7
+    begun: list[list[int]] = []
+    admit = runtime.engine._scheduler.admit
+    runtime.engine._scheduler.admit = lambda: [  # type: ignore[method-assign]
+        begun.append(sequence.prompt_ids) or sequence  # type: ignore[func-returns-value, attr-defined]
+        for sequence in admit()
+    ]
+    try:
+        prompts = [[5 + at] for at in range(count)]
+        handles = []
+        for prompt in prompts:
+            request = Request(prompt, SamplingParams(max_new_tokens=3, ignore_eos=True))
+            handles.append(Call(lambda request=request: runtime.engine.submit(request)).result())  # type: ignore[misc]
+        handles[-1].result()
+    finally:
+        del runtime.engine._scheduler.admit  # type: ignore[attr-defined]
+    assert begun == prompts
+
+
+def test_events_are_the_whole_generation(runtime: Runtime) -> None:
+    params = SamplingParams(max_new_tokens=12, logprobs=1, ignore_eos=True)
+    whole = runtime.generate(PROMPTS[0], params)
+    request = Request(runtime.tokenizer.encode(PROMPTS[0]), params)
+    events = list(runtime.engine.submit(request))
+    assert [token_id for event in events for token_id in event.token_ids] == whole.token_ids
+    assert "".join(event.text for event in events) == whole.text
+    assert [entry for event in events for entry in event.logprobs or ()] == whole.logprobs
+    assert [event.finish_reason for event in events] == [None] * (len(events) - 1) + ["length"]
+
+
+def test_a_cancelled_request_frees_its_slot_at_the_next_step(runtime: Runtime) -> None:
+    def request(tokens: int | None) -> Request:
+        return Request([5], SamplingParams(max_new_tokens=tokens, ignore_eos=True))
+
+    long = runtime.engine.submit_all([request(None), request(None)])
+    waiting = runtime.engine.submit(request(2))
+    cancelled = runtime.engine.submit(request(2))
+    next(long[0])
+    steps = counting_steps(runtime)
+    cancelled.cancel()
+    Call(long[1].cancel).result()
+    assert len(list(waiting)) == 2
+    assert len(steps) == 2
+    assert [event.finish_reason for event in cancelled] == ["interrupted"]
+    events = list(long[1])
+    assert events[-1].finish_reason == "interrupted"
+    assert long[1].sequence.generation(0).finish_reason == "interrupted"
+    long[0].cancel()
+    assert list(long[0])[-1].finish_reason == "interrupted"
+
+
+def test_a_long_prompt_does_not_stop_the_others(tmp_path: Path) -> None:
+    """Between two chunks of it, they take a step."""
+    config = small_config(max_position_embeddings=4096)
+    write_huggingface(tmp_path, config, random_tensors(config), demo_tokenizer())
+    runtime = Runtime.load(tmp_path, device="cpu", max_batch_size=2, progress=False)
+    params = SamplingParams(max_new_tokens=20, ignore_eos=True)
+    first, prompt = [5, 6, 7], [5 + at % 4000 for at in range(3 * PREFILL_CHUNK + 1)]
+    alone = [runtime.generate([ids], params)[0].token_ids for ids in (first, prompt)]
+    decoding = runtime.engine.submit(Request(first, params))
+    next(decoding)
+    joins = runtime.engine.submit(Request(prompt, params))
+    next(joins)
+    assert len(decoding.sequence.token_ids) == 1 + 4  # one step beside each of four chunks
+    assert [joins.result().token_ids, decoding.result().token_ids] == alone[::-1]
+
+
+def test_an_error_in_logits_ends_its_own_request_alone(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = ids(runtime)
+    step = runtime.engine.runner.model.decode_step
+
+    def damaged(ids: torch.Tensor, slots: torch.Tensor, *rest: Any) -> torch.Tensor:
+        logits = step(ids, slots, *rest)
+        logits[slots == 0] = float("nan")
+        return logits
+
+    monkeypatch.setattr(runtime.engine.runner.model, "decode_step", damaged)
+    request = Request(runtime.tokenizer.encode(PROMPTS[1]), SamplingParams(max_new_tokens=8))
+    broken, whole = runtime.engine.submit_all([request, request])
+    assert whole.result().token_ids == expected
+    assert next(broken).token_ids == tuple(expected[:1])
+    with pytest.raises(GenerationError, match="hold a NaN"):
+        next(broken)
+
+
+def test_a_stream_that_nobody_reads_holds_nothing(runtime: Runtime) -> None:
+    expected = ids(runtime)
+    unread = runtime.stream(PROMPTS[0], max_new_tokens=5)
+    assert Call(lambda: ids(runtime)).result() == ids(runtime) == expected
+    assert "".join(unread) == unread.result.text == runtime.generate(PROMPTS[0], max_new_tokens=5).text
+    closed = runtime.stream(PROMPTS[0])
+    closed.close()
+    assert list(closed) == []
+    assert closed.result.text == ""
+
+
+def test_a_stream_may_go_from_thread_to_thread(runtime: Runtime) -> None:
+    expected = runtime.generate(PROMPTS[0], max_new_tokens=20, ignore_eos=True)
+    stream = runtime.stream(PROMPTS[0], max_new_tokens=20, ignore_eos=True)
+    pieces = [Call(lambda: next(stream)).result() for _ in range(3)]
+    text = "".join([*pieces, next(stream), Call(lambda: next(stream)).result(), *stream])
+    assert text == expected.text
+    assert stream.result.token_ids == expected.token_ids
+
+
+def test_stopping_a_stream_while_another_thread_awaits_a_piece(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, inside, go_on = runtime.engine.runner.model.decode_step, threading.Event(), threading.Event()
+
+    def waits(*arguments: Any) -> Any:
+        inside.set()
+        assert go_on.wait(timeout=60)
+        return step(*arguments)
+
+    stream = half_done(runtime)
+    before = stream.result.text
+    monkeypatch.setattr(runtime.engine.runner.model, "decode_step", waits)
+    reader = Call(lambda: list(stream))
+    assert inside.wait(timeout=60)
+    cancel, cancelled = runtime.engine._scheduler.cancel, threading.Event()
+    monkeypatch.setattr(runtime.engine._scheduler, "cancel", lambda s: (cancel(s), cancelled.set()))
+    stopper = Call(stream.stop)
+    assert cancelled.wait(timeout=60)
+    go_on.set()
+    pieces = [*reader.result(), stopper.result()]
+    assert before + "".join(pieces) == stream.result.text
+    assert len(stream.result.token_ids) == 2
+    assert stream.result.finish_reason == "interrupted"
+    monkeypatch.undo()
+
+
+def test_a_call_within_a_call_is_refused(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = ids(runtime)
+    step = runtime.engine.runner.model.decode_step
+    refused: list[BaseException] = []
+
+    def asks(*arguments: Any) -> Any:
+        for call in (lambda: ids(runtime), lambda: runtime.score("a"), lambda: next(runtime.stream("a"))):
+            with pytest.raises(NestedRunError, match="inside another one of the same thread") as caught:
+                call()
+            refused.append(caught.value)
+        return step(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runtime.engine.runner.model, "decode_step", asks)
+        assert ids(runtime) == expected
+        assert list(runtime.stream(PROMPTS[1], max_new_tokens=8))
+    assert refused
+
+
+def test_an_error_of_a_step_lets_others_go_on(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of their texts, with a penalty on the tokens so far."""
+    params = SamplingParams(max_new_tokens=12, repetition_penalty=1.3, ignore_eos=True)
+    request = Request(runtime.tokenizer.encode(PROMPTS[0]), params)
+    expected = runtime.engine.submit(request).result().token_ids
+    other = runtime.engine.submit(request)
+    stream = half_done(runtime)
+    step, broken = runtime.engine.runner.step_runner.launch, threading.Event()
+
+    def fails_once(*arguments: Any) -> Any:
+        logits = step(*arguments)
+        if not broken.is_set():
+            broken.set()
+            raise ZeroDivisionError
+        return logits
+
+    monkeypatch.setattr(runtime.engine.runner.step_runner, "launch", fails_once)
+    with pytest.raises(ZeroDivisionError):
+        list(stream)
+    assert other.result().token_ids == expected
+    assert stream.result.finish_reason == "interrupted"
+
+
+@pytest.mark.parametrize("where", ["TokenLogprobs", "kept_tokens"])
+def test_ctrl_c_at_any_place_of_a_step_leaves_a_runtime_that_works(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """After the launch and before it was counted; after it was read and before the text had it."""
+    expected = ids(runtime)
+
+    def interrupted(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    for begin in (
+        lambda: runtime.generate(PROMPTS[0], logprobs=1, ignore_eos=True),
+        lambda: list(runtime.stream(PROMPTS[0], logprobs=1, ignore_eos=True)),
+    ):
+        with monkeypatch.context() as patched:
+            if where == "TokenLogprobs":
+                real, calls = model_runner_module.TokenLogprobs, iter(range(9))
+                patched.setattr(
+                    model_runner_module,
+                    where,
+                    lambda *args: real(*args) if next(calls) < 3 else interrupted(),  # noqa: B023
+                )
+            else:
+                patched.setattr(engine_module, where, interrupted)
+            begin()
+        assert ids(runtime) == expected
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals reach no thread here")
+def test_ctrl_c_while_another_thread_steps(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the main thread, which alone gets it, and which waits for its request."""
+    expected = ids(runtime)
+    main = threading.main_thread().ident
+    assert main is not None
+    pressed, go_on = threading.Event(), threading.Event()
+    step = runtime.engine.runner.model.decode_step
+
+    def waits(*arguments: Any) -> Any:
+        """Holds the step of the other thread until the main thread was interrupted."""
+        if threading.get_ident() != main:
+            inside.set()
+            while not pressed.wait(timeout=0.05):
+                if is_waiting.is_set():
+                    signal.pthread_kill(main, signal.SIGINT)
+        return step(*arguments)
+
+    def interrupt(*_: object) -> None:
+        if not pressed.is_set():
+            pressed.set()
+            raise KeyboardInterrupt
+
+    inside, is_waiting = threading.Event(), threading.Event()
+    monkeypatch.setattr(runtime.engine.runner.model, "decode_step", waits)
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        for begin in (lambda: runtime.generate(PROMPTS[0], max_new_tokens=50), lambda: runtime.score("a")):
+            for event in (pressed, inside, is_waiting, go_on):
+                event.clear()
+            other = Call(lambda: ids(runtime))
+            assert inside.wait(timeout=60)
+            is_waiting.set()
+            try:
+                generation: Any = begin()
+            except KeyboardInterrupt:
+                pass
+            else:
+                assert generation.finish_reason == "interrupted"
+            assert other.result() == expected
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ids(runtime) == expected
+
+
+def test_ctrl_c_in_the_very_release(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that gets it goes on, and so do others then."""
+
+    def interrupted(turns: Turns, turn: object) -> None:
+        raise KeyboardInterrupt
+
+    expected = ids(runtime)
+    for begin in (
+        lambda: runtime.generate("a", max_new_tokens=2),
+        lambda: runtime.score("a"),
+        lambda: list(runtime.stream("a", max_new_tokens=2)),
+    ):
+        with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+            patched.setattr(Turns, "_end", interrupted)
+            begin()
+        assert ids(runtime) == expected
+        assert Call(lambda: ids(runtime)).result() == expected
+
+
+FORK = """
+import os, signal, sys, threading
+from adept_fast import Runtime
+runtime = Runtime.load("demo", device="cpu", max_batch_size=2, max_seq_len=64, progress=False)
+expected = runtime.generate("a", max_new_tokens=5).token_ids
+own = runtime.stream("b", max_new_tokens=5, ignore_eos=True)
+held, done = threading.Event(), threading.Event()
+streams = []
+def hold():
+    streams.append(runtime.stream("a", max_new_tokens=9, ignore_eos=True))
+    next(streams[0])
+    held.set()
+    done.wait()
+thread = threading.Thread(target=hold, daemon=True)
+thread.start()
+held.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    right = runtime.generate("a", max_new_tokens=5).token_ids == expected
+    list(streams[0])
+    right &= streams[0].result.finish_reason == "interrupted"
+    os._exit(0 if right else 1)
+assert os.waitpid(child, 0)[1] == 0
+assert next(streams[0])
+streams[0].close()
+# What the thread that forks has itself, it goes on with.
+first = next(own)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    rest = list(own)
+    os._exit(0 if own.result.finish_reason == "length" else 1)
+assert os.waitpid(child, 0)[1] == 0
+done.set()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_child_does_not_wait_for_threads_that_it_does_not_have() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_threads_do_one_has_the_turn(seed: int) -> None:
+    """Holds, work for others, work that is cut short: nobody waits forever, and no two work at once."""
+    turns, count, each = Turns(), 6, 300
+    inside: list[int] = []
+    done: set[int] = set()
+    together = threading.Barrier(count)
+
+    def work_on(mark: int) -> None:
+        assert inside == []
+        inside.append(mark)
+        try:
+            if random.random() < 0.1:
+                raise ZeroDivisionError
+            done.update(waiting)
+        finally:
+            inside.remove(mark)
+
+    waiting: set[int] = set()
+
+    def work(first: int) -> None:
+        chosen = random.Random(1000 * seed + first)
+        together.wait(timeout=60)
+        for at in range(each):
+            mark = first * each + at
+            if chosen.random() < 0.3:
+                with turns.hold():
+                    assert inside == []
+                    inside.append(mark)
+                    inside.remove(mark)
+                continue
+            waiting.add(mark)
+            while mark not in done:
+                with suppress(ZeroDivisionError):
+                    turns.work_until(lambda: mark in done, lambda: work_on(mark))  # noqa: B023
+            waiting.discard(mark)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        calls = [Call(lambda first=first: work(first)) for first in range(count)]  # type: ignore[misc]
+        for call in calls:
+            call.result()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not inside
+
+
+def test_a_turn_that_was_left_is_free() -> None:
+    turns = Turns()
+    with turns.hold(), pytest.raises(NestedRunError), turns.hold():
+        pass
+    with pytest.raises(ZeroDivisionError), turns.hold():
+        raise ZeroDivisionError
+    with turns.hold():
+        pass
+
+
+def test_inference_in_another_thread_leaves_torch_as_it_was(runtime: Runtime) -> None:
+    assert torch.is_grad_enabled()
+    with half_done(runtime):
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()

@@ -1,0 +1,40 @@
+"""benchmarks/accelerated.py runs, and compares what it says it compares."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_benchmark_runs(tmp_path: Path) -> None:
+    output = tmp_path / "accelerated.json"
+    done = subprocess.run(
+        [
+            *(sys.executable, "benchmarks/accelerated.py", "--model", "demo", "--dtype", "float32"),
+            *("--samples", "3", "--new-tokens", "3", "--prompt-tokens", "4", "--threads", "1"),
+            # A test machine may be busy: no sample is dropped.
+            *("--max-others-share", "9", "--max-bandwidth-change", "1", "--output", str(output)),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(output.read_text(encoding="utf-8"))
+    assert report["same_greedy_ids"] == {"demo float32": True}
+    assert report["models"]["demo"]["hidden_size"] == 256
+    cases = ["greedy", "sampling", "greedy, 4 rows"]
+    assert list(report["times_as_fast"]) == [f"demo float32 {case}" for case in cases]
+    for case, figure in report["times_as_fast"].items():
+        assert 0 < figure["p10"] <= figure["median"] <= figure["p90"]
+        assert figure["rounds"] == 3
+        assert case in done.stdout
+        for side in ("accelerated", "plain"):
+            assert report["measured"][f"{case}, {side}"]["clean_samples"] == 3

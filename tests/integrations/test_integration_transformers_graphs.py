@@ -1,0 +1,88 @@
+"""generate where steps are captured and replayed, as on a GPU: fixed shapes, logits that steps overwrite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import random_tensors, small_config
+from torch import Tensor
+from transformers import PersimmonConfig as TheirConfig
+from transformers import PersimmonForCausalLM
+
+from adept_fast.engine.graphs import Captured, LaunchPolicy
+from adept_fast.graph_buckets import GraphBuckets
+from adept_fast.integrations.transformers import accelerate
+
+
+class Replayed:
+    """Stands in for CUDA's capture: a replay runs the step, and overwrites what the one before returned."""
+
+    bytes_held = 0
+
+    def __init__(self) -> None:
+        self.replays = 0
+
+    def __call__(self, warmup: Callable[[], Tensor], step: Callable[[], Tensor]) -> Captured:
+        logits = warmup().clone()
+
+        def replay() -> None:
+            self.replays += 1
+            logits.copy_(step())
+
+        return Captured(replay, logits)
+
+
+@pytest.fixture
+def capture(monkeypatch: pytest.MonkeyPatch) -> Replayed:
+    capture = Replayed()
+
+    def on(device: torch.device, max_rows: int, max_seq_len: int, cuda_graphs: str = "auto") -> LaunchPolicy:
+        return LaunchPolicy(GraphBuckets.few(max_rows, max_seq_len), 2, capture, required=True)
+
+    monkeypatch.setattr(LaunchPolicy, "on", on)
+    return capture
+
+
+def small_model() -> PersimmonForCausalLM:
+    config = small_config(vocab_size=97)
+    model = PersimmonForCausalLM(TheirConfig(**config.to_dict())).eval()
+    model.load_state_dict(random_tensors(config))
+    return model
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 19])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"eos_token_id": None},
+        {"eos_token_id": [11, 50, 3, 60, 7, 9], "pad_token_id": 2},
+        {"repetition_penalty": 1.4},
+        {"max_new_tokens": 280, "eos_token_id": None},
+    ],
+    ids=str,
+)
+def test_replayed_steps_give_what_transformers_gives(
+    capture: Replayed, rows: int, settings: dict[str, Any]
+) -> None:
+    ids = torch.randint(5, 97, (rows, 7), generator=torch.Generator().manual_seed(rows))
+    mask = (torch.arange(7) >= (torch.arange(rows) % 6)[:, None]).long()
+    inputs = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 20} | settings
+    theirs, ours = small_model(), accelerate(small_model())
+    assert torch.equal(ours.generate(**inputs), theirs.generate(**inputs))
+    assert capture.replays > 0
+    detailed = {"return_dict_in_generate": True, "output_logits": True, "output_scores": True}
+    found, expected = (model.generate(**inputs, **detailed) for model in (ours, theirs))
+    assert torch.equal(found.sequences, expected.sequences)
+    for name in ("logits", "scores"):
+        torch.testing.assert_close(torch.stack(found[name]), torch.stack(expected[name]), atol=1e-4, rtol=0)
+
+
+def test_guesses_are_replayed_too(capture: Replayed) -> None:
+    ids = torch.tensor([[5, 6, 7, 8, 5, 6, 7, 8, 5, 6]])
+    theirs, ours = small_model(), accelerate(small_model())
+    for _ in range(2):
+        found = ours.generate(ids, max_new_tokens=60, eos_token_id=None, prompt_lookup_num_tokens=5)
+        assert torch.equal(found, theirs.generate(ids, max_new_tokens=60, eos_token_id=None))
