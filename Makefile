@@ -1,5 +1,6 @@
-# make demo   text from the shipped checkpoint      make test   the whole suite
+# make demo   text from the shipped checkpoint      make test   the whole suite, in WORKERS processes
 # make lint   ruff, mypy and clang-format           make clean  forget what was built
+# make test-fast  the tests that are not marked slow, operators with few of their shapes
 # make test-transformers VERSION=…  what runs on transformers, with that release of it, oldest or newest
 # make fuzz   open COUNT mutated checkpoints, and call the compiled operators CALLS times with random arguments
 # make bench       measure in under five minutes, on two cores, and rewrite the README's figures and plots
@@ -9,6 +10,7 @@
 # make gpu-check   test and time the CUDA kernels on this machine's GPU, with what gpu-build made for it
 # make gpu-baselines  time what other runtimes make of the same step on this machine's GPU
 #
+# WORKERS    processes that share the tests, of one thread each
 # PYTHON     the interpreter to start from; a torch that it has is used as it is
 # TORCH      what to install where it has none; without an NVIDIA driver the CPU's release
 # ARCH       what step and gpu-build are built for, such as 90; by default the GPU that is here
@@ -22,14 +24,21 @@ BIN := $(VENV)/bin
 PIP = $(shell test -x $(BIN)/pip && echo $(BIN)/python -m pip || echo $(PYTHON) -m pip --python $(BIN)/python)
 INSTALL = $(PIP) install --quiet --progress-bar off --disable-pip-version-check
 
-.PHONY: demo test test-transformers fuzz lint bench bench-full step gpu-build gpu-check gpu-baselines clean
+.PHONY: demo test test-fast test-transformers fuzz lint bench bench-full step gpu-build gpu-check gpu-baselines clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
 	@$(BIN)/adept-fast generate --chat --prompt "What is the capital of France?"
 
+# One that has run its own tests takes over some of another's.
+WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(PYTEST) $(ARGS)
+
+test-fast: $(VENV)/installed-test
+	ADEPT_FAST_TESTS=thin $(PYTEST) -m 'not slow' $(ARGS)
 
 # Where the release of transformers that is tested stands before the packages of $(VENV).
 VERSION ?= oldest
@@ -42,8 +51,6 @@ OLDEST_TRANSFORMERS := $(shell sed -n 's/^transformers = \["transformers>=\([0-9
 test-transformers: $(OTHER)/installed
 	$(OTHER)/bin/python -m pytest -p no:cacheprovider $(TESTS_WITH_TRANSFORMERS)
 
-COUNT ?= 5000
-CALLS ?= 100000
 COUNT ?= 5000
 CALLS ?= 100000
 fuzz: $(VENV)/installed-test

@@ -1,4 +1,4 @@
-"""adept-fast: the fastest, most pleasant way to run the Persimmon-8B language model and its family."""
+"""adept-fast: inference of the Persimmon-8B language model and its family, on a CPU or a GPU."""
 
 from __future__ import annotations
 

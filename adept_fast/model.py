@@ -17,7 +17,7 @@ from torch import Tensor
 from adept_fast import ops
 from adept_fast.config import PersimmonConfig
 from adept_fast.kv_cache import StaticKVCache
-from adept_fast.quantization.quantize import Matrix, first_rows
+from adept_fast.quantization.matrix import Matrix, first_rows
 from adept_fast.weights import LayerWeights, ModelWeights
 
 PREFILL_CHUNK = 512  # tokens; bounds the attention's scores and the MLP's activations, and fills a GEMM

@@ -12,10 +12,10 @@ from adept_fast.arguments import ParameterError, one_of, shown
 from adept_fast.checkpoint import WEIGHT_DTYPES, Checkpoint, dtype_name
 from adept_fast.memory.advice import available_bytes
 from adept_fast.ops import cuda, optional, wide_gemm
-from adept_fast.quantization.quantize import WEIGHT_FORMATS
-from adept_fast.quantization.quantize_wide import WIDE_FORMATS
+from adept_fast.quantization.formats import WeightFormat
+from adept_fast.quantization.layouts import formats_of, kernel_formats, layout_of
 from adept_fast.system import huge_pages
-from adept_fast.weights import embedding_dtype, is_tied, packs_wide, weight_format, weights_bytes
+from adept_fast.weights import embedding_dtype, is_tied, weight_format, weights_bytes
 
 EMBEDDING_PLACES = ("auto", "device", "host")
 
@@ -24,8 +24,8 @@ EMBEDDING_PLACES = ("auto", "device", "host")
 class Placement:
     """Where a checkpoint runs and in which dtypes; ``reason`` says why the matrices are in ``dtype``.
 
-    Where ``weights`` is not None, the matrices are packed so, and ``dtype`` is the embedding's. ``is_wide``
-    says whether in a GPU's layout, and ``unreadable`` why a GPU's kernels do not take the matrices, if so.
+    Where ``weights`` is not None, the matrices are packed so, and ``dtype`` is the embedding's.
+    ``unreadable`` is why a GPU's kernels do not take the matrices, if so.
     ``vocab_rows`` are the rows of the vocabulary that are held: on a GPU those that the tokenizer has pieces
     for, on a CPU all. ``embedding`` is ``device``, ``host``, or ``auto`` where the memory plan is to choose.
     """
@@ -34,9 +34,8 @@ class Placement:
     dtype: torch.dtype
     cache_dtype: torch.dtype
     reason: str
-    weights: str | None = None
+    weights: WeightFormat | None = None
     small_pages_reason: str | None = None  # None where the matrices are copied to huge pages
-    is_wide: bool = False
     unreadable: str | None = None
     vocab_rows: int | None = None  # None for all
     embedding: str = "device"
@@ -53,12 +52,9 @@ class Placement:
 
     @property
     def weights_in_words(self) -> str:
-        """``int4, lm_head int8, embedding float16 (…)``."""
+        """``int4-g32, lm_head int8, embedding float16 (…)``."""
         chosen = dtype_name(self.dtype)
-        if self.weights == "int4":
-            kind = "int4 in groups of 128, lm_head fp8" if self.is_wide else "int4, lm_head int8"
-            chosen = f"{kind}, embedding {chosen}"
-        elif self.weights is not None:
+        if self.weights is not None:
             chosen = f"{self.weights}, embedding {chosen}"
         return f"{chosen} ({self.reason})"
 
@@ -79,7 +75,7 @@ class Placement:
     @property
     def unpacking_bytes(self) -> int:
         """What a long prompt takes to turn weights into floats, block by block."""
-        return wide_gemm.WORKSPACE_BYTES if self.is_wide else 0
+        return wide_gemm.WORKSPACE_BYTES if self.weights and self.device.type == "cuda" else 0
 
 
 def choose_placement(
@@ -94,9 +90,9 @@ def choose_placement(
     cannot be where it is asked for, CheckpointError where the checkpoint's weights are packed in another
     format than ``weights``."""
     chosen = _device(device)
-    _check_weights(checkpoint, chosen, weights)
+    packed = _chosen_weights(checkpoint, chosen, weights)
     unavailable = cuda.unavailable(chosen) if chosen.type == "cuda" else None
-    return _place(checkpoint, chosen, dtype, cache_dtype, weights, embedding, unavailable)
+    return _place(checkpoint, chosen, dtype, cache_dtype, packed, embedding, unavailable)
 
 
 def imagine_placement(
@@ -110,12 +106,14 @@ def imagine_placement(
     """As ``choose_placement``, on a GPU with so much free memory that need not be there; the kernels are
     taken to run on it, and the host to have room for what is pinned."""
     device = torch.device("cuda")
-    _check_weights(checkpoint, device, weights)
-    placement = _place(checkpoint, device, dtype, cache_dtype, weights, embedding, None)
+    packed = _chosen_weights(checkpoint, device, weights)
+    placement = _place(checkpoint, device, dtype, cache_dtype, packed, embedding, None)
     return replace(placement, imagined_bytes=free_bytes)
 
 
-def held_dtype(checkpoint: Checkpoint, device: torch.device, asked: str, packed: str | None) -> torch.dtype:
+def held_dtype(
+    checkpoint: Checkpoint, device: torch.device, asked: str, packed: WeightFormat | None
+) -> torch.dtype:
     """That of the matrices, or where they are packed of the embedding."""
     return _held_dtype(checkpoint, device, asked, packed)[0]
 
@@ -125,14 +123,13 @@ def _place(
     device: torch.device,
     asked_dtype: str | torch.dtype,
     cache_dtype: str | torch.dtype,
-    weights: str | None,
+    packed: WeightFormat | None,
     embedding: str,
     unavailable: str | None,
 ) -> Placement:
     dtype = _dtype_name("dtype", asked_dtype, "auto")
     cache_dtype = _dtype_name("cache_dtype", cache_dtype)
     embedding = one_of("embedding", embedding, EMBEDDING_PLACES)
-    packed = weight_format(checkpoint, weights)
     held, reason = _held_dtype(checkpoint, device, dtype, packed)
     refusal = _not_on_host(checkpoint, device, packed, unavailable)
     place, why_there = _embedding_place(embedding, device, refusal)
@@ -144,8 +141,7 @@ def _place(
         reason,
         packed,
         _small_pages_reason(device, weights_bytes(checkpoint, held, packed, device, rows)),
-        packed is not None and packs_wide(checkpoint, device),
-        _unreadable(checkpoint, device, None if packed else held),
+        _unreadable(checkpoint, device, packed or held),
         rows,
         place,
         why_there,
@@ -155,7 +151,7 @@ def _place(
 
 
 def _held_dtype(
-    checkpoint: Checkpoint, device: torch.device, asked: str, packed: str | None
+    checkpoint: Checkpoint, device: torch.device, asked: str, packed: WeightFormat | None
 ) -> tuple[torch.dtype, str]:
     if packed is None:
         return _matrix_dtype(checkpoint, device, asked)
@@ -176,7 +172,7 @@ def _embedding_place(asked: str, device: torch.device, refusal: str | None) -> t
 
 
 def _not_on_host(
-    checkpoint: Checkpoint, device: torch.device, packed: str | None, unavailable: str | None
+    checkpoint: Checkpoint, device: torch.device, packed: WeightFormat | None, unavailable: str | None
 ) -> str | None:
     """Why the embedding cannot be on the host while the rest is on a GPU; None where it can."""
     if device.type != "cuda":
@@ -186,11 +182,12 @@ def _not_on_host(
     return None if unavailable is None else f"only the CUDA kernels look it up on the host: {unavailable}"
 
 
-def _check_weights(checkpoint: Checkpoint, device: torch.device, weights: str | None) -> None:
-    """What a native checkpoint holds is taken on every device."""
-    formats = WIDE_FORMATS if device.type == "cuda" else WEIGHT_FORMATS
-    is_known = isinstance(weights, str) and (weights == checkpoint.weights or weights in formats)
-    if weights is not None and not is_known:
+def _chosen_weights(checkpoint: Checkpoint, device: torch.device, weights: object) -> WeightFormat | None:
+    """The format of the matrices, None for floats. ``int4`` is also whichever a checkpoint has."""
+    stored, formats = checkpoint.weights, formats_of(device)
+    if stored is not None:
+        formats |= {stored.name: stored} | ({"int4": stored} if stored.bits == 4 else {})
+    if weights is not None and not (isinstance(weights, str) and weights in formats):
         raise ParameterError(
             f"weights is {shown(weights)}; expected {' or '.join(formats)} on {device}, or None"
         )
@@ -199,18 +196,21 @@ def _check_weights(checkpoint: Checkpoint, device: torch.device, weights: str | 
             optional.allowed()
         except optional.OptionalPackageError as error:
             raise ParameterError(str(error)) from error
+    chosen = weight_format(checkpoint, formats[str(weights)] if weights is not None else None)
+    if chosen is not None and not layout_of(device).holds(chosen):
+        raise ParameterError(
+            f"weights is {chosen.name}; expected {' or '.join(formats_of(device))} on {device}, or a GPU"
+        )
+    return chosen
 
 
-def _unreadable(checkpoint: Checkpoint, device: torch.device, floats: torch.dtype | None) -> str | None:
+def _unreadable(checkpoint: Checkpoint, device: torch.device, held: WeightFormat | torch.dtype) -> str | None:
     """Why the kernels of a GPU do not take the matrices, and what they would take; None where they do."""
     if device.type != "cuda":
         return None
-    if checkpoint.weights is not None:
-        return (
-            f"the checkpoint's {checkpoint.weights} is packed for a CPU; "
-            f"the float checkpoint with weights {' or '.join(WIDE_FORMATS)} would run on the kernels"
-        )
-    if floats == torch.float32:
+    if isinstance(held, WeightFormat) and held not in kernel_formats(device):
+        return f"the kernels take {' and '.join(f.name for f in kernel_formats(device))}, not {held.name}"
+    if held == torch.float32:
         return "the kernels take float16 and bfloat16, not float32"
     if checkpoint.config.hidden_size % cuda.VECTOR:
         return f"the kernels take a hidden_size in multiples of {cuda.VECTOR}"

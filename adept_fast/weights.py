@@ -18,8 +18,9 @@ from adept_fast.checkpoint import (
     dtype_name,
     packed_matrices,
 )
-from adept_fast.quantization.quantize import Matrix, QuantizedMatrix, first_rows
-from adept_fast.quantization.quantize_wide import wide_matrices
+from adept_fast.quantization.formats import WeightFormat
+from adept_fast.quantization.layouts import layout_of
+from adept_fast.quantization.matrix import Matrix, QuantizedMatrix, first_rows, repack
 from adept_fast.system.huge_pages import HugePages
 from adept_fast.system.mapped_files import release_pages
 
@@ -82,7 +83,7 @@ def load_weights(
     *,
     dtype: torch.dtype,
     device: torch.device,
-    weights: str | None = None,
+    weights: WeightFormat | None = None,
     vocab_rows: int | None = None,
     embedding_on_host: bool = False,
     check_finite: bool = True,
@@ -96,8 +97,7 @@ def load_weights(
 
     Args:
         dtype: of the matrices, or of the embedding where they are packed.
-        weights: what to pack the matrices in, on a CPU ``int8`` or ``int4``, on a GPU ``fp8`` or ``int4``;
-            None for what the checkpoint has.
+        weights: what to pack the matrices in; None for what the checkpoint has.
         vocab_rows: how many of the first rows of the embedding and of the lm_head are held, and looked at;
             None for all.
         embedding_on_host: keep it in pinned memory of the host, where it is not the lm_head too.
@@ -139,7 +139,7 @@ def load_weights(
 def weights_bytes(
     checkpoint: Checkpoint,
     dtype: torch.dtype,
-    weights: str | None = None,
+    weights: WeightFormat | None = None,
     device: torch.device = _CPU,
     vocab_rows: int | None = None,
 ) -> int:
@@ -158,7 +158,10 @@ def weights_bytes(
 
 
 def embedding_bytes(
-    checkpoint: Checkpoint, dtype: torch.dtype, weights: str | None = None, vocab_rows: int | None = None
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    weights: WeightFormat | None = None,
+    vocab_rows: int | None = None,
 ) -> int:
     """How many of them are an embedding's that is only looked up: none where it is the lm_head too."""
     weights = weight_format(checkpoint, weights)
@@ -171,7 +174,7 @@ def embedding_bytes(
 def moving_bytes(
     checkpoint: Checkpoint,
     dtype: torch.dtype,
-    weights: str | None = None,
+    weights: WeightFormat | None = None,
     device: torch.device = _CPU,
     vocab_rows: int | None = None,
 ) -> int:
@@ -188,7 +191,7 @@ def moving_bytes(
     return checkpoint.config.hidden_size * checkpoint.config.intermediate_size * dtype.itemsize
 
 
-def is_tied(checkpoint: Checkpoint, weights: str | None) -> bool:
+def is_tied(checkpoint: Checkpoint, weights: WeightFormat | None) -> bool:
     """Whether the embedding is the lm_head too: packed, that has a matrix of its own."""
     return checkpoint.config.tie_word_embeddings and weights is None
 
@@ -218,34 +221,27 @@ def with_vocabulary(checkpoint: Checkpoint, rows: int | None) -> Checkpoint:
     )
 
 
-def weight_format(checkpoint: Checkpoint, weights: str | None) -> str | None:
+def weight_format(checkpoint: Checkpoint, weights: WeightFormat | None) -> WeightFormat | None:
     """How the matrices will be packed, None for not at all; None is what the checkpoint has.
 
     Raises CheckpointError where they are packed already, and otherwise.
     """
     if checkpoint.weights is not None and weights not in (None, checkpoint.weights):
+        assert weights is not None
         raise CheckpointError(
-            f"{checkpoint.path}: its weights are packed as {checkpoint.weights}; "
-            f"expected weights to be that or to be left out, not {weights!r}"
+            f"{checkpoint.path}: its weights are packed as {checkpoint.weights.name}; "
+            f"expected weights to be that or to be left out, not {weights.name!r}"
         )
     return weights or checkpoint.weights
 
 
-def packs_wide(checkpoint: Checkpoint, device: torch.device) -> bool:
-    """Whether matrices that are packed while loading get a GPU's layout, and not a CPU's."""
-    return device.type == "cuda" and checkpoint.weights is None
-
-
 def _packed_matrices(
-    checkpoint: Checkpoint, weights: str | None, device: torch.device
+    checkpoint: Checkpoint, weights: WeightFormat | None, device: torch.device
 ) -> Mapping[str, PackedMatrix]:
-    if weights is None:
-        return {}
-    planned = wide_matrices if packs_wide(checkpoint, device) else packed_matrices
-    return planned(checkpoint.config, weights)
+    return packed_matrices(checkpoint.config, weights, layout_of(device)) if weights else {}
 
 
-def embedding_dtype(checkpoint: Checkpoint, dtype: torch.dtype, weights: str | None) -> torch.dtype:
+def embedding_dtype(checkpoint: Checkpoint, dtype: torch.dtype, weights: WeightFormat | None) -> torch.dtype:
     """That in which ``load_weights`` keeps the embedding."""
     # Rows are looked up and widened one by one, so a wider table would only cost memory.
     narrower = checkpoint.dtype.itemsize < dtype.itemsize
@@ -284,11 +280,11 @@ class _Loader:
         return self._placed(self.floats(name, self.dtype).t()).contiguous()
 
     def _packed(self, name: str) -> QuantizedMatrix:
+        plan = self.matrices[name]
         if name in self.checkpoint.packed:
-            matrix = self.checkpoint.packed[name]().to(self.device)
+            matrix = repack(self.checkpoint.packed[name](), plan.layout, self.device)
             self._check(matrix.scales, f"{name}.scales")
         else:
-            plan = self.matrices[name]
             matrix = plan.pack(self.checkpoint.tensors[plan.tensor], self.device)
         self.bar.update()
         return replace(matrix, values=self._placed(matrix.values), scales=self._placed(matrix.scales))

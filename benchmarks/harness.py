@@ -108,8 +108,8 @@ def without_folders(argument: str) -> str:
 
 
 def has_uncommitted_changes() -> bool:
-    """Of what could change a figure: results and the README that shows them are not among it."""
-    places = (":(top)", ":(top,exclude)benchmarks/results", ":(top,exclude)README.md")
+    """Of what could change a figure: results and the pages that show them are not among it."""
+    places = (":(top)", *(f":(top,exclude){page}" for page in ("benchmarks/results", "README.md", "docs")))
     return bool(git("status", "--porcelain", "--untracked-files=no", "--", *places))
 
 

@@ -20,8 +20,8 @@ from random_checkpoint import random_packed, random_tensor  # noqa: E402
 from adept_fast import ops  # noqa: E402
 from adept_fast.checkpoint import packed_matrices  # noqa: E402
 from adept_fast.config import PersimmonConfig  # noqa: E402
-from adept_fast.quantization.quantize import Matrix  # noqa: E402
-from adept_fast.quantization.quantize_wide import quantize_wide, wide_matrices  # noqa: E402
+from adept_fast.quantization.layouts import formats_of, layout_of  # noqa: E402
+from adept_fast.quantization.matrix import Matrix, quantize  # noqa: E402
 from adept_fast.system.huge_pages import HugePages  # noqa: E402
 
 OPERATORS = ("layernorm_qkv", "rotary_append", "decode_attention", "linear_residual", "mlp", "lm_head")
@@ -104,11 +104,12 @@ class Operands:
             tensor = random_tensor(name, shape, FLOATS[fmt], 0.0, number, self._device)
             tensor = tensor.t().contiguous() if name == DOWN else tensor
             return tensor if tensor.is_cuda else self._huge.copy(tensor)
+        weights, layout = formats_of(self._device)[fmt], layout_of(self._device)
+        packed = packed_matrices(self._config, weights, layout)[name]
         if self._device.type == "cuda":
-            wide = wide_matrices(self._config, fmt)[name]
             floats = random_tensor(name, shape, torch.float16, 0.0, number, self._device)
-            return quantize_wide(floats.t() if name == DOWN else floats, wide.packing)
-        return random_packed(packed_matrices(self._config, fmt)[name], number)
+            return quantize(floats.t() if name == DOWN else floats, packed.spec, layout)
+        return random_packed(packed, number)
 
     def _plain(self, name: str, fmt: str, number: int) -> Tensor:
         """As torch takes it, [out, in]."""

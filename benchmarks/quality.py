@@ -25,9 +25,9 @@ from tqdm import tqdm
 from adept_fast import Runtime
 from adept_fast.chat.format import STOP, chat_prompt
 from adept_fast.checkpoint import demo_path
-from adept_fast.quantization.quantize import WEIGHT_FORMATS
 
 BASELINE = "float32"
+FORMATS = ("int8", "int4")
 BATCH = 32
 STORIES = tuple(
     f"Tell me a story about a {animal}."
@@ -50,7 +50,7 @@ def main(every: int, threads: int, output: Path | None) -> None:
     report = describe_run("quality", len(questions), threads)
     measured: dict[str, dict[str, Any]] = {}
     baseline: Texts | None = None
-    for weights in (BASELINE, *WEIGHT_FORMATS):
+    for weights in (BASELINE, *FORMATS):
         figures, texts = measure(weights, questions)
         baseline = baseline or texts
         figures["answers_as_in_float32"] = share(map(str.__eq__, texts.answers, baseline.answers))

@@ -1,4 +1,4 @@
-"""Writes the README's figures from the result files, or says that they differ.
+"""Writes the figures of the README and of docs/benchmarks.md from the result files, or says that they differ.
 
     python benchmarks/readme.py          # rewrites the sections, and plots whose figures have changed
     python benchmarks/readme.py --check  # exit code 1 where README or plots are not those of the files
@@ -21,7 +21,11 @@ import click
 import plot
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+# The pages that show figures, and the folder of the results as their links have it.
+PAGES = {
+    ROOT / "README.md": "benchmarks/results",
+    ROOT / "docs" / "benchmarks.md": "../benchmarks/results",
+}
 RESULTS = ROOT / "benchmarks" / "results"
 SECTION = re.compile(r"^<!-- begin: (\S+) ([^>]+?) -->\n.*?^<!-- end -->$", re.MULTILINE | re.DOTALL)
 WIDTH = 118
@@ -38,25 +42,28 @@ Report = dict[str, Any]
     help="Take what benchmarks/results/FOLDER has, where a section shows another device's.",
 )
 def main(check: bool, device: str | None) -> None:
-    """Bring the README's figures up to date."""
+    """Bring the figures of the README and of docs/benchmarks.md up to date."""
     try:
-        text = README.read_text(encoding="utf-8")
-        stale = update_plots(text, device, check=check)
-        written = rewrite(text, device)
+        texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
+        stale = update_plots("\n".join(texts.values()), device, check=check)
+        written = {page: rewrite(text, device, folder=PAGES[page]) for page, text in texts.items()}
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    stale += [README.name] if written != text else []
+    stale += [page.name for page in PAGES if written[page] != texts[page]]
     if check and stale:
         raise click.ClickException(
             f"not what the result files say: {', '.join(stale)}; run benchmarks/readme.py"
         )
     if not check:
-        README.write_text(written, encoding="utf-8")
+        for page, text in written.items():
+            page.write_text(text, encoding="utf-8")
     click.echo(f"{'as the result files say' if not stale else 'rewritten: ' + ', '.join(stale)}")
 
 
-def rewrite(text: str, device: str | None = None, results: Path = RESULTS) -> str:
-    """The README with every section as the result files say.
+def rewrite(
+    text: str, device: str | None = None, results: Path = RESULTS, folder: str = "benchmarks/results"
+) -> str:
+    """A page with every section as the result files say; ``folder`` is theirs, as the page's links have it.
 
     Raises ValueError for a section of an unknown kind, or whose file is not there or is no result.
     """
@@ -65,7 +72,7 @@ def rewrite(text: str, device: str | None = None, results: Path = RESULTS) -> st
         kinds, names = match[1].split("+"), places(match[2].split(), device, results)
         reports = [read_result(results / f"{name}.json") for name in names]
         parts = [part(kind, reports, names) for kind in kinds]
-        body = "\n\n".join([*parts, origin(reports, names)])
+        body = "\n\n".join([*parts, origin(reports, names)]).replace("benchmarks/results/", f"{folder}/")
         return f"<!-- begin: {match[1]} {' '.join(names)} -->\n{body}\n<!-- end -->"
 
     return SECTION.sub(section, text)

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from torch import device
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
@@ -34,8 +35,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 from gpu_check_cases import Case, Shapes, moved_bytes  # noqa: E402
 from harness import table  # noqa: E402
 
+from adept_fast.checkpoint import packed_matrices  # noqa: E402
 from adept_fast.config import PersimmonConfig  # noqa: E402
-from adept_fast.quantization.quantize_wide import WIDE_FORMATS, wide_matrices  # noqa: E402
+from adept_fast.quantization.layout_gpu import GpuMatrix  # noqa: E402
+from adept_fast.quantization.layouts import formats_of  # noqa: E402
 
 # Assumed, not measured: a share of the published bandwidth; from a kernel's end to the next one's first
 # bytes; the chain of loads of a kernel that streams nothing; and how long a load from memory takes.
@@ -44,7 +47,7 @@ GAP_SECONDS = 1.0e-6
 CHAIN_SECONDS = 1.0e-6
 LATENCY_SECONDS = 0.7e-6
 
-FORMATS = ("float16", *WIDE_FORMATS)
+FORMATS = ("float16", "fp8", "int4")
 BATCHES, CONTEXTS, ZEROS = (1, 4, 16), (128, 2048, 16384), (0.0, 0.5, 0.9, 0.95)
 # As csrc/cuda has them.
 TILE_ROWS, TEAMS, BYTES_OF_TEAM = 16, 2, 32768  # linear.cuh: teams of a multiprocessor, and in flight of each
@@ -253,7 +256,8 @@ class StepModel:
 @functools.cache
 def weights_bytes(config: PersimmonConfig, operator: str, fmt: str) -> int:
     """What the tensors of an operator take, in one layer, as they are held on the device."""
-    packed = wide_matrices(config, fmt) if fmt in WIDE_FORMATS else {}
+    weights = formats_of(device("cuda")).get(fmt)
+    packed = packed_matrices(config, weights, GpuMatrix) if weights else {}
     total = 0
     for name, shape in config.tensor_shapes().items():
         if re.fullmatch(OPERATOR_TENSORS.get(operator, ""), name):

@@ -60,9 +60,9 @@ def _tuned(path: Path) -> Path:
     return path
 
 
-def _native(path: Path, weights: str) -> Path:
+def _native(path: Path, weights: str, layout: str) -> Path:
     source = open_checkpoint(_huggingface(path.with_suffix(".source")))
-    save_native(source, path, weights=weights, progress=False)
+    save_native(source, path, weights=weights, layout=layout, progress=False)
     return path
 
 
@@ -76,8 +76,8 @@ FORMATS: dict[str, Callable[[Path], Path]] = {
     "torch-bin": _torch_bin,
     "saved": _saved,
     "tuned": _tuned,
-    "int8": lambda path: _native(path, "int8"),
-    "int4": lambda path: _native(path, "int4"),
+    "int8": lambda path: _native(path, "int8", "cpu_tiled"),
+    "int4": lambda path: _native(path, "int4", "row_major"),
     "adept": _adept,
     "adept-2-ranks": lambda path: _adept(path, ranks=2),
     "adept-tar": lambda path: _adept(path.with_suffix(".tar"), tar=True),

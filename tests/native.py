@@ -10,7 +10,8 @@ import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 import torch
@@ -18,19 +19,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adept_fast import extension
-from adept_fast.quantization.quantize import Layout, Matrix, Packing, QuantizedMatrix, quantize
+from adept_fast.quantization.formats import FORMATS as WEIGHT_FORMATS
+from adept_fast.quantization.formats import MatrixSpec
+from adept_fast.quantization.layout_cpu import TiledMatrix
+from adept_fast.quantization.matrix import Matrix, QuantizedMatrix, quantize
+from adept_fast.quantization.matrix import parts_of as parts
 
 if not extension.load().loaded:
     pytest.skip(f"the extension is not loaded: {extension.load().reason}", allow_module_level=True)
 
 from adept_fast import _C
-from adept_fast.ops.native import parts as parts
 
 call = torch.ops.adept_fast
 
+Layout = Literal["rows", "units"]
+
 EPS = 1e-5
 FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-PACKED = ("int8", "int4")
+PACKED = {"int8": "int8", "int4": "int4-g32"}
 FORMATS = (*FLOATS, *PACKED)
 INSTRUCTION_SETS = _C.runnable_instruction_sets().split(",")  # the best first
 STEP = 1 / (127 * 256)  # of a fixed-point input, as a share of its token's largest
@@ -100,15 +106,19 @@ def weights_of(fmt: str, values: Tensor, layout: Layout = "rows") -> Weights:
     if fmt in FLOATS:
         matrix = values.to(FLOATS[fmt])
         return Weights(matrix, matrix.double())
-    packing = Packing(8, layout) if fmt == "int8" else Packing(4, layout, 32)
-    packed = quantize(values, packing)
+    packed = tiled(fmt, values, layout)
     return Weights(packed, exact_of(packed))
 
 
+def tiled(fmt: str, values: Tensor, layout: Layout = "rows") -> TiledMatrix:
+    """Packed for the kernels of a CPU, in the \"units\" layout transposed."""
+    spec = MatrixSpec(WEIGHT_FORMATS[PACKED[fmt]], (values.shape[0], values.shape[1]), layout == "units")
+    return quantize(values, spec, TiledMatrix)
+
+
 def exact_of(packed: QuantizedMatrix) -> Tensor:
-    """The float64 matrix: of 8 bits a product with a scale in float64, of 4 bits one that float32 holds."""
-    scales = packed.scales.double() if packed.bits == 8 else packed.scales
-    return replace(packed, scales=scales).dequantize().double()
+    """The float64 matrix."""
+    return packed.rounded(0, packed.shape[0]).weights(torch.float64)[:, : packed.shape[1]]
 
 
 def norm(size: int) -> tuple[Tensor, Tensor]:

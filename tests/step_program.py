@@ -11,8 +11,9 @@ from gpu_check_cases import Shapes, head_format
 from torch import Tensor
 
 from adept_fast.ops import reference
-from adept_fast.quantization.quantize import Matrix
-from adept_fast.quantization.quantize_wide import WideMatrix
+from adept_fast.quantization.formats import FORMATS, MatrixSpec
+from adept_fast.quantization.layout_gpu import GpuMatrix
+from adept_fast.quantization.matrix import Matrix
 
 EPS = 1e-5
 FAR = 10.0  # where the biases of active units lie, and the negative of it for the others
@@ -45,13 +46,13 @@ def matrix(fmt: str, rows: int, cols: int, layout: str, size: float, seed: int) 
         values = (h >> np.uint32(24) & np.uint32(0x80)) | (0x28 + (h >> np.uint32(16) & np.uint32(15)))
         packed = torch.from_numpy(values.astype(np.uint8)).view(torch.float8_e4m3fn).view(rows, cols)
         mean = size / 0.555
-        return WideMatrix(
-            packed, line((outputs,), mean, 0.25 * mean, seed + 1), (rows, cols), 8, None, layout
-        )
+        spec = MatrixSpec(FORMATS["fp8"], (rows, cols), layout == "units")
+        return GpuMatrix(packed, line((outputs,), mean, 0.25 * mean, seed + 1), spec)
     nibbles = (hashes(rows * cols // 2, seed) >> np.uint32(24)).astype(np.uint8)
     mean = size / 4.61
     scales = line((rows, cols // 128), mean, 0.25 * mean, seed + 1).half()
-    return WideMatrix(torch.from_numpy(nibbles).view(rows, cols // 2), scales, (rows, cols), 4, 128, layout)
+    spec = MatrixSpec(FORMATS["int4-g128"], (rows, cols), layout == "units")
+    return GpuMatrix(torch.from_numpy(nibbles).view(rows, cols // 2), scales, spec)
 
 
 def active_units(count: int, sparsity_percent: int, seed: int) -> Tensor:

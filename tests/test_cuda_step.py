@@ -25,6 +25,8 @@ from adept_fast import weights as weights_module
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.model import Persimmon
 from adept_fast.ops import cuda
+from adept_fast.quantization.formats import FORMATS as WEIGHT_FORMATS
+from adept_fast.quantization.layout_gpu import GpuMatrix
 from adept_fast.weights import ModelWeights, load_weights
 
 VOCABULARY, SLOTS, CAPACITY = 256, 6, 300
@@ -51,12 +53,13 @@ def load(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     if place is EMULATED:
         monkeypatch.setattr(cuda, "operators", place.operators)
         monkeypatch.setattr(cuda, "unavailable", lambda device: None)
-        monkeypatch.setattr(weights_module, "packs_wide", lambda checkpoint, device: True)
+        monkeypatch.setattr(weights_module, "layout_of", lambda device: GpuMatrix)
     for name in NAMES:
         monkeypatch.setattr(ops, name, getattr(cuda, name))
 
     def load(fmt: str) -> Persimmon:
-        floats, packed = ("float16", fmt) if fmt in ("fp8", "int4") else (fmt, None)
+        packed = {"fp8": WEIGHT_FORMATS["fp8"], "int4": WEIGHT_FORMATS["int4-g128"]}.get(fmt)
+        floats = "float16" if packed else fmt
         config = small_config(hidden_size=128, num_attention_heads=2)
         checkpoint = checkpoint_of(tmp_path, config, getattr(torch, floats))
         weights = load_weights(checkpoint, dtype=getattr(torch, floats), device=place.device, weights=packed)

@@ -12,7 +12,7 @@ from native import settled as settled
 from torch import Tensor
 
 from adept_fast import ops
-from adept_fast.quantization.quantize import first_rows
+from adept_fast.quantization.matrix import first_rows
 
 NAN, INFINITY = float("nan"), float("inf")
 

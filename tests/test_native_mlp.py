@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adept_fast import ops
 from adept_fast.ops import gemm
-from adept_fast.quantization.quantize import QuantizedMatrix
+from adept_fast.quantization.matrix import QuantizedMatrix
 
 NAN = float("nan")
 

@@ -11,10 +11,8 @@ import pytest
 import torch
 from native import call
 from native import settled as settled
-from native_operands import CAPACITY, OPERATORS, SLOTS, UNITS, mlp
+from native_operands import CAPACITY, OPERATORS, SLOTS
 from torch import Tensor
-
-from adept_fast.quantization.quantize import Packing, quantize
 
 LEAST, LARGEST = -(2**63), 2**63 - 1  # int64
 
@@ -280,32 +278,11 @@ def test_a_wrong_argument_is_named_before_anything_is_written(wrong: Wrong) -> N
         assert native.same_bits(tensor, before[name])
 
 
-@pytest.mark.parametrize("layout", ["rows", "units"])
-@pytest.mark.parametrize(("group", "minimum"), [(64, False), (32, True), (64, True)])
-def test_packings_that_the_kernels_do_not_read(group: int, minimum: bool, layout: Any) -> None:
-    packed = quantize(torch.randn(UNITS, 128), Packing(4, layout, group, minimum))
-    name, scales = ("w_up", "up_scales") if layout == "rows" else ("w_down_t", "down_scales")
-    gamma, beta = native.norm(128)
-    arguments = mlp("float32") | {
-        "x": torch.randn(2, 128),
-        "gamma": gamma,
-        "beta": beta,
-        "b_down": torch.randn(128),
-    }
-    arguments |= {"w_up": torch.randn(UNITS, 128), "w_down_t": torch.randn(UNITS, 128)}
-    arguments |= {name: packed.values, scales: packed.scales}
-    with pytest.raises(RuntimeError, match=f"{name} has shape"):
-        call.mlp(**arguments)
-
-
 @pytest.mark.parametrize("fmt", native.PACKED)
 def test_more_inputs_than_32_bits_can_sum(fmt: str) -> None:
-    packing = Packing(8, "rows") if fmt == "int8" else Packing(4, "rows", 32)
-    w = quantize(torch.ones(1, 65537), packing)
+    w = native.tiled(fmt, torch.ones(1, 65537))
     with pytest.raises(RuntimeError, match="w has 65537 inputs; expected at most 65536"):
         call.linear_residual(torch.ones(1, 65537), w.values, w.scales, torch.ones(1), torch.ones(1, 1))
-    transposed = quantize(
-        torch.ones(65537, 1), Packing(8, "units") if fmt == "int8" else Packing(4, "units", 32)
-    )
+    transposed = native.tiled(fmt, torch.ones(65537, 1), "units")
     with pytest.raises(RuntimeError, match="values has 65537 inputs; expected at most 65536"):
         call.dequantize_transposed(transposed.values, transposed.scales, torch.ones(65537, 1))

@@ -21,11 +21,12 @@ from adept_fast.config import PersimmonConfig
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.model import Persimmon
 from adept_fast.ops import reference
+from adept_fast.quantization.formats import FORMATS
 from adept_fast.weights import load_weights
 
 CAPACITY = 96
 STEPS = 64
-PACKED_AS = {"int8": ("float32", "int8"), "int4": ("float32", "int4")}  # dtype, weights
+PACKED_AS = {"int8": ("float32", FORMATS["int8"]), "int4": ("float32", FORMATS["int4-g32"])}  # dtype, weights
 
 # Sizes that are no multiples of a vector, of a tile or of a group.
 ODD = {"hidden_size": 120, "num_attention_heads": 3, "intermediate_size": 203, "num_hidden_layers": 3}

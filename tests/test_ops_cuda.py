@@ -23,15 +23,18 @@ from adept_fast.extension import Extension
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.model import Persimmon
 from adept_fast.ops import cuda, optional, reference, wide_gemm
-from adept_fast.quantization.quantize import Matrix, Packing, QuantizedMatrix, quantize
-from adept_fast.quantization.quantize_wide import GROUP, WideMatrix, WidePacking, quantize_wide
+from adept_fast.quantization.formats import FORMATS, MatrixSpec
+from adept_fast.quantization.layout_cpu import TiledMatrix
+from adept_fast.quantization.layout_gpu import GpuMatrix
+from adept_fast.quantization.matrix import Matrix, QuantizedMatrix, quantize
 from adept_fast.sampling import Sampler, SamplingParams
 from adept_fast.weights import load_weights
 
 CPU = torch.device("cpu")
 FLOATS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-WIDE = {"fp8": WidePacking(8, "rows"), "int4": WidePacking(4, "rows", GROUP)}
-READABLE = (*FLOATS, *WIDE)
+PACKED = {"fp8": FORMATS["fp8"], "int4": FORMATS["int4-g128"]}
+OF_A_CPU = {"int8 of a CPU": FORMATS["int8"], "int4 of a CPU": FORMATS["int4-g32"]}
+READABLE = (*FLOATS, *PACKED)
 NAMES = ("layernorm_qkv", "rotary_append", "decode_attention", "linear_residual", "mlp", "lm_head")
 EPS = 1e-5
 
@@ -67,11 +70,16 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 def matrix(fmt: str, rows: int, columns: int, layout: Any = "rows") -> Matrix:
     generator = torch.Generator().manual_seed(rows + columns)
     drawn = torch.randn(rows, columns, generator=generator) / columns**0.5
-    if fmt in WIDE:
-        return quantize_wide(drawn, WidePacking(WIDE[fmt].bits, layout, WIDE[fmt].group_size))
-    if fmt.endswith("of a CPU"):
-        return quantize(drawn, Packing(8, layout) if fmt.startswith("int8") else Packing(4, layout, 32))
+    if fmt in PACKED:
+        return packed_for_a_gpu(fmt, drawn, layout)
+    if fmt in OF_A_CPU:
+        return quantize(drawn, MatrixSpec(OF_A_CPU[fmt], (rows, columns), layout == "units"), TiledMatrix)
     return drawn.to(getattr(torch, fmt))
+
+
+def packed_for_a_gpu(fmt: str, values: Tensor, layout: Any = "rows") -> GpuMatrix:
+    spec = MatrixSpec(PACKED[fmt], (values.shape[0], values.shape[1]), layout == "units")
+    return quantize(values, spec, GpuMatrix)
 
 
 def exact(w: Matrix) -> Tensor:
@@ -209,15 +217,14 @@ class TestManyTokens:
             torch.testing.assert_close(found, expected, atol=4e-3, rtol=2e-3)
 
     @pytest.mark.parametrize("layout", ["rows", "units"])
-    @pytest.mark.parametrize("fmt", WIDE)
+    @pytest.mark.parametrize("fmt", PACKED)
     @pytest.mark.parametrize("floats", [torch.float16, torch.bfloat16])
     @pytest.mark.parametrize("size", [1e-20, 1e-3, 1.0, 1e9])
     def test_no_size_of_inputs_loses_more_than_torch_does(
         self, size: float, floats: torch.dtype, fmt: str, layout: Any
     ) -> None:
-        packing = WidePacking(WIDE[fmt].bits, layout, WIDE[fmt].group_size)
-        w = quantize_wide((torch.randn(200, 264) / 16).to(floats), packing)
-        assert w.floats == floats
+        w = packed_for_a_gpu(fmt, (torch.randn(200, 264) / 16).to(floats), layout)
+        assert w.spec.product_dtype == floats
         x = torch.randn(30, 264 if layout == "rows" else 200)
         weights = exact(w).T if layout == "rows" else exact(w)
         product = wide_gemm.project if layout == "rows" else wide_gemm.project_transposed
@@ -227,14 +234,14 @@ class TestManyTokens:
 
     @pytest.mark.parametrize("layout", ["rows", "units"])
     def test_sums_all_of_one_sign_do_not_overflow(self, layout: Any) -> None:
-        w = quantize_wide(torch.full((4096, 4096), 0.05), WidePacking(8, layout))
+        w = packed_for_a_gpu("fp8", torch.full((4096, 4096), 0.05), layout)
         product = wide_gemm.project if layout == "rows" else wide_gemm.project_transposed
         found = product(torch.full((1, 4096), 7.0), w)
         torch.testing.assert_close(found, torch.full((1, 4096), 7 * 0.05 * 4096), rtol=1e-3, atol=0)
 
     def test_no_inputs_at_all(self) -> None:
         w = matrix("fp8", 48, 64)
-        assert isinstance(w, WideMatrix)
+        assert isinstance(w, GpuMatrix)
         assert not wide_gemm.project(torch.zeros(3, 64), w).any()
 
 
@@ -286,10 +293,10 @@ def test_a_model_says_what_the_reference_says(
     fmt: str,
 ) -> None:
     dtype = FLOATS.get(fmt, torch.float16)
-    monkeypatch.setattr(weights_module, "packs_wide", lambda checkpoint, device: True)
+    monkeypatch.setattr(weights_module, "layout_of", lambda device: GpuMatrix)
     config = small_config(hidden_size=64, num_attention_heads=1)
     checkpoint = checkpoint_of(tmp_path, config, dtype)
-    packed = None if fmt in FLOATS else fmt
+    packed = PACKED.get(fmt)
     weights = load_weights(checkpoint, dtype=dtype, device=CPU, weights=packed)
     model = Persimmon(config, weights, max_seq_len=16, vocab_size=VOCABULARY)
     ids = torch.randint(0, VOCABULARY, (STEPS, 2), generator=torch.Generator().manual_seed(0))

@@ -38,7 +38,9 @@ from adept_fast.checkpoint import (  # noqa: E402
 from adept_fast.checkpoint.save import save_huggingface  # noqa: E402
 from adept_fast.checkpoint.save_native import save_native  # noqa: E402
 from adept_fast.config import PersimmonConfig  # noqa: E402
-from adept_fast.quantization.quantize import TILE, WEIGHT_FORMATS, QuantizedMatrix  # noqa: E402
+from adept_fast.quantization.formats import NAMES  # noqa: E402
+from adept_fast.quantization.layout_cpu import TILE, TiledMatrix  # noqa: E402
+from adept_fast.quantization.matrix import QuantizedMatrix  # noqa: E402
 from adept_fast.tokenizer.tokenizer import Tokenizer  # noqa: E402
 
 DESCRIPTION_FILE = "random_checkpoint.json"
@@ -66,7 +68,7 @@ _NORMAL_PIECE_SCORE = -1000.0  # so unlikely that text is still cut into the pie
 )
 @click.option("--context", default=4096, show_default=True, type=click.IntRange(min=1), help="Of the model.")
 @click.option("--dtype", default="float16", show_default=True, type=click.Choice(list(DTYPES)))
-@click.option("--weights", type=click.Choice(WEIGHT_FORMATS), help="Round the matrices and pack them.")
+@click.option("--weights", type=click.Choice(list(NAMES)), help="Round the matrices and pack them.")
 @click.option("--zeros", default=0.5, show_default=True, help="Share of the MLP's units that relu² makes 0.")
 @click.option("--seed", default=0, show_default=True)
 def main(
@@ -125,10 +127,13 @@ def write_random(
     else:
         packed = {
             name: functools.partial(random_packed, matrix, seed)
-            for name, matrix in packed_matrices(config, weights).items()
+            for name, matrix in packed_matrices(config, NAMES[weights], TiledMatrix).items()
         }
-        checkpoint = replace(checkpoint, weights=weights, packed=packed)
-        path = save_native(checkpoint, destination, weights=weights, progress=progress).path
+        checkpoint = replace(checkpoint, weights=NAMES[weights], packed=packed)
+        saved = save_native(
+            checkpoint, destination, weights=weights, layout=TiledMatrix.layout, progress=progress
+        )
+        path = saved.path
     _write_note(path, dtype, zeros, seed)
     return path
 
@@ -222,18 +227,15 @@ def random_packed(matrix: PackedMatrix, seed: int) -> QuantizedMatrix:
 
     Raises ValueError for a shape that would need padding.
     """
-    packing, (rows, columns) = matrix.packing, matrix.shape
-    if packing.padded(columns) != columns or rows % TILE:
+    spec, (rows, columns) = matrix.spec, matrix.spec.shape
+    if columns % 128 or rows % TILE:
         raise ValueError(f"{matrix.name} has shape {[rows, columns]}; packed ones need multiples of 128")
-    inputs = rows if matrix.is_transposed else columns
-    spread = math.sqrt((2 ** (2 * packing.bits) - 1) / 12)  # of integers with that many bits
-    values, scales = (
-        torch.empty(shape, dtype=dtype)
-        for shape, dtype in zip(packing.shapes(matrix.shape), packing.dtypes, strict=True)
-    )
-    values.view(torch.uint8).random_(0, 256, generator=generator_of(matrix.name, seed))
-    scales.fill_(1 / math.sqrt(inputs) / spread)
-    return QuantizedMatrix(values, scales, matrix.shape, packing.bits, packing.group_size, packing.layout)
+    inputs = rows if spec.transposed else columns
+    spread = math.sqrt((2 ** (2 * spec.format.bits) - 1) / 12)  # of integers with that many bits
+    packed = matrix.layout.empty(spec, torch.device("cpu"))
+    packed.values.view(torch.uint8).random_(0, 256, generator=generator_of(matrix.name, seed))
+    packed.scales.fill_(1 / math.sqrt(inputs) / spread)
+    return packed
 
 
 def generator_of(name: str, seed: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from adept_fast.choices import DTYPES
 from adept_fast.config import PersimmonConfig
-from adept_fast.quantization.quantize import QuantizedMatrix
+from adept_fast.quantization.formats import WeightFormat
+from adept_fast.quantization.matrix import QuantizedMatrix
 from adept_fast.tokenizer.tokenizer import Tokenizer
 
 # What weights may be stored in and held in, by the names that users write.
@@ -57,7 +58,7 @@ class Checkpoint:
     config: PersimmonConfig
     tensors: Mapping[str, StoredTensor]
     tokenizer: Tokenizer
-    weights: str | None = None
+    weights: WeightFormat | None = None
     packed: Mapping[str, Callable[[], QuantizedMatrix]] = field(default_factory=dict)
     mmap: bool = True
     left_unread: tuple[str, ...] = ()

@@ -12,6 +12,8 @@ from adept_fast.checkpoint import CheckpointError, open_checkpoint
 from adept_fast.checkpoint.save import DEFAULT_SHARD_BYTES, Saved, save_adept, save_huggingface
 from adept_fast.checkpoint.save_native import save_native
 from adept_fast.choices import CHECKPOINT_FORMATS
+from adept_fast.quantization.formats import NAMES
+from adept_fast.quantization.layout_plain import RowMajorMatrix
 
 Format = Literal["huggingface", "adept", "native"]
 
@@ -34,6 +36,7 @@ def convert(
     to: Format | None = None,
     dtype: torch.dtype | None = None,
     weights: str | None = None,
+    layout: str | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     mmap: bool = True,
     progress: bool = True,
@@ -44,7 +47,7 @@ def convert(
         source, revision: as in ``open_checkpoint``.
         to: the format to write (default: native where ``weights`` is given, else of the other two the one
             that the source does not have, and Hugging Face's for a native source).
-        weights: how the native format packs them, ``int8`` or ``int4``.
+        weights, layout: as in ``save_native``, for the native format only.
         dtype, max_shard_bytes, progress: as in ``save_huggingface``; only that format has shards, and in the
             native one the dtype is the embedding's.
         mmap: as in ``open_checkpoint``.
@@ -55,14 +58,25 @@ def convert(
     if to is not None and to not in CHECKPOINT_FORMATS:
         raise ValueError(f"the format is {to!r}; expected {' or '.join(map(repr, CHECKPOINT_FORMATS))}")
     if to == "native" and weights is None:
-        raise CheckpointError("weights is None; expected 'int8' or 'int4' for the native format")
+        raise CheckpointError(
+            f"weights is None; expected {' or '.join(map(repr, NAMES))} for the native format"
+        )
     if to not in (None, "native") and weights is not None:
         raise CheckpointError(
             f"weights is {weights!r} and the format {to}; only the native one packs weights"
         )
+    if layout is not None and weights is None:
+        raise CheckpointError(f"layout is {layout!r} and weights None; only packed weights have a layout")
     checkpoint = open_checkpoint(source, revision, mmap=mmap, progress=progress)
     if weights is not None:
-        saved = save_native(checkpoint, destination, weights=weights, dtype=dtype, progress=progress)
+        saved = save_native(
+            checkpoint,
+            destination,
+            weights=weights,
+            layout=layout or RowMajorMatrix.layout,
+            dtype=dtype,
+            progress=progress,
+        )
         return ConversionReport(checkpoint.path, checkpoint.format, "native", saved)
     chosen: Format = to or ("adept" if checkpoint.format == "huggingface" else "huggingface")
     if chosen == "huggingface":

@@ -1,8 +1,9 @@
-"""A native checkpoint, whose matrices are packed as the kernels read them; NATIVE.md defines the format."""
+"""A packed checkpoint, whose matrices are rounded already; docs/quantization.md defines the format."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,31 +23,49 @@ from adept_fast.checkpoint.huggingface import CONFIG_FILE, SINGLE_FILE, read_tok
 from adept_fast.checkpoint.packed import PackedMatrix, packed_matrices
 from adept_fast.checkpoint.safetensors_file import open_safetensors
 from adept_fast.config import PersimmonConfig
-from adept_fast.quantization.quantize import WEIGHT_FORMATS, QuantizedMatrix
+from adept_fast.quantization.formats import FORMATS, WeightFormat
+from adept_fast.quantization.layout_cpu import TiledMatrix
+from adept_fast.quantization.layout_plain import RowMajorMatrix
+from adept_fast.quantization.matrix import QuantizedMatrix
 from adept_fast.system.regular_file import is_there
 
-# How config.json says what lies beside it.
+# How config.json describes the weights beside it.
 SECTION = "quantization_config"
 METHOD = "adept-fast"
-VERSION = 1
+VERSION = 2
+
+# The orders of packed weights in a file, by the names that users write: the first is for every device.
+LAYOUTS: dict[str, type[QuantizedMatrix]] = {kind.layout: kind for kind in (RowMajorMatrix, TiledMatrix)}
+_VERSION_1_FORMATS = {"int8": FORMATS["int8"], "int4": FORMATS["int4-g32"]}  # all of them cpu_tiled
 
 EMBEDDING = "model.embed_tokens.weight"
 _FLOATS = tuple(WEIGHT_DTYPES.values())
 
 
+@dataclass(frozen=True)
+class Packing:
+    """How the matrices of a packed checkpoint are stored."""
+
+    weights: WeightFormat
+    layout: type[QuantizedMatrix]
+
+    def __str__(self) -> str:
+        return f"{self.weights.name} weights in the order {self.layout.layout}"
+
+
 def is_native(values: Mapping[str, Any]) -> bool:
-    """Whether the contents of a ``config.json`` say that it is a native checkpoint's."""
+    """Whether the contents of a ``config.json`` say that it is a packed checkpoint's."""
     section = values.get(SECTION)
     return isinstance(section, dict) and section.get("quant_method") == METHOD
 
 
 def open_native(path: Path, values: dict[str, Any], *, mmap: bool = True) -> Checkpoint:
-    """Open a native checkpoint, whose ``config.json`` holds ``values``, and check its structure.
+    """Open a packed checkpoint, whose ``config.json`` holds ``values``, and check its structure.
 
     No weight is read yet. Raises CheckpointError (or ConfigError, TokenizerError) naming the file, the tensor
     and what was expected.
     """
-    weights = _weight_format(path / CONFIG_FILE, values[SECTION])
+    packing = _packing(path / CONFIG_FILE, values[SECTION])
     config = PersimmonConfig.from_contents(values, path / CONFIG_FILE)
     tokenizer = read_tokenizer(path, values, config.vocab_size)
     check_vocabulary(path, config, tokenizer)
@@ -55,12 +74,14 @@ def open_native(path: Path, values: dict[str, Any], *, mmap: bool = True) -> Che
         raise CheckpointError(f"{path}: {SINGLE_FILE} is missing")
     opened = open_safetensors(file, mmap=mmap)
     stored = opened.tensors
-    if (found := _weight_format(file, opened.metadata)) != weights:
-        raise CheckpointError(f"{file}: has {found} weights; config.json says {weights}")
-    matrices = packed_matrices(config, weights)
+    if (found := _packing(file, opened.metadata)) != packing:
+        raise CheckpointError(f"{file}: has {found}; config.json says {packing}")
+    matrices = packed_matrices(config, packing.weights, packing.layout)
     _check_tensors(file, stored, tensors_of(config, matrices))
     packed = {
-        name: partial(_read_packed, matrix, stored[f"{name}.values"], stored[f"{name}.scales"])
+        name: partial(
+            _read_packed, matrix, stored[f"{name}.values"], stored[f"{name}.scales"], stored[EMBEDDING].dtype
+        )
         for name, matrix in matrices.items()
     }
     tensors = {
@@ -71,7 +92,7 @@ def open_native(path: Path, values: dict[str, Any], *, mmap: bool = True) -> Che
         )
         for name, shape in config.tensor_shapes().items()
     }
-    return Checkpoint(path, "native", config, tensors, tokenizer, weights, packed, mmap)
+    return Checkpoint(path, "native", config, tensors, tokenizer, packing.weights, packed, mmap)
 
 
 def tensors_of(
@@ -81,23 +102,35 @@ def tensors_of(
     tensors: dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]] = {}
     for at, part in enumerate(("values", "scales")):
         for name, matrix in matrices.items():
-            shape = matrix.packing.shapes(matrix.shape)[at]
-            tensors[f"{name}.{part}"] = (shape, (matrix.packing.dtypes[at],))
+            shape, dtype = matrix.layout.stored(matrix.spec)[at]
+            tensors[f"{name}.{part}"] = (shape, (dtype,))
     for name, whole in config.tensor_shapes().items():
         if name not in matrices:
             tensors[name] = (whole, _FLOATS if name == EMBEDDING else (torch.float32,))
     return tensors
 
 
-def _weight_format(source: Path, description: Mapping[str, Any]) -> str:
-    """What config.json, or the header of the weights, says of them; CheckpointError where it is unknown."""
+def _packing(source: Path, description: Mapping[str, Any]) -> Packing:
+    """What config.json, or the header of the weights, describes; CheckpointError where it is unknown."""
     version, weights = description.get("version"), description.get("weights")
-    if str(version) != str(VERSION):
-        raise CheckpointError(f"{source}: is of version {version!r:.40} of the format; expected {VERSION}")
-    if weights not in WEIGHT_FORMATS:
-        allowed = " or ".join(map(repr, WEIGHT_FORMATS))
+    formats, layout = FORMATS, description.get("layout")
+    if str(version) == "1":
+        formats, layout = _VERSION_1_FORMATS, TiledMatrix.layout
+    elif str(version) != str(VERSION):
+        raise CheckpointError(
+            f"{source}: is of version {version!r:.40} of the format; expected 1 or {VERSION}"
+        )
+    if not isinstance(weights, str) or weights not in formats:
+        allowed = " or ".join(map(repr, formats))
         raise CheckpointError(f"{source}: has weights {weights!r:.40}; expected {allowed}")
-    return str(weights)
+    if not isinstance(layout, str) or layout not in LAYOUTS:
+        allowed = " or ".join(map(repr, LAYOUTS))
+        raise CheckpointError(f"{source}: has the layout {layout!r:.40}; expected {allowed}")
+    if not LAYOUTS[layout].holds(formats[weights]):
+        raise CheckpointError(
+            f"{source}: has {weights} weights in the order {layout}, which has no such weights"
+        )
+    return Packing(formats[weights], LAYOUTS[layout])
 
 
 def _check_tensors(
@@ -126,14 +159,13 @@ def _check_tensors(
             )
 
 
-def _read_packed(matrix: PackedMatrix, values: StoredTensor, scales: StoredTensor) -> QuantizedMatrix:
-    packing = matrix.packing
-    return QuantizedMatrix(
-        values.read(), scales.read(), matrix.shape, packing.bits, packing.group_size, packing.layout
-    )
+def _read_packed(
+    matrix: PackedMatrix, values: StoredTensor, scales: StoredTensor, embedding: torch.dtype
+) -> QuantizedMatrix:
+    return matrix.layout(values.read(), scales.read(), matrix.spec.rounded_from(embedding))
 
 
 def _unpacked(matrix: PackedMatrix, read: partial[QuantizedMatrix]) -> Tensor:
     """Float32, [out, in] as transformers stores it."""
     weights = read().dequantize()
-    return weights.t() if matrix.is_transposed else weights
+    return weights.t() if matrix.spec.transposed else weights

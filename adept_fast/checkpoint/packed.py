@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from adept_fast.checkpoint.base import CheckpointError, StoredTensor
 from adept_fast.config import PersimmonConfig
-from adept_fast.quantization.quantize import Packing, QuantizationError, QuantizedMatrix, packing_of, quantize
+from adept_fast.quantization.formats import MatrixSpec, QuantizationError, WeightFormat, spec_of
+from adept_fast.quantization.matrix import QuantizedMatrix, quantize
 
 
 @dataclass(frozen=True)
 class PackedMatrix:
-    """A matrix that a weight format packs.
-
-    ``tensor`` is the checkpoint's tensor that holds its weights, and ``shape`` what is packed of it: in the
-    ``units`` layout its transpose.
-    """
+    """A matrix that a weight format packs: ``spec`` of the checkpoint's ``tensor``, in ``layout``."""
 
     name: str
     tensor: str
-    shape: tuple[int, int]
-    packing: Packing
+    spec: MatrixSpec
+    layout: type[QuantizedMatrix]
 
     @property
     def nbytes(self) -> int:
-        return self.packing.nbytes(self.shape)
+        return self.layout.bytes_of(self.spec)
 
-    @property
-    def is_transposed(self) -> bool:
-        return self.packing.layout == "units"
+    def first_rows(self, count: int) -> PackedMatrix:
+        """As if the matrix had its first ``count`` rows only."""
+        return replace(self, spec=replace(self.spec, shape=(count, self.spec.shape[1])))
 
     def pack(self, stored: StoredTensor, device: torch.device | None = None) -> QuantizedMatrix:
         """The matrix on ``device`` (None: the CPU), rounded and packed there.
@@ -39,13 +36,15 @@ class PackedMatrix:
         """
         matrix = stored.read().to(device=device)
         try:
-            return quantize(matrix.t() if self.is_transposed else matrix, self.packing)
+            return quantize(matrix.t() if self.spec.transposed else matrix, self.spec, self.layout)
         except QuantizationError as error:
             raise CheckpointError(f"{stored.source}: tensor {stored.name} {error}") from error
 
 
-def packed_matrices(config: PersimmonConfig, weights: str) -> dict[str, PackedMatrix]:
-    """By name, the matrices that ``weights``, one of WEIGHT_FORMATS, packs.
+def packed_matrices(
+    config: PersimmonConfig, weights: WeightFormat, layout: type[QuantizedMatrix]
+) -> dict[str, PackedMatrix]:
+    """By name, the matrices that ``weights`` packs.
 
     With tied embeddings the output matrix is among them, and made from the embedding, which stays beside it:
     one is read whole in every step, of the other a row is looked up.
@@ -55,9 +54,7 @@ def packed_matrices(config: PersimmonConfig, weights: str) -> dict[str, PackedMa
     sources.setdefault("lm_head.weight", "model.embed_tokens.weight")
     matrices = {}
     for name, tensor in sources.items():
-        packing = packing_of(name, weights)
-        if packing is not None:
-            rows, columns = shapes[tensor]
-            shape = (columns, rows) if packing.layout == "units" else (rows, columns)
-            matrices[name] = PackedMatrix(name, tensor, shape, packing)
+        spec = spec_of(name, shapes[tensor], weights)
+        if spec is not None:
+            matrices[name] = PackedMatrix(name, tensor, spec, layout)
     return matrices

@@ -24,6 +24,7 @@ _SAFETENSORS_NAMES = {
     torch.bfloat16: "BF16",
     torch.int8: "I8",
     torch.uint8: "U8",
+    torch.float8_e4m3fn: "F8_E4M3",
 }
 _STORAGE_TYPES = {
     torch.float32: torch.FloatStorage,

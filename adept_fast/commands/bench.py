@@ -16,9 +16,8 @@ from adept_fast.commands.output import print_json, print_text
 from adept_fast.engine.runtime import Runtime
 from adept_fast.memory.advice import format_bytes
 from adept_fast.memory.bandwidth import BandwidthProbe
-from adept_fast.quantization.quantize import WEIGHT_FORMATS
-from adept_fast.quantization.quantize_wide import WIDE_FORMATS, wide_matrices
-from adept_fast.weights import packs_wide
+from adept_fast.quantization.formats import WeightFormat
+from adept_fast.quantization.layouts import kernel_formats, layout_of
 
 _SAMPLES = 5
 _SAMPLE_SECONDS = 0.4
@@ -110,7 +109,7 @@ class Stopwatch:
 
 
 def step_bytes(
-    checkpoint: Checkpoint, runtime: Runtime, weights: str | None, zero_share: float = 0.0
+    checkpoint: Checkpoint, runtime: Runtime, weights: WeightFormat | None, zero_share: float = 0.0
 ) -> float:
     """What a step would read of this checkpoint's weights, were they in that format (None: floats).
 
@@ -119,12 +118,11 @@ def step_bytes(
     config, placement = checkpoint.config, runtime.placement
     shapes = {name: shape for name, shape in config.tensor_shapes().items() if name != _EMBEDDING}
     shapes[_HEAD] = head = (runtime.tokenizer.vocab_size, config.hidden_size)
-    planned = wide_matrices if packs_wide(checkpoint, placement.device) else packed_matrices
-    packed = planned(config, weights) if weights else {}
+    packed = packed_matrices(config, weights, layout_of(placement.device)) if weights else {}
     total = 0.0
     for name, shape in shapes.items():
         if name in packed:
-            size = packed[name].packing.nbytes(head if name == _HEAD else packed[name].shape)
+            size = packed[name].first_rows(head[0]).nbytes if name == _HEAD else packed[name].nbytes
         else:
             kept = torch.float32 if len(shape) == 1 else placement.dtype
             size = torch.Size(shape).numel() * kept.itemsize
@@ -159,11 +157,11 @@ def _narrower(runtime: Runtime, checkpoint: Checkpoint, samples: list[Sample]) -
     zeros = _median([sample.zero_share for sample in samples])
     cache = now - step_bytes(checkpoint, runtime, runtime.placement.weights, samples[0].zero_share)
     advice = []
-    for weights in WIDE_FORMATS if device.type == "cuda" else WEIGHT_FORMATS:
+    for weights in kernel_formats(device):
         read = step_bytes(checkpoint, runtime, weights, zeros) + cache
         if now / read > _WORTH_SAYING:
             limit = samples[0].batch_size * bandwidth / read
-            advice.append({"weights": weights, "bytes_per_step": read, "limit_tokens_per_second": limit})
+            advice.append({"weights": weights.name, "bytes_per_step": read, "limit_tokens_per_second": limit})
     return advice
 
 

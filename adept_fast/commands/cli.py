@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from adept_fast import __version__
-from adept_fast.choices import CHECKPOINT_FORMATS, DTYPES, MAX_STEP_TOKENS, PACKED_FORMATS
+from adept_fast.choices import CHECKPOINT_FORMATS, DTYPES, MAX_STEP_TOKENS, PACKED_FORMATS, PACKED_LAYOUTS
 from adept_fast.commands.byte_size import byte_size
 from adept_fast.commands.errors import OneLineErrorsGroup
 from adept_fast.commands.interrupts import interrupts_exit
@@ -144,6 +144,12 @@ def bench(**options: Any) -> None:
 )
 @click.option(
     "--weights", type=click.Choice(PACKED_FORMATS), help="Pack the matrices, for the native format."
+)
+@click.option(
+    "--layout",
+    type=click.Choice(PACKED_LAYOUTS),
+    help="Of packed matrices: row_major for every device, or cpu_tiled, which a CPU maps without a copy.  "
+    "[default: row_major]",
 )
 @click.option("--dtype", type=click.Choice(DTYPES), help="Convert the weights.  [default: as stored]")
 @click.option(

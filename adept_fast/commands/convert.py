@@ -23,6 +23,7 @@ def run(options: dict[str, Any]) -> None:
             to=options["to"],
             dtype=WEIGHT_DTYPES[options["dtype"]] if options["dtype"] else None,
             weights=options["weights"],
+            layout=options["layout"],
             max_shard_bytes=options["shard_size"],
             mmap=options["mmap"],
             progress=not options["quiet"],

@@ -83,7 +83,7 @@ def _describe_checkpoint(checkpoint: Checkpoint, location: Location) -> dict[str
         "path": str(checkpoint.path),
         "format": checkpoint.format,
         "stored dtype": dtype_name(checkpoint.dtype),
-        **({"packed weights": checkpoint.weights} if checkpoint.weights else {}),
+        **({"packed weights": checkpoint.weights.name} if checkpoint.weights else {}),
         "weight files": "memory-mapped" if checkpoint.mmap else "copied",
         **({"left unread": list(checkpoint.left_unread)} if checkpoint.left_unread else {}),
         "parameters": config.num_parameters,

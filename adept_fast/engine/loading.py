@@ -18,14 +18,13 @@ from adept_fast.memory.plan import UNLIMITED_BYTES, HeldWeights
 from adept_fast.model import Persimmon
 from adept_fast.ops import wide_gemm
 from adept_fast.placement import Placement, held_dtype
-from adept_fast.quantization.quantize import WEIGHT_FORMATS
-from adept_fast.quantization.quantize_wide import WIDE_FORMATS
+from adept_fast.quantization.formats import WeightFormat
+from adept_fast.quantization.layouts import kernel_formats
 from adept_fast.weights import (
     PinnedMemoryError,
     embedding_bytes,
     load_weights,
     moving_bytes,
-    packs_wide,
     weights_bytes,
 )
 
@@ -107,24 +106,23 @@ def _load(
     return model, cache
 
 
-def _held(checkpoint: Checkpoint, placement: Placement, weights: str | None) -> HeldWeights:
+def _held(checkpoint: Checkpoint, placement: Placement, weights: WeightFormat | None) -> HeldWeights:
     """What the weights take in that format."""
     device, rows = placement.device, placement.vocab_rows
     dtype = held_dtype(checkpoint, device, placement.asked_dtype, weights)
     embedding = embedding_bytes(checkpoint, dtype, weights, rows)
-    is_wide = weights is not None and packs_wide(checkpoint, device)
     return HeldWeights(
-        setting=f'weights "{weights}"',
+        setting=f'weights "{weights.name if weights else None}"',
         other_bytes=weights_bytes(checkpoint, dtype, weights, device, rows) - embedding,
         embedding_bytes=embedding,
         moving_bytes=moving_bytes(checkpoint, dtype, weights, device, rows),
-        unpacking_bytes=wide_gemm.WORKSPACE_BYTES if is_wide else 0,
+        unpacking_bytes=wide_gemm.WORKSPACE_BYTES if weights and device.type == "cuda" else 0,
     )
 
 
-def _smaller_formats(checkpoint: Checkpoint, placement: Placement) -> list[str]:
+def _smaller_formats(checkpoint: Checkpoint, placement: Placement) -> list[WeightFormat]:
     """Those that would pack the matrices in fewer bits than they have."""
-    formats = WIDE_FORMATS if placement.device.type == "cuda" else WEIGHT_FORMATS
     if checkpoint.weights is not None:
         return []
-    return list(formats[formats.index(placement.weights) + 1 :] if placement.weights else formats)
+    formats, now = kernel_formats(placement.device), placement.weights
+    return [smaller for smaller in formats if now is None or smaller.bits < now.bits]

@@ -13,7 +13,7 @@ from adept_fast.ops import cuda
 from adept_fast.ops.reference import ABSENT
 from adept_fast.ops.sample import INVALID, sample
 from adept_fast.ops.token_bounds import token_bounds
-from adept_fast.quantization.quantize import Matrix
+from adept_fast.quantization.matrix import Matrix
 from adept_fast.weights import ModelWeights
 
 if extension.load().loaded:

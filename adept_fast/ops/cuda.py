@@ -15,8 +15,10 @@ from torch import Tensor
 
 from adept_fast import extension
 from adept_fast.ops import optional, reference, wide_gemm
-from adept_fast.quantization.quantize import Matrix, QuantizedMatrix
-from adept_fast.quantization.quantize_wide import WideMatrix
+from adept_fast.quantization.layout_gpu import GpuMatrix
+from adept_fast.quantization.layouts import kernel_formats
+from adept_fast.quantization.matrix import Matrix
+from adept_fast.quantization.matrix import parts_of as parts
 
 MOST_TOKENS = 16  # that the kernels take in one call
 _MOST_HEAD_DIM = 256
@@ -182,11 +184,6 @@ def update_decode_state(
     move_on(chosen, ids, slots, positions, limits, ends, counts, token_ring)
 
 
-def parts(w: Matrix) -> tuple[Tensor, Tensor | None]:
-    """A matrix as the native operators take it: values, and scales where it is packed."""
-    return (w.values, w.scales) if isinstance(w, QuantizedMatrix) else (w, None)
-
-
 def _takes(x: Tensor, *matrices: Matrix) -> bool:
     """Whether the kernels multiply these tokens with these matrices."""
     few = x.shape[0] <= MOST_TOKENS
@@ -194,9 +191,10 @@ def _takes(x: Tensor, *matrices: Matrix) -> bool:
 
 
 def _is_readable(w: Matrix) -> bool:
-    known = isinstance(w, WideMatrix) or (
-        isinstance(w, Tensor) and w.dtype in (torch.float16, torch.bfloat16)
-    )
+    if isinstance(w, Tensor):
+        known = w.dtype in (torch.float16, torch.bfloat16)
+    else:
+        known = isinstance(w, GpuMatrix) and w.spec.format in kernel_formats(w.device)
     return known and w.shape[1] % VECTOR == 0
 
 
@@ -207,10 +205,10 @@ def _takes_cache(x: Tensor, cache_layer: Tensor) -> bool:
 
 
 def _project(x: Tensor, w: Matrix) -> Tensor:
-    return wide_gemm.project(x, w) if isinstance(w, WideMatrix) else reference.project(x, w)
+    return wide_gemm.project(x, w) if isinstance(w, GpuMatrix) else reference.project(x, w)
 
 
 def _project_transposed(x: Tensor, w_t: Matrix) -> Tensor:
-    if isinstance(w_t, WideMatrix):
+    if isinstance(w_t, GpuMatrix):
         return wide_gemm.project_transposed(x, w_t)
     return reference.project_transposed(x, w_t)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adept_fast.quantization.quantize import Matrix, QuantizedMatrix
+from adept_fast.quantization.matrix import Matrix, QuantizedMatrix
 
 FEW_TOKENS = 16  # up to here weights are worth streaming past the tokens
 FEW_TOKENS_PACKED = 48  # and up to here, rows of a packed down-projection without turning them into floats

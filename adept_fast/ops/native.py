@@ -14,9 +14,9 @@ from torch import Tensor
 
 from adept_fast import _C
 from adept_fast.ops import cuda, gemm, reference
-from adept_fast.ops.cuda import parts
 from adept_fast.ops.reference import rotary_table
-from adept_fast.quantization.quantize import Matrix
+from adept_fast.quantization.matrix import Matrix
+from adept_fast.quantization.matrix import parts_of as parts
 
 __all__ = [
     "update_decode_state",

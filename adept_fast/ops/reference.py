@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adept_fast.quantization.quantize import Matrix, QuantizedMatrix
+from adept_fast.quantization.matrix import Matrix, QuantizedMatrix
 
 # Matrices that are narrower than their products are widened in blocks of this many elements, so that a block
 # stays in the cache.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adept_fast.ops.native import parts
-from adept_fast.quantization.quantize import Matrix
+from adept_fast.quantization.matrix import Matrix
 from adept_fast.weights import LayerWeights, ModelWeights
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from adept_fast import extension
 from adept_fast.ops import cuda, gemm
-from adept_fast.quantization.quantize import Matrix
+from adept_fast.quantization.matrix import Matrix
 
 
 def token_bounds(w: Matrix) -> tuple[int, ...]:

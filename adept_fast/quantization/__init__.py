@@ -1,1 +1,1 @@
-"""Quantization: formats, rounding, and the order of packed weights on each device."""
+"""Quantization: formats, rounding, and the order of packed weights for each device."""

@@ -39,14 +39,13 @@ class AdeptFastWorker(Worker):
         from models import is_recipe, open_model
 
         from adept_fast import InsufficientMemoryError, ParameterError, Runtime, ops
-        from adept_fast.quantization.quantize import WEIGHT_FORMATS
-        from adept_fast.quantization.quantize_wide import WIDE_FORMATS
+        from adept_fast.quantization.formats import NAMES
 
         torch.set_num_threads(threads)
         asked = (checkpoint, format, device)
         if not (self._loaded == asked and self._has_room(context, batch)):
             self.runtime = None  # the one before goes first
-        packed = format in (*WEIGHT_FORMATS, *WIDE_FORMATS)
+        packed = format in NAMES
         model = open_model(Path(checkpoint), device) if is_recipe(Path(checkpoint)) else checkpoint
         try:
             self.runtime = self.runtime or Runtime.load(

@@ -20,15 +20,17 @@ from step_model import DEVICES, Kernel, Step, StepModel  # noqa: E402
 
 from adept_fast import Runtime  # noqa: E402
 from adept_fast.checkpoint import StoredTensor  # noqa: E402
+from adept_fast.checkpoint.packed import packed_matrices  # noqa: E402
 from adept_fast.config import PersimmonConfig  # noqa: E402
-from adept_fast.quantization.quantize_wide import wide_matrices  # noqa: E402
+from adept_fast.quantization.layout_gpu import GpuMatrix  # noqa: E402
+from adept_fast.quantization.layouts import formats_of  # noqa: E402
 
 SIZES = {"hidden": 128, "layers": 3, "heads": 2, "intermediate": 384, "vocab": 4224, "context": 1024}
 
 
 def held_bytes(config: PersimmonConfig, fmt: str) -> int:
     """What the matrices that a step reads take when they are really packed, and the vectors, in float32."""
-    plans = wide_matrices(config, fmt)
+    plans = packed_matrices(config, formats_of(torch.device("cuda"))[fmt], GpuMatrix)
     total = 0
     for name, shape in config.tensor_shapes().items():
         if name in plans:

@@ -22,7 +22,6 @@ from checkpoints import (
     adept_model,
     assert_holds,
     assert_refused,
-    demo_tokenizer,
     random_tensors,
     rank_path,
     rezipped,
@@ -34,14 +33,12 @@ from checkpoints import (
     write_one_rank,
     write_tar,
 )
+from small_checkpoint import CONFIG, TENSORS, TOKENIZER
 
 from adept_fast.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from adept_fast.tokenizer.tokenizer import Tokenizer, TokenizerError
 from adept_fast.weights import load_weights
 
-CONFIG = small_config()
-TENSORS = random_tensors(CONFIG, dtype=torch.float16)
-TOKENIZER = demo_tokenizer()
 UP = "model.layers.1.mlp.dense_h_to_4h.weight"
 Q_GAMMA = "model.layers.1.self_attn.q_layernorm.weight"
 

@@ -17,7 +17,6 @@ from checkpoints import (
     adept_model,
     assert_holds,
     assert_refused,
-    demo_tokenizer,
     random_tensors,
     rank_path,
     rezipped,
@@ -28,14 +27,12 @@ from checkpoints import (
     write_one_rank,
     write_tar,
 )
+from small_checkpoint import CONFIG, TENSORS, TOKENIZER
 
 from adept_fast.checkpoint import CheckpointError, open_checkpoint
 from adept_fast.checkpoint.adept import is_adept
 from adept_fast.config import ConfigError
 
-CONFIG = small_config()
-TENSORS = random_tensors(CONFIG, dtype=torch.float16)
-TOKENIZER = demo_tokenizer()
 UP = "model.layers.1.mlp.dense_h_to_4h.weight"
 Q_GAMMA = "model.layers.1.self_attn.q_layernorm.weight"
 ADEPT_UP = "language_model.encoder.layers.1.mlp.dense_h_to_4h.weight"

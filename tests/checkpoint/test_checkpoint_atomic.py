@@ -63,6 +63,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)]
 )
@@ -79,6 +80,7 @@ def test_a_conversion_that_is_ended_leaves_nothing(
     assert names(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_what_a_killed_conversion_left_goes_and_what_a_live_one_writes_stays(
     tmp_path: Path, start: Start
 ) -> None:

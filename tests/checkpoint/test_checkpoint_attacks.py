@@ -21,24 +21,19 @@ from checkpoints import (
     adept_files,
     adept_model,
     assert_refused,
-    demo_tokenizer,
     outcome,
-    random_tensors,
     rank_path,
     record_of,
     rezipped,
     saved,
-    small_config,
     write_adept,
     write_directory,
     write_tar,
 )
+from tiny_checkpoint import CONFIG, TENSORS, TOKENIZER
 
 from adept_fast.checkpoint import open_checkpoint
 
-CONFIG = small_config(vocab_size=4096, hidden_size=32, intermediate_size=48, num_hidden_layers=1)
-TENSORS = random_tensors(CONFIG, dtype=torch.float16)
-TOKENIZER = demo_tokenizer()
 RANK_FILE = rank_path(0)
 
 

@@ -11,26 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from checkpoints import (
     adept_files,
     assert_holds,
     assert_refused,
-    demo_tokenizer,
     outcome,
-    random_tensors,
     rank_path,
     saved,
-    small_config,
     write_huggingface,
 )
+from tiny_checkpoint import CONFIG, TENSORS, TOKENIZER
 
 from adept_fast.checkpoint import open_checkpoint
 from adept_fast.checkpoint import safetensors_file as safetensors_module
 
-CONFIG = small_config(vocab_size=4096, hidden_size=32, intermediate_size=48, num_hidden_layers=1)
-TENSORS = random_tensors(CONFIG, dtype=torch.float16)
-TOKENIZER = demo_tokenizer()
 RANK_FILE = rank_path(0)
 UP = "model.layers.0.mlp.dense_h_to_4h.weight"
 

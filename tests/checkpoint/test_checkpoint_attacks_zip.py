@@ -16,21 +16,16 @@ import torch
 from checkpoints import (
     assert_holds,
     assert_refused,
-    demo_tokenizer,
     outcome,
-    random_tensors,
     rank_path,
     record_of,
     rezipped,
-    small_config,
     write_adept,
 )
+from tiny_checkpoint import CONFIG, TENSORS, TOKENIZER
 
 from adept_fast.checkpoint import open_checkpoint
 
-CONFIG = small_config(vocab_size=4096, hidden_size=32, intermediate_size=48, num_hidden_layers=1)
-TENSORS = random_tensors(CONFIG, dtype=torch.float16)
-TOKENIZER = demo_tokenizer()
 RANK_FILE = rank_path(0)
 UP = "model.layers.0.mlp.dense_h_to_4h.weight"
 ROWS, COLUMNS = TENSORS[UP].shape

@@ -13,21 +13,18 @@ import torch
 from checkpoints import (
     assert_holds,
     assert_refused,
-    demo_tokenizer,
     random_tensors,
     saved,
     small_config,
     write_huggingface,
 )
+from small_checkpoint import CONFIG, TENSORS, TOKENIZER
 from torch import Tensor
 
 from adept_fast import Runtime, modeling
 from adept_fast.checkpoint import CheckpointError, open_checkpoint
 from adept_fast.config import PersimmonConfig
 
-CONFIG = small_config()
-TENSORS = random_tensors(CONFIG, dtype=torch.float16)
-TOKENIZER = demo_tokenizer()
 UP = "model.layers.1.mlp.dense_h_to_4h.weight"
 DOWN = "model.layers.1.mlp.dense_4h_to_h.weight"
 PATH_CLASS = f"{type(Path()).__module__}.{type(Path()).__name__}"

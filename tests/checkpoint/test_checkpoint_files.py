@@ -49,7 +49,7 @@ def shards(path: Path) -> Path:
 
 def native(path: Path) -> Path:
     write_huggingface(path.with_name("floats"), CONFIG, TENSORS, TOKENIZER)
-    convert(path.with_name("floats"), path, weights="int8", progress=False)
+    convert(path.with_name("floats"), path, weights="int8", layout="cpu_tiled", progress=False)
     return path
 
 

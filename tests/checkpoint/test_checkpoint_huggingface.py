@@ -11,20 +11,17 @@ import torch
 from checkpoints import (
     assert_holds,
     assert_refused,
-    demo_tokenizer,
     random_tensors,
     small_config,
     write_huggingface,
 )
+from small_checkpoint import CONFIG, TENSORS, TOKENIZER
 
 from adept_fast.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from adept_fast.config import ConfigError, PersimmonConfig
 from adept_fast.tokenizer.tokenizer import TokenizerError
 from adept_fast.weights import load_weights
 
-CONFIG = small_config()
-TENSORS = random_tensors(CONFIG, dtype=torch.float16)
-TOKENIZER = demo_tokenizer()
 CPU = torch.device("cpu")
 UP = "model.layers.1.mlp.dense_h_to_4h.weight"
 GAMMA = "model.layers.0.input_layernorm.weight"

@@ -47,7 +47,7 @@ def shards(path: Path) -> Path:
 
 def native(path: Path) -> Path:
     write_huggingface(path.with_name("floats"), CONFIG, TENSORS, TOKENIZER)
-    convert(path.with_name("floats"), path, weights="int4", progress=False)
+    convert(path.with_name("floats"), path, weights="int4", layout="cpu_tiled", progress=False)
     return path / "model.safetensors"
 
 
@@ -93,6 +93,7 @@ def test_a_file_truncated_after_it_was_opened(tmp_path: Path, write: Callable[[P
     assert "\n" not in said
 
 
+@pytest.mark.slow
 def test_a_mapped_file_that_is_truncated_ends_the_process(tmp_path: Path) -> None:
     """Why there is the option: no error can be raised here."""
     file = huggingface(tmp_path / "model")

@@ -12,21 +12,16 @@ from checkpoints import (
     adept_model,
     assert_holds,
     assert_refused,
-    demo_tokenizer,
-    random_tensors,
     saved,
-    small_config,
     write_huggingface,
     write_one_rank,
 )
+from small_checkpoint import CONFIG, TENSORS, TOKENIZER
 from torch import Tensor, nn
 
 from adept_fast import CheckpointError, modeling
 from adept_fast.checkpoint import open_checkpoint
 
-CONFIG = small_config()
-TENSORS = random_tensors(CONFIG, dtype=torch.float16)
-TOKENIZER = demo_tokenizer()
 EMBEDDING = "model.embed_tokens.weight"
 
 PREFIXES = [

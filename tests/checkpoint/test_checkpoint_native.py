@@ -23,7 +23,9 @@ from adept_fast.checkpoint.native import tensors_of
 from adept_fast.checkpoint.packed import packed_matrices
 from adept_fast.commands.cli import convert as convert_command
 from adept_fast.config import ConfigError, PersimmonConfig
-from adept_fast.quantization.quantize import QuantizedMatrix, quantize
+from adept_fast.quantization.formats import FORMATS, NAMES, WeightFormat
+from adept_fast.quantization.layout_cpu import TiledMatrix
+from adept_fast.quantization.matrix import QuantizedMatrix, quantize
 from adept_fast.weights import ModelWeights, load_weights, weights_bytes
 
 CPU = torch.device("cpu")
@@ -38,7 +40,7 @@ CONFIGS = {
 DENSE = "model.layers.1.self_attn.dense.weight"
 DOWN = "model.layers.0.mlp.dense_4h_to_h.weight"
 
-every_format = pytest.mark.parametrize("weights", ["int8", "int4"])
+every_format = pytest.mark.parametrize("weights", ["int8", "int4-g32"])
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
@@ -53,15 +55,15 @@ def parts_of(weights: ModelWeights) -> list[torch.Tensor]:
     ]
 
 
-def load(path: Path, weights: str | None = None, dtype: torch.dtype = torch.float16) -> ModelWeights:
+def load(path: Path, weights: WeightFormat | None = None, dtype: torch.dtype = torch.float16) -> ModelWeights:
     return load_weights(open_checkpoint(path), dtype=dtype, device=CPU, weights=weights)
 
 
 @pytest.fixture
 def native(tmp_path: Path) -> Path:
-    """A sound native checkpoint in int4."""
+    """A sound packed checkpoint in int4-g32, which a CPU loads without a copy."""
     checkpoint_of(tmp_path / "source")
-    convert(tmp_path / "source", tmp_path / "native", weights="int4", progress=False)
+    convert(tmp_path / "source", tmp_path / "native", weights="int4-g32", layout="cpu_tiled", progress=False)
     return tmp_path / "native"
 
 
@@ -74,15 +76,15 @@ class TestRoundTrip:
         source = checkpoint_of(tmp_path / "source", config)
         report = convert(tmp_path / "source", tmp_path / "native", weights=weights, progress=False)
         native = open_checkpoint(tmp_path / "native")
-        assert (native.format, native.weights, report.format) == ("native", weights, "native")
+        assert (native.format, native.weights, report.format) == ("native", FORMATS[weights], "native")
         assert (native.config, native.dtype) == (source.config, source.dtype)
         assert native.tokenizer.model == source.tokenizer.model
         assert native.tokenizer.add_bos == source.tokenizer.add_bos
-        found, expected = load(native.path), load(source.path, weights)
+        found, expected = load(native.path), load(source.path, FORMATS[weights])
         for one, other in zip(parts_of(found), parts_of(expected), strict=True):
             assert one.dtype == other.dtype
             assert torch.equal(one, other)
-        assert weights_bytes(native, torch.float16) == weights_bytes(source, torch.float16, weights)
+        assert weights_bytes(native, torch.float16) == weights_bytes(source, torch.float16, FORMATS[weights])
 
     @every_format
     @every_config
@@ -92,7 +94,7 @@ class TestRoundTrip:
         source = checkpoint_of(tmp_path / "source", config)
         convert(tmp_path / "source", tmp_path / "native", weights=weights, progress=False)
         native = open_checkpoint(tmp_path / "native")
-        matrices = packed_matrices(config, weights)
+        matrices = packed_matrices(config, FORMATS[weights], TiledMatrix)
         assert list(native.tensors) == list(config.tensor_shapes())
         for name, stored in source.tensors.items():
             tensor = native.tensors[name].read()
@@ -118,9 +120,14 @@ class TestRoundTrip:
     def test_the_header_says_what_is_there(self, native: Path) -> None:
         with safe_open(native / "model.safetensors", framework="pt") as opened:
             metadata = opened.metadata()
-        assert (metadata["format"], metadata["version"], metadata["weights"]) == ("adept-fast", "1", "int4")
+        assert [metadata[name] for name in ("format", "version", "weights", "layout")] == [
+            "adept-fast",
+            "2",
+            "int4-g32",
+            "cpu_tiled",
+        ]
         assert "scale * (q - 8)" in metadata["rounding"]
-        assert "[out / 16, in / c, 16, 4]" in metadata["layout"]
+        assert "lm_head: weight = scale * q" in metadata["rounding"]
 
     def test_the_embedding_can_be_halved(self, tmp_path: Path) -> None:
         source = checkpoint_of(tmp_path / "source", dtype=torch.float32)
@@ -148,9 +155,9 @@ class TestWriting:
         alive: list[weakref.ref[torch.Tensor]] = []
         most = 0
 
-        def counted(matrix: torch.Tensor, packing: Any) -> QuantizedMatrix:
+        def counted(matrix: torch.Tensor, spec: Any, layout: Any) -> QuantizedMatrix:
             nonlocal most
-            result = quantize(matrix, packing)
+            result = quantize(matrix, spec, layout)
             alive.append(weakref.ref(result.values))
             most = max(most, sum(reference() is not None for reference in alive))
             return result
@@ -190,20 +197,26 @@ class TestWriting:
         assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
     def test_a_packed_one_is_copied_as_it_is(self, native: Path, tmp_path: Path) -> None:
-        convert(native, tmp_path / "copy", weights="int4", progress=False)
+        convert(native, tmp_path / "copy", weights="int4", layout="cpu_tiled", progress=False)
         file = "model.safetensors"
         assert (tmp_path / "copy" / file).read_bytes() == (native / file).read_bytes()
 
     def test_what_can_not_be_asked_for(self, native: Path, tmp_path: Path) -> None:
         for arguments, needle in (
-            ({"to": "native"}, "weights is None; expected 'int8' or 'int4'"),
+            ({"to": "native"}, "weights is None; expected 'int8' or 'fp8' or 'int4-g32'"),
+            ({"layout": "row_major"}, "layout is 'row_major' and weights None"),
+            (
+                {"weights": "int8", "layout": "tiled"},
+                "layout is 'tiled'; expected 'row_major' or 'cpu_tiled'",
+            ),
+            ({"weights": "fp8", "layout": "cpu_tiled"}, "weights is 'fp8'; expected 'int8' or 'int4-g32'"),
             ({"to": "adept", "weights": "int8"}, "the format adept; only the native one packs weights"),
-            ({"weights": "int5"}, "weights is 'int5'; expected 'int8' or 'int4'"),
+            ({"weights": "int5"}, "weights is 'int5'; expected 'int8' or 'fp8' or 'int4-g32'"),
             ({"weights": "int8", "dtype": torch.float64}, "the dtype is float64; expected float32"),
         ):
             with pytest.raises(CheckpointError, match=needle):
                 convert(tmp_path / "source", tmp_path / "new", progress=False, **arguments)
-        with pytest.raises(CheckpointError, match="packed as int4; expected floats or int8"):
+        with pytest.raises(CheckpointError, match="packed as int4-g32; expected floats or int8"):
             convert(native, tmp_path / "new", weights="int8", progress=False)
         with pytest.raises(CheckpointError, match="exists already"):
             convert(tmp_path / "source", native, weights="int4", progress=False)
@@ -222,7 +235,7 @@ class TestWriting:
         assert (done.exit_code, done.stdout) == (0, "")
         assert "(huggingface) → " in done.stderr
         assert "(native)" in done.stderr
-        assert open_checkpoint(tmp_path / "a").weights == "int4"
+        assert open_checkpoint(tmp_path / "a").weights == NAMES["int4"]
         done = CliRunner().invoke(convert_command, [source, str(tmp_path / "b"), "--to", "native"])
         assert done.exit_code == 1
         assert "weights is None" in done.stderr
@@ -249,23 +262,23 @@ class TestRefusal:
         change(tensors)
         save_file(tensors, file, kept | metadata)
 
-    @pytest.mark.parametrize("version", [2, 0, None, "one", 1.5, [1], True, "x" * 500])
+    @pytest.mark.parametrize("version", [3, 0, None, "one", 1.5, [1], True, "x" * 500])
     def test_another_version(self, native: Path, version: Any) -> None:
         self.change_section(native, version=version)
-        assert_refused(native, "config.json", "of version", "expected 1")
+        assert_refused(native, "config.json", "of version", "expected 1 or 2")
 
     @pytest.mark.parametrize("weights", ["int3", None, 4, ["int4"], {}])
     def test_another_format(self, native: Path, weights: Any) -> None:
         self.change_section(native, weights=weights)
-        assert_refused(native, "config.json", "has weights", "expected 'int8' or 'int4'")
+        assert_refused(native, "config.json", "has weights", "expected 'int8' or 'fp8'")
 
     def test_config_and_header_disagree(self, native: Path) -> None:
         self.change_section(native, weights="int8")
-        assert_refused(native, "model.safetensors", "has int4 weights; config.json says int8")
+        assert_refused(native, "model.safetensors", "has int4-g32 weights", "config.json says int8 weights")
 
     def test_a_header_of_another_version(self, native: Path) -> None:
-        self.change_file(native, lambda tensors: None, version="2")
-        assert_refused(native, "model.safetensors", "of version '2'")
+        self.change_file(native, lambda tensors: None, version="3")
+        assert_refused(native, "model.safetensors", "of version '3'")
 
     def test_a_header_that_says_nothing(self, native: Path) -> None:
         tensors = load_file(native / "model.safetensors")
@@ -343,7 +356,7 @@ class TestRefusal:
 
 def test_the_format_names_every_tensor_once() -> None:
     for config in CONFIGS.values():
-        matrices = packed_matrices(config, "int4")
+        matrices = packed_matrices(config, NAMES["int4"], TiledMatrix)
         names = tensors_of(config, matrices)
         assert len(matrices) == 4 * config.num_hidden_layers + 1
         floats = len(config.tensor_shapes()) - len(matrices.keys() & config.tensor_shapes().keys())

@@ -17,6 +17,7 @@ from adept_fast.checkpoint import demo_path, open_checkpoint
 from adept_fast.commands import bench
 from adept_fast.commands.bench import Sample, Stopwatch, step_bytes
 from adept_fast.commands.cli import main
+from adept_fast.quantization.formats import FORMATS
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -85,7 +86,7 @@ def test_its_figures_add_up() -> None:
             assert advice["bytes_per_step"] < report["bytes_per_step"]
             limit = 2 * 5e12 / advice["bytes_per_step"]
             assert advice["limit_tokens_per_second"] == pytest.approx(limit)
-    assert [advice["weights"] for advice in report["advice"][:2]] == ["int8", "int4"]
+    assert [advice["weights"] for advice in report["advice"][:2]] == ["int8", "int4-g32"]
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def test_what_a_format_would_read_is_what_it_reads(name: str, fmt: str, padded: 
     assert skipped == pytest.approx(down / 4)
     # Another format's bytes are told without loading it.
     other = Runtime.load(path, device="cpu", max_seq_len=32, weights="int8", progress=False)
-    assert step_bytes(checkpoint, runtime, "int8") == other.bytes_read_per_step(0)
+    assert step_bytes(checkpoint, runtime, FORMATS["int8"]) == other.bytes_read_per_step(0)
 
 
 def test_the_line_is_as_the_readme_has_it() -> None:

@@ -20,6 +20,8 @@ from adept_fast.checkpoint import WEIGHT_DTYPES, convert
 from adept_fast.commands.cli import main
 from adept_fast.ops import cuda
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 INTERRUPTED = 130

@@ -117,7 +117,7 @@ def test_the_embedding_on_the_device_costs_so_many_tokens(persimmon_8b: Path) ->
 
 @pytest.mark.parametrize(
     ("memory", "named"),
-    [("24GB", "max_seq_len up to"), ("16GB", 'weights "fp8" fits'), ("8GB", 'weights "int4" fits')],
+    [("24GB", "max_seq_len up to"), ("16GB", 'weights "fp8" fits'), ("8GB", 'weights "int4-g128" fits')],
 )
 def test_what_would_make_the_8b_fit(persimmon_8b: Path, memory: str, named: str) -> None:
     options = ["--checkpoint", str(persimmon_8b), "--gpu-memory", memory, "--max-seq-len", "16384"]
@@ -189,11 +189,11 @@ class TestPlanning:
     @pytest.mark.parametrize(
         ("weights", "device", "others"),
         [
-            (None, "cpu", ["int8", "int4"]),
-            ("int8", "cpu", ["int4"]),
+            (None, "cpu", ["int8", "int4-g32"]),
+            ("int8", "cpu", ["int4-g32"]),
             ("int4", "cpu", []),
-            (None, "cuda", ["fp8", "int4"]),
-            ("fp8", "cuda", ["int4"]),
+            (None, "cuda", ["fp8", "int4-g128"]),
+            ("fp8", "cuda", ["int4-g128"]),
         ],
     )
     def test_only_smaller_formats_are_advised(

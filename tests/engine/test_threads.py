@@ -9,23 +9,18 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
+from thread_calls import PROMPTS, Call, half_done, ids
 
-from adept_fast import GenerationError, Runtime, SamplingParams, TextStream
+from adept_fast import Runtime, TextStream
 from adept_fast.engine import engine as engine_module
 from adept_fast.engine import model_runner as model_runner_module
-from adept_fast.engine.sequence import Request
 from adept_fast.engine.turn import NestedRunError, Turns
-from adept_fast.model import PREFILL_CHUNK
-
-PROMPTS = ["Once upon a time", "human: What is the capital of Peru?\n\nadept:", "a", "Humpty Dumpty sat"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,40 +47,6 @@ def runtime(loaded: Runtime) -> Iterator[Runtime]:
     gc.collect()
     ids(loaded)
     assert loaded.engine._scheduler.sequences() == ()
-
-
-class Call(threading.Thread):
-    """A call in another thread."""
-
-    def __init__(self, call: Callable[[], Any]) -> None:
-        super().__init__(daemon=True)
-        self._call = call
-        self.start()
-
-    def run(self) -> None:
-        self._outcome: Any = None
-        self._error: BaseException | None = None
-        try:
-            self._outcome = self._call()
-        except BaseException as error:  # noqa: BLE001 (raised again where the result is asked for)
-            self._error = error
-
-    def result(self) -> Any:
-        self.join(timeout=60)
-        assert not self.is_alive(), "the call waits forever"
-        if self._error is not None:
-            raise self._error
-        return self._outcome
-
-
-def half_done(runtime: Runtime) -> TextStream:
-    stream = runtime.stream(PROMPTS[0], max_new_tokens=20, ignore_eos=True)
-    next(stream)
-    return stream
-
-
-def ids(runtime: Runtime, prompt: str = PROMPTS[1]) -> list[int]:
-    return runtime.generate(prompt, max_new_tokens=8).token_ids
 
 
 def random_call(runtime: Runtime, seed: int) -> Any:
@@ -133,13 +94,6 @@ def leave_with(stream: TextStream) -> None:
         raise ZeroDivisionError
 
 
-def drop(stream: TextStream) -> None:
-    """Garbage that only the collector finds, in another thread."""
-    cycle: list[Any] = [stream]
-    cycle.append(cycle)
-    del cycle
-
-
 ENDS = {
     "exhausted": exhaust,
     "closed": lambda stream: stream.close(),
@@ -160,142 +114,6 @@ def test_a_stream_that_ends_frees_its_slot(runtime: Runtime, how: str) -> None:
         assert stream.result.finish_reason == ("length" if "exhausted" in how else "interrupted")
     assert runtime.engine._scheduler.sequences() == ()
     assert ids(runtime) == expected
-
-
-def test_streams_that_are_dropped_free_their_slots(runtime: Runtime) -> None:
-    expected = ids(runtime)
-    long = {"max_new_tokens": None, "ignore_eos": True}
-    streams = [runtime.stream(prompt, **long) for prompt in PROMPTS[:2]]
-    for stream in streams:
-        next(stream)
-    cycle: list[Any] = [streams, stream]
-    cycle.append(cycle)
-    del cycle, streams, stream
-    Call(gc.collect).result()
-    steps = counting_steps(runtime)
-    assert ids(runtime) == expected
-    assert len(steps) <= 9  # and not the dropped streams' hundred
-
-
-def counting_steps(runtime: Runtime) -> list[int]:
-    """Grows by one entry a step of the engine."""
-    steps: list[int] = []
-    step = runtime.engine.step
-
-    def counted() -> None:
-        steps.append(1)
-        step()
-
-    runtime.engine.step = counted  # type: ignore[method-assign]
-    return steps
-
-
-@pytest.fixture(autouse=True)
-def own_step(loaded: Runtime) -> Iterator[None]:
-    yield
-    vars(loaded.engine).pop("step", None)
-
-
-def test_calls_join_while_others_decode(runtime: Runtime) -> None:
-    """A request that comes second ends first, if it is shorter, and both share steps."""
-    expected = ids(runtime)
-    stream = half_done(runtime)
-    steps = counting_steps(runtime)
-    assert ids(runtime) == expected
-    assert len(steps) == 8  # a prefill and seven steps
-    before = len(stream.result.token_ids)
-    assert before == 1 + 8
-    list(stream)
-    assert len(steps) == 8 + 20 - before
-
-
-def test_requests_begin_in_the_order_in_which_they_came(runtime: Runtime) -> None:
-    """More than there are slots, by threads of their own; those that wait take slots as they fall free."""
-    count = 7
-    begun: list[list[int]] = []
-    admit = runtime.engine._scheduler.admit
-    runtime.engine._scheduler.admit = lambda: [  # type: ignore[method-assign]
-        begun.append(sequence.prompt_ids) or sequence  # type: ignore[func-returns-value, attr-defined]
-        for sequence in admit()
-    ]
-    try:
-        prompts = [[5 + at] for at in range(count)]
-        handles = []
-        for prompt in prompts:
-            request = Request(prompt, SamplingParams(max_new_tokens=3, ignore_eos=True))
-            handles.append(Call(lambda request=request: runtime.engine.submit(request)).result())  # type: ignore[misc]
-        handles[-1].result()
-    finally:
-        del runtime.engine._scheduler.admit  # type: ignore[attr-defined]
-    assert begun == prompts
-
-
-def test_events_are_the_whole_generation(runtime: Runtime) -> None:
-    params = SamplingParams(max_new_tokens=12, logprobs=1, ignore_eos=True)
-    whole = runtime.generate(PROMPTS[0], params)
-    request = Request(runtime.tokenizer.encode(PROMPTS[0]), params)
-    events = list(runtime.engine.submit(request))
-    assert [token_id for event in events for token_id in event.token_ids] == whole.token_ids
-    assert "".join(event.text for event in events) == whole.text
-    assert [entry for event in events for entry in event.logprobs or ()] == whole.logprobs
-    assert [event.finish_reason for event in events] == [None] * (len(events) - 1) + ["length"]
-
-
-def test_a_cancelled_request_frees_its_slot_at_the_next_step(runtime: Runtime) -> None:
-    def request(tokens: int | None) -> Request:
-        return Request([5], SamplingParams(max_new_tokens=tokens, ignore_eos=True))
-
-    long = runtime.engine.submit_all([request(None), request(None)])
-    waiting = runtime.engine.submit(request(2))
-    cancelled = runtime.engine.submit(request(2))
-    next(long[0])
-    steps = counting_steps(runtime)
-    cancelled.cancel()
-    Call(long[1].cancel).result()
-    assert len(list(waiting)) == 2
-    assert len(steps) == 2
-    assert [event.finish_reason for event in cancelled] == ["interrupted"]
-    events = list(long[1])
-    assert events[-1].finish_reason == "interrupted"
-    assert long[1].sequence.generation(0).finish_reason == "interrupted"
-    long[0].cancel()
-    assert list(long[0])[-1].finish_reason == "interrupted"
-
-
-def test_a_long_prompt_does_not_stop_the_others(tmp_path: Path) -> None:
-    """Between two chunks of it, they take a step."""
-    config = small_config(max_position_embeddings=4096)
-    write_huggingface(tmp_path, config, random_tensors(config), demo_tokenizer())
-    runtime = Runtime.load(tmp_path, device="cpu", max_batch_size=2, progress=False)
-    params = SamplingParams(max_new_tokens=20, ignore_eos=True)
-    first, prompt = [5, 6, 7], [5 + at % 4000 for at in range(3 * PREFILL_CHUNK + 1)]
-    alone = [runtime.generate([ids], params)[0].token_ids for ids in (first, prompt)]
-    decoding = runtime.engine.submit(Request(first, params))
-    next(decoding)
-    joins = runtime.engine.submit(Request(prompt, params))
-    next(joins)
-    assert len(decoding.sequence.token_ids) == 1 + 4  # one step beside each of four chunks
-    assert [joins.result().token_ids, decoding.result().token_ids] == alone[::-1]
-
-
-def test_an_error_in_logits_ends_its_own_request_alone(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = ids(runtime)
-    step = runtime.engine.runner.model.decode_step
-
-    def damaged(ids: torch.Tensor, slots: torch.Tensor, *rest: Any) -> torch.Tensor:
-        logits = step(ids, slots, *rest)
-        logits[slots == 0] = float("nan")
-        return logits
-
-    monkeypatch.setattr(runtime.engine.runner.model, "decode_step", damaged)
-    request = Request(runtime.tokenizer.encode(PROMPTS[1]), SamplingParams(max_new_tokens=8))
-    broken, whole = runtime.engine.submit_all([request, request])
-    assert whole.result().token_ids == expected
-    assert next(broken).token_ids == tuple(expected[:1])
-    with pytest.raises(GenerationError, match="hold a NaN"):
-        next(broken)
 
 
 def test_a_stream_that_nobody_reads_holds_nothing(runtime: Runtime) -> None:
@@ -362,29 +180,6 @@ def test_a_call_within_a_call_is_refused(runtime: Runtime, monkeypatch: pytest.M
         assert ids(runtime) == expected
         assert list(runtime.stream(PROMPTS[1], max_new_tokens=8))
     assert refused
-
-
-def test_an_error_of_a_step_lets_others_go_on(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the middle of their texts, with a penalty on the tokens so far."""
-    params = SamplingParams(max_new_tokens=12, repetition_penalty=1.3, ignore_eos=True)
-    request = Request(runtime.tokenizer.encode(PROMPTS[0]), params)
-    expected = runtime.engine.submit(request).result().token_ids
-    other = runtime.engine.submit(request)
-    stream = half_done(runtime)
-    step, broken = runtime.engine.runner.step_runner.launch, threading.Event()
-
-    def fails_once(*arguments: Any) -> Any:
-        logits = step(*arguments)
-        if not broken.is_set():
-            broken.set()
-            raise ZeroDivisionError
-        return logits
-
-    monkeypatch.setattr(runtime.engine.runner.step_runner, "launch", fails_once)
-    with pytest.raises(ZeroDivisionError):
-        list(stream)
-    assert other.result().token_ids == expected
-    assert stream.result.finish_reason == "interrupted"
 
 
 @pytest.mark.parametrize("where", ["TokenLogprobs", "kept_tokens"])
@@ -528,64 +323,6 @@ def test_a_child_does_not_wait_for_threads_that_it_does_not_have() -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_whatever_threads_do_one_has_the_turn(seed: int) -> None:
-    """Holds, work for others, work that is cut short: nobody waits forever, and no two work at once."""
-    turns, count, each = Turns(), 6, 300
-    inside: list[int] = []
-    done: set[int] = set()
-    together = threading.Barrier(count)
-
-    def work_on(mark: int) -> None:
-        assert inside == []
-        inside.append(mark)
-        try:
-            if random.random() < 0.1:
-                raise ZeroDivisionError
-            done.update(waiting)
-        finally:
-            inside.remove(mark)
-
-    waiting: set[int] = set()
-
-    def work(first: int) -> None:
-        chosen = random.Random(1000 * seed + first)
-        together.wait(timeout=60)
-        for at in range(each):
-            mark = first * each + at
-            if chosen.random() < 0.3:
-                with turns.hold():
-                    assert inside == []
-                    inside.append(mark)
-                    inside.remove(mark)
-                continue
-            waiting.add(mark)
-            while mark not in done:
-                with suppress(ZeroDivisionError):
-                    turns.work_until(lambda: mark in done, lambda: work_on(mark))  # noqa: B023
-            waiting.discard(mark)
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        calls = [Call(lambda first=first: work(first)) for first in range(count)]  # type: ignore[misc]
-        for call in calls:
-            call.result()
-    finally:
-        sys.setswitchinterval(interval)
-    assert not inside
-
-
-def test_a_turn_that_was_left_is_free() -> None:
-    turns = Turns()
-    with turns.hold(), pytest.raises(NestedRunError), turns.hold():
-        pass
-    with pytest.raises(ZeroDivisionError), turns.hold():
-        raise ZeroDivisionError
-    with turns.hold():
-        pass
 
 
 def test_inference_in_another_thread_leaves_torch_as_it_was(runtime: Runtime) -> None:

@@ -15,6 +15,8 @@ import torch
 
 from adept_fast import extension
 
+pytestmark = pytest.mark.slow
+
 FUNCTION = "aoti_torch_get_current_cuda_stream"
 REPORT = """
 import ctypes, sys

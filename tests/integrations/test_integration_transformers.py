@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import random_tensors, small_config
+from accelerated_models import batch, left_padded, long_model
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
@@ -18,7 +18,6 @@ from transformers import (
     TextIteratorStreamer,
     TextStreamer,
 )
-from transformers import PersimmonConfig as TheirConfig
 
 from adept_fast.chat.format import chat_prompt
 from adept_fast.checkpoint import demo_path
@@ -60,14 +59,6 @@ def load(dtype: torch.dtype = torch.float32) -> PersimmonForCausalLM:
     return PersimmonForCausalLM.from_pretrained(demo_path(), dtype=dtype).eval()
 
 
-def small_model(seed: int = 0, **changes: Any) -> PersimmonForCausalLM:
-    """A random model."""
-    config = small_config(**({"max_position_embeddings": 512, "vocab_size": 97} | changes))
-    model = PersimmonForCausalLM(TheirConfig(**config.to_dict())).eval()
-    model.load_state_dict(random_tensors(config, seed), strict=not config.tie_word_embeddings)
-    return model
-
-
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     tokenizer = AutoTokenizer.from_pretrained(demo_path(), padding_side="left")
@@ -87,22 +78,12 @@ def ours() -> PersimmonForCausalLM:
 
 @pytest.fixture(scope="module")
 def small_pair() -> tuple[PersimmonForCausalLM, PersimmonForCausalLM]:
-    return small_model(), accelerate(small_model())
+    return long_model(), accelerate(long_model())
 
 
 def both(pair: tuple[Any, Any], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
     """What theirs and ours return."""
     return tuple(model.generate(*copy.deepcopy(args), **copy.deepcopy(kwargs)) for model in pair)
-
-
-def batch(rows: int, columns: int, seed: int = 0, vocab_size: int = 97) -> Tensor:
-    return torch.randint(5, vocab_size, (rows, columns), generator=torch.Generator().manual_seed(seed))
-
-
-def left_padded(lengths: list[int], seed: int = 0) -> dict[str, Tensor]:
-    columns = max(lengths)
-    mask = torch.tensor([[0] * (columns - length) + [1] * length for length in lengths])
-    return {"input_ids": batch(len(lengths), columns, seed) * mask, "attention_mask": mask}
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -201,7 +182,7 @@ def test_a_penalty_counts_what_it_counts_there(small_pair: tuple[Any, Any]) -> N
     ids=str,
 )
 def test_other_configurations(config: dict[str, Any]) -> None:
-    pair = (small_model(**config), accelerate(small_model(**config)))
+    pair = (long_model(**config), accelerate(long_model(**config)))
     expected, found = both(
         pair, **left_padded([2, 17]), max_new_tokens=12, return_dict_in_generate=True, output_logits=True
     )
@@ -225,7 +206,7 @@ def test_lengths(small_pair: tuple[Any, Any], settings: dict[str, Any]) -> None:
 
 
 def test_past_what_the_model_was_made_for(caplog: pytest.LogCaptureFixture) -> None:
-    pair = (small_model(max_position_embeddings=32), accelerate(small_model(max_position_embeddings=32)))
+    pair = (long_model(max_position_embeddings=32), accelerate(long_model(max_position_embeddings=32)))
     expected, found = both(pair, batch(1, 20), max_new_tokens=80, eos_token_id=None)
     assert found.shape == (1, 100)
     assert torch.equal(found, expected)
@@ -238,7 +219,7 @@ def test_generate_without_a_prompt_begins_with_bos(theirs: Any, ours: Any) -> No
 
 
 def test_settings_have_the_precedence_that_they_have_there() -> None:
-    pair = (small_model(), accelerate(small_model()))
+    pair = (long_model(), accelerate(long_model()))
     for model in pair:
         model.generation_config = GenerationConfig(max_new_tokens=3, repetition_penalty=1.7, eos_token_id=[4])
     ids = batch(2, 5)
@@ -319,13 +300,13 @@ def test_criteria_that_answer_for_all_rows(small_pair: tuple[Any, Any], answer: 
 
 def test_texts_that_outgrow_the_cache() -> None:
     """It is made for what the model was; a row alone, guesses, and rows of several lengths."""
-    pair = [small_model(max_position_embeddings=16), accelerate(small_model(max_position_embeddings=16))]
+    pair = [long_model(max_position_embeddings=16), accelerate(long_model(max_position_embeddings=16))]
     for inputs in ({"input_ids": batch(1, 3)}, left_padded([4, 90, 30])):
         columns = [inputs["input_ids"].shape[1] + 300] * len(inputs["input_ids"])
         settings = {**inputs, "max_length": 1000, "eos_token_id": None}
         texts = [model.generate(**settings, stopping_criteria=[EndsAt(columns)]) for model in pair]
         assert torch.equal(*texts)
-    fresh = accelerate(small_model(max_position_embeddings=16))
+    fresh = accelerate(long_model(max_position_embeddings=16))
     guessed = fresh.generate(batch(1, 3), max_new_tokens=300, eos_token_id=None, prompt_lookup_num_tokens=9)
     assert torch.equal(guessed, pair[0].generate(batch(1, 3), max_new_tokens=300, eos_token_id=None))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_integration_transformers import batch, left_padded, small_model
+from accelerated_models import batch, left_padded, long_model
 from torch import Tensor
 
 from adept_fast.integrations.transformers import accelerate
@@ -25,7 +25,7 @@ DETAILS = {"return_dict_in_generate": True, "output_logits": True, "do_sample": 
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[Any, Any]:
-    return small_model(), accelerate(small_model())
+    return long_model(), accelerate(long_model())
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_guesses_leave_no_trace_in_it(pair: tuple[Any, Any]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_it_has_the_dtype_of_the_model(dtype: torch.dtype, tokens_read: list[int]) -> None:
-    ours, theirs = accelerate(small_model().to(dtype)), small_model().to(dtype)
+    ours, theirs = accelerate(long_model().to(dtype)), long_model().to(dtype)
     first = generate(ours, batch(2, 5))
     assert {layer.keys.dtype for layer in first.cache.layers} == {dtype}
     tokens_read.clear()
@@ -184,7 +184,7 @@ def test_a_cache_of_other_prompts_is_transformers_business(pair: tuple[Any, Any]
 def test_what_is_handed_over_has_drawn_nothing() -> None:
     """The first prompt's tokens all stand behind the cache, which the runtime does not serve."""
     found = []
-    for model in (small_model(), accelerate(small_model())):
+    for model in (long_model(), accelerate(long_model())):
         first = generate(model, batch(2, 4))
         ids = torch.cat((first.sequences, batch(2, 6, seed=3)), 1)
         mask = torch.ones_like(ids)

@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import random_tensors, small_config
+from accelerated_models import small_model
 from torch import Tensor
-from transformers import PersimmonConfig as TheirConfig
-from transformers import PersimmonForCausalLM
 
 from adept_fast.engine.graphs import Captured, LaunchPolicy
 from adept_fast.graph_buckets import GraphBuckets
@@ -44,13 +42,6 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> Replayed:
 
     monkeypatch.setattr(LaunchPolicy, "on", on)
     return capture
-
-
-def small_model() -> PersimmonForCausalLM:
-    config = small_config(vocab_size=97)
-    model = PersimmonForCausalLM(TheirConfig(**config.to_dict())).eval()
-    model.load_state_dict(random_tensors(config))
-    return model
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 19])

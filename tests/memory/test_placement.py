@@ -94,22 +94,24 @@ def test_what_is_asked_for_is_taken(tmp_path: Path) -> None:
     ("weights", "words"),
     [
         ("fp8", "fp8, embedding float16 (packed from float16)"),
-        ("int4", "int4 in groups of 128, lm_head fp8, embedding float16 (packed from float16)"),
+        ("int4", "int4-g128, lm_head fp8, embedding float16 (packed from float16)"),
     ],
 )
 def test_a_gpu_has_packings_of_its_own(tmp_path: Path, a_gpu: None, weights: str, words: str) -> None:
     checkpoint = checkpoint_in(tmp_path, "float16")
     placed = choose_placement(checkpoint, "cuda", "auto", "float16", weights)
-    assert (placed.weights_in_words, placed.is_wide, placed.unreadable) == (words, True, None)
+    assert (placed.weights_in_words, placed.unreadable) == (words, None)
     assert placed.unpacking_bytes > 0
     assert choose_placement(checkpoint, "cuda", "auto", "float16").unpacking_bytes == 0
-    on_it = weights_bytes(checkpoint, placed.dtype, weights, placed.device)
-    assert on_it != weights_bytes(checkpoint, placed.dtype, {"fp8": "int8"}.get(weights, weights))
 
 
 @pytest.mark.parametrize(
     ("device", "weights", "allowed"),
-    [("cuda", "int8", "fp8 or int4"), ("cpu", "fp8", "int8 or int4"), ("cuda", "int3", "fp8 or int4")],
+    [
+        ("cuda", "int8", "fp8 or int4-g128 or int4"),
+        ("cpu", "fp8", "int8 or int4-g32 or int4"),
+        ("cuda", "int3", "fp8 or int4-g128 or int4"),
+    ],
 )
 def test_a_packing_of_the_other_device_is_refused(
     tmp_path: Path, a_gpu: None, device: str, weights: str, allowed: str
@@ -126,10 +128,7 @@ def test_what_a_native_checkpoint_holds_is_taken_on_a_gpu_too(tmp_path: Path, a_
     for weights in (None, "int8"):
         placed = choose_placement(native, "cuda", "auto", "float16", weights)
         assert placed.weights_in_words == "int8, embedding float16 (as stored)"
-        assert (placed.is_wide, placed.unpacking_bytes) == (False, 0)
-        assert "packed for a CPU; the float checkpoint with weights fp8 or int4" in str(placed.unreadable)
-    held = weights_bytes(native, torch.float16, None, torch.device("cuda"))
-    assert held == weights_bytes(native, torch.float16)
+        assert placed.unreadable == "the kernels take fp8 and int4-g128, not int8"
 
 
 def test_matrices_that_the_kernels_do_not_take(tmp_path: Path, a_gpu: None) -> None:

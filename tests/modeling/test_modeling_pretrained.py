@@ -340,6 +340,7 @@ class TestConfig:
             modeling.PersimmonModel.from_pretrained("demo", torch_type="auto")
 
 
+@pytest.mark.slow
 def test_it_needs_no_transformers() -> None:
     program = (
         "import sys; sys.modules['transformers'] = None\n"

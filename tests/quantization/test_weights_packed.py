@@ -22,8 +22,10 @@ from adept_fast.checkpoint.convert import convert
 from adept_fast.commands.cli import main
 from adept_fast.ops import reference
 from adept_fast.placement import choose_placement
-from adept_fast.quantization.quantize import Packing, QuantizedMatrix, first_rows, quantize
-from adept_fast.quantization.quantize_wide import WideMatrix
+from adept_fast.quantization.formats import FORMATS, MatrixSpec
+from adept_fast.quantization.layout_cpu import TiledMatrix
+from adept_fast.quantization.layout_gpu import GpuMatrix
+from adept_fast.quantization.matrix import QuantizedMatrix, first_rows, quantize
 from adept_fast.weights import ModelWeights, load_weights, moving_bytes, weights_bytes
 
 CPU = torch.device("cpu")
@@ -31,7 +33,7 @@ QUESTIONS = [
     json.loads(line) for line in (demo_path() / "questions.jsonl").read_text(encoding="utf-8").splitlines()
 ]
 
-every_format = pytest.mark.parametrize("weights", ["int8", "int4"])
+every_format = pytest.mark.parametrize("weights", ["int8", "int4-g32"])
 
 
 def all_parts(weights: ModelWeights) -> list[torch.Tensor | QuantizedMatrix]:
@@ -43,8 +45,8 @@ class TestLoading:
     @every_format
     def test_matrices_are_packed_and_vectors_float32(self, tmp_path: Path, weights: str) -> None:
         checkpoint = checkpoint_of(tmp_path)
-        loaded = load_weights(checkpoint, dtype=torch.float16, device=CPU, weights=weights)
-        bits = {"int8": 8, "int4": 4}[weights]
+        loaded = load_weights(checkpoint, dtype=torch.float16, device=CPU, weights=FORMATS[weights])
+        bits = FORMATS[weights].bits
         for layer in loaded.layers:
             for matrix in (layer.w_qkv, layer.w_dense, layer.w_up, layer.w_down_t):
                 assert isinstance(matrix, QuantizedMatrix)
@@ -60,9 +62,11 @@ class TestLoading:
     @pytest.mark.parametrize("tied", [False, True])
     def test_bytes_are_counted_as_they_are_held(self, tmp_path: Path, weights: str, tied: bool) -> None:
         checkpoint = checkpoint_of(tmp_path, small_config(tie_word_embeddings=tied))
-        loaded = load_weights(checkpoint, dtype=torch.float16, device=CPU, weights=weights)
+        loaded = load_weights(checkpoint, dtype=torch.float16, device=CPU, weights=FORMATS[weights])
         parts = all_parts(loaded)
-        assert sum(part.nbytes for part in parts) == weights_bytes(checkpoint, torch.float16, weights)
+        assert sum(part.nbytes for part in parts) == weights_bytes(
+            checkpoint, torch.float16, FORMATS[weights]
+        )
         unused = 4160 - 4096  # rows of lm_head, of 64 int8 weights and a float32 scale each
         assert loaded.bytes_per_step(4096) == sum(part.nbytes for part in parts[1:]) - unused * (64 + 4)
 
@@ -72,40 +76,44 @@ class TestLoading:
         """Also of a checkpoint that is packed already, and where rows are no whole tiles."""
         source = checkpoint_of(tmp_path / "source")
         convert(tmp_path / "source", tmp_path / "native", weights=weights, progress=False)
-        whole = load_weights(source, dtype=torch.float16, device=CPU, weights=weights)
+        whole = load_weights(source, dtype=torch.float16, device=CPU, weights=FORMATS[weights])
         for checkpoint in (source, open_checkpoint(tmp_path / "native")):
-            some = load_weights(checkpoint, dtype=torch.float16, device=CPU, weights=weights, vocab_rows=rows)
+            some = load_weights(
+                checkpoint, dtype=torch.float16, device=CPU, weights=FORMATS[weights], vocab_rows=rows
+            )
             assert isinstance(some.lm_head, QuantizedMatrix)
             assert torch.equal(some.lm_head.dequantize(), first_rows(whole.lm_head, rows).dequantize())
             assert some.lm_head.shape == (rows, 64)
             held = sum(part.nbytes for part in all_parts(some))
-            assert held == weights_bytes(checkpoint, torch.float16, weights, vocab_rows=rows)
+            assert held == weights_bytes(checkpoint, torch.float16, FORMATS[weights], vocab_rows=rows)
             assert torch.equal(some.embedding, whole.embedding[:rows])
 
-    @pytest.mark.parametrize("weights", ["fp8", "int4"])
+    @pytest.mark.parametrize("weights", ["fp8", "int4-g128"])
     @pytest.mark.parametrize("tied", [False, True])
     def test_only_the_rows_in_use_are_held_in_a_gpus_formats(
         self, tmp_path: Path, weights: str, tied: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(weights_module, "packs_wide", lambda checkpoint, device: True)
+        monkeypatch.setattr(weights_module, "layout_of", lambda device: GpuMatrix)
         checkpoint = checkpoint_of(tmp_path, small_config(tie_word_embeddings=tied))
-        whole = load_weights(checkpoint, dtype=torch.float16, device=CPU, weights=weights)
-        some = load_weights(checkpoint, dtype=torch.float16, device=CPU, weights=weights, vocab_rows=4096)
-        assert isinstance(some.lm_head, WideMatrix)
+        whole = load_weights(checkpoint, dtype=torch.float16, device=CPU, weights=FORMATS[weights])
+        some = load_weights(
+            checkpoint, dtype=torch.float16, device=CPU, weights=FORMATS[weights], vocab_rows=4096
+        )
+        assert isinstance(some.lm_head, GpuMatrix)
         assert torch.equal(some.lm_head.dequantize(), first_rows(whole.lm_head, 4096).dequantize())
         held = sum(part.nbytes for part in all_parts(some))
-        assert held == weights_bytes(checkpoint, torch.float16, weights, vocab_rows=4096)
+        assert held == weights_bytes(checkpoint, torch.float16, FORMATS[weights], vocab_rows=4096)
         assert torch.equal(some.embedding, whole.embedding[:4096])
         for device, least in ((CPU, 0), (torch.device("cuda"), 4096 * 64 * 2)):
-            taken = moving_bytes(checkpoint, torch.float16, weights, device, 4096)
+            taken = moving_bytes(checkpoint, torch.float16, FORMATS[weights], device, 4096)
             assert (taken >= least) if least else (taken == 0)
 
     def test_tied_embeddings_are_packed_for_the_output_and_kept_for_the_input(self, tmp_path: Path) -> None:
         checkpoint = checkpoint_of(tmp_path, small_config(tie_word_embeddings=True))
-        loaded = load_weights(checkpoint, dtype=torch.float32, device=CPU, weights="int4")
+        loaded = load_weights(checkpoint, dtype=torch.float32, device=CPU, weights=FORMATS["int4-g32"])
         assert isinstance(loaded.lm_head, QuantizedMatrix)
         assert torch.equal(loaded.embedding, checkpoint.tensors["model.embed_tokens.weight"].read())
-        expected = quantize(loaded.embedding, Packing(8, "rows"))
+        expected = quantize(loaded.embedding, MatrixSpec(FORMATS["int8"], (4160, 64)), TiledMatrix)
         assert torch.equal(loaded.lm_head.values, expected.values)
 
     def test_no_stored_tensor_outlives_its_packing(self, tmp_path: Path) -> None:
@@ -124,7 +132,7 @@ class TestLoading:
             return replace(stored, read=read)
 
         watched = replace(checkpoint, tensors={n: counted(t) for n, t in checkpoint.tensors.items()})
-        load_weights(watched, dtype=torch.float16, device=CPU, weights="int4")
+        load_weights(watched, dtype=torch.float16, device=CPU, weights=FORMATS["int4-g32"])
         assert most <= 2  # the embedding, which is kept, and one more
 
     def test_a_nan_is_refused_even_unchecked(self, tmp_path: Path) -> None:
@@ -135,15 +143,19 @@ class TestLoading:
         tokenizer = (demo_path() / "tokenizer.model").read_bytes()
         checkpoint = open_checkpoint(write_huggingface(tmp_path, config, tensors, tokenizer))
         with pytest.raises(CheckpointError, match=rf"model\.safetensors: tensor {name} has a NaN or an inf"):
-            load_weights(checkpoint, dtype=torch.float32, device=CPU, weights="int8", check_finite=False)
+            load_weights(
+                checkpoint, dtype=torch.float32, device=CPU, weights=FORMATS["int8"], check_finite=False
+            )
 
     def test_formats_that_there_are_not(self, tmp_path: Path) -> None:
         checkpoint_of(tmp_path / "source")
         convert(tmp_path / "source", tmp_path / "native", weights="int8", progress=False)
-        with pytest.raises(ParameterError, match="weights is 'int3'; expected int8 or int4 on cpu, or None"):
+        with pytest.raises(
+            ParameterError, match="weights is 'int3'; expected int8 or int4-g32 or int4 on cpu"
+        ):
             Runtime.load(tmp_path / "source", weights="int3", device="cpu", progress=False)
         with pytest.raises(
-            CheckpointError, match="are packed as int8; expected weights to be that or .*'int4'"
+            CheckpointError, match="are packed as int8; expected weights to be that or .*'int4-g32'"
         ):
             Runtime.load(tmp_path / "native", weights="int4", device="cpu", progress=False)
 
@@ -153,9 +165,9 @@ class TestLoading:
         native = open_checkpoint(tmp_path / "native")
         for checkpoint, weights, words in (
             (source, "int8", "int8, embedding float16 (packed from float16)"),
-            (source, "int4", "int4, lm_head int8, embedding float16 (packed from float16)"),
-            (native, "int4", "int4, lm_head int8, embedding float16 (as stored)"),
-            (native, None, "int4, lm_head int8, embedding float16 (as stored)"),
+            (source, "int4", "int4-g32, lm_head int8, embedding float16 (packed from float16)"),
+            (native, "int4", "int4-g32, lm_head int8, embedding float16 (as stored)"),
+            (native, None, "int4-g32, lm_head int8, embedding float16 (as stored)"),
         ):
             placed = choose_placement(checkpoint, "cpu", "auto", "float16", weights)
             assert placed.weights_in_words == words
@@ -169,13 +181,13 @@ class TestOperators:
     @pytest.mark.parametrize(("rows", "columns"), [(48, 64), (100, 70), (5000, 130)])
     def test_products_are_those_of_the_unpacked_weights(self, bits: int, rows: int, columns: int) -> None:
         generator = torch.Generator().manual_seed(0)
-        group = 32 if bits == 4 else None
+        weight_format = FORMATS["int4-g32" if bits == 4 else "int8"]
         weights = torch.randn(rows, columns, generator=generator)
         x = torch.randn(3, columns, generator=generator)
-        matrix = quantize(weights, Packing(bits, "rows", group))
+        matrix = quantize(weights, MatrixSpec(weight_format, (rows, columns)), TiledMatrix)
         assert torch.allclose(reference.project(x, matrix), x @ matrix.dequantize().t(), atol=1e-4)
         units = torch.randn(3, rows, generator=generator).relu().square() * 1e6
-        matrix = quantize(weights, Packing(bits, "units", group))
+        matrix = quantize(weights, MatrixSpec(weight_format, (rows, columns), True), TiledMatrix)
         expected = units.double() @ matrix.dequantize().double()
         found = reference.project_transposed(units, matrix)
         assert torch.allclose(found.double() / 1e6, expected / 1e6, atol=1e-3)
@@ -200,7 +212,7 @@ class TestRuntime:
 
     # Measured of every seventh question: int8 gives all 1099 answers as float32 does, int4 0.996 of them; the
     # rest is left for answers that another machine's rounding may turn.
-    @pytest.mark.parametrize(("weights", "least"), [("int8", 0.98), ("int4", 0.96)])
+    @pytest.mark.parametrize(("weights", "least"), [("int8", 0.98), ("int4-g32", 0.96)])
     def test_answers_are_those_of_float32(self, weights: str, least: float) -> None:
         prompts = [chat_prompt(question["question"]) for question in QUESTIONS[::70]]
         answers = {}
@@ -230,7 +242,7 @@ class TestRuntime:
             < 0
         )
         report = json.loads(run("info", "--device", "cpu", "--weights", "int4", "--json"))
-        assert report["placement"]["weights"].startswith("int4, lm_head int8, embedding float16")
+        assert report["placement"]["weights"].startswith("int4-g32, lm_head int8, embedding float16")
         assert report["memory"]["weights"] == "5.9 MB"
         run("convert", "demo", str(tmp_path / "native"), "--weights", "int8", "--quiet")
         report = json.loads(run("info", "--checkpoint", str(tmp_path / "native"), "--json"))

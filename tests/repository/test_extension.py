@@ -204,6 +204,7 @@ def test_sanitizers_reach_what_nvcc_compiles(
     assert all(symbol in compiled.read_bytes() for symbol in (b"__asan_", b"__ubsan_"))
 
 
+@pytest.mark.slow
 def test_a_build_with_sanitizers_leaves_no_cuda_out(checkout: Path, tmp_path: Path) -> None:
     """Else what was not compiled would count as clean."""
     try:
@@ -218,6 +219,7 @@ def test_a_build_with_sanitizers_leaves_no_cuda_out(checkout: Path, tmp_path: Pa
     assert printed.startswith("False|compiling kernel.cu (cuda) failed: fatal error: no such card"), said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "reason"),
     [
@@ -240,6 +242,7 @@ def test_without_the_extension_the_package_works(
     assert said == f"adept-fast: running on the reference operators, which are slow: {reason}\n"
 
 
+@pytest.mark.slow
 def test_without_sources_the_reason_is_said(checkout: Path) -> None:
     shutil.rmtree(checkout / "csrc")
     printed, said = run(checkout)
@@ -247,6 +250,7 @@ def test_without_sources_the_reason_is_said(checkout: Path) -> None:
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_it_is_built_once_for_its_sources(checkout: Path) -> None:
     """One process builds while another waits; a third finds it; what changed is built again, or fails."""
     try:
@@ -275,6 +279,7 @@ def test_it_is_built_once_for_its_sources(checkout: Path) -> None:
     assert run(checkout, program) == (printed, "")
 
 
+@pytest.mark.slow
 def test_what_an_installation_built_is_used_while_its_sources_are_the_same(checkout: Path) -> None:
     csrc, package = checkout / "csrc", checkout / "adept_fast"
     file, sources = "_C.abi3.so", recipe.sources_hash(csrc)
@@ -296,6 +301,7 @@ def test_a_record_that_cannot_be_read_counts_as_none(tmp_path: Path) -> None:
         assert recipe.read_record(tmp_path) is None
 
 
+@pytest.mark.slow
 def test_asan_is_not_loaded_without_its_runtime(checkout: Path) -> None:
     """How it is loaded with it, the loader's docstring says."""
     printed, _ = run(checkout, ADEPT_FAST_SANITIZE="address", LD_PRELOAD="")

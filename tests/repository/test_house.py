@@ -87,6 +87,7 @@ def test_tensors_are_made_on_a_device_and_in_a_dtype_that_are_named(file: Path) 
             assert "dtype" in given, f"line {node.lineno}: {name} has no dtype"
 
 
+@pytest.mark.slow
 def test_it_runs_without_what_only_tests_need() -> None:
     absent = ("transformers", "tokenizers", "scipy", "pytest", "hypothesis", "pandas", "lm_eval", "datasets")
     absent += ("huggingface_hub",)

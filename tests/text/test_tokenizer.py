@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -48,14 +50,29 @@ TOKENIZERS = {
 }
 
 
+@functools.cache
+def made(name: str) -> Tokenizer:
+    return TOKENIZERS[name]()
+
+
 @pytest.fixture(scope="module", params=list(TOKENIZERS))
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
-    return TOKENIZERS[request.param]()
+    return made(request.param)
+
+
+@functools.cache
+def processor(model: bytes) -> Any:
+    return sentencepiece.SentencePieceProcessor(model_proto=model)
 
 
 def by_sentencepiece(tokenizer: Tokenizer, ids: list[int]) -> str:
-    text: str = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model).decode(ids)
+    text: str = processor(tokenizer.model).decode(ids)
     return text
+
+
+@functools.cache
+def ids_of_bytes(tokenizer: Tokenizer) -> dict[int | None, int]:
+    return {tokenizer.byte_value(token_id): token_id for token_id in range(tokenizer.vocab_size)}
 
 
 def streamed(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
@@ -79,32 +96,31 @@ def test_joined_pieces_are_the_text_of_any_ids(tokenizer: Tokenizer, ids: list[i
 @settings(max_examples=300, deadline=None)
 @given(data=st.binary(max_size=16))
 def test_joined_pieces_are_the_text_of_any_bytes(tokenizer: Tokenizer, data: bytes) -> None:
-    of_byte = {tokenizer.byte_value(token_id): token_id for token_id in range(tokenizer.vocab_size)}
-    ids = [of_byte[byte] for byte in data]
+    ids = [ids_of_bytes(tokenizer)[byte] for byte in data]
     assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids) == by_sentencepiece(tokenizer, ids)
 
 
 @settings(max_examples=300, deadline=None)
 @given(text=st.text(max_size=40))
 def test_no_piece_ends_inside_a_character(text: str) -> None:
-    tokenizer = TOKENIZERS["identity, user-defined end"]()
+    tokenizer = made("identity, user-defined end")
     pieces = streamed(tokenizer, tokenizer.encode(text))
     assert "".join(pieces) == text
     assert not any("\ufffd" in piece for piece in pieces) or "\ufffd" in text
 
 
 def test_characters_wait_for_their_last_byte() -> None:
-    tokenizer = TOKENIZERS["demo"]()
+    tokenizer = made("demo")
     of_byte = {tokenizer.byte_value(token_id): token_id for token_id in range(tokenizer.vocab_size)}
     assert streamed(tokenizer, [of_byte[byte] for byte in "é🙂".encode()]) == ["", "é", "", "", "", "🙂", ""]
     assert streamed(tokenizer, [of_byte[0xE2], of_byte[0x82]]) == ["", "", "\ufffd\ufffd"]
 
 
 def test_end_token_is_the_end_of_text_where_the_vocabulary_has_it() -> None:
-    named = TOKENIZERS["identity, user-defined end"]()
+    named = made("identity, user-defined end")
     assert named.piece(named.eos_id) == "|ENDOFTEXT|"
     assert named.bos_id == named.eos_id
-    plain = TOKENIZERS["defaults"]()
+    plain = made("defaults")
     assert plain.piece(plain.eos_id) == "</s>"
     assert plain.piece(plain.bos_id) == "<s>"
 
@@ -126,13 +142,13 @@ def test_a_named_bos_must_exist() -> None:
 @pytest.mark.parametrize("text", ["a\ud800b", "\udfff"])
 def test_lone_surrogates_are_refused(text: str) -> None:
     with pytest.raises(TokenizerError, match=f"surrogate at character {text.index(text.strip('ab'))}"):
-        TOKENIZERS["demo"]().encode(text)
+        made("demo").encode(text)
 
 
 @pytest.mark.parametrize("token_id", [-1, 4096, 2**40])
 def test_ids_outside_the_vocabulary_are_refused(token_id: int) -> None:
     with pytest.raises(TokenizerError, match=f"token id {token_id} is outside"):
-        TOKENIZERS["demo"]().decode([5, token_id])
+        made("demo").decode([5, token_id])
 
 
 @pytest.mark.parametrize("model", [b"", b"not a model", bytes(100)])

@@ -149,9 +149,9 @@ def test_ids(both: tuple[Tokenizer, Any]) -> None:
 @pytest.mark.parametrize("skip", [True, False])
 def test_text_of_ids(both: tuple[Tokenizer, Any], skip: bool) -> None:
     ours, theirs = both
+    removed = parse_model(ours.model).normalizer.remove_extra_whitespaces
     for text in texts():
         ids = ours.encode(text)
-        removed = parse_model(ours.model).normalizer.remove_extra_whitespaces
         leading = "▁" in map(ours.piece, ids) or "▁" in text.replace("<｜begin▁of｜>", "")
         if removed and leading:
             continue  # sentencepiece decodes every leading ▁ to nothing

@@ -214,6 +214,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, changes: dict[str, Any], foun
     assert str(tmp_path / "tokenizer.json") in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_directory_saved_by_the_oldest_release(tmp_path: Path) -> None:
     """The files of transformers 5.2 differ in no way that counts; its environment is not always there."""
     oldest = Path(sys.prefix).parent / ".venv-transformers-oldest" / "bin" / "python"

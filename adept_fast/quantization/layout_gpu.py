@@ -1,0 +1,43 @@
+"""gpu_row_major: the order in which the CUDA kernels read packed weights: row by row, in long runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from adept_fast.quantization.layout_plain import RowMajorMatrix
+
+
+@dataclass(frozen=True)
+class GpuMatrix(RowMajorMatrix):
+    """A packed matrix as the CUDA kernels read it: row by row, with the weights of 4 bits permuted."""
+
+    layout: ClassVar[str] = "gpu_row_major"
+
+    @staticmethod
+    def join_nibbles(rounded: Tensor) -> Tensor:
+        """[rows, columns] of Q → [rows, columns / 2]: of each 8, weights 2 i and 2 i + 1 are in the low and
+        the high half of a 32-bit word, both at bit 4 i."""
+        eights = rounded.view(
+            len(rounded), rounded.shape[1] // 8, 2, 2, 2
+        )  # [rows, words, byte, nibble, half]
+        return (eights[:, :, :, 0] | eights[:, :, :, 1] << 4).transpose(2, 3).flatten(1)
+
+    @staticmethod
+    def split_nibbles(packed: Tensor) -> Tensor:
+        pairs = torch.stack((packed & 15, packed >> 4), -1)  # [rows, columns / 2, nibble]
+        words = pairs.view(len(packed), packed.shape[1] // 4, 2, 2, 2)  # [rows, words, half, byte, nibble]
+        return words.permute(0, 1, 3, 4, 2).flatten(1)
+
+    def unscaled(self, start: int, stop: int | None, dtype: torch.dtype) -> Tensor:
+        """Rows ``start`` to ``stop``, in 8 bits without the scales of the outputs: [stop - start, columns].
+
+        No wider float lies in memory between.
+        """
+        if self.bits == 8:
+            return self.values[start:stop].to(dtype)
+        stop = self.shape[0] if stop is None else stop
+        return self.rounded(start, stop).weights(dtype)[:, : self.shape[1]]

@@ -1,0 +1,156 @@
+"""Floats → rounded weights and scales: the definition of each format, the same on every device.
+
+The scale of a group of 4-bit weights is the one of a few candidates with the least squared error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adept_fast.quantization.formats import MatrixSpec, QuantizationError, WeightFormat
+
+BLOCK_ROWS = 16  # blocks of rows begin at multiples of this
+_BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 22}  # rounded at once: on a CPU they stay in the cache
+
+# A scale that clips a group's extremes a little loses less than one that spans them. On gaussian groups of 32
+# these come within 0.1% of the least error that forty find.
+_SPANS = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0, 1.04, 1.08)
+
+
+@dataclass(frozen=True)
+class RoundedRows:
+    """Some rows of a matrix, rounded, in plain order.
+
+    ``values`` are [rows, padded columns]: int8, float8, or uint8 from 0 to 15. ``scales`` have the rows' part
+    of ``MatrixSpec.scales_shape``.
+    """
+
+    format: WeightFormat
+    values: Tensor
+    scales: Tensor
+
+    def weights(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[rows, padded columns] in ``dtype``, exact in float32."""
+        if self.format.group_size is None:
+            return self.values.to(dtype) * self.scales.to(dtype)
+        grouped = self.values.to(dtype).unflatten(1, (-1, self.format.group_size))  # [rows, groups, group]
+        weights: Tensor = grouped.sub_(8).mul_(self.scales.to(dtype)[..., None]).flatten(1)
+        return weights
+
+    def to(self, device: torch.device) -> RoundedRows:
+        return RoundedRows(self.format, self.values.to(device), self.scales.to(device))
+
+
+def row_blocks(spec: MatrixSpec, device: torch.device) -> Iterator[tuple[int, int]]:
+    """The first row and the end of each block that is worked on at once."""
+    rows, elements = spec.shape[0], _BLOCK_ELEMENTS[device.type]
+    step = max(BLOCK_ROWS, elements // max(1, spec.padded_columns) // BLOCK_ROWS * BLOCK_ROWS)
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def round_rows(matrix: Tensor, spec: MatrixSpec) -> Iterator[tuple[int, RoundedRows]]:
+    """The first row and the rounded rows of one block after another of a matrix of ``spec.shape``.
+
+    It may be of any float dtype and strides, and blocks are made on its device.
+
+    Raises QuantizationError where it is not a matrix, or holds a NaN, an infinity or too large a number.
+    """
+    if tuple(matrix.shape) != spec.shape or not matrix.is_floating_point():
+        raise QuantizationError(
+            f"has shape {list(matrix.shape)} and dtype {matrix.dtype}; "
+            f"expected a matrix of floats, {list(spec.shape)}"
+        )
+    by_column = spec.format.group_size is None and spec.transposed
+    column_scales = _output_scales(_column_magnitudes(matrix, spec), spec.format)[None] if by_column else None
+    padding = spec.padded_columns - spec.shape[1]
+    for start, stop in row_blocks(spec, matrix.device):
+        block = matrix[start:stop].float().contiguous()  # [rows, columns]
+        if spec.format.group_size is None:
+            scales = column_scales
+            if scales is None:
+                scales = _output_scales(block.abs().amax(1), spec.format)[:, None]
+            yield start, RoundedRows(spec.format, _round_eight_bits(block, scales, spec.format), scales)
+        else:
+            padded = F.pad(block, (0, padding)) if padding else block
+            yield start, _round_groups(padded.unflatten(1, (-1, spec.format.group_size)), spec.format)
+
+
+def _column_magnitudes(matrix: Tensor, spec: MatrixSpec) -> Tensor:
+    """The largest magnitude of each column: float32 [columns]."""
+    largest = matrix.new_zeros(matrix.shape[1], dtype=torch.float32)
+    for start, stop in row_blocks(spec, matrix.device):
+        torch.maximum(largest, matrix[start:stop].abs().amax(0).float(), out=largest)
+    return largest
+
+
+def _output_scales(largest: Tensor, weights: WeightFormat) -> Tensor:
+    """The scales of outputs whose largest magnitudes are given, both float32 [outputs].
+
+    Those of fp8 keep 20 bits, and a float8 has 4: so every product is exact in float32, and packing what was
+    unpacked changes nothing.
+    """
+    _check_magnitudes(largest, weights.max_weight)
+    scales = largest / weights.max_value
+    if weights.values_dtype == torch.int8:
+        return scales
+    return ((scales.view(torch.int32) + 8) & ~15).view(torch.float32)
+
+
+def _round_eight_bits(block: Tensor, scales: Tensor, weights: WeightFormat) -> Tensor:
+    """The nearest Q of each weight, as ``block``."""
+    quotients = block / scales.masked_fill(scales == 0, 1)
+    if not weights.values_dtype.is_floating_point:
+        quotients.round_()
+    # float8 has no infinity past its end, but NaN.
+    return quotients.clamp_(-weights.max_value, weights.max_value).to(weights.values_dtype)
+
+
+def _round_groups(grouped: Tensor, weights: WeightFormat) -> RoundedRows:
+    """The Q of each weight of groups [rows, groups, group], and their scales.
+
+    A scale has the sign that makes Q = 0, the end of the longer side, represent the group's extreme.
+    """
+    magnitudes = grouped.abs()
+    _check_magnitudes(magnitudes, weights.max_weight)  # all of them, since argmax may skip a NaN
+    extremes = grouped.gather(-1, magnitudes.argmax(-1, keepdim=True))  # [rows, groups, 1]
+    scales = torch.zeros_like(extremes)
+    least = torch.full_like(extremes, float("inf"))
+    for span in _SPANS:
+        rounded = _round_signed(grouped, _as_float16(extremes * (span / -8)))
+        squares = rounded.square().sum(-1, keepdim=True)
+        products = (grouped * rounded).sum(-1, keepdim=True)
+        # The scale that suits these integers best; its error is this and the weights' own squares.
+        scale = _as_float16(products / squares.clamp(min=1))
+        error = scale * (scale * squares - 2 * products)
+        better = error < least
+        scales = torch.where(better, scale, scales)
+        least = torch.where(better, error, least)
+    values = (_round_signed(grouped, scales) + 8).to(torch.uint8).flatten(1)
+    return RoundedRows(weights, values, scales[..., 0].half())
+
+
+def _round_signed(grouped: Tensor, scales: Tensor) -> Tensor:
+    """The nearest of −8 to 7 for each weight, 0 where the scale is 0."""
+    inverses = scales.reciprocal().masked_fill_(scales == 0, 0)
+    return (grouped * inverses).round_().clamp_(-8, 7)
+
+
+def _as_float16(numbers: Tensor) -> Tensor:
+    """Rounded to what float16 holds, at most its largest."""
+    largest = torch.finfo(torch.float16).max
+    return numbers.clamp(-largest, largest).half().float()
+
+
+def _check_magnitudes(magnitudes: Tensor, limit: float) -> None:
+    """QuantizationError where a magnitude is past ``limit`` or not finite."""
+    largest = magnitudes.amax().item() if magnitudes.numel() else 0.0
+    if not largest < float("inf"):
+        raise QuantizationError("has a NaN or an infinity")
+    if largest > limit:
+        raise QuantizationError(f"holds a weight of magnitude {largest:.6g}; this format ends at {limit:.6g}")

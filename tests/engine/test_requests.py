@@ -1,0 +1,203 @@
+"""Requests to the engine: they join and leave while others decode, and their events are the whole text."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
+from thread_calls import PROMPTS, Call, half_done, ids
+
+from adept_fast import GenerationError, Runtime, SamplingParams
+from adept_fast.engine.sequence import Request
+from adept_fast.model import PREFILL_CHUNK
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread_a_call() -> Iterator[None]:
+    """Else every thread of a test would have as many of its own."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Runtime:
+    # Of int8, a row's sums do not depend on how many rows a step has.
+    return Runtime.load(
+        "demo", device="cpu", weights="int8", max_seq_len=128, max_batch_size=2, progress=False
+    )
+
+
+@pytest.fixture
+def runtime(loaded: Runtime) -> Iterator[Runtime]:
+    """No request is left when a test has ended."""
+    yield loaded
+    gc.collect()
+    ids(loaded)
+    assert loaded.engine._scheduler.sequences() == ()
+
+
+@pytest.fixture(autouse=True)
+def own_step(loaded: Runtime) -> Iterator[None]:
+    yield
+    vars(loaded.engine).pop("step", None)
+
+
+def counting_steps(runtime: Runtime) -> list[int]:
+    """Grows by one entry a step of the engine."""
+    steps: list[int] = []
+    step = runtime.engine.step
+
+    def counted() -> None:
+        steps.append(1)
+        step()
+
+    runtime.engine.step = counted  # type: ignore[method-assign]
+    return steps
+
+
+def test_calls_join_while_others_decode(runtime: Runtime) -> None:
+    """A request that comes second ends first, if it is shorter, and both share steps."""
+    expected = ids(runtime)
+    stream = half_done(runtime)
+    steps = counting_steps(runtime)
+    assert ids(runtime) == expected
+    assert len(steps) == 8  # a prefill and seven steps
+    before = len(stream.result.token_ids)
+    assert before == 1 + 8
+    list(stream)
+    assert len(steps) == 8 + 20 - before
+
+
+def test_requests_begin_in_the_order_in_which_they_came(runtime: Runtime) -> None:
+    """More than there are slots, by threads of their own; those that wait take slots as they fall free."""
+    count = 7
+    begun: list[list[int]] = []
+    admit = runtime.engine._scheduler.admit
+    runtime.engine._scheduler.admit = lambda: [  # type: ignore[method-assign]
+        begun.append(sequence.prompt_ids) or sequence  # type: ignore[func-returns-value, attr-defined]
+        for sequence in admit()
+    ]
+    try:
+        prompts = [[5 + at] for at in range(count)]
+        handles = []
+        for prompt in prompts:
+            request = Request(prompt, SamplingParams(max_new_tokens=3, ignore_eos=True))
+            handles.append(Call(lambda request=request: runtime.engine.submit(request)).result())  # type: ignore[misc]
+        handles[-1].result()
+    finally:
+        del runtime.engine._scheduler.admit  # type: ignore[attr-defined]
+    assert begun == prompts
+
+
+def test_events_are_the_whole_generation(runtime: Runtime) -> None:
+    params = SamplingParams(max_new_tokens=12, logprobs=1, ignore_eos=True)
+    whole = runtime.generate(PROMPTS[0], params)
+    request = Request(runtime.tokenizer.encode(PROMPTS[0]), params)
+    events = list(runtime.engine.submit(request))
+    assert [token_id for event in events for token_id in event.token_ids] == whole.token_ids
+    assert "".join(event.text for event in events) == whole.text
+    assert [entry for event in events for entry in event.logprobs or ()] == whole.logprobs
+    assert [event.finish_reason for event in events] == [None] * (len(events) - 1) + ["length"]
+
+
+def test_a_cancelled_request_frees_its_slot_at_the_next_step(runtime: Runtime) -> None:
+    def request(tokens: int | None) -> Request:
+        return Request([5], SamplingParams(max_new_tokens=tokens, ignore_eos=True))
+
+    long = runtime.engine.submit_all([request(None), request(None)])
+    waiting = runtime.engine.submit(request(2))
+    cancelled = runtime.engine.submit(request(2))
+    next(long[0])
+    steps = counting_steps(runtime)
+    cancelled.cancel()
+    Call(long[1].cancel).result()
+    assert len(list(waiting)) == 2
+    assert len(steps) == 2
+    assert [event.finish_reason for event in cancelled] == ["interrupted"]
+    events = list(long[1])
+    assert events[-1].finish_reason == "interrupted"
+    assert long[1].sequence.generation(0).finish_reason == "interrupted"
+    long[0].cancel()
+    assert list(long[0])[-1].finish_reason == "interrupted"
+
+
+def test_a_long_prompt_does_not_stop_the_others(tmp_path: Path) -> None:
+    """Between two chunks of it, they take a step."""
+    config = small_config(max_position_embeddings=4096)
+    write_huggingface(tmp_path, config, random_tensors(config), demo_tokenizer())
+    runtime = Runtime.load(tmp_path, device="cpu", max_batch_size=2, progress=False)
+    params = SamplingParams(max_new_tokens=20, ignore_eos=True)
+    first, prompt = [5, 6, 7], [5 + at % 4000 for at in range(3 * PREFILL_CHUNK + 1)]
+    alone = [runtime.generate([ids], params)[0].token_ids for ids in (first, prompt)]
+    decoding = runtime.engine.submit(Request(first, params))
+    next(decoding)
+    joins = runtime.engine.submit(Request(prompt, params))
+    next(joins)
+    assert len(decoding.sequence.token_ids) == 1 + 4  # one step beside each of four chunks
+    assert [joins.result().token_ids, decoding.result().token_ids] == alone[::-1]
+
+
+def test_an_error_in_logits_ends_its_own_request_alone(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = ids(runtime)
+    step = runtime.engine.runner.model.decode_step
+
+    def damaged(ids: torch.Tensor, slots: torch.Tensor, *rest: Any) -> torch.Tensor:
+        logits = step(ids, slots, *rest)
+        logits[slots == 0] = float("nan")
+        return logits
+
+    monkeypatch.setattr(runtime.engine.runner.model, "decode_step", damaged)
+    request = Request(runtime.tokenizer.encode(PROMPTS[1]), SamplingParams(max_new_tokens=8))
+    broken, whole = runtime.engine.submit_all([request, request])
+    assert whole.result().token_ids == expected
+    assert next(broken).token_ids == tuple(expected[:1])
+    with pytest.raises(GenerationError, match="hold a NaN"):
+        next(broken)
+
+
+def test_streams_that_are_dropped_free_their_slots(runtime: Runtime) -> None:
+    expected = ids(runtime)
+    long = {"max_new_tokens": None, "ignore_eos": True}
+    streams = [runtime.stream(prompt, **long) for prompt in PROMPTS[:2]]
+    for stream in streams:
+        next(stream)
+    cycle: list[Any] = [streams, stream]
+    cycle.append(cycle)
+    del cycle, streams, stream
+    Call(gc.collect).result()
+    steps = counting_steps(runtime)
+    assert ids(runtime) == expected
+    assert len(steps) <= 9  # and not the dropped streams' hundred
+
+
+def test_an_error_of_a_step_lets_others_go_on(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of their texts, with a penalty on the tokens so far."""
+    params = SamplingParams(max_new_tokens=12, repetition_penalty=1.3, ignore_eos=True)
+    request = Request(runtime.tokenizer.encode(PROMPTS[0]), params)
+    expected = runtime.engine.submit(request).result().token_ids
+    other = runtime.engine.submit(request)
+    stream = half_done(runtime)
+    step, broken = runtime.engine.runner.step_runner.launch, threading.Event()
+
+    def fails_once(*arguments: Any) -> Any:
+        logits = step(*arguments)
+        if not broken.is_set():
+            broken.set()
+            raise ZeroDivisionError
+        return logits
+
+    monkeypatch.setattr(runtime.engine.runner.step_runner, "launch", fails_once)
+    with pytest.raises(ZeroDivisionError):
+        list(stream)
+    assert other.result().token_ids == expected
+    assert stream.result.finish_reason == "interrupted"
