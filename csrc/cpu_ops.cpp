@@ -148,20 +148,48 @@ void dequantize_transposed(const Tensor& values, const Tensor& scales, Tensor ou
   kernels().dequantize_transposed(threads(), w, *format, out.mutable_data_ptr());
 }
 
-// One tensor a layer; none at all if the model has no such tensors.
-using LayerTensors = std::vector<Tensor>;
+// A layer's tensors in the order of decode_step's `layers`; Python reads their names from _C.layer_tensors().
+#define ADEPT_LAYER_TENSORS                                                                                            \
+  input_gamma, input_beta, w_qkv, qkv_scales, b_qkv, q_gamma, q_beta, k_gamma, k_beta, w_dense, dense_scales, b_dense, \
+      mlp_gamma, mlp_beta, w_up, up_scales, b_up, w_down_t, down_scales, b_down
+#define ADEPT_STRING_OF(...) #__VA_ARGS__
+#define ADEPT_STRING(...) ADEPT_STRING_OF(__VA_ARGS__)
+
+namespace layer_tensor {
+enum : size_t { ADEPT_LAYER_TENSORS, kCount };
+}
+
+constexpr const char kLayerTensorNames[] = ADEPT_STRING(ADEPT_LAYER_TENSORS);
+
+// `t`: the layer's tensors, an empty one for each that it does not have.
+DecoderLayer decoder_layer(const Tensor* t, double eps, int64_t hidden, const CacheLayer& cache) {
+  using namespace layer_tensor;
+  const auto optional = [&](size_t i) { return t[i].numel() ? OptionalTensor(t[i]) : std::nullopt; };
+  const int64_t intermediate = t[b_up].numel();
+  return {norm("input_", t[input_gamma], t[input_beta], eps, hidden),
+          Cpu::matrix("w_qkv", Layout::kTiled, t[w_qkv], optional(qkv_scales), 3 * hidden, hidden),
+          vector("b_qkv", t[b_qkv], 3 * hidden),
+          optional_norm("q_", optional(q_gamma), optional(q_beta), eps, cache.head_dim),
+          optional_norm("k_", optional(k_gamma), optional(k_beta), eps, cache.head_dim),
+          Cpu::matrix("w_dense", Layout::kTiled, t[w_dense], optional(dense_scales), hidden, hidden),
+          vector("b_dense", t[b_dense], hidden),
+          norm("mlp_", t[mlp_gamma], t[mlp_beta], eps, hidden),
+          Cpu::matrix("w_up", Layout::kTiled, t[w_up], optional(up_scales), intermediate, hidden),
+          vector("b_up", t[b_up], intermediate),
+          Cpu::matrix("w_down_t", Layout::kTransposed, t[w_down_t], optional(down_scales), intermediate, hidden),
+          vector("b_down", t[b_down], hidden),
+          cache};
+}
 
 Tensor decode_step(const Tensor& ids, const Tensor& slots, const Tensor& positions, const Tensor& embedding,
-                   LayerTensors input_gamma, LayerTensors input_beta, LayerTensors w_qkv, LayerTensors qkv_scales,
-                   LayerTensors b_qkv, LayerTensors q_gamma, LayerTensors q_beta, LayerTensors k_gamma,
-                   LayerTensors k_beta, LayerTensors w_dense, LayerTensors dense_scales, LayerTensors b_dense,
-                   LayerTensors mlp_gamma, LayerTensors mlp_beta, LayerTensors w_up, LayerTensors up_scales,
-                   LayerTensors b_up, LayerTensors w_down_t, LayerTensors down_scales, LayerTensors b_down,
-                   const Tensor& cos, const Tensor& sin, Tensor cache, const Tensor& final_gamma,
-                   const Tensor& final_beta, const Tensor& w, const OptionalTensor& scales, int64_t rows, double eps,
-                   double scale, const OptionalTensor& counts) {
-  ADEPT_REQUIRE(cache.dim() == 6 && cache.size(0) > 0, "cache has shape ", shape_of(cache),
-                "; expected [layers, 2, slots, heads, max_seq_len, head_dim], each 1 or more");
+                   std::vector<Tensor> layers, const Tensor& cos, const Tensor& sin, Tensor cache,
+                   const Tensor& final_gamma, const Tensor& final_beta, const Tensor& w, const OptionalTensor& scales,
+                   int64_t rows, double eps, double scale, const OptionalTensor& counts) {
+  constexpr size_t kTensors = layer_tensor::kCount;
+  ADEPT_REQUIRE(cache.dim() == 6 && cache.size(0) > 0 && layers.size() % kTensors == 0 &&
+                    cache.size(0) == int64_t(layers.size() / kTensors),
+                "layers has ", layers.size(), " tensors and the cache shape ", shape_of(cache), "; expected ", kTensors,
+                " for each of its layers");
   // Layers that share memory would each be contiguous.
   ADEPT_REQUIRE(cache.is_contiguous(), "cache is not contiguous");
   const Written written({{"cache", cache}, {"counts", counts}});
@@ -175,43 +203,15 @@ Tensor decode_step(const Tensor& ids, const Tensor& slots, const Tensor& positio
                        {"final_beta", final_beta},
                        {"w", w},
                        {"scales", scales}});
-  const int64_t tokens = ids.numel(), hidden = final_gamma.numel(), layers = cache.size(0);
+  for (const Tensor& tensor : layers) written.check_apart("layers", tensor);
+  const int64_t tokens = ids.numel(), hidden = final_gamma.numel();
   ADEPT_REQUIRE(embedding.dim() == 2, "embedding has shape ", shape_of(embedding), "; expected [vocab, hidden]");
   std::vector<DecoderLayer> decoder;
-  for (int64_t i = 0; i < layers; ++i) {
-    const auto of = [&](const char* name, const LayerTensors& tensors) -> const Tensor& {
-      ADEPT_REQUIRE(int64_t(tensors.size()) == layers, name, " has ", tensors.size(), " tensors; expected ", layers,
-                    ", one for each layer of the cache");
-      written.check_apart(name, tensors[size_t(i)]);
-      return tensors[size_t(i)];
-    };
-    const auto optional = [&](const char* name, const LayerTensors& tensors) {
-      return tensors.empty() ? std::nullopt : OptionalTensor(of(name, tensors));
-    };
+  for (int64_t i = 0; i < cache.size(0); ++i) {
     const CacheLayer layer = cache_layer(torch::stable::select(cache, 0, i));
+    decoder.push_back(decoder_layer(&layers[size_t(i) * kTensors], eps, hidden, layer));
     ADEPT_REQUIRE(layer.heads * layer.head_dim == hidden, "the cache has shape ", shape_of(cache), "; expected ",
                   hidden, " elements over its heads");
-    const auto tiled = [&](const char* name, const LayerTensors& w, const char* scales_name, const LayerTensors& scales,
-                           int64_t rows) {
-      return Cpu::matrix(name, Layout::kTiled, of(name, w), optional(scales_name, scales), rows, hidden);
-    };
-    const int64_t intermediate = of("b_up", b_up).numel();
-    DecoderLayer to;
-    to.input_norm = norm("input_", of("input_gamma", input_gamma), of("input_beta", input_beta), eps, hidden);
-    to.qkv = tiled("w_qkv", w_qkv, "qkv_scales", qkv_scales, 3 * hidden);
-    to.qkv_bias = vector("b_qkv", of("b_qkv", b_qkv), 3 * hidden);
-    to.q_norm = optional_norm("q_", optional("q_gamma", q_gamma), optional("q_beta", q_beta), eps, layer.head_dim);
-    to.k_norm = optional_norm("k_", optional("k_gamma", k_gamma), optional("k_beta", k_beta), eps, layer.head_dim);
-    to.dense = tiled("w_dense", w_dense, "dense_scales", dense_scales, hidden);
-    to.dense_bias = vector("b_dense", of("b_dense", b_dense), hidden);
-    to.mlp_norm = norm("mlp_", of("mlp_gamma", mlp_gamma), of("mlp_beta", mlp_beta), eps, hidden);
-    to.up = tiled("w_up", w_up, "up_scales", up_scales, intermediate);
-    to.up_bias = vector("b_up", b_up[size_t(i)], intermediate);
-    to.down = Cpu::matrix("w_down_t", Layout::kTransposed, of("w_down_t", w_down_t),
-                          optional("down_scales", down_scales), intermediate, hidden);
-    to.down_bias = vector("b_down", of("b_down", b_down), hidden);
-    to.cache = layer;
-    decoder.push_back(to);
   }
   const CacheLayer& shape = decoder.front().cache;
   const RotaryTables tables(cos, sin, shape.head_dim);
@@ -222,9 +222,9 @@ Tensor decode_step(const Tensor& ids, const Tensor& slots, const Tensor& positio
   kernels().decode_step(
       threads(), {Cpu::indices("ids", ids, slot_of, tokens, embedding.size(0)), slot_of,
                   Cpu::indices("positions", positions, slot_of, tokens, Cpu::max_positions(tables, shape)), tokens,
-                  float_matrix("embedding", embedding, embedding.size(0), hidden), decoder.data(), layers, tables.cos,
-                  tables.sin, tables.half, float(scale), norm("final_", final_gamma, final_beta, eps, hidden), head,
-                  counts_of(counts), output(logits)});
+                  float_matrix("embedding", embedding, embedding.size(0), hidden), decoder.data(),
+                  int64_t(decoder.size()), tables.cos, tables.sin, tables.half, float(scale),
+                  norm("final_", final_gamma, final_beta, eps, hidden), head, counts_of(counts), output(logits)});
   return logits;
 }
 
@@ -241,7 +241,7 @@ STABLE_TORCH_LIBRARY_IMPL(adept_fast, CPU, library) {
   library.impl("decode_step", TORCH_BOX(&adept::cpu_ops::decode_step));
 }
 
-// What Python can call besides the operators: which instruction set they run on.
+// What Python can call besides the operators.
 static PyObject* instruction_set(PyObject*, PyObject*) { return PyUnicode_FromString(adept::kernels().name); }
 
 static PyObject* runnable_instruction_sets(PyObject*, PyObject*) {
@@ -255,6 +255,8 @@ static PyObject* use_instruction_set(PyObject*, PyObject* name) {
   Py_DECREF(bytes);
   return PyBool_FromLong(used);
 }
+
+static PyObject* layer_tensors(PyObject*, PyObject*) { return PyUnicode_FromString(adept::cpu_ops::kLayerTensorNames); }
 
 // What the CUDA operators need from torch and do not find; empty if nothing is missing.
 static PyObject* missing_for_cuda(PyObject*, PyObject*) {
@@ -270,6 +272,7 @@ extern "C" PyMODINIT_FUNC PyInit__C(void) {
       {"instruction_set", instruction_set, METH_NOARGS, nullptr},
       {"runnable_instruction_sets", runnable_instruction_sets, METH_NOARGS, nullptr},
       {"use_instruction_set", use_instruction_set, METH_O, nullptr},
+      {"layer_tensors", layer_tensors, METH_NOARGS, nullptr},
       {"missing_for_cuda", missing_for_cuda, METH_NOARGS, nullptr},
       {nullptr, nullptr, 0, nullptr},
   };

@@ -170,26 +170,27 @@ struct Operators {
     const Operands written = {{"ids", ids}, {"slots", slots}, {"positions", positions}, {"counts", counts}};
     const Checked<Backend> checked({"ids", ids}, read, written, {{"token_ring", token_ring}});
     const int64_t rows = chosen.numel();
+    UpdateDecodeState state = {};
+    state.chosen = unchecked_indices("chosen", chosen, rows);
+    state.rows = rows;
+    state.ids = mutable_indices("ids", ids, rows);
+    state.slots = mutable_indices("slots", slots, rows);
+    state.positions = mutable_indices("positions", positions, rows);
+    state.limits = unchecked_indices("limits", limits, rows);
+    state.counts = mutable_indices("counts", counts, rows);
     ADEPT_REQUIRE(ends.dim() == 2 && ends.numel() > 0 && ends.is_contiguous(), "ends has shape ", shape_of(ends),
                   "; expected contiguous [slots, vocab], each 1 or more");
     check_dtype("ends", ends, ScalarType::Bool);
+    state.ends = data<bool>("ends", ends);
+    state.slot_count = ends.size(0);
+    state.vocab = ends.size(1);
     ADEPT_REQUIRE(
         token_ring.dim() == 2 && token_ring.size(0) == rows && token_ring.size(1) > 0 && token_ring.is_contiguous(),
         "token_ring has shape ", shape_of(token_ring), "; expected contiguous [", rows, ", 1 or more]");
     check_dtype("token_ring", token_ring, ScalarType::Long);
     data<int64_t>("token_ring", token_ring);
-    const UpdateDecodeState state{unchecked_indices("chosen", chosen, rows),
-                                  rows,
-                                  mutable_indices("ids", ids, rows),
-                                  mutable_indices("slots", slots, rows),
-                                  mutable_indices("positions", positions, rows),
-                                  unchecked_indices("limits", limits, rows),
-                                  data<bool>("ends", ends),
-                                  ends.size(0),
-                                  ends.size(1),
-                                  mutable_indices("counts", counts, rows),
-                                  static_cast<int64_t*>(Backend::device_address("token_ring", token_ring, ids)),
-                                  token_ring.size(1)};
+    state.token_ring = static_cast<int64_t*>(Backend::device_address("token_ring", token_ring, ids));
+    state.depth = token_ring.size(1);
     Backend::run("update_decode_state", state, ids);
   }
 

@@ -24,12 +24,9 @@ void define_operators(Library& library) {
   library.def("lm_head(Tensor x, Tensor gamma, Tensor beta, float eps, Tensor w, Tensor? scales, int rows) -> Tensor");
   library.def("dequantize_transposed(Tensor values, Tensor scales, Tensor(a!) out) -> ()");
   library.def(
-      "decode_step(Tensor ids, Tensor slots, Tensor positions, Tensor embedding, Tensor[] input_gamma, "
-      "Tensor[] input_beta, Tensor[] w_qkv, Tensor[] qkv_scales, Tensor[] b_qkv, Tensor[] q_gamma, Tensor[] q_beta, "
-      "Tensor[] k_gamma, Tensor[] k_beta, Tensor[] w_dense, Tensor[] dense_scales, Tensor[] b_dense, "
-      "Tensor[] mlp_gamma, Tensor[] mlp_beta, Tensor[] w_up, Tensor[] up_scales, Tensor[] b_up, Tensor[] w_down_t, "
-      "Tensor[] down_scales, Tensor[] b_down, Tensor cos, Tensor sin, Tensor(a!) cache, Tensor final_gamma, "
-      "Tensor final_beta, Tensor w, Tensor? scales, int rows, float eps, float scale, Tensor(b!)? counts) -> Tensor");
+      "decode_step(Tensor ids, Tensor slots, Tensor positions, Tensor embedding, Tensor[] layers, Tensor cos, "
+      "Tensor sin, Tensor(a!) cache, Tensor final_gamma, Tensor final_beta, Tensor w, Tensor? scales, int rows, "
+      "float eps, float scale, Tensor(b!)? counts) -> Tensor");
   library.def(
       "sample(Tensor logits, Tensor slots, Tensor positions, Tensor temperature, Tensor top_k, Tensor top_p, "
       "Tensor min_p, Tensor repetition_penalty, Tensor seed, Tensor(a!) seen) -> Tensor");

@@ -37,27 +37,23 @@ def table(half: int = 4) -> Arguments:
     return {"cos": cos, "sin": sin}
 
 
-def layer(fmt: str) -> dict[str, Tensor | None]:
-    """By the names of decode_step's arguments, which have one tensor a layer."""
-
-    def packed(values: str, rows: int, layout: Any = "rows") -> dict[str, Tensor | None]:
-        w, scales = native.weights(fmt, rows, HIDDEN, layout).parts
-        return {f"w_{values}": w, f"{values.removesuffix('_t')}_scales": scales}
-
-    return {
-        **norm(prefix="input_"),
-        **packed("qkv", 3 * HIDDEN),
-        "b_qkv": torch.randn(3 * HIDDEN),
-        **norm(HEAD_DIM, "q_"),
-        **norm(HEAD_DIM, "k_"),
-        **packed("dense", HIDDEN),
-        "b_dense": torch.randn(HIDDEN),
-        **norm(prefix="mlp_"),
-        **packed("up", UNITS),
-        "b_up": torch.randn(UNITS),
-        **packed("down_t", UNITS, "units"),
-        "b_down": torch.randn(HIDDEN),
-    }
+def layer(fmt: str) -> list[Tensor]:
+    absent = torch.empty(0)
+    tensors = [
+        *native.norm(HIDDEN),
+        *native.weights(fmt, 3 * HIDDEN, HIDDEN).parts,
+        torch.randn(3 * HIDDEN),
+        *native.norm(HEAD_DIM),
+        *native.norm(HEAD_DIM),
+        *native.weights(fmt, HIDDEN, HIDDEN).parts,
+        torch.randn(HIDDEN),
+        *native.norm(HIDDEN),
+        *native.weights(fmt, UNITS, HIDDEN).parts,
+        torch.randn(UNITS),
+        *native.weights(fmt, UNITS, HIDDEN, "units").parts,
+        torch.randn(HIDDEN),
+    ]
+    return [absent if tensor is None else tensor for tensor in tensors]
 
 
 def layernorm_qkv(fmt: str) -> Arguments:
@@ -114,12 +110,11 @@ def decode_attention(fmt: str) -> Arguments:
 
 
 def decode_step(fmt: str) -> Arguments:
-    layers = [layer(fmt), layer(fmt)]
     return {
         "ids": torch.tensor([5, 34]),
         **at(),
         "embedding": torch.randn(35, HIDDEN),
-        **{name: [each[name] for each in layers if each[name] is not None] for name in layers[0]},
+        "layers": [*layer(fmt), *layer(fmt)],
         **table(),
         "cache": torch.zeros(2, 2, SLOTS, HEADS, CAPACITY, HEAD_DIM),
         **norm(prefix="final_"),

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from adept_fast.ops import reference
 
+LAYER_TENSORS = 20
+
 
 def _layernorm_qkv(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Tensor, b: Tensor) -> Tensor:
     return reference.layernorm_qkv(x.float(), gamma, beta, eps, w, b)
@@ -42,6 +44,7 @@ def _decode_step(
     slots: Tensor,
     positions: Tensor,
     embedding: Tensor,
+    layers: list[Tensor],
     cos: Tensor,
     sin: Tensor,
     cache: Tensor,
@@ -52,7 +55,6 @@ def _decode_step(
     eps: float,
     scale: float,
     counts: Tensor | None,
-    **layers: list[Tensor],
 ) -> Tensor:
     """Of the sequences that are there; the others' logits are 0."""
     present = slots >= 0
@@ -62,15 +64,14 @@ def _decode_step(
     ids, slots, positions = ids[present], slots[present], positions[present]
     x = reference.embed(embedding, ids)
     for index, layer_cache in enumerate(cache):
-        assert all(len(tensors) in (0, len(cache)) for tensors in layers.values())
-        t = {name: tensors[index] if tensors else None for name, tensors in layers.items()}
-        norms = t["q_gamma"], t["q_beta"], t["k_gamma"], t["k_beta"]
-        qkv = reference.layernorm_qkv(x, t["input_gamma"], t["input_beta"], eps, t["w_qkv"], t["b_qkv"])
-        q = reference.rotary_append(qkv, *norms, eps, cos, sin, slots, positions, layer_cache)
+        parts = layers[index * LAYER_TENSORS : (index + 1) * LAYER_TENSORS]
+        assert len(parts) == LAYER_TENSORS
+        t = [part if part.numel() else None for part in parts]
+        qkv = reference.layernorm_qkv(x, t[0], t[1], eps, t[2], t[4])  # type: ignore[arg-type]
+        q = reference.rotary_append(qkv, *t[5:9], eps, cos, sin, slots, positions, layer_cache)
         attended = reference.decode_attention(q, layer_cache, slots, positions + 1, cache.shape[4], scale)
-        x = reference.linear_residual(attended, t["w_dense"], t["b_dense"], x)
-        up = t["mlp_gamma"], t["mlp_beta"], eps, t["w_up"], t["b_up"]
-        x = reference.mlp(x, *up, t["w_down_t"], t["b_down"], counts)
+        x = reference.linear_residual(attended, t[9], t[11], x)  # type: ignore[arg-type]
+        x = reference.mlp(x, t[12], t[13], eps, t[14], t[16], t[17], t[19], counts)  # type: ignore[arg-type]
     logits[present] = _lm_head(x, final_gamma, final_beta, eps, w, rows)
     return logits
 
@@ -104,16 +105,21 @@ _CALLS: dict[str, Callable[..., Tensor | None]] = {
     "copy": torch.clone,
     "read": _read,
 }
-SCALES = ("scales", "qkv_scales", "dense_scales", "up_scales", "down_scales")
+SCALES = ("scales", "up_scales", "down_scales")
 
 
 def is_defined(operator: str, arguments: dict[str, Any]) -> bool:
     """Whether ``defined`` knows such calls: those of matrices that are not packed."""
-    packed = any(isinstance(value := arguments.get(name), Tensor) or value for name in SCALES)
-    return operator in _CALLS and not packed
+    packed = any(arguments.get(name) is not None for name in SCALES)
+    in_layers = any(part.numel() for part in _scales_of(arguments.get("layers", [])))
+    return operator in _CALLS and not packed and not in_layers
 
 
 def defined(operator: str, arguments: dict[str, Any]) -> Tensor | None:
     """The result, from arguments that are written to as the operator does."""
     plain = {name: value for name, value in arguments.items() if name not in SCALES}
     return _CALLS[operator](*plain.values()) if operator == "copy" else _CALLS[operator](**plain)
+
+
+def _scales_of(layers: list[Tensor]) -> list[Tensor]:
+    return [part for index, part in enumerate(layers) if index % LAYER_TENSORS in (3, 10, 15, 18)]

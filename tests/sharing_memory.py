@@ -20,11 +20,7 @@ WRITTEN: dict[str, tuple[str, ...]] = {
 
 def pairs(operator: str, arguments: dict[str, Any]) -> list[tuple[str, str]]:
     """Each argument that is written, with each other one that is a tensor or a list of some."""
-    others = [
-        name
-        for name, value in arguments.items()
-        if isinstance(value, Tensor) or (isinstance(value, list) and value)
-    ]
+    others = [name for name, value in arguments.items() if isinstance(value, (Tensor, list))]
     return [(one, other) for one in WRITTEN[operator] for other in others if other != one]
 
 

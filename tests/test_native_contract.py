@@ -19,7 +19,7 @@ from native_operands import HIDDEN, OF_A_GPU, OF_WEIGHTS, OPERATORS, mlp
 from torch import Tensor
 
 import adept_fast
-from adept_fast.ops import native as module
+from adept_fast.ops import cpu as module
 from adept_fast.ops import reference
 
 CASES = [
@@ -118,11 +118,11 @@ def test_no_tokens(name: str, fmt: str) -> None:
 
 NO_SIZES = """
 import torch
-from adept_fast.ops import native
+from adept_fast.ops import cpu
 
 call, z, none, at = torch.ops.adept_fast, torch.zeros, torch.zeros(0).long(), torch.zeros(1).long()
-layer = [z(16)], [z(16)], [z(48, 16)], [], [z(48)], *[[]] * 4, [z(16, 16)], [], [z(16)]
-layer += [z(16)], [z(16)], [z(8, 16)], [], [z(8)], [z(8, 16)], [], [z(16)]
+layer = [z(16), z(16), z(48, 16), z(0), z(48), *[z(0)] * 4, z(16, 16), z(0), z(16)]
+layer += [z(16), z(16), z(8, 16), z(0), z(8), z(8, 16), z(0), z(16)]
 rest = z(16), z(16), z(5, 16), None, 5, 1e-5, 1.0, None
 norm, table = (z(16), z(16), 1e-5), (z(8, 4), z(8, 4))
 
@@ -139,8 +139,8 @@ show("no queries", lambda: call.decode_attention(z(0, 2, 16), z(2, 1, 2, 8, 16),
 keys = (z(0, 96), None, None, None, None, 1e-5, *table, none, none, z(2, 1, 2, 8, 16))
 show("no keys to append", lambda: call.rotary_append(*keys))
 cache = z(1, 2, 1, 2, 8, 8)
-show("no sequences", lambda: call.decode_step(none, none, none, z(5, 16), *layer, *table, cache, *rest))
-show("no layers", lambda: call.decode_step(at, at, at, z(5, 16), *[[]] * 20, *table, cache[:0], *rest))
+show("no sequences", lambda: call.decode_step(none, none, none, z(5, 16), layer, *table, cache, *rest))
+show("no layers", lambda: call.decode_step(at, at, at, z(5, 16), [], *table, cache[:0], *rest))
 show("no heads", lambda: call.decode_attention(z(1, 0, 16), z(2, 1, 0, 8, 16), at, at, 8, 1.0))
 show("no capacity", lambda: call.decode_attention(z(1, 2, 16), z(2, 1, 2, 0, 16), at, at, 0, 1.0))
 show("no inputs", lambda: call.linear_residual(z(2, 0), z(3, 0), None, z(3), z(2, 3)))
@@ -183,7 +183,7 @@ def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-WHICH = "from adept_fast.ops import native; print(native.instruction_set())"
+WHICH = "from adept_fast.ops import cpu; print(cpu.instruction_set())"
 
 
 @pytest.mark.parametrize("isa", [isa for isa in native.INSTRUCTION_SETS if isa in ("portable", "avx2")])

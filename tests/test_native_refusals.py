@@ -53,9 +53,9 @@ def with_last(value: int) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.cat((x[:-1], torch.tensor([value])))
 
 
-def in_last(change: Callable[[Tensor], Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
-    """Of the last layer's tensor."""
-    return lambda layers: [*layers[:-1], change(layers[-1])]
+def part(index: int, change: Callable[[Tensor], Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
+    """Of the last layer's tensors."""
+    return lambda layers: [*layers[: 20 + index], change(layers[20 + index]), *layers[21 + index :]]
 
 
 def wrong_weights() -> list[Wrong]:
@@ -225,24 +225,23 @@ WRONG = [
     ),
     Wrong("rotary_append", "cache_layer", widened, "qkv has shape"),
     Wrong("decode_attention", "cache_layer", widened, "q has shape"),
-    Wrong("decode_step", "cache", lambda x: x[:1], "b_up has 2 tensors; expected 1, one for each layer"),
-    Wrong("decode_step", "cache", lambda x: x[0], "cache has shape"),
+    Wrong("decode_step", "cache", lambda x: x[:1], "layers has 40 tensors and the cache shape"),
+    Wrong("decode_step", "cache", lambda x: x[0], "layers has 40 tensors and the cache shape"),
     Wrong(
         "decode_step", "cache", widened, "gamma has shape"
     ),  # of q and k, which a head has to be as large as
     Wrong("decode_step", "cache", lambda x: x[:1].expand_as(x), "cache is not contiguous"),
-    Wrong("decode_step", "w_qkv", lambda x: x[:-1], "w_qkv has 1 tensors; expected 2, one for each layer"),
-    Wrong("decode_step", "q_gamma", lambda x: [], "only one of q_gamma and q_beta"),
-    Wrong("decode_step", "w_qkv", in_last(widened), "w_qkv has shape"),
-    Wrong("decode_step", "b_qkv", in_last(Tensor.double), "b_qkv has dtype"),
-    Wrong("decode_step", "q_gamma", in_last(lambda x: x[:0]), "q_gamma has shape"),
-    Wrong("decode_step", "w_dense", in_last(Tensor.double), "w_dense has dtype"),
-    Wrong("decode_step", "b_dense", in_last(widened), "b_dense has shape"),
-    Wrong("decode_step", "w_up", in_last(widened), "w_up has shape"),
-    Wrong("decode_step", "b_up", in_last(strided), "b_up is not contiguous"),
-    Wrong("decode_step", "w_down_t", in_last(widened), "w_down_t has shape"),
-    Wrong("decode_step", "down_scales", lambda _: [], "w_down_t has dtype", "int4"),
-    Wrong("decode_step", "b_down", in_last(widened), "b_down has shape"),
+    Wrong("decode_step", "layers", lambda x: x[:-1], "layers has 39 tensors"),
+    Wrong("decode_step", "layers", part(2, widened), "w_qkv has shape"),
+    Wrong("decode_step", "layers", part(4, Tensor.double), "b_qkv has dtype"),
+    Wrong("decode_step", "layers", part(5, lambda _: torch.empty(0)), "only one of q_gamma and q_beta"),
+    Wrong("decode_step", "layers", part(9, Tensor.double), "w_dense has dtype"),
+    Wrong("decode_step", "layers", part(11, widened), "b_dense has shape"),
+    Wrong("decode_step", "layers", part(14, widened), "w_up has shape"),
+    Wrong("decode_step", "layers", part(16, strided), "b_up is not contiguous"),
+    Wrong("decode_step", "layers", part(17, widened), "w_down_t has shape"),
+    Wrong("decode_step", "layers", part(18, lambda _: torch.empty(0)), "w_down_t has dtype", "int4"),
+    Wrong("decode_step", "layers", part(19, widened), "b_down has shape"),
     Wrong("decode_step", "embedding", widened, "embedding has shape"),
     Wrong("decode_step", "embedding", lambda x: x[0], "embedding has shape"),
     Wrong("decode_step", "embedding", Tensor.double, "embedding has dtype"),

@@ -1,154 +1,45 @@
-"""What the operators in C++ return, in shapes and dtypes alone: for torch.compile, export, meta tensors."""
+"""Shapes and dtypes of the extension's results, for torch.compile, export and meta tensors.
+
+The arguments of each operator are in the order of ``csrc/schemas.h``.
+"""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-
-def _copy(source: Tensor) -> Tensor:
-    return torch.empty_like(source)
-
-
-def _read(source: Tensor) -> Tensor:
-    return source.new_empty(1, dtype=torch.int32)
-
-
-def _layernorm_qkv(
-    x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Tensor, scales: Tensor | None, b: Tensor
-) -> Tensor:
-    return x.new_empty(x.shape[0], b.shape[0])
-
-
-def _rotary_append(
-    qkv: Tensor,
-    q_gamma: Tensor | None,
-    q_beta: Tensor | None,
-    k_gamma: Tensor | None,
-    k_beta: Tensor | None,
-    eps: float,
-    cos: Tensor,
-    sin: Tensor,
-    slots: Tensor,
-    positions: Tensor,
-    cache_layer: Tensor,
-) -> Tensor:
-    return qkv.new_empty(qkv.shape[0], cache_layer.shape[2], cache_layer.shape[4])
+_RESULTS: dict[str, Callable[..., Tensor | None]] = {
+    "copy": torch.empty_like,
+    "read": lambda source: source.new_empty(1, dtype=torch.int32),
+    "embed": lambda table, ids: ids.new_empty(ids.shape[0], table.shape[1], dtype=torch.float32),
+    "layernorm_qkv": lambda x, gamma, beta, eps, w, scales, b: x.new_empty(x.shape[0], b.shape[0]),
+    "rotary_append": lambda qkv, *rest: qkv.new_empty(qkv.shape[0], rest[-1].shape[2], rest[-1].shape[4]),
+    "decode_attention": lambda q, *_: q.new_empty(q.shape[0], q.shape[1] * q.shape[2]),
+    "linear_residual": lambda x, w, scales, b, residual: x.new_empty(x.shape[0], b.shape[0]),
+    "mlp": lambda x, *_: x.new_empty(x.shape),
+    "lm_head": lambda x, *rest: x.new_empty(x.shape[0], rest[-1], dtype=torch.float32),
+    "dequantize_transposed": lambda values, scales, out: None,
+    "decode_step": lambda ids, *rest: rest[7].new_empty(ids.shape[0], rest[11]),  # final_gamma, rows
+    "sample": lambda logits, slots, *_: slots.new_empty(logits.shape[0]),
+    "update_decode_state": lambda *_: None,
+}
 
 
-def _decode_attention(
-    q: Tensor, cache_layer: Tensor, slots: Tensor, lengths: Tensor, longest: int, scale: float
-) -> Tensor:
-    return q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
-
-
-def _linear_residual(x: Tensor, w: Tensor, scales: Tensor | None, b: Tensor, residual: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], b.shape[0])
-
-
-def _mlp(
-    x: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    eps: float,
-    w_up: Tensor,
-    up_scales: Tensor | None,
-    b_up: Tensor,
-    w_down_t: Tensor,
-    down_scales: Tensor | None,
-    b_down: Tensor,
-    counts: Tensor | None,
-) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-def _lm_head(
-    x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Tensor, scales: Tensor | None, rows: int
-) -> Tensor:
-    return x.new_empty(x.shape[0], rows, dtype=torch.float32)
-
-
-def _dequantize_transposed(values: Tensor, scales: Tensor, out: Tensor) -> None:
-    return None
-
-
-def _decode_step(ids: Tensor, *rest: Any) -> Tensor:
-    final_gamma, rows = rest[26], rest[30]
-    new: Tensor = final_gamma.new_empty(ids.shape[0], rows)
-    return new
-
-
-def _sample(
-    logits: Tensor,
-    slots: Tensor,
-    positions: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    repetition_penalty: Tensor,
-    seed: Tensor,
-    seen: Tensor,
-) -> Tensor:
-    return slots.new_empty(logits.shape[0])
-
-
-def _update_decode_state(
-    chosen: Tensor,
-    ids: Tensor,
-    slots: Tensor,
-    positions: Tensor,
-    limits: Tensor,
-    ends: Tensor,
-    counts: Tensor,
-    token_ring: Tensor,
-) -> None:
-    return None
-
-
-def _embed(table: Tensor, ids: Tensor) -> Tensor:
-    return ids.new_empty(ids.shape[0], table.shape[1], dtype=torch.float32)
-
-
-def _together(shapes: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
-    """Refuses tensors without values beside others: the result could be memory that nobody has written to."""
-
-    @functools.wraps(shapes)
-    def checked(*args: Any, **kwargs: Any) -> Tensor | None:
-        parts = [part for value in (*args, *kwargs.values()) for part in _tensors_of(value)]
-        devices = {part.device.type for part in parts}
+def _register(name: str, result: Callable[..., Tensor | None]) -> None:
+    def checked(*args: Any) -> Tensor | None:
+        tensors = [part for arg in args for part in (arg if isinstance(arg, (list, tuple)) else (arg,))]
+        devices = {part.device.type for part in tensors if isinstance(part, Tensor)}
+        # The result for tensors with and without values could be memory that nobody has written to.
         if "meta" in devices and len(devices) > 1:
             found = " and ".join(sorted(devices))
-            raise RuntimeError(
-                f"the arguments of {shapes.__name__[1:]} are on {found}; expected all on one device"
-            )
-        return shapes(*args, **kwargs)
+            raise RuntimeError(f"the arguments of {name} are on {found}; expected all on one device")
+        return result(*args)
 
-    return checked
+    torch.library.register_fake(f"adept_fast::{name}", checked)
 
 
-def _tensors_of(value: Any) -> list[Tensor]:
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return [part for part in values if isinstance(part, Tensor)]
-
-
-for _operator in (
-    _copy,
-    _read,
-    _layernorm_qkv,
-    _rotary_append,
-    _decode_attention,
-    _linear_residual,
-    _mlp,
-    _lm_head,
-    _dequantize_transposed,
-    _decode_step,
-    _sample,
-    _update_decode_state,
-    _embed,
-):
-    torch.library.register_fake(f"adept_fast::{_operator.__name__.removeprefix('_')}", _together(_operator))
+for _name, _result in _RESULTS.items():
+    _register(_name, _result)

@@ -10,6 +10,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
+from adept_fast import _C
 from adept_fast.ops.native import parts
 from adept_fast.quantization.matrix import Matrix
 from adept_fast.weights import LayerWeights, ModelWeights
@@ -33,15 +34,14 @@ class CpuStep:
         scale: float,
         counts: Tensor,
     ) -> None:
-        values, scales = parts(lm_head)
+        absent = torch.empty(0, dtype=torch.float32, device="cpu")
         layers = [_tensors_of(layer) for layer in weights.layers]
-        # A list is empty if the layers have no such tensor.
-        self._arguments = {
-            **{name: [each[name] for each in layers if each[name] is not None] for name in layers[0]},
-            **{"embedding": weights.embedding, "cos": cos, "sin": sin, "counts": counts},
-            **{"final_gamma": weights.final_gamma, "final_beta": weights.final_beta, "eps": eps},
-            **{"w": values, "scales": scales, "rows": lm_head.shape[0], "scale": scale},
-        }
+        order = _C.layer_tensors().split(", ")
+        self._layers = [absent if layer[name] is None else layer[name] for layer in layers for name in order]
+        self._embedding = weights.embedding
+        self._rotary = (cos, sin)
+        self._head = (weights.final_gamma, weights.final_beta, *parts(lm_head), lm_head.shape[0])
+        self._settings = (eps, scale, counts)
 
     def __call__(self, ids: Tensor, slots: Tensor, positions: Tensor, cache: Tensor) -> Tensor:
         """Logits: float32 [tokens, rows of the lm_head].
@@ -51,13 +51,21 @@ class CpuStep:
             cache: [layer, k/v, slot, head, position, head_dim].
         """
         logits: Tensor = torch.ops.adept_fast.decode_step(
-            ids, slots, positions, cache=cache, **self._arguments
+            ids,
+            slots,
+            positions,
+            self._embedding,
+            self._layers,
+            *self._rotary,
+            cache,
+            *self._head,
+            *self._settings,
         )
         return logits
 
 
 def _tensors_of(layer: LayerWeights) -> dict[str, Tensor | None]:
-    """By the names of the operator's schema, which are those of the fields."""
+    """By their names in the extension: those of the fields, and of the scales of matrices."""
     tensors: dict[str, Tensor | None] = {}
     for field in fields(layer):
         value = getattr(layer, field.name)
