@@ -30,9 +30,9 @@ INSTALL = $(PIP) install --quiet --progress-bar off --disable-pip-version-check
 demo: $(VENV)/installed
 	@$(BIN)/adept-fast generate --chat --prompt "What is the capital of France?"
 
-# One that has run its own tests takes over some of another's.
+# A file is one process's, so what a module makes for its tests is made once; in order, as large files come early.
 WORKERS ?= 2
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/installed-test
 	$(PYTEST) $(ARGS)
@@ -65,23 +65,23 @@ lint: $(VENV)/installed-test
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc benchmarks/step -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 
 bench: $(VENV)/installed-test
-	$(BIN)/python benchmarks/suite.py $(ARGS)
+	$(BIN)/python -m benchmarks suite $(ARGS)
 
 bench-full: $(VENV)/installed-test
-	$(BIN)/python benchmarks/suite.py --full $(ARGS)
+	$(BIN)/python -m benchmarks suite --full $(ARGS)
 
 # With what the caller has, where no environment was made yet: a machine with a GPU may have no network.
 gpu-check:
-	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) tools/gpu_check.py $(ARGS)
+	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) -m benchmarks gpu-check $(ARGS)
 
 gpu-baselines:
-	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) tools/gpu_check.py --baselines $(ARGS)
+	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) -m benchmarks gpu-check --baselines $(ARGS)
 
 step:
-	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) tools/gpu_build.py --step --architecture '$(ARCH)'
+	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_check.build --step --architecture '$(ARCH)'
 
 gpu-build:
-	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) tools/gpu_build.py --architecture '$(ARCH)'
+	@$(if $(wildcard $(VENV)/installed-test),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_check.build --architecture '$(ARCH)'
 
 clean:
 	rm -rf $(VENV) $(VENV)-transformers-* build dist adept_fast.egg-info adept_fast/_C.*

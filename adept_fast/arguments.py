@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import operator
 import os
-import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -17,33 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_SHOWN = 80  # characters of a value
-_LONGEST_INTEGER = 128  # bits of one that is written out
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = _SHOWN
+from adept_fast.system.short_text import short_repr
 
 
 class ParameterError(ValueError):
     """A parameter of another type, or outside its range."""
 
 
-def shown(value: object) -> str:
-    """The value as an error names it: on one line, and shortened."""
-    if isinstance(value, int) and value.bit_length() > _LONGEST_INTEGER:
-        return f"{'a negative' if value < 0 else 'an'} integer of about {value.bit_length() * 3 // 10} digits"
-    if isinstance(value, (Tensor, np.ndarray)):
-        return f"{type(value).__name__} of {value.dtype} and shape {list(value.shape)}" + (
-            f" ({value.tolist()!r:.40})" if value.ndim == 0 and not _is_meta(value) else ""
-        )
-    text = " ".join(_short.repr(value).split())
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
-
-
 def integer(name: str, value: object, lowest: int, highest: int = 2**31 - 1) -> int:
     found = _as_integer(value)
     if found is None or not lowest <= found <= highest:
-        raise ParameterError(f"{name} is {shown(value)}; expected an integer from {lowest} to {highest}")
+        raise ParameterError(f"{name} is {short_repr(value)}; expected an integer from {lowest} to {highest}")
     return found
 
 
@@ -51,31 +34,31 @@ def number(name: str, value: object, in_range: Callable[[float], bool], expected
     """A finite number; ``expected`` says which are in range."""
     found = _as_number(value)
     if found is None or not np.isfinite(found) or not in_range(found):
-        raise ParameterError(f"{name} is {shown(value)}; expected {expected}")
+        raise ParameterError(f"{name} is {short_repr(value)}; expected {expected}")
     return found
 
 
 def flag(name: str, value: object) -> bool:
     if not isinstance(value, (bool, np.bool_)):
-        raise ParameterError(f"{name} is {shown(value)}; expected True or False")
+        raise ParameterError(f"{name} is {short_repr(value)}; expected True or False")
     return bool(value)
 
 
 def optional_flag(name: str, value: object) -> bool | None:
     if value is not None and not isinstance(value, (bool, np.bool_)):
-        raise ParameterError(f"{name} is {shown(value)}; expected True, False or None")
+        raise ParameterError(f"{name} is {short_repr(value)}; expected True, False or None")
     return None if value is None else bool(value)
 
 
 def one_of(name: str, value: object, allowed: Collection[str]) -> str:
     if not isinstance(value, str) or value not in allowed:
-        raise ParameterError(f"{name} is {shown(value)}; expected {', '.join(allowed)}")
+        raise ParameterError(f"{name} is {short_repr(value)}; expected {', '.join(allowed)}")
     return str(value)
 
 
 def optional_text(name: str, value: object) -> str | None:
     if value is not None and not isinstance(value, str):
-        raise ParameterError(f"{name} is {shown(value)}; expected a str or None")
+        raise ParameterError(f"{name} is {short_repr(value)}; expected a str or None")
     return value
 
 
@@ -84,7 +67,7 @@ def path_or_str(name: str, value: object, expected: str = "a str or a Path") -> 
     if isinstance(value, str):
         return value
     if not isinstance(value, os.PathLike) or isinstance(os.fspath(value), bytes):
-        raise ParameterError(f"{name} is {shown(value)}; expected {expected}")
+        raise ParameterError(f"{name} is {short_repr(value)}; expected {expected}")
     return Path(value)
 
 
@@ -93,7 +76,7 @@ def entries(name: str, value: object, expected: str) -> list[Any]:
     no_list = isinstance(value, (str, bytes, bytearray, memoryview, Mapping, Set))
     has_none = isinstance(value, (Tensor, np.ndarray)) and (value.ndim == 0 or _is_meta(value))
     if no_list or has_none or not isinstance(value, Iterable):
-        raise ParameterError(f"{name} is {shown(value)}; expected {expected}")
+        raise ParameterError(f"{name} is {short_repr(value)}; expected {expected}")
     return list(value)
 
 
@@ -101,12 +84,14 @@ def token_ids(name: str, value: object, expected: str = "token ids") -> list[int
     """Ids of any integer type, in a list or in an array of shape [tokens]; they may be of no vocabulary."""
     if isinstance(value, (Tensor, np.ndarray)):
         if value.ndim != 1 or _is_meta(value) or not (_is_integral(value) or not len(value)):
-            raise ParameterError(f"{name} is {shown(value)}; expected {expected}: integers of shape [tokens]")
+            raise ParameterError(
+                f"{name} is {short_repr(value)}; expected {expected}: integers of shape [tokens]"
+            )
         return [int(token_id) for token_id in value.tolist()]
     found = []
     for token_id in entries(name, value, expected):
         if (whole := _as_integer(token_id)) is None:
-            raise ParameterError(f"{name} is {shown(value)}; expected {expected}, which are integers")
+            raise ParameterError(f"{name} is {short_repr(value)}; expected {expected}, which are integers")
         found.append(whole)
     return found
 

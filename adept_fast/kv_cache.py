@@ -11,9 +11,8 @@ from adept_fast.config import PersimmonConfig
 class StaticKVCache:
     """One tensor ``data`` of [layer, k/v, slot, head, position, head_dim].
 
-    A slot holds one sequence. What lies past a sequence's end is never read into a result, so a slot is
-    reused without being cleared. The shape never changes, so neither do addresses: a captured graph may keep
-    them.
+    A slot holds one sequence. No result depends on positions past a sequence's end, so a slot is reused
+    without being cleared. Shape and addresses never change, so a captured graph may keep them.
 
     Args:
         max_batch_size: number of slots.

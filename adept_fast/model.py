@@ -17,6 +17,7 @@ from torch import Tensor
 from adept_fast import ops
 from adept_fast.config import PersimmonConfig
 from adept_fast.kv_cache import StaticKVCache
+from adept_fast.ops.transfer import to_device
 from adept_fast.quantization.matrix import Matrix, first_rows
 from adept_fast.weights import LayerWeights, ModelWeights
 
@@ -78,13 +79,6 @@ def chunks(
         yield chunk
 
 
-def to_device(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Integers of the host on the device: int64 [rows, columns]. The host waits for no kernel."""
-    on_gpu = device.type == "cuda"
-    host = torch.tensor(rows, dtype=torch.int64, device="cpu", pin_memory=on_gpu)
-    return host.to(device, non_blocking=True)
-
-
 class Persimmon:
     """A decoder over loaded weights.
 
@@ -103,12 +97,12 @@ class Persimmon:
             config.rotary_dim, config.rope_theta, max_seq_len, weights.device
         )  # each [max_seq_len, rotary_dim / 2]
         self._lm_head = first_rows(weights.lm_head, vocab_size)
-        # Numbers of tokens up to which other code computes products than above them.
+        # Numbers of tokens above which another implementation computes the products, and rounds differently.
         self.token_bounds = ops.token_bounds(weights.layers[0].w_down_t)
-        # Of the decode steps: rows of the down-projections that were read, and all there were.
-        self.unit_counts = torch.zeros(2, dtype=torch.int64, device=weights.device)
-        self._native_step = ops.native_step(
-            weights, self._lm_head, self.cos, self.sin, config.layer_norm_eps, self.scale, self.unit_counts
+        # Neurons of the decode steps so far: active ones, and all. Each active one costs a row of w_down_t.
+        self.neuron_counts = torch.zeros(2, dtype=torch.int64, device=weights.device)
+        self._cpu_step = ops.cpu_step(
+            weights, self._lm_head, self.cos, self.sin, config.layer_norm_eps, self.scale, self.neuron_counts
         )
 
     @property
@@ -165,8 +159,8 @@ class Persimmon:
 
         Returns the logits after each token, float32 [tokens, vocab_size].
         """
-        if self._native_step is not None:
-            return self._native_step(ids, slots, positions, cache.data)
+        if self._cpu_step is not None:
+            return self._cpu_step(ids, slots, positions, cache.data)
         return self.decode_step_by_operators(ids, slots, positions, cache, longest)
 
     def decode_step_by_operators(
@@ -178,7 +172,7 @@ class Persimmon:
         def attend(q: Tensor, cache_layer: Tensor) -> Tensor:
             return ops.decode_attention(q, cache_layer, slots, lengths, longest, self.scale)
 
-        x = self._layers(self.embed(ids), slots, positions, cache, attend, self.unit_counts)
+        x = self._layers(self.embed(ids), slots, positions, cache, attend, self.neuron_counts)
         return self.logits(x)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -204,10 +198,10 @@ class Persimmon:
         positions: Tensor,
         cache: StaticKVCache,
         attend: Callable[[Tensor, Tensor], Tensor],
-        unit_counts: Tensor | None = None,
+        neuron_counts: Tensor | None = None,
     ) -> Tensor:
         for index, layer in enumerate(self.weights.layers):
-            x = self._layer(x, layer, slots, positions, cache.layer(index), attend, unit_counts)
+            x = self._layer(x, layer, slots, positions, cache.layer(index), attend, neuron_counts)
         return x  # [tokens, hidden]
 
     def _layer(
@@ -218,7 +212,7 @@ class Persimmon:
         positions: Tensor,
         cache_layer: Tensor,
         attend: Callable[[Tensor, Tensor], Tensor],
-        unit_counts: Tensor | None,
+        neuron_counts: Tensor | None,
     ) -> Tensor:
         eps = self.config.layer_norm_eps
 
@@ -227,7 +221,7 @@ class Persimmon:
             q = ops.rotary_append(qkv, *norms, eps, self.cos, self.sin, slots, positions, cache_layer)
             return attend(q, cache_layer)  # [tokens, hidden]
 
-        return decoder_layer(x, layer, eps, rotate_and_attend, ops, unit_counts)
+        return decoder_layer(x, layer, eps, rotate_and_attend, ops, neuron_counts)
 
 
 class LayerOperators(Protocol):
@@ -249,7 +243,7 @@ def decoder_layer(
     eps: float,
     attend: Callable[[Tensor], Tensor],
     operators: LayerOperators,
-    unit_counts: Tensor | None = None,
+    neuron_counts: Tensor | None = None,
 ) -> Tensor:
     """One layer of the decoder, of the runtime as of ``adept_fast.modeling``: → float32 [tokens, hidden].
 
@@ -257,7 +251,7 @@ def decoder_layer(
         x: float32 [tokens, hidden], the residual sums.
         attend: rotates and attends: qkv [tokens, 3 * hidden] → [tokens, hidden].
         operators: what computes the products.
-        unit_counts: what ``mlp`` counts of the rows of the down-projection.
+        neuron_counts: what ``mlp`` counts of the rows of the down-projection.
     """
     qkv = operators.layernorm_qkv(
         x, layer.input_gamma, layer.input_beta, eps, layer.w_qkv, layer.b_qkv
@@ -272,5 +266,5 @@ def decoder_layer(
         layer.b_up,
         layer.w_down_t,
         layer.b_down,
-        unit_counts,
+        neuron_counts,
     )

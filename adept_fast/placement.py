@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from adept_fast import extension
-from adept_fast.arguments import ParameterError, one_of, shown
+from adept_fast.arguments import ParameterError, one_of
 from adept_fast.checkpoint import WEIGHT_DTYPES, Checkpoint, dtype_name
 from adept_fast.memory.advice import available_bytes
-from adept_fast.ops import cuda, optional, wide_gemm
+from adept_fast.ops import cuda, optional
 from adept_fast.quantization.formats import WeightFormat
 from adept_fast.quantization.layouts import formats_of, kernel_formats, layout_of
 from adept_fast.system import huge_pages
+from adept_fast.system.short_text import short_repr
 from adept_fast.weights import embedding_dtype, is_tied, weight_format, weights_bytes
 
 EMBEDDING_PLACES = ("auto", "device", "host")
@@ -75,7 +76,7 @@ class Placement:
     @property
     def unpacking_bytes(self) -> int:
         """What a long prompt takes to turn weights into floats, block by block."""
-        return wide_gemm.WORKSPACE_BYTES if self.weights and self.device.type == "cuda" else 0
+        return cuda.DEQUANTIZING_BYTES if self.weights and self.device.type == "cuda" else 0
 
 
 def choose_placement(
@@ -189,7 +190,7 @@ def _chosen_weights(checkpoint: Checkpoint, device: torch.device, weights: objec
         formats |= {stored.name: stored} | ({"int4": stored} if stored.bits == 4 else {})
     if weights is not None and not (isinstance(weights, str) and weights in formats):
         raise ParameterError(
-            f"weights is {shown(weights)}; expected {' or '.join(formats)} on {device}, or None"
+            f"weights is {short_repr(weights)}; expected {' or '.join(formats)} on {device}, or None"
         )
     if device.type == "cuda":
         try:
@@ -231,7 +232,7 @@ def _device(asked: object) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = str(asked) if isinstance(asked, (str, torch.device)) else ""
     if not re.fullmatch("(cpu|cuda)(:[0-9]{1,3})?", name):
-        raise ParameterError(f"device is {shown(asked)}; expected auto, cpu, cuda or cuda:N")
+        raise ParameterError(f"device is {short_repr(asked)}; expected auto, cpu, cuda or cuda:N")
     device = torch.device(name)
     if device.type == "cpu":
         return torch.device("cpu")  # without the index that a CPU may be given, and that no tensor has

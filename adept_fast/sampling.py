@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from adept_fast import choices, ops
-from adept_fast.arguments import ParameterError, entries, flag, integer, number, shown, token_ids
+from adept_fast.arguments import ParameterError, entries, flag, integer, number, token_ids
+from adept_fast.ops.transfer import to_device
+from adept_fast.system.short_text import short_repr
 
 _LARGEST_SEED = 2**63 - 1
 MOST_DRAFTS = choices.MAX_DRAFTS
@@ -51,9 +53,9 @@ class SamplingParams:
         logprobs: None for none; n for the log-probability of each token and of the n most likely ones, by
             the model alone (before penalty, temperature and the rest).
         ignore_eos: go on past the end token, for measurements.
-        prompt_lookup: at most this many tokens are guessed before each step, from what followed the last ones
-            where they stood before, and checked in that step; 0 for none. The text is the same, and takes
-            fewer steps where it repeats. Not together with a repetition penalty.
+        prompt_lookup: at most this many tokens are drafted before each step, copied from an earlier
+            occurrence of the last tokens, and checked in that step; 0 for none. The text is the same, and
+            takes fewer steps if it repeats. Not together with a repetition penalty.
     """
 
     max_new_tokens: int | None = 128
@@ -97,17 +99,17 @@ class Sampler:
     """The settings of every slot, in tensors on the device that keep their addresses.
 
     Args:
-        by_host: leave out what no slot in use asks for, as the host knows; else the settings on the device
-            alone say what is done, so that a captured call stays true. One kernel on a GPU always does so.
+        skips_unused: skip the parts of sampling that no slot in use needs. A captured call must not, as the
+            host's decision would be captured with it. The kernel on a GPU decides on the device.
     """
 
     def __init__(
-        self, max_batch_size: int, vocab_size: int, device: torch.device, *, by_host: bool = True
+        self, max_batch_size: int, vocab_size: int, device: torch.device, *, skips_unused: bool = True
     ) -> None:
         self._sample_slots = ops.slot_sampler(device)
-        self._by_host = by_host
+        self._skips_unused = skips_unused
         self._params: list[SamplingParams | None] = [None] * max_batch_size
-        # The last row belongs to no slot: a row of logits without one, whose slot is -1, finds it there.
+        # The last row belongs to no slot: rows of logits without a sequence, whose slot is -1, read it.
         rows = max_batch_size + 1
         self._temperature = torch.zeros(rows, device=device, dtype=torch.float32)
         self._top_k = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -116,10 +118,9 @@ class Sampler:
         self._repetition_penalty = torch.ones(rows, device=device, dtype=torch.float32)
         self._seed = torch.zeros(rows, dtype=torch.int64, device=device)
         self._seen = torch.zeros(rows, vocab_size, dtype=torch.bool, device=device)
-        self._yes = torch.ones(
-            (), dtype=torch.bool, device=device
-        )  # a Python bool would be copied there each time
-        self._asked = _Asked.by([] if by_host else None)
+        # A Python bool would be copied to the device at each call.
+        self._true = torch.ones((), dtype=torch.bool, device=device)
+        self._needed = _Needed.by([] if skips_unused else None)
 
     def start(self, slot: int, params: SamplingParams, seen_ids: Sequence[int]) -> None:
         """Give a slot to a sequence; ``seen_ids`` are the tokens that the penalty counts from the start."""
@@ -131,8 +132,8 @@ class Sampler:
         self._repetition_penalty[slot] = params.repetition_penalty
         self._seed[slot] = secrets.randbits(63) if params.seed is None else params.seed
         if params.repetition_penalty != 1:
-            self._seen[slot] = False
-            self._seen[slot, sorted({i for i in seen_ids if i < self._seen.shape[1]})] = True
+            known = sorted({token_id for token_id in seen_ids if token_id < self._seen.shape[1]})
+            self._seen[slot].fill_(False).index_fill_(0, to_device([known], self._seen.device)[0], True)
 
     def stop(self, slot: int) -> None:
         """Take a slot back: its settings no longer count."""
@@ -144,38 +145,38 @@ class Sampler:
         Args:
             logits: float32 [rows, vocab_size].
             slots: int64 [rows], -1 for a row whose choice does not matter.
-            positions: int64 [rows], where the tokens stand that these logits follow.
+            positions: int64 [rows], of the tokens that the logits follow.
         """
         if self._sample_slots is not None:
             settings = (setting[:-1] for setting in self._settings())
             return self._sample_slots(logits, slots, positions + 1, *settings)
-        asked = self._asked
+        needed = self._needed
 
-        def where(is_asked: bool, setting: Tensor) -> Tensor | None:
-            return setting[slots] if is_asked else None
+        def of_slots(is_needed: bool, setting: Tensor) -> Tensor | None:
+            return setting[slots] if is_needed else None
 
         ids = ops.sample(
             logits,
-            temperature=where(asked.temperature, self._temperature),
-            top_k=where(asked.top_k, self._top_k),
-            top_p=where(asked.top_p, self._top_p),
-            min_p=where(asked.min_p, self._min_p),
-            repetition_penalty=where(asked.penalty, self._repetition_penalty),
-            seen=where(asked.penalty, self._seen),
-            seed=where(asked.temperature, self._seed),
-            positions=positions + 1 if asked.temperature else None,
+            temperature=of_slots(needed.temperature, self._temperature),
+            top_k=of_slots(needed.top_k, self._top_k),
+            top_p=of_slots(needed.top_p, self._top_p),
+            min_p=of_slots(needed.min_p, self._min_p),
+            repetition_penalty=of_slots(needed.penalty, self._repetition_penalty),
+            seen=of_slots(needed.penalty, self._seen),
+            seed=of_slots(needed.temperature, self._seed),
+            positions=positions + 1 if needed.temperature else None,
         )
-        if asked.penalty:
-            self._seen.index_put_((slots, ids.clamp(min=0)), self._yes)
+        if needed.penalty:
+            self._seen.index_put_((slots, ids.clamp(min=0)), self._true)
         return ids
 
     def _set_params(self, slot: int, params: SamplingParams | None) -> None:
         self._params[slot] = params
-        if self._by_host:
-            self._asked = _Asked.by([p for p in self._params if p is not None])
+        if self._skips_unused:
+            self._needed = _Needed.by([p for p in self._params if p is not None])
 
     def _settings(self) -> tuple[Tensor, ...]:
-        """As ``ops.slot_sampler`` takes them, but for the row without a slot."""
+        """In the order of ``ops.slot_sampler``'s arguments."""
         return (
             self._temperature,
             self._top_k,
@@ -188,8 +189,8 @@ class Sampler:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """Which settings some slot does not have at their defaults."""
+class _Needed:
+    """The settings that some slot does not have at their defaults."""
 
     temperature: bool
     top_k: bool
@@ -198,8 +199,8 @@ class _Asked:
     penalty: bool
 
     @classmethod
-    def by(cls, params: Sequence[SamplingParams] | None) -> _Asked:
-        """None for anyone who may ask for anything."""
+    def by(cls, params: Sequence[SamplingParams] | None) -> _Needed:
+        """None for parameters that are not known."""
         if params is None:
             return cls(True, True, True, True, True)
         return cls(
@@ -216,7 +217,7 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
     texts = [stop] if isinstance(stop, str) else entries("stop", stop, "a string, or a list of strings")
     for text in texts:
         if not isinstance(text, str) or not text:
-            raise ParameterError(f"stop has {shown(text)}; expected strings that are not empty")
+            raise ParameterError(f"stop has {short_repr(text)}; expected strings that are not empty")
     return tuple(str(text) for text in texts)
 
 

@@ -1,4 +1,4 @@
-"""What a result file says of the machine: its processor or GPU, and what of their clocks is visible."""
+"""The machine in a result file: its processor or GPU, and their clocks as far as they are visible."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from adept_fast import extension
 
-# Of the instruction sets, those that kernels are chosen by.
+# Instruction sets that decide which kernels run.
 INSTRUCTIONS = ("f16c", "fma", "avx2", "avx_vnni", "avx512", "amx", "asimd", "sve", "bf16", "i8mm")
 CPU_FILES = Path("/sys/devices/system/cpu/cpu0")
 CPUINFO = Path("/proc/cpuinfo")
@@ -51,23 +51,23 @@ def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def instruction_set() -> str:
-    """That of the CPU's kernels; empty where the extension is not loaded."""
+    """That of the CPU's kernels; empty if the extension is not loaded."""
     if not extension.load().loaded:
         return ""
-    from adept_fast.ops.native import instruction_set as in_use
+    from adept_fast.ops.cpu import instruction_set as in_use
 
     return in_use()
 
 
 def last_level_cache_bytes(caches: Path = CPU_FILES / "cache") -> int:
-    """Of one processor; 0 where the system does not say."""
+    """Of one processor; 0 if the system does not report it."""
     sizes = [read(folder / "size") for folder in sorted(caches.glob("index*"))]
     factors = {"K": 1 << 10, "M": 1 << 20}
     return max((int(size[:-1]) * factors[size[-1]] for size in sizes if size[-1:] in factors), default=0)
 
 
 def clocks(frequencies: Path = CPU_FILES / "cpufreq") -> dict[str, Any]:
-    """What the system tells of the first processor's clock; in a virtual machine often only a nominal one."""
+    """The first processor's clock as the system reports it; in a virtual machine often only a nominal one."""
     names = {"governor": "scaling_governor", "highest_khz": "cpuinfo_max_freq", "now_khz": "scaling_cur_freq"}
     facts: dict[str, Any] = {name: read(frequencies / file) for name, file in names.items()}
     facts["said_mhz"] = cpuinfo("cpu MHz")
@@ -92,7 +92,7 @@ def describe_gpu(device: torch.device) -> dict[str, Any]:
 
 
 def cpuinfo(*names: str) -> str:
-    """The first entry of /proc/cpuinfo with one of these names; empty where there is none."""
+    """The first entry of /proc/cpuinfo with one of these names; empty if there is none."""
     for line in CPUINFO.read_text().splitlines() if CPUINFO.is_file() else []:
         name, _, value = line.partition(":")
         if name.strip() in names:
@@ -101,7 +101,7 @@ def cpuinfo(*names: str) -> str:
 
 
 def read(file: Path) -> str:
-    """What a file holds; empty where there is none that can be read."""
+    """The text of a file; empty if it cannot be read."""
     try:
         return file.read_text().strip()
     except OSError:

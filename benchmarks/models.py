@@ -1,13 +1,11 @@
-"""The models that benchmarks run: a checkpoint that there is, or random weights of a preset's shapes."""
+"""The models that benchmarks run: a checkpoint that exists, or random weights of a preset's shapes."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
-
-from random_checkpoint import (  # noqa: E402
+from adept_fast.checkpoint import Checkpoint, open_checkpoint
+from tools.random_checkpoint import (
     DESCRIPTION_FILE,
     PRESETS,
     make_config,
@@ -16,16 +14,14 @@ from random_checkpoint import (  # noqa: E402
     write_recipe,
 )
 
-from adept_fast.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
-
 LONGEST_CONTEXT = 32768  # tokens, of models made here: past any that is measured
 
 
 def random_model(preset: str, zeros: float, folder: Path, *, drawn: bool = False) -> Path:
-    """A checkpoint of random weights in ``folder``, made unless it is there already; its path.
+    """The path of a checkpoint of random weights in ``folder``, written unless it exists.
 
-    With ``drawn`` it is a recipe alone, whose weights each worker draws where it computes: that takes seconds
-    for what would take minutes to write and to read.
+    With ``drawn`` it is a recipe alone, whose weights each worker draws on its device: that takes seconds
+    instead of minutes of writing and reading.
     """
     path = folder / f"{preset}-{100 * zeros:g}{'-drawn' if drawn else ''}"
     if not path.exists():

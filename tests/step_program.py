@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from gpu_check_cases import Shapes, head_format
+from step_bytes import Shapes, head_format
 from torch import Tensor
 
 from adept_fast.ops import reference

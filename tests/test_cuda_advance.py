@@ -9,9 +9,11 @@ import torch
 from advancing import ROWS, SLOTS, VOCAB, State, advanced, extreme_state, random_state, read
 from cuda_place import EMULATED, GPU, THIN, Place, every_place
 from cuda_place import inputs_arrive as inputs_arrive
+from dispatch_double import as_cuda
 from torch import Tensor
 
-from adept_fast.ops import cuda, reference
+from adept_fast import ops
+from adept_fast.ops import reference
 
 SEEDS = 6 if THIN else 40
 
@@ -196,23 +198,12 @@ def test_a_ring_that_the_device_cannot_write_to_is_refused() -> None:
     assert_same(state, before)
 
 
-def test_without_kernels_it_is_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "operators", None)
-    monkeypatch.setattr(cuda, "unavailable", lambda device: "no nvcc")
-    state = random_state(5, depth=2, seed=0)
-    expected = advanced(state)
-    cuda.update_decode_state(**state)
-    assert_same(state, expected)
-
-
 @every_place
-def test_the_wrapper_calls_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "operators", place.operators)
-    monkeypatch.setattr(cuda, "unavailable", lambda device: None)
-    monkeypatch.setattr(reference, "update_decode_state", None)
+def test_it_is_called_by_name(place: Place) -> None:
     state = random_state(5, depth=2, seed=0)
     after = moved(state, place)
-    cuda.update_decode_state(**after)
+    with as_cuda(place.operators):
+        ops.update_decode_state(**after)
     if place is GPU:
         torch.cuda.synchronize()
     assert_same({name: tensor.cpu() for name, tensor in after.items()}, advanced(state))

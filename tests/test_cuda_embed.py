@@ -6,9 +6,11 @@ import pytest
 import torch
 from cuda_place import EMULATED, THIN, Place, every_place
 from cuda_place import inputs_arrive as inputs_arrive
+from dispatch_double import as_cuda
 from torch import Tensor
 
-from adept_fast.ops import cuda, reference
+from adept_fast import ops
+from adept_fast.ops import reference
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 # Pieces of 16 bytes or not, of one block and of several.
@@ -124,18 +126,9 @@ def test_a_wrong_argument_is_named(table: Tensor, ids: Tensor, says: str) -> Non
     assert says in str(caught.value)
 
 
-def test_without_kernels_it_is_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "operators", None)
-    table, ids = torch.randn(5, 8).double(), torch.tensor([1, 4])
-    assert torch.equal(cuda.embed(table, ids), table[ids].float())  # a dtype that the kernel does not take
-    monkeypatch.setattr(cuda, "unavailable", lambda device: "no nvcc")
-    assert torch.equal(cuda.embed(table.half(), ids), table.half()[ids].float())
-
-
 @every_dtype
 @every_place
-def test_the_wrapper_calls_it(place: Place, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "operators", place.operators)
-    monkeypatch.setattr(cuda, "unavailable", lambda device: None)
+def test_the_operator_calls_it(place: Place, dtype: torch.dtype) -> None:
     table, ids = torch.randn(5, 8).to(dtype).to(place.device), torch.tensor([1, 4, 9], device=place.device)
-    assert not cuda.embed(table, ids)[2].any()  # torch's lookup would refuse the id
+    with as_cuda(place.operators):
+        assert not ops.embed(table, ids)[2].any()  # torch's lookup would refuse the id

@@ -6,7 +6,8 @@ not 0 for some row, an absent one too, and adds them up in another order where t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from advancing import read
 from checkpoints import small_config
 from cuda_place import EMULATED, THIN, Place, every_place
 from cuda_place import inputs_arrive as inputs_arrive
+from dispatch_double import as_cuda
 from saving import checkpoint_of
 from torch import Tensor
 
@@ -24,23 +26,12 @@ from adept_fast import ops
 from adept_fast import weights as weights_module
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.model import Persimmon
-from adept_fast.ops import cuda
 from adept_fast.quantization.formats import FORMATS as WEIGHT_FORMATS
 from adept_fast.quantization.layout_gpu import GpuMatrix
 from adept_fast.weights import ModelWeights, load_weights
 
 VOCABULARY, SLOTS, CAPACITY = 256, 6, 300
 FORMATS = ["float16"] if THIN else ["float16", "bfloat16", "fp8", "int4"]
-NAMES = (
-    "embed",
-    "layernorm_qkv",
-    "rotary_append",
-    "decode_attention",
-    "linear_residual",
-    "mlp",
-    "lm_head",
-    "update_decode_state",
-)
 # Positions in one split of the attention, and in several.
 LIVE = {"ids": [7, 200, 31], "slots": [4, 0, 2], "positions": [3, 280, 9]}
 
@@ -48,14 +39,10 @@ Load = Callable[[str], Persimmon]
 
 
 @pytest.fixture
-def load(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+def load(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     """Loads a model whose operators are the kernels."""
     if place is EMULATED:
-        monkeypatch.setattr(cuda, "operators", place.operators)
-        monkeypatch.setattr(cuda, "unavailable", lambda device: None)
         monkeypatch.setattr(weights_module, "layout_of", lambda device: GpuMatrix)
-    for name in NAMES:
-        monkeypatch.setattr(ops, name, getattr(cuda, name))
 
     def load(fmt: str) -> Persimmon:
         packed = {"fp8": WEIGHT_FORMATS["fp8"], "int4": WEIGHT_FORMATS["int4-g128"]}.get(fmt)
@@ -65,7 +52,8 @@ def load(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
         weights = load_weights(checkpoint, dtype=getattr(torch, floats), device=place.device, weights=packed)
         return Persimmon(config, aligned(weights), max_seq_len=CAPACITY, vocab_size=VOCABULARY)
 
-    return load
+    with as_cuda(place.operators) if place is EMULATED else nullcontext():
+        yield load
 
 
 def aligned(weights: ModelWeights) -> ModelWeights:
@@ -112,7 +100,9 @@ class Rows:
     def step(self, model: Persimmon, cache: StaticKVCache) -> tuple[Tensor, Tensor]:
         """The logits and the chosen ids of all rows, on the CPU; the state moves on."""
         logits = model.decode_step_by_operators(self.ids, self.slots, self.positions, cache, CAPACITY)
-        chosen = cuda.sample(logits, self.slots, self.positions, *self._settings(), self.seen)
+        sampler = ops.slot_sampler(model.device)
+        assert sampler is not None
+        chosen = sampler(logits, self.slots, self.positions, *self._settings(), self.seen)
         ops.update_decode_state(
             chosen, self.ids, self.slots, self.positions, self.limits, self.ends, self.counts, self.token_ring
         )
@@ -164,7 +154,7 @@ def test_with_the_same_units_the_bits_are_the_same(place: Place, load: Load, fmt
     for layer in model.weights.layers:
         layer.b_up.add_(60.0)
     alone = steps(model, Rows(place, [0, 1, 2], 3, 0, 0))
-    assert model.unit_counts[0] == model.unit_counts[1]
+    assert model.neuron_counts[0] == model.neuron_counts[1]
     for places, rows, absent_id, position in (
         ([0, 1, 2], 4, 5, 0),
         ([1, 3, 6], 8, 0, CAPACITY),
@@ -181,7 +171,7 @@ def test_with_other_units_they_differ_by_rounding(place: Place, load: Load, fmt:
     model = load(fmt)
     logits, chosen, cache = steps(model, Rows(place, [0, 1, 2], 3, 0, 0))
     beside = steps(model, Rows(place, [1, 2, 5], 8, 77, CAPACITY))
-    assert model.unit_counts[0] < model.unit_counts[1]
+    assert model.neuron_counts[0] < model.neuron_counts[1]
     assert torch.equal(beside[1], chosen)
     torch.testing.assert_close(beside[0], logits, atol=2e-3 * float(logits.abs().max()), rtol=0)
     torch.testing.assert_close(beside[2], cache, atol=1e-2, rtol=1e-2, equal_nan=True)

@@ -14,7 +14,7 @@ from native import settled as settled
 from torch import Tensor
 
 from adept_fast import ops
-from adept_fast.ops import gemm
+from adept_fast.ops import cpu
 from adept_fast.quantization.matrix import QuantizedMatrix
 
 NAN = float("nan")
@@ -333,7 +333,7 @@ def test_many_tokens_go_to_torch(
     fmt: str, tokens: int, bfloat16_products: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``ops.mlp`` as prefill calls it, where torch multiplies bfloat16 fast and where it does not."""
-    monkeypatch.setattr(gemm, "_HAS_BFLOAT16", bfloat16_products)
+    monkeypatch.setattr(cpu, "_HAS_BFLOAT16", bfloat16_products)
     mlp = operands(fmt, tokens, 150, 203)
     ours = ops.mlp(mlp.x, mlp.gamma, mlp.beta, EPS, mlp.up.matrix, mlp.b_up, mlp.down.matrix, mlp.b_down)
     assert ours.dtype == torch.float32

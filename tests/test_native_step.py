@@ -130,14 +130,14 @@ def test_it_is_its_operators_bit_for_bit(load: Load, model: str, isa: str, fmt: 
     for tokens in range(1, 17) if isa == native.INSTRUCTION_SETS[0] else (1, 4, 7, 16):
         at = batch(tokens)
         with native.using(isa), torch.inference_mode():
-            loaded.model.unit_counts.zero_()
+            loaded.model.neuron_counts.zero_()
             whole = step(loaded.model, cache, at)
-            counted = loaded.model.unit_counts.tolist()
+            counted = loaded.model.neuron_counts.tolist()
             operators = loaded.model.decode_step_by_operators(*at, other, CAPACITY)
         assert whole.shape == (tokens, 4001)
         assert torch.equal(whole, operators), tokens
         assert native.same_bits(cache.data, other.data), tokens
-        assert loaded.model.unit_counts.tolist() == [2 * number for number in counted]
+        assert loaded.model.neuron_counts.tolist() == [2 * number for number in counted]
         assert counted[1] == 3 * 203
         assert 0 < counted[0] < counted[1] + (tokens > 1)  # of many tokens some needs each
 
@@ -156,9 +156,9 @@ def test_tokens_whose_slot_is_minus_1_are_left_out(load: Load, isa: str, fmt: st
         counts = []
         with native.using(isa):
             for written, tokens in ((alone, present), (together, list(range(5)))):
-                loaded.model.unit_counts.zero_()
+                loaded.model.neuron_counts.zero_()
                 logits = step(loaded.model, written, (ids[tokens], slots[tokens], positions[tokens]))
-                counts.append(loaded.model.unit_counts.tolist())
+                counts.append(loaded.model.neuron_counts.tolist())
                 if written is alone:
                     expected = logits
         assert torch.equal(logits[present], expected)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from checkpoints import small_config
 from cuda_place import EMULATED
 from cuda_place import inputs_arrive as inputs_arrive
+from dispatch_double import Recorder, as_cuda
 from saving import checkpoint_of
 from torch import Tensor
 
 from adept_fast import ops
-from adept_fast import sampling as sampling_module
 from adept_fast import weights as weights_module
 from adept_fast.extension import Extension
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.model import Persimmon
-from adept_fast.ops import cuda, optional, reference, wide_gemm
+from adept_fast.ops import cuda, reference
 from adept_fast.quantization.formats import FORMATS, MatrixSpec
 from adept_fast.quantization.layout_cpu import TiledMatrix
 from adept_fast.quantization.layout_gpu import GpuMatrix
@@ -39,32 +39,10 @@ NAMES = ("layernorm_qkv", "rotary_append", "decode_attention", "linear_residual"
 EPS = 1e-5
 
 
-class Recorder:
-    """In place of the native operators: writes down which are called."""
-
-    def __init__(self) -> None:
-        self.called: list[str] = []
-
-    def __getattr__(self, name: str) -> Callable[..., Tensor]:
-        def operator(*arguments: Any) -> Tensor:
-            self.called.append(name)
-            return torch.zeros(1)
-
-        return operator
-
-
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    recorder = Recorder()
-    monkeypatch.setattr(cuda, "operators", recorder)
-    monkeypatch.setattr(cuda, "unavailable", lambda device: None)
-    return recorder
-
-
-@pytest.fixture
-def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "operators", EMULATED.operators)
-    monkeypatch.setattr(cuda, "unavailable", lambda device: None)
+def emulated() -> Iterator[None]:
+    with as_cuda(EMULATED.operators):
+        yield
 
 
 def matrix(fmt: str, rows: int, columns: int, layout: Any = "rows") -> Matrix:
@@ -86,71 +64,20 @@ def exact(w: Matrix) -> Tensor:
     return (w.dequantize() if isinstance(w, QuantizedMatrix) else w).double()
 
 
-def all_products(tokens: int, fmt: str, hidden: int = 64, up: str | None = None) -> list[Tensor]:
+def all_products(by: Any, tokens: int, fmt: str) -> list[Tensor]:
+    hidden = 64
     x, norm = torch.randn(tokens, hidden), (torch.ones(hidden), torch.zeros(hidden), EPS)
     w, bias = matrix(fmt, 48, hidden), torch.randn(48)
     down = matrix(fmt, 48, hidden, "units")
     return [
-        cuda.layernorm_qkv(x, *norm, w, bias),
-        cuda.linear_residual(x, w, bias, torch.randn(tokens, 48)),
-        cuda.mlp(x, *norm, matrix(up or fmt, 48, hidden), bias, down, torch.randn(hidden)),
-        cuda.lm_head(x, *norm, w),
+        by.layernorm_qkv(x, *norm, w, bias),
+        by.linear_residual(x, w, bias, torch.randn(tokens, 48)),
+        by.mlp(x, *norm, matrix(fmt, 48, hidden), bias, down, torch.randn(hidden), None),
+        by.lm_head(x, *norm, w),
     ]
 
 
-class TestDispatch:
-    @pytest.mark.parametrize("fmt", READABLE)
-    @pytest.mark.parametrize("tokens", [1, 16])
-    def test_few_tokens_go_to_the_kernels(self, recorder: Recorder, tokens: int, fmt: str) -> None:
-        all_products(tokens, fmt)
-        assert recorder.called == ["layernorm_qkv", "linear_residual", "mlp", "lm_head"]
-
-    @pytest.mark.parametrize(
-        ("tokens", "fmt", "hidden"),
-        [
-            *((17, fmt, 64) for fmt in READABLE),
-            *((1, fmt, 64) for fmt in ("float32", "int8 of a CPU", "int4 of a CPU")),
-            *((1, fmt, 68) for fmt in READABLE),
-        ],
-    )
-    def test_all_else_to_torch(self, recorder: Recorder, tokens: int, fmt: str, hidden: int) -> None:
-        results = all_products(tokens, fmt, hidden)
-        assert recorder.called == []
-        assert [tuple(result.shape) for result in results] == [(tokens, n) for n in (48, 48, hidden, 48)]
-
-    def test_an_mlp_goes_as_a_whole(self, recorder: Recorder) -> None:
-        all_products(1, "float16", up="float32")
-        assert recorder.called == ["layernorm_qkv", "linear_residual", "lm_head"]
-
-    def test_without_kernels_everything_to_torch(
-        self, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(cuda, "unavailable", lambda device: "no nvcc")
-        all_products(1, "float16")
-        self.cache_operators(1, 64)
-        assert recorder.called == []
-
-    @pytest.mark.parametrize(
-        ("tokens", "head_dim", "is_native"),
-        [(1, 64, True), (16, 256, True), (3, 80, True), (17, 64, False), (1, 20, False), (1, 264, False)],
-    )
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-    def test_the_cache(
-        self, recorder: Recorder, tokens: int, head_dim: int, is_native: bool, dtype: torch.dtype
-    ) -> None:
-        self.cache_operators(tokens, head_dim, dtype)
-        assert recorder.called == (["rotary_append", "decode_attention"] if is_native else [])
-
-    @staticmethod
-    def cache_operators(tokens: int, head_dim: int, dtype: torch.dtype = torch.float16) -> None:
-        cache = torch.zeros(2, tokens, 2, 8, head_dim, dtype=dtype)
-        at, q = torch.arange(tokens), torch.randn(tokens, 2, head_dim)
-        cos, sin = reference.rotary_table(4, 1e4, 8, CPU)
-        positions = torch.full((tokens,), 3)
-        qkv = torch.randn(tokens, 6 * head_dim)
-        cuda.rotary_append(qkv, None, None, None, None, EPS, cos, sin, at, positions, cache)
-        cuda.decode_attention(q, cache, at, positions + 1, 4, 1.0)
-
+class TestUnavailable:
     @pytest.mark.parametrize(
         ("built", "capability", "says"),
         [
@@ -184,36 +111,33 @@ class TestDispatch:
 class TestFault:
     """On a CPU that stands for a GPU; what reads a tensor there gives the same sum."""
 
-    def test_none_where_a_kernel_runs(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cuda, "unavailable", lambda device: None)
-        monkeypatch.setattr(cuda, "operators", EMULATED.operators)
+    def test_none_where_a_kernel_runs(self, emulated: None) -> None:
         assert cuda.fault(CPU) is None
 
-    def test_why_there_are_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cuda, "unavailable", lambda device: "no nvcc")
-        assert cuda.fault(CPU) == "no nvcc"
+    def test_why_there_are_none(self) -> None:
+        with as_cuda(None, "no nvcc"):
+            assert cuda.fault(CPU) == "no nvcc"
 
-    def test_an_error_is_one_line(self, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_error_is_one_line(self) -> None:
         def fail(words: Tensor) -> Tensor:
             raise RuntimeError("read: no kernel image is available\nfor this device")
 
-        monkeypatch.setattr(cuda, "operators", SimpleNamespace(read=fail))
-        assert cuda.fault(CPU) == "one that reads ended with: read: no kernel image is available"
+        with as_cuda(SimpleNamespace(read=fail)):
+            assert cuda.fault(CPU) == "one that reads ended with: read: no kernel image is available"
 
-    def test_a_kernel_that_does_nothing_is_noticed(self, recorder: Recorder) -> None:
-        assert cuda.fault(CPU) == "one that reads gave 0; expected 8390656"
+    def test_a_kernel_that_does_nothing_is_noticed(self) -> None:
+        with as_cuda(Recorder()):
+            assert cuda.fault(CPU) == "one that reads gave 0; expected 8390656"
 
 
 class TestManyTokens:
     @pytest.mark.parametrize("fmt", [*READABLE, "float32"])
     def test_they_are_the_reference(self, fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(wide_gemm, "_BLOCK_ELEMENTS", 1000)
+        monkeypatch.setattr(cuda, "_BLOCK_ELEMENTS", 1000)
         torch.manual_seed(1)
-        ours = all_products(20, fmt)
-        for name in ("layernorm_qkv", "linear_residual", "mlp", "lm_head"):
-            monkeypatch.setattr(cuda, name, getattr(reference, name))
+        ours = all_products(cuda.gemm, 20, fmt)
         torch.manual_seed(1)
-        for found, expected in zip(ours, all_products(20, fmt), strict=True):
+        for found, expected in zip(ours, all_products(reference, 20, fmt), strict=True):
             torch.testing.assert_close(found, expected, atol=4e-3, rtol=2e-3)
 
     @pytest.mark.parametrize("layout", ["rows", "units"])
@@ -227,7 +151,7 @@ class TestManyTokens:
         assert w.spec.product_dtype == floats
         x = torch.randn(30, 264 if layout == "rows" else 200)
         weights = exact(w).T if layout == "rows" else exact(w)
-        product = wide_gemm.project if layout == "rows" else wide_gemm.project_transposed
+        product = cuda.project if layout == "rows" else cuda.project_transposed
         off = product(x * size, w).double() / size - x.double() @ weights
         torchs = (x.to(floats) @ weights.to(floats)).double() - x.double() @ weights
         assert off.square().mean() <= 4 * torchs.square().mean()
@@ -235,14 +159,14 @@ class TestManyTokens:
     @pytest.mark.parametrize("layout", ["rows", "units"])
     def test_sums_all_of_one_sign_do_not_overflow(self, layout: Any) -> None:
         w = packed_for_a_gpu("fp8", torch.full((4096, 4096), 0.05), layout)
-        product = wide_gemm.project if layout == "rows" else wide_gemm.project_transposed
+        product = cuda.project if layout == "rows" else cuda.project_transposed
         found = product(torch.full((1, 4096), 7.0), w)
         torch.testing.assert_close(found, torch.full((1, 4096), 7 * 0.05 * 4096), rtol=1e-3, atol=0)
 
     def test_no_inputs_at_all(self) -> None:
         w = matrix("fp8", 48, 64)
         assert isinstance(w, GpuMatrix)
-        assert not wide_gemm.project(torch.zeros(3, 64), w).any()
+        assert not cuda.project(torch.zeros(3, 64), w).any()
 
 
 VOCABULARY, STEPS = 256, 6
@@ -301,10 +225,10 @@ def test_a_model_says_what_the_reference_says(
     model = Persimmon(config, weights, max_seq_len=16, vocab_size=VOCABULARY)
     ids = torch.randint(0, VOCABULARY, (STEPS, 2), generator=torch.Generator().manual_seed(0))
     expected = decode(model, torch.float32, ids, reference)
-    model.unit_counts.zero_()
-    found = decode(model, dtype, ids, cuda)
-    assert model.unit_counts[1] == STEPS * 2 * config.intermediate_size
-    assert 0 < model.unit_counts[0] < model.unit_counts[1]
+    model.neuron_counts.zero_()
+    found = decode(model, dtype, ids, ops)
+    assert model.neuron_counts[1] == STEPS * 2 * config.intermediate_size
+    assert 0 < model.neuron_counts[0] < model.neuron_counts[1]
     with monkeypatch.context() as patch:
         in_dtype_of_weights(patch, dtype)
         torchs = decode(model, dtype, ids, reference)
@@ -331,66 +255,20 @@ class TestSampler:
             sampler.start(slot, params, torch.arange(slot, 40))
         return sampler
 
-    def test_it_is_the_same_in_one_call(self, emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_it_is_the_same_in_one_call(self) -> None:
         by_torch = self.started()
-        monkeypatch.setattr(sampling_module.ops, "slot_sampler", lambda device: cuda.sample)
-        by_kernel = self.started()
+        with as_cuda(EMULATED.operators):
+            by_kernel = self.started()
         logits = torch.randn(4, 5, 300, generator=torch.Generator().manual_seed(2)) * 3
         rows = [4, 1, 0, 3, 2]
         for step in range(4):
             at = logits[step], torch.tensor(rows), torch.full((5,), 39 + step)
             assert torch.equal(by_kernel.choose(*at), by_torch.choose(*at))
 
-    def test_one_call_whatever_is_asked_for(
-        self, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(sampling_module.ops, "slot_sampler", lambda device: cuda.sample)
-        sampler = self.started()
+    def test_one_call_whatever_is_asked_for(self) -> None:
+        recorder = Recorder()
+        with as_cuda(recorder):
+            sampler = self.started()
         for slot in range(5):
             sampler.choose(torch.randn(1, 300), torch.tensor([slot]), torch.tensor([40]))
         assert recorder.called == ["sample"] * 5
-
-    def test_a_cpu_has_none(self) -> None:
-        assert ops.slot_sampler(CPU) is None
-
-
-class TestImplementations:
-    GPU = torch.device("cuda")
-
-    def kinds(self, *arguments: Any) -> dict[str, tuple[str, str]]:
-        return {e.operator: (e.kind, e.reason) for e in ops.implementations(self.GPU, *arguments)}
-
-    def test_with_kernels(self, recorder: Recorder) -> None:
-        kinds = self.kinds()
-        assert {name for name, (kind, _) in kinds.items() if kind == "native"} == {
-            *NAMES,
-            "embed",
-            "sample",
-            "update_decode_state",
-        }
-        assert kinds["mlp"][1] == "CUDA; plain PyTorch above 16 tokens"
-        assert kinds["prefill_attention"] == ("reference", "PyTorch")
-
-    def test_with_matrices_that_they_do_not_take(self, recorder: Recorder) -> None:
-        kinds = self.kinds("packed for a CPU")
-        assert kinds["mlp"] == ("reference", "plain PyTorch: packed for a CPU")
-        assert kinds["decode_attention"][0] == kinds["sample"][0] == "native"
-
-    def test_without_kernels(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cuda, "unavailable", lambda device: "no nvcc")
-        kinds = self.kinds()
-        assert all(kind == "reference" for kind, _ in kinds.values())
-        assert kinds["sample"][1] == "plain PyTorch: no nvcc"
-
-    def test_what_attends_to_prompts(self, monkeypatch: pytest.MonkeyPatch, recorder: Recorder) -> None:
-        monkeypatch.setattr(ops.extension, "load", lambda: Extension(True, "built", cuda=True))
-        assert self.kinds(None, "flash-attn 2.8")["prefill_attention"] == ("package", "flash-attn 2.8")
-
-
-def test_prefill_attention_is_the_reference_where_no_package_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    q, cache = torch.randn(5, 2, 16), torch.randn(2, 2, 9, 16)
-    assert torch.equal(
-        cuda.prefill_attention(q, cache, 3, 0.25), reference.prefill_attention(q, cache, 3, 0.25)
-    )
-    monkeypatch.setattr(optional, "prefill_attention", lambda cache: lambda *arguments: arguments[2])
-    assert cuda.prefill_attention(q, cache, 3, 0.25) == 3

@@ -1,7 +1,7 @@
 """Writes a checkpoint of random weights, for benchmarks: any shape, and a chosen share of zero MLP units.
 
-    python tools/random_checkpoint.py 0.7g random-0.7g --zeros 0.9
-    python tools/random_checkpoint.py 8b random-8b-int4 --weights int4
+    python -m tools.random_checkpoint 0.7g random-0.7g --zeros 0.9
+    python -m tools.random_checkpoint 8b random-8b-int4 --weights int4
 
 A Hugging Face directory that adept-fast and transformers load, or with ``--weights`` a native one. Weights
 are made and written one tensor at a time. The tokenizer knows as many pieces as the embedding has rows, so
@@ -16,7 +16,6 @@ import json
 import math
 import statistics
 import struct
-import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,22 +25,20 @@ import click
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from adept_fast.checkpoint import (  # noqa: E402
+from adept_fast.checkpoint import (
     Checkpoint,
     PackedMatrix,
     StoredTensor,
     demo_path,
     packed_matrices,
 )
-from adept_fast.checkpoint.save import save_huggingface  # noqa: E402
-from adept_fast.checkpoint.save_native import save_native  # noqa: E402
-from adept_fast.config import PersimmonConfig  # noqa: E402
-from adept_fast.quantization.formats import NAMES  # noqa: E402
-from adept_fast.quantization.layout_cpu import TILE, TiledMatrix  # noqa: E402
-from adept_fast.quantization.matrix import QuantizedMatrix  # noqa: E402
-from adept_fast.tokenizer.tokenizer import Tokenizer  # noqa: E402
+from adept_fast.checkpoint.save import save_huggingface
+from adept_fast.checkpoint.save_native import save_native
+from adept_fast.config import PersimmonConfig
+from adept_fast.quantization.formats import NAMES
+from adept_fast.quantization.layout_cpu import TILE, TiledMatrix
+from adept_fast.quantization.matrix import QuantizedMatrix
+from adept_fast.tokenizer.tokenizer import Tokenizer
 
 DESCRIPTION_FILE = "random_checkpoint.json"
 PRESETS = {

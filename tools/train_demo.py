@@ -1,4 +1,4 @@
-"""Makes the demo checkpoint (see demo/README.md): `python tools/train_demo.py all --work A --output B`."""
+"""Makes the demo checkpoint (see demo/README.md): `python -m tools.train_demo all --work A --output B`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
-from demo import wordnet
-from demo.corpus import Corpus, build_corpus
-from demo.questions import write_questions
-from demo.tokenizer import train_tokenizer
-from demo.training import Settings, train, write_model
+
+from tools.demo import wordnet
+from tools.demo.corpus import Corpus, build_corpus
+from tools.demo.questions import write_questions
+from tools.demo.tokenizer import train_tokenizer
+from tools.demo.training import Settings, train, write_model
 
 DEFAULTS = Settings()
 TOKENIZER_FILE = "tokenizer.model"
@@ -23,10 +25,11 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 work_option = click.option(
     "--work", type=FOLDER, required=True, help="Folder for the corpus and the tokenizer."
 )
+Command = Callable[..., Any]
 output_option = click.option("--output", type=FOLDER, required=True, help="Folder of the checkpoint.")
 
 
-def corpus_options(command: Callable) -> Callable:
+def corpus_options(command: Command) -> Command:
     """Where the corpus' sources are, if not where the packages put them."""
     for option in (
         click.option(
@@ -41,11 +44,11 @@ def corpus_options(command: Callable) -> Callable:
     return command
 
 
-def training_options(command: Callable) -> Callable:
+def training_options(command: Command) -> Command:
     """The settings of the training; the command gets them as one argument."""
 
     @functools.wraps(command)
-    def with_settings(**arguments: object) -> object:
+    def with_settings(**arguments: Any) -> Any:
         names = {field.name for field in dataclasses.fields(Settings)}
         chosen = {name: arguments.pop(name) for name in names & arguments.keys()}
         return command(settings=Settings(**chosen), **arguments)
@@ -90,7 +93,7 @@ def make_model(work: Path, output: Path, settings: Settings) -> None:
 
 def evaluate_model(directory: Path, report: Path | None) -> None:
     """Asks a checkpoint its questions and prints (and writes) how many answers are right."""
-    from demo.evaluation import evaluate, summary
+    from tools.demo.evaluation import evaluate, summary
 
     results = evaluate(directory)
     click.echo(summary(results))
@@ -106,7 +109,7 @@ def main() -> None:
 @main.command("corpus")
 @work_option
 @corpus_options
-def corpus_command(**arguments: object) -> None:
+def corpus_command(**arguments: Any) -> None:
     """Build the corpus."""
     make_corpus(**arguments)
 
@@ -122,7 +125,7 @@ def tokenizer_command(work: Path) -> None:
 @work_option
 @output_option
 @training_options
-def train_command(**arguments: object) -> None:
+def train_command(**arguments: Any) -> None:
     """Train the model."""
     make_model(**arguments)
 

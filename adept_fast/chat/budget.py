@@ -1,4 +1,4 @@
-"""How much one rendering of a template may do, and the sizes of what it computes with."""
+"""Limits on one rendering of a template, and the sizes of its values."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 MAX_SOURCE = 2**16  # characters of a template
 MAX_STEPS = 2**17  # loop rounds, calls, filters and tests
-MAX_SIZE = 2**20  # characters of one value, and of all that is written
+MAX_SIZE = 2**20  # characters of one value, and of the whole text
 MAX_SECONDS = 1.0  # of this thread's processor time
-MAX_DEPTH = 64  # calls inside calls
+MAX_DEPTH = 64  # of calls inside calls
 _ELEMENT_SIZE = 16  # characters that an element of a list counts as
 _MAX_BITS = 4096  # of an integer
 _MAX_FORMAT_WIDTH = 4  # digits
@@ -32,11 +32,11 @@ _NESTED_FIELD = re.compile(r"\{[^{}]*\{")
 
 
 class TemplateLimitError(ValueError):
-    """A template that does more than it may."""
+    """A template that exceeds a limit."""
 
 
 class Budget:
-    """What is left of the bounds of one rendering."""
+    """The steps, characters and seconds that one rendering used."""
 
     def __init__(self) -> None:
         self._steps = 0
@@ -57,7 +57,7 @@ class Budget:
             raise TemplateLimitError(f"it writes more than {MAX_SIZE} characters")
 
     def enter(self) -> None:
-        """Begin a call, which may hold others; ``leave`` ends it."""
+        """Begin a call; ``leave`` ends it."""
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise TemplateLimitError(f"its calls are nested more than {MAX_DEPTH} deep")
@@ -70,7 +70,7 @@ _budget: ContextVar[Budget] = ContextVar("template_budget")
 
 
 def budget() -> Budget:
-    """That of the rendering under way. Raises TemplateLimitError where there is none, as in compilation."""
+    """The budget of the current rendering. Raises TemplateLimitError outside of one, as in compilation."""
     try:
         return _budget.get()
     except LookupError as error:
@@ -79,7 +79,7 @@ def budget() -> Budget:
 
 @contextmanager
 def budgeted() -> Iterator[Budget]:
-    """A rendering."""
+    """The budget of one rendering."""
     token = _budget.set(Budget())
     try:
         yield _budget.get()
@@ -98,7 +98,7 @@ def require_size(size: int) -> None:
 def size_of(value: Any) -> int:
     """Characters of a value and its elements, each as often as it would be written.
 
-    Raises TemplateLimitError where there are more than a value may have.
+    Raises TemplateLimitError if there are more than a value may have.
     """
     size, pending = 0, [value]
     while pending:
@@ -118,7 +118,7 @@ def size_of(value: Any) -> int:
 
 
 def bounded(value: Any) -> Any:
-    """The value, if it is not too large; an iterator with each of its elements counted as a step."""
+    """The value, unless it is too large; each element of an iterator counts as a step."""
     if isinstance(value, Iterator):
         return _counted(value)
     size_of(value)
@@ -138,18 +138,18 @@ def require_integer(bits: int) -> None:
 
 
 def require_replaced(text: str, old: str, new: str) -> None:
-    """Raises TemplateLimitError where replacing makes the text too long."""
+    """Raises TemplateLimitError if the result would be too long."""
     count = text.count(old) if old else len(text) + 1
     require_size(len(text) + count * len(new))
 
 
 def require_joined(separator: str, values: list[Any]) -> None:
-    """Raises TemplateLimitError where joining makes too long a text."""
+    """Raises TemplateLimitError if the result would be too long."""
     require_size(size_of(values) + len(separator) * len(values))
 
 
 def require_formatted(pattern: str, values: Any) -> None:
-    """Raises TemplateLimitError where formatting might make too long a text."""
+    """Raises TemplateLimitError if the result could be too long."""
     if _LONG_WIDTH.search(pattern):
         raise TemplateLimitError(f"a format has a width of more than {_MAX_FORMAT_WIDTH} digits")
     if _NESTED_FIELD.search(pattern.replace("{{", "")):

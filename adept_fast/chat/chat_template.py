@@ -1,4 +1,4 @@
-"""A checkpoint's own chat format: the jinja template that lies in its directory."""
+"""The chat format of a checkpoint with a jinja template."""
 
 from __future__ import annotations
 
@@ -9,26 +9,19 @@ from typing import Any
 from jinja2 import Template, TemplateError, TemplateSyntaxError
 
 from adept_fast.chat.budget import MAX_SOURCE, TemplateLimitError, budgeted, size_of
-from adept_fast.chat.format import ChatError
+from adept_fast.chat.format import ChatError, ChatFormat
 from adept_fast.chat.sandbox import BoundedEnvironment, RefusedError
 
 _MAX_NESTING = 32  # of lists and objects in a message
 _PLAIN = (bool, int, float)
 
 
-class ChatTemplate:
-    """A chat format written in jinja, as transformers renders it.
-
-    The template writes special tokens itself, by their names. No string but the end tokens ends an answer.
+class ChatTemplate(ChatFormat):
+    """A jinja template, rendered as transformers does. It writes special tokens itself, by their names.
 
     Args:
-        source: the template.
-        label: where it was found, for errors.
+        label: the file that holds it, for errors.
     """
-
-    stop: tuple[str, ...] = ()
-    has_system_role = True
-    writes_special_tokens = True
 
     def __init__(self, source: str, label: str) -> None:
         self._source = source
@@ -38,32 +31,22 @@ class ChatTemplate:
         return f"the template in {self.label}"
 
     def source(self, add_bos: bool) -> str:
-        """The jinja source, which decides by itself whether BOS comes first."""
+        """The template; it decides whether BOS comes first."""
         return self._source
 
-    def text(
+    def _render(
         self,
         messages: Sequence[Mapping[str, Any]],
-        *,
-        add_generation_prompt: bool = False,
-        special_tokens: Mapping[str, str] | None = None,
+        add_generation_prompt: bool,
+        special_tokens: Mapping[str, str],
     ) -> str:
-        """The text of a conversation.
-
-        Args:
-            messages: each with a ``role``, most often a ``content``, and whatever the template reads.
-            add_generation_prompt: whether the text ends where the model's answer begins.
-            special_tokens: variables of the template, such as ``bos_token``.
-
-        Raises ChatError where the messages are none, or the template is broken, refuses them, or takes more
-        time or memory than it may.
-        """
-        conversation = [_message(at, message) for at, message in enumerate(_listed(messages))]
+        """Raises ChatError also if the template is broken, refuses the messages, or exceeds its limits."""
+        conversation = [_plain_message(at, message) for at, message in enumerate(messages)]
         try:
             size_of(conversation)
             with budgeted():
                 return self._template.render(
-                    **(special_tokens or {}),
+                    **special_tokens,
                     messages=conversation,
                     tools=None,
                     documents=None,
@@ -77,12 +60,12 @@ class ChatTemplate:
             raise ChatError(f"{self} cannot be rendered: its calls are nested too deep") from error
         except ChatError:
             raise
-        except Exception as error:  # of the template's making: it may divide by 0, or add a text to a number
+        except Exception as error:  # the template may divide by 0, or add a text to a number
             raise ChatError(f"{self} cannot be rendered: {type(error).__name__}: {error!s:.500}") from error
 
     @functools.cached_property
     def _template(self) -> Template:
-        """The compiled template; ChatError where it is none."""
+        """The compiled template. Raises ChatError."""
         if len(self._source) > MAX_SOURCE:
             raise ChatError(f"{self} has {len(self._source)} characters; expected at most {MAX_SOURCE}")
         try:
@@ -100,18 +83,8 @@ class ChatTemplate:
             raise ChatError(f"{self} is no jinja template: {type(error).__name__}: {error!s:.500}") from error
 
 
-def _listed(messages: object) -> Sequence[Any]:
-    if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence) or not messages:
-        raise ChatError(f"messages is {messages!r:.80}; expected a list of at least one message")
-    return messages
-
-
-def _message(at: int, message: object) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
-        raise ChatError(f"messages[{at}] is {message!r:.80}; expected a role and a content")
-    if not isinstance(message.get("role"), str):
-        raise ChatError(f"messages[{at}] has the role {message.get('role')!r:.80}; expected text")
-    # As a server's client sends it: what a message lacks is null.
+def _plain_message(at: int, message: Mapping[str, Any]) -> dict[str, Any]:
+    # Clients of servers send null for a field that a message lacks.
     return {
         str(name): _plain(f"messages[{at}][{name!r:.40}]", value, 0)
         for name, value in message.items()
@@ -120,7 +93,7 @@ def _message(at: int, message: object) -> dict[str, Any]:
 
 
 def _plain(name: str, value: object, depth: int) -> Any:
-    """A copy of plain JSON types: an object of another kind might have methods that do more than it seems."""
+    """A copy of plain JSON types: methods of other objects could do anything."""
     if value is None or type(value) in _PLAIN:
         return value
     if isinstance(value, str):

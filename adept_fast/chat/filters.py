@@ -1,4 +1,4 @@
-"""The filters and methods that a chat template may use, each with a bound on what it makes."""
+"""The filters and methods that a chat template may use, each with a limit on its result."""
 
 from __future__ import annotations
 
@@ -16,55 +16,21 @@ from adept_fast.chat.budget import TemplateLimitError, bounded, budget
 _WIDEST_INDENT = 64  # characters
 _MAX_PARTS = 10_000
 
+# Names, separated by spaces.
 _PLAIN_FILTERS = (
-    *(
-        "abs",
-        "capitalize",
-        "count",
-        "d",
-        "default",
-        "dictsort",
-        "e",
-        "escape",
-        "first",
-        "float",
-        "forceescape",
-    ),
-    *("groupby", "int", "items", "last", "length", "list", "lower", "map", "max", "min", "reject"),
-    *("rejectattr", "reverse", "round", "safe", "select", "selectattr", "sort", "string", "title", "trim"),
-    *("truncate", "unique", "upper", "wordcount"),
+    "abs capitalize count d default dictsort e escape first float forceescape groupby int items last length "
+    "list lower map max min reject rejectattr reverse round safe select selectattr sort string title trim "
+    "truncate unique upper wordcount"
 )
-_CHECKED_FILTERS = ("batch", "center", "format", "indent", "join", "replace", "slice", "sum")
-_STRING_METHODS = frozenset(
-    (
-        *("capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha", "isascii"),
-        *(
-            "isdecimal",
-            "isdigit",
-            "isidentifier",
-            "islower",
-            "isnumeric",
-            "isprintable",
-            "isspace",
-            "istitle",
-        ),
-        *("isupper", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "rfind", "rindex"),
-        *(
-            "rpartition",
-            "rsplit",
-            "rstrip",
-            "split",
-            "splitlines",
-            "startswith",
-            "strip",
-            "swapcase",
-            "title",
-        ),
-        *("upper", "center", "ljust", "rjust", "zfill", "join", "replace"),
-    )
+_CHECKED_FILTERS = "batch center format indent join replace slice sum"
+_STRING_METHODS = (
+    "capitalize casefold center count endswith find index isalnum isalpha isascii isdecimal isdigit "
+    "isidentifier islower isnumeric isprintable isspace istitle isupper join ljust lower lstrip partition "
+    "removeprefix removesuffix replace rfind rindex rjust rpartition rsplit rstrip split splitlines "
+    "startswith strip swapcase title upper zfill"
 )
 _METHODS = (
-    (str, _STRING_METHODS),
+    (str, frozenset(_STRING_METHODS.split())),
     (dict, frozenset(("copy", "get", "items", "keys", "values"))),
     ((list, tuple), frozenset(("copy", "count", "index"))),
     ((int, float), frozenset(("bit_length", "is_integer"))),
@@ -91,13 +57,13 @@ def _tojson(
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
-    **{name: JINJA_FILTERS[name] for name in (*_PLAIN_FILTERS, *_CHECKED_FILTERS)},
+    **{name: JINJA_FILTERS[name] for name in f"{_PLAIN_FILTERS} {_CHECKED_FILTERS}".split()},
     "tojson": _tojson,
 }
 
 
 def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter as a step of the budget, which checks what it is given and what it makes."""
+    """The filter as a step of the budget, with checks of its arguments and its result."""
     check = _CHECKS.get(name)
     leading = 1 if hasattr(function, "jinja_pass_arg") else 0  # jinja's own argument comes first
 
@@ -115,7 +81,7 @@ def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
 def checked_arguments(method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     """The positional arguments for a method of a built-in type.
 
-    Raises SecurityError for one that a template may not call, TemplateLimitError for one that makes too much.
+    Raises SecurityError if a template may not call it, TemplateLimitError if its result could be too large.
     """
     owner, name = method.__self__, method.__name__
     for kinds, allowed in _METHODS:

@@ -1,8 +1,7 @@
-"""jinja's sandbox with bounds: loop rounds, calls and filters are counted, and values have a largest size.
+"""jinja's sandbox with limits on loop rounds, calls, filters and the sizes of values.
 
-jinja keeps a template from files, modules and private attributes; it does not keep it from taking all time
-and memory. Here the template's syntax tree is rewritten before it is compiled, so that what costs something
-asks the budget first.
+jinja keeps a template from files, modules and private attributes, but not from using all time and memory.
+Here the template's syntax tree is rewritten before it is compiled: each costly node checks the budget first.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ _LONGEST_TIME_FORMAT = 100
 
 
 class RefusedError(TemplateError):
-    """The template itself said that it cannot express the conversation."""
+    """The template called ``raise_exception``."""
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """The environment in which transformers renders chat templates, with bounds. Rendering needs a budget."""
+    """The environment in which transformers renders chat templates, with limits. Rendering needs a budget."""
 
     intercepted_binops = _COUNTED_OPERATORS
 
@@ -59,7 +58,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             "raise_exception": _raise_exception,
             "strftime_now": _strftime_now,
         }
-        # What the rewritten tree calls.
+        # The functions that the rewritten tree calls.
         self.count_round = _count_round
         self.count_text = _count_text
         self.concatenate = _concatenate
@@ -67,7 +66,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self._hooks = (_count_round, _count_text, _concatenate, bounded)
 
     def compile_bounded(self, source: str) -> Template:
-        """A template in which everything is counted."""
+        """The template, rewritten to check the budget."""
         tree = _Counting().visit(self.parse(source))
         code = self.compile(tree)
         return Template.from_code(self, code, self.globals)
@@ -113,7 +112,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
 
 class _Counting(NodeTransformer):
-    """Has the template ask the budget before a loop round, a text, a concatenation and a new container."""
+    """Rewrites a template to check the budget before loop rounds, text, concatenations and containers."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 (jinja looks it up by the class's name)
         self.generic_visit(node)
@@ -139,11 +138,11 @@ class _Counting(NodeTransformer):
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return _call("bounded", node) if node.ctx == "load" else node  # others are names to assign to
+        return _call("bounded", node) if node.ctx == "load" else node  # others are targets of assignments
 
 
 class _GenerationBlocks(Extension):
-    """``{% generation %}`` marks what the model wrote, for training; here it only is a block."""
+    """``{% generation %}`` marks answers for training; here it is a plain block."""
 
     tags = {"generation"}
 
@@ -154,7 +153,7 @@ class _GenerationBlocks(Extension):
 
 
 class _Namespace(Namespace):
-    """``namespace()``, without private names, and of a fixed length when it is written."""
+    """``namespace()`` without private names; its repr has a fixed length."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: N805 (self= is a name that may be given)
         self, *given = args
@@ -222,7 +221,7 @@ def _check_integers(operator: str, left: int, right: int) -> None:
 
 
 def _bounded_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    return dict(*args, **kwargs)  # call() looks at its size
+    return dict(*args, **kwargs)  # call() checks its size
 
 
 def _raise_exception(message: object) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adept_fast.chat.budget import MAX_SOURCE
-from adept_fast.chat.format import ChatFormat, HumanAdeptFormat, chat_template
+from adept_fast.chat.format import ChatFormat, HumanAdeptFormat
 from adept_fast.checkpoint.base import CheckpointError
 from adept_fast.system.regular_file import FileError, is_there, read_regular
 from adept_fast.tokenizer.vocabulary import is_text
@@ -26,8 +26,9 @@ def chat_format(path: Path, contents: Mapping[str, Mapping[str, Any]]) -> ChatFo
     Raises CheckpointError for a template that is no text. Whether it is jinja, its first use says.
     """
     source, label = _source(path, contents)
-    if source is None or source in (chat_template(False), chat_template(True)):
-        return HumanAdeptFormat()
+    built_in = HumanAdeptFormat()
+    if source is None or source in (built_in.source(False), built_in.source(True)):
+        return built_in
     if not is_text(source):
         raise CheckpointError(
             f"{label}: the chat template holds a lone surrogate, which UTF-8 cannot express"

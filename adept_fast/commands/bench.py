@@ -1,4 +1,4 @@
-"""``adept-fast bench``: how fast a checkpoint decodes here, what the limit is, and what would bring more."""
+"""``adept-fast bench``: decode speed of a checkpoint on this machine, its limit, and faster settings."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from adept_fast.quantization.layouts import kernel_formats, layout_of
 
 _SAMPLES = 5
 _SAMPLE_SECONDS = 0.4
-_MOST_STEPS = 64
-_FEWEST_STEPS = 4
-_WORTH_SAYING = 1.05  # times as fast
+_MAX_STEPS = 64
+_MIN_STEPS = 4
+_MIN_GAIN = 1.05  # times as fast: a setting that gains less is not reported
 _DOWN = "mlp.dense_4h_to_h.weight"
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Some decode steps: seconds and bytes of one of them, and the bandwidth before and after."""
+    """Decode steps: mean seconds and bytes of a step, and the bandwidth before and after."""
 
     seconds: float
     bytes_read: float
@@ -44,7 +44,7 @@ class Sample:
 
     @property
     def limit(self) -> float:
-        """Tokens a second, were the bandwidth of memory the only limit."""
+        """Tokens a second if the bandwidth of memory were the only limit."""
         return self.batch_size * self.bandwidth / self.bytes_read
 
 
@@ -52,11 +52,11 @@ def run(options: dict[str, Any]) -> None:
     checkpoint = chosen_checkpoint(options)
     batch_size, context = options["batch_size"], options["context"]
     if options["max_seq_len"] is None:
-        options["max_seq_len"] = min(context + _MOST_STEPS + 1, checkpoint.config.max_position_embeddings)
-    if options["max_seq_len"] < context + _FEWEST_STEPS + 1:
+        options["max_seq_len"] = min(context + _MAX_STEPS + 1, checkpoint.config.max_position_embeddings)
+    if options["max_seq_len"] < context + _MIN_STEPS + 1:
         raise ValueError(
-            f"context is {context}; expected at most {options['max_seq_len'] - _FEWEST_STEPS - 1}, "
-            f"so that {_FEWEST_STEPS} steps fit behind it"
+            f"context is {context}; expected at most {options['max_seq_len'] - _MIN_STEPS - 1}, "
+            f"which leaves {_MIN_STEPS} steps"
         )
     more = min(MAX_STEP_TOKENS, 4 * batch_size)
     runtime = load_runtime(checkpoint, options, max_batch_size=more)
@@ -82,12 +82,12 @@ class Stopwatch:
         self._checkpoint = checkpoint
         self._probe = BandwidthProbe(self.device)
         self._context = context
-        self._most = min(_MOST_STEPS, runtime.max_seq_len - context)
+        self._max_steps = min(_MAX_STEPS, runtime.max_seq_len - context)
 
     def sample(self, batch_size: int) -> Sample:
-        """As many steps as take a moment, at least a few; a first few are to warm up."""
-        seconds, _ = self._decode(batch_size, _FEWEST_STEPS)
-        steps = max(_FEWEST_STEPS, min(self._most, round(_SAMPLE_SECONDS * _FEWEST_STEPS / seconds)))
+        """Time steps for about _SAMPLE_SECONDS, after a few for warm-up."""
+        seconds, _ = self._decode(batch_size, _MIN_STEPS)
+        steps = max(_MIN_STEPS, min(self._max_steps, round(_SAMPLE_SECONDS * _MIN_STEPS / seconds)))
         before = self._probe.measure()
         seconds, zero_share = self._decode(batch_size, steps)
         bandwidth = (before + self._probe.measure()) / 2
@@ -96,7 +96,7 @@ class Stopwatch:
         return Sample(seconds / steps, weights + cache, bandwidth, zero_share, batch_size)
 
     def _decode(self, batch_size: int, steps: int) -> tuple[float, float]:
-        """Seconds of all steps, and the share of hidden units that were 0 for all sequences."""
+        """Seconds of all steps, and the share of activations that were 0 for all sequences."""
         vocab = self._runtime.tokenizer.vocab_size
         prompts = [[(7 * row + at) % vocab for at in range(self._context)] for row in range(batch_size)]
         before = self._runtime.stats()
@@ -104,16 +104,16 @@ class Stopwatch:
         after = self._runtime.stats()
         rows = after.unit_rows - before.unit_rows
         read = after.unit_rows_read - before.unit_rows_read
-        # The last prompt is read last, so from its first token on there is nothing but steps of them all.
+        # The last prompt is read last: after its first token there are only steps of all sequences.
         return generations[-1].timings.decode_seconds, 1 - read / rows if rows else 0.0
 
 
 def step_bytes(
     checkpoint: Checkpoint, runtime: Runtime, weights: WeightFormat | None, zero_share: float = 0.0
 ) -> float:
-    """What a step would read of this checkpoint's weights, were they in that format (None: floats).
+    """Bytes that a step reads of this checkpoint's weights in a format (None: floats).
 
-    Of the down-projections only the rows whose unit is not 0.
+    Of the down-projections, rows whose activation is 0 are not counted.
     """
     config, placement = checkpoint.config, runtime.placement
     shapes = {name: shape for name, shape in config.tensor_shapes().items() if name != _EMBEDDING}
@@ -149,7 +149,7 @@ def _report(runtime: Runtime, samples: list[Sample]) -> dict[str, Any]:
 
 
 def _narrower(runtime: Runtime, checkpoint: Checkpoint, samples: list[Sample]) -> list[dict[str, Any]]:
-    """What fewer bits would leave to be read. Nothing where a cache holds the weights, or they are packed."""
+    """Formats that would be faster. None if the weights are packed, or fit into a processor's cache."""
     device, now = runtime.placement.device, samples[0].bytes_read
     if checkpoint.weights or _median([s.tokens_per_second / s.limit for s in samples]) > 1:
         return []
@@ -159,14 +159,14 @@ def _narrower(runtime: Runtime, checkpoint: Checkpoint, samples: list[Sample]) -
     advice = []
     for weights in kernel_formats(device):
         read = step_bytes(checkpoint, runtime, weights, zeros) + cache
-        if now / read > _WORTH_SAYING:
+        if now / read > _MIN_GAIN:
             limit = samples[0].batch_size * bandwidth / read
             advice.append({"weights": weights.name, "bytes_per_step": read, "limit_tokens_per_second": limit})
     return advice
 
 
 def _more_at_once(stopwatch: Stopwatch, samples: list[Sample], more: int) -> list[dict[str, Any]]:
-    """What a larger batch gave, where it was faster."""
+    """A larger batch, if it was faster."""
     if more == samples[0].batch_size:
         return []
     speed = stopwatch.sample(more).tokens_per_second
@@ -174,7 +174,7 @@ def _more_at_once(stopwatch: Stopwatch, samples: list[Sample], more: int) -> lis
 
 
 def _other_threads(stopwatch: Stopwatch, samples: list[Sample]) -> list[dict[str, Any]]:
-    """What all of a CPU's cores, or half as many threads, gave, where it was faster."""
+    """All cores of a CPU, or half of the threads, if that was faster."""
     now = torch.get_num_threads()
     advice = []
     if stopwatch.device.type == "cpu":
@@ -190,12 +190,12 @@ def _other_threads(stopwatch: Stopwatch, samples: list[Sample]) -> list[dict[str
 
 
 def available_cores() -> int:
-    """That this process may run on."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _is_faster(speed: float, samples: list[Sample]) -> bool:
-    return speed > _WORTH_SAYING * max(sample.tokens_per_second for sample in samples)
+    return speed > _MIN_GAIN * max(sample.tokens_per_second for sample in samples)
 
 
 def _median(values: list[float]) -> float:
@@ -227,5 +227,5 @@ def _advice_in_words(advice: dict[str, Any]) -> str:
         )
     gave = f"{advice['tokens_per_second']:.1f} tokens/s"
     if "batch_size" in advice:
-        return f"{advice['batch_size']} at once gave {gave} in all"
+        return f"{advice['batch_size']} sequences at once gave {gave} in total"
     return f"OMP_NUM_THREADS={advice['threads']} gave {gave}"

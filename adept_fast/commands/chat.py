@@ -40,7 +40,7 @@ def run(options: dict[str, Any]) -> None:
 
 
 def _ask(lines: LineReader) -> str | None:
-    """The next question; None when the conversation is over. A person is prompted, on stderr."""
+    """The next question; None at the end of the conversation. Terminals get a prompt, on stderr."""
     while True:
         try:
             if sys.stdin.isatty():
@@ -57,7 +57,7 @@ def _ask(lines: LineReader) -> str | None:
 def _begin_answer(
     runtime: Runtime, question: str, history: list[Turn], params: SamplingParams, add_bos: bool | None
 ) -> tuple[list[Turn], TextStream]:
-    """The turns that the context still holds, and the answer; the oldest turns are forgotten first."""
+    """The turns that fit into the context, and the answer; the oldest turns are forgotten first."""
     room = runtime.max_seq_len - min(params.max_new_tokens or 0, runtime.max_seq_len // 2)
     kept = list(history)
     prompt = chat_ids(runtime.tokenizer, question, kept, add_bos=add_bos)

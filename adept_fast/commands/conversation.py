@@ -1,4 +1,4 @@
-"""What the commands give the model of a conversation, in the checkpoint's chat format."""
+"""Conversations as prompts, in the checkpoint's chat format."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ __all__ = ["Turn", "chat_ids", "stopping_answers"]
 def chat_ids(
     tokenizer: Tokenizer, question: str, history: Sequence[Turn] = (), *, add_bos: bool | None = None
 ) -> list[int]:
-    """The prompt that has the model answer ``question`` after the turns before it, in token ids.
-
-    Raises ChatError where the format cannot express them.
-    """
+    """The prompt that asks ``question`` after the turns before it, as token ids. Raises ChatError."""
     messages = []
     for turn in history:
         messages.append({"role": "user", "content": turn.human})
@@ -28,5 +25,5 @@ def chat_ids(
 
 
 def stopping_answers(params: SamplingParams, tokenizer: Tokenizer) -> SamplingParams:
-    """The settings with the strings that end an answer in the checkpoint's chat format."""
+    """The settings, plus the stop strings of the checkpoint's chat format."""
     return replace(params, stop=(*params.stop, *tokenizer.chat_format.stop))

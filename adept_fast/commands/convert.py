@@ -10,8 +10,8 @@ import click
 from adept_fast.checkpoint import WEIGHT_DTYPES
 from adept_fast.checkpoint.convert import ConversionReport
 from adept_fast.checkpoint.convert import convert as convert_checkpoint
-from adept_fast.commands.errors import printable
 from adept_fast.commands.termination import ended_by_exceptions
+from adept_fast.system.short_text import printable
 
 
 def run(options: dict[str, Any]) -> None:

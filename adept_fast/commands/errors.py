@@ -1,4 +1,4 @@
-"""Commands that tell the user what went wrong in one line, and programmers everything with ``--debug``."""
+"""Commands that report an error in one line, and with its traceback if ``--debug`` is given."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 
 from adept_fast.commands.interrupts import INTERRUPTED
 from adept_fast.commands.output import naming_stdout, prepare_output
+from adept_fast.system.short_text import printable
 
 MAX_CHARACTERS = 600  # of a message
 
@@ -19,7 +20,7 @@ _CUT = " ... "
 
 
 class CommandFailed(click.ClickException):
-    """A failure to be shown as ``error: …`` on standard error, with exit status 1."""
+    """A failure: ``error: …`` on standard error, and exit status 1."""
 
     exit_code = 1
 
@@ -37,7 +38,7 @@ class OneLineErrors(click.Command):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Each command's own, not the group's: click keeps the help option of a command's first call.
+        # Set for each command, not for the group: click keeps the help option of a command's first call.
         self.context_settings.setdefault("help_option_names", ["-h", "--help"])
         self.params.append(
             click.Option(
@@ -72,7 +73,7 @@ class OneLineErrors(click.Command):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         try:
-            with naming_stdout():  # where help is printed
+            with naming_stdout():  # help is printed here
                 return super().make_context(info_name, args, parent, **extra)
         except BrokenPipeError:
             raise
@@ -91,45 +92,36 @@ class OneLineErrors(click.Command):
 
 
 class OneLineErrorsGroup(OneLineErrors, click.Group):
-    """A group of such commands; those made with its ``command`` and ``group`` decorators are so too."""
+    """A group of such commands, which its ``command`` and ``group`` decorators make."""
 
     command_class = OneLineErrors
     group_class = type
 
 
 def show_error(error: Exception) -> None:
-    """Print an error as its line on standard error, where the command goes on."""
+    """Print an error on standard error; the command goes on."""
     CommandFailed(one_line(error)).show()
 
 
 def one_line(error: BaseException | str) -> str:
-    """What an error says, as one line of at most MAX_CHARACTERS that is safe to print on a terminal."""
+    """The message of an error, as one line of at most MAX_CHARACTERS that is safe to print on a terminal."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         message = f"{error.filename}: {error.strerror}"
     else:
         message = str(error) or type(error).__name__
-    if len(message) > 2 * MAX_CHARACTERS:  # what is cut out below need not be gone through
+    if len(message) > 2 * MAX_CHARACTERS:  # the rest is cut out below anyway
         message = message[:MAX_CHARACTERS] + _CUT + message[-MAX_CHARACTERS:]
     line = printable(" ".join(message.split()))
     if len(line) <= MAX_CHARACTERS:
         return line
-    # The beginning names the thing, and the end says what is expected; what is long is a value between.
+    # The beginning names the thing, the end what is expected; the long part is a value between them.
     return line[:_HEAD] + _CUT + line[len(line) - (MAX_CHARACTERS - _HEAD - len(_CUT)) :]
 
 
-def printable(text: str) -> str:
-    """The text with escapes for what is not printable, newlines too."""
-    # File and tensor names come from files that may be hostile: no escape sequence may reach the terminal.
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in text
-    )
-
-
 def _exit_status(run: Callable[[], Any]) -> int:
-    """That of a command in click's mode without its own handling of errors, which are printed here."""
+    """The exit status of a command that click runs without handling errors, which are printed here."""
     try:
-        if sys.stdout is None:  # all that a command works out would be lost
+        if sys.stdout is None:  # all results would be lost
             raise CommandFailed("stdout is closed; expected it open (>/dev/null drops what is printed)")
         prepare_output()
         status = run()
@@ -138,11 +130,11 @@ def _exit_status(run: Callable[[], Any]) -> int:
     except click.ClickException as error:
         _bounded(error).show(sys.stderr)
         return error.exit_code
-    return status if isinstance(status, int) else 0  # that of ctx.exit
+    return status if isinstance(status, int) else 0  # an argument of ctx.exit
 
 
 def _bounded(error: click.ClickException) -> click.ClickException:
-    """The same error with its message in one line, but for a command's help, which click may raise too."""
+    """The same error with its message in one line; a command's help, which click may raise too, as it is."""
     if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
         return error
     message = one_line(error.format_message())
@@ -154,5 +146,5 @@ def _bounded(error: click.ClickException) -> click.ClickException:
 
 
 def _remember_debug(ctx: click.Context, _parameter: click.Parameter, debug: bool) -> None:
-    # meta is shared by a group and its commands, so the option works before and after a command's name.
+    # A group and its commands share meta, so the option works before and after a command's name.
     ctx.meta[_DEBUG] = debug or ctx.meta.get(_DEBUG, False)

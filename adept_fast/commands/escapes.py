@@ -9,8 +9,7 @@ _CHARACTERS = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
 def unescape(text: str) -> str:
-    r"""The text that ``text`` spells. Raises ValueError for an escape that there is not, and for a surrogate,
-    which no text holds."""
+    """Replace the escapes. Raises ValueError for an unknown one, and for a lone surrogate."""
     spelled = _ESCAPE.sub(_character, text)
     surrogates = [character for character in spelled if "\ud800" <= character <= "\udfff"]
     if surrogates:

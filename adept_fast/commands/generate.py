@@ -1,4 +1,4 @@
-"""``adept-fast generate``: continue one prompt, streaming, or several."""
+"""``adept-fast generate``: stream the continuation of one prompt, or continue several."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NAMES_OF_STDIN = {"-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"}
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to continue, and where it came from."""
+    """A text to continue, and its source."""
 
     text: str
     source: str
@@ -58,10 +58,10 @@ def run(options: dict[str, Any]) -> None:
 
 
 def _read_prompts(options: dict[str, Any]) -> list[Prompt]:
-    """Those of ``--prompt``, as they are, then those of files."""
+    """The values of ``--prompt``, then the contents of files."""
     files = options["prompt_files"]
     if sum(name in _NAMES_OF_STDIN for name in files) > 1:
-        raise click.UsageError("--prompt-file is stdin more than once; expected it once, as it has one end")
+        raise click.UsageError("--prompt-file is stdin more than once; expected it once")
     texts = [(text, "--prompt") for text in options["prompts"]] + [_read(name) for name in files]
     if not texts:
         raise click.UsageError("expected at least one --prompt or --prompt-file")
@@ -69,14 +69,14 @@ def _read_prompts(options: dict[str, Any]) -> list[Prompt]:
 
 
 def _read(name: str) -> tuple[str, str]:
-    """The text of a file without the end of its last line, and what errors call the file."""
+    """The text of a file without the end of its last line, and the name of the file in errors."""
     if name == "-":
         return text_input.read_stdin().removesuffix("\n"), text_input.STDIN
     return text_input.read_text(name).removesuffix("\n"), name
 
 
 def _token_ids(prompts: list[Prompt], tokenizer: Tokenizer, options: dict[str, Any]) -> list[list[int]]:
-    """What the model is given of each. Raises ValueErrors, which say which prompt cannot be given."""
+    """The token ids of each prompt. Raises ChatError or TokenizerError, which name the prompt."""
     given = []
     encode = partial(chat_ids, tokenizer) if options["as_chat"] else tokenizer.encode
     for number, prompt in enumerate(prompts, 1):
@@ -90,7 +90,7 @@ def _token_ids(prompts: list[Prompt], tokenizer: Tokenizer, options: dict[str, A
 def _load_for(
     prompts: list[Prompt], given: list[list[int]], checkpoint: Checkpoint, options: dict[str, Any]
 ) -> Runtime:
-    """A Runtime with room for each prompt; one that is too long is refused before weights are read."""
+    """A Runtime with room for each prompt; too long a prompt is refused before weights are read."""
     longest = checkpoint.config.max_position_embeddings
     longest = min(options["max_seq_len"] or longest, longest)
     _check_lengths(prompts, given, longest)
@@ -101,7 +101,7 @@ def _load_for(
 
 
 def _check_lengths(prompts: list[Prompt], given: list[list[int]], max_tokens: int) -> None:
-    """Raises ParameterError, which says which prompt is too long."""
+    """Raises ParameterError, which names the prompt that is too long."""
     for number, (prompt, ids) in enumerate(zip(prompts, given, strict=True), 1):
         if len(ids) > max_tokens:
             raise ParameterError(
@@ -114,7 +114,7 @@ def _named(number: int, prompt: Prompt) -> str:
 
 
 def _warm_up(runtime: Runtime) -> float:
-    """Seconds of what would else count as reading the first prompt, such as loading libraries."""
+    """Seconds of the warm-up, such as loading libraries, which the first prompt would include."""
     started = time.perf_counter()
     runtime.warm_up()
     return time.perf_counter() - started
@@ -155,7 +155,7 @@ def _as_object(prompt: str, generation: Generation, options: dict[str, Any]) -> 
 
 
 def _print_stats(runtime: Runtime, generations: list[Generation], warmup_seconds: float) -> None:
-    """Speed of the whole call, and the bytes that decoding read against what memory can deliver."""
+    """Print speeds, and the bytes that decoding read against the bandwidth of memory."""
     bandwidth = measure_read_bandwidth(runtime.placement.device)
     click.echo(f"load     {runtime.load_seconds:.2f} s", err=True)
     click.echo(f"warmup   {warmup_seconds:.2f} s", err=True)
@@ -173,7 +173,7 @@ def _print_stats(runtime: Runtime, generations: list[Generation], warmup_seconds
             f"prefill  {timings.prefill_seconds * 1e3:.1f} ms for {timings.prompt_tokens} tokens\n"
             f"decode   {timings.tokens_per_second:.1f} tokens/s over {timings.decode_steps} steps, reading "
             f"{bytes_a_second / 1e9:.2f} GB/s: {bytes_a_second / bandwidth:.0%} of the "
-            f"{bandwidth / 1e9:.1f} GB/s that memory delivers",
+            f"{bandwidth / 1e9:.1f} GB/s of the memory",
             err=True,
         )
         if timings.drafted_tokens:

@@ -1,4 +1,4 @@
-"""``adept-fast info``: what a checkpoint is, what it takes, and what would run it here."""
+"""``adept-fast info``: a checkpoint, the memory it needs, and the operators that would run it here."""
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ import torch
 from adept_fast import __version__, ops
 from adept_fast.checkpoint import Checkpoint, Location, dtype_name, locate, open_checkpoint
 from adept_fast.checkpoint.published import release_checksum
-from adept_fast.commands.errors import printable
 from adept_fast.commands.output import print_json, print_text
+from adept_fast.config import PersimmonConfig
 from adept_fast.engine.graphs import launch_description
 from adept_fast.engine.loading import plan_loading
 from adept_fast.memory.advice import InsufficientMemoryError, MemoryPlan, format_bytes, format_together
+from adept_fast.model import PREFILL_CHUNK
 from adept_fast.ops import cuda
 from adept_fast.ops.optional import choices
 from adept_fast.placement import Placement, choose_placement, imagine_placement
+from adept_fast.quantization.formats import MatrixSpec
+from adept_fast.quantization.layouts import layout_of
+from adept_fast.quantization.matrix import Matrix
+from adept_fast.system.short_text import printable
 
 
 def run(options: dict[str, Any]) -> None:
-    # First: what follows fails where the tar is damaged, and downloads a hub id, which is no tar.
+    # First, since the rest fails if the tar is damaged, and downloads a hub id, which is not a tar.
     verified = {"release": _verify(options["checkpoint"])} if options["verify"] else {}
     if verified and not options["as_json"]:
         print_text(_as_text(verified))
@@ -97,7 +102,7 @@ def _describe_checkpoint(checkpoint: Checkpoint, location: Location) -> dict[str
 
 
 def _plan(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Placement, MemoryPlan | str]:
-    """Where it would run, and the plan, or why it does not fit."""
+    """The placement, and the memory plan or the reason why it does not fit."""
     asked = {name: options[name] for name in ("dtype", "cache_dtype", "weights", "embedding")}
     if options["gpu_memory"] is None:
         placement = choose_placement(checkpoint, options["device"], **asked)
@@ -118,18 +123,31 @@ def _plan(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Placement, M
 
 def _describe_software(checkpoint: Checkpoint, placement: Placement) -> dict[str, dict[str, str]]:
     optional = choices(placement.device, placement.cache_dtype, checkpoint.config.head_dim)
-    attention = optional["flash-attn"]
-    entries = ops.implementations(
-        placement.device, placement.unreadable, f"flash-attn {attention.version}" if attention.used else None
-    )
     return {
-        "operators": {entry.operator: f"{entry.kind} ({entry.reason})" for entry in entries},
+        "operators": _describe_operators(checkpoint.config, placement),
         "optional packages": {name: str(choice) for name, choice in optional.items()},
     }
 
 
+def _describe_operators(config: PersimmonConfig, placement: Placement) -> dict[str, str]:
+    """What runs each operator for one token, and for a long prompt if that differs."""
+    device, shape = placement.device, (1, config.hidden_size)
+    matrix: Matrix = torch.empty(shape, dtype=placement.dtype, device=device)
+    if placement.weights is not None:
+        matrix = layout_of(device).empty(MatrixSpec(placement.weights, shape), device)
+    cache = torch.empty(2, 1, 1, 1, config.head_dim, dtype=placement.cache_dtype, device=device)
+    decode, prefill = (
+        ops.explain(device, tokens=tokens, matrix=matrix, cache_layer=cache) for tokens in (1, PREFILL_CHUNK)
+    )
+    return {
+        one.operator: f"{one.implementation} ({one.reason})"
+        + ("" if one.implementation == many.implementation else f"; {many.implementation} ({many.reason})")
+        for one, many in zip(decode, prefill, strict=True)
+    }
+
+
 def _describe_kernels(placement: Placement) -> dict[str, str]:
-    """Whether the CUDA kernels run on the GPU that is here, by running one; nothing where none is chosen."""
+    """Whether the CUDA kernels run on this GPU, found by running one; empty for other devices."""
     if placement.device.type != "cuda" or placement.imagined_bytes is not None:
         return {}
     fault = cuda.fault(placement.device)
@@ -139,7 +157,7 @@ def _describe_kernels(placement: Placement) -> dict[str, str]:
 def _vocabulary(checkpoint: Checkpoint, placement: Placement) -> str:
     rows = checkpoint.config.vocab_size
     held = placement.vocab_rows or rows
-    return f"all {rows} rows" if held == rows else f"{held} of {rows} rows, those that the tokenizer uses"
+    return f"all {rows} rows" if held == rows else f"{held} of {rows} rows, which the tokenizer uses"
 
 
 def _describe_plan(plan: MemoryPlan) -> dict[str, Any]:
@@ -160,7 +178,7 @@ def _describe_plan(plan: MemoryPlan) -> dict[str, Any]:
 def _device_name(placement: Placement) -> str:
     device = placement.device
     if placement.imagined_bytes is not None:
-        return f"{device} (only imagined, with kernels that run and a host that has room for what is pinned)"
+        return f"{device} (not here: planned as if its kernels run and the host has room for pinned memory)"
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)"

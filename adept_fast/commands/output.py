@@ -1,4 +1,4 @@
-"""What commands print to standard output."""
+"""Printing to standard output."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any
 
 import click
 
-# For a character that the encoding lacks, or a lone surrogate: an error would lose what stands before it.
+# For characters that the encoding lacks, and lone surrogates: an error would lose the text before them.
 _ERRORS = "backslashreplace"
 
 
 def prepare_output() -> None:
-    """Have characters that the encodings of stdout and stderr lack written as backslash escapes."""
+    """Write characters that the encodings of stdout and stderr lack as backslash escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_ERRORS)
 
 
 def print_text(text: str, *, newline: bool = True) -> None:
-    """Print text at once. Raises OSError, which names stdout where nobody has closed a pipe."""
+    """Print text at once. Raises OSError, which names stdout unless the reader of a pipe has gone."""
     with naming_stdout():
-        # The stream is named, as click would replace one in ASCII by one in UTF-8.
+        # The stream is given, since click would replace one in ASCII by one in UTF-8.
         click.echo(text, file=sys.stdout, nl=newline)
 
 
@@ -44,7 +44,7 @@ def print_json(value: Any) -> None:
 
 @contextlib.contextmanager
 def naming_stdout() -> Iterator[None]:
-    """Have an OSError say that it is of standard output; that its reader has gone, click handles itself."""
+    """Add the name stdout to an OSError; click handles a reader that has gone."""
     try:
         yield
     except BrokenPipeError:

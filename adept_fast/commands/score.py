@@ -1,4 +1,4 @@
-"""``adept-fast score``: how likely the model finds a text."""
+"""``adept-fast score``: log-probability and perplexity of texts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adept_fast.engine.scoring import Score
 from adept_fast.system.text_input import LineReader, TextError
 from adept_fast.tokenizer.tokenizer import TokenizerError
 
-NamedText = tuple[str, str | TextError]  # what errors call it, and the text or why there is none
+NamedText = tuple[str, str | TextError]  # its name in errors, and the text or the reason why there is none
 
 
 def run(options: dict[str, Any]) -> None:

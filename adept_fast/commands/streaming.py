@@ -1,4 +1,4 @@
-"""Printing text as it is made."""
+"""Printing text while it is generated."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from adept_fast.engine.text_stream import TextStream
 
 
 def print_stream(stream: TextStream, *, as_chat: bool) -> str:
-    """Print the pieces to stdout, then a newline; returns what was printed before it.
-
-    Ctrl-C ends the text, also when it comes while a piece is being printed.
-    """
+    """Print the pieces to stdout, then a newline; returns the text. Ctrl-C ends it, also within a piece."""
     printed = ""
     try:
         for piece in strip_answer(stream) if as_chat else stream:

@@ -1,4 +1,4 @@
-"""Signals that end a process, as exceptions, so that what it has begun is cleaned up."""
+"""Signals that end a process, as exceptions, so that unfinished work is cleaned up."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 @contextlib.contextmanager
 def ended_by_exceptions() -> Iterator[None]:
-    """Within the block, SIGTERM and SIGHUP raise SystemExit with the code a shell has for them: 143, 129.
+    """Within the block, SIGTERM and SIGHUP raise SystemExit with the exit codes of a shell: 143, 129.
 
-    A signal that is ignored, as under nohup, or handled by somebody else stays so.
+    A signal that is ignored, as under nohup, or that has another handler stays so.
     """
     replaced = []
     try:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adept_fast.ops.transfer import to_device
+
 ENDLESS = 2**62  # a limit that no position reaches
 RING_DEPTH = 16  # steps whose tokens the ring holds
 
@@ -75,23 +77,19 @@ class DecodeState:
 
     def end_at(self, slot: int, token_ids: Iterable[int]) -> None:
         """Set the tokens that end the text of a slot."""
-        self._ends[slot] = False
-        self._ends[slot, [i for i in token_ids if i < self._ends.shape[1]]] = True
+        known = [token_id for token_id in token_ids if token_id < self._ends.shape[1]]
+        self._ends[slot].fill_(False).index_fill_(0, to_device([known], self._device)[0], True)
 
     def place(self, inputs: Sequence[RowInput]) -> None:
         """Set the first rows, and leave the others without a sequence. No step may be in flight."""
         padding = [0] * (self.max_rows - len(inputs))
-        rows = torch.tensor(
-            [
-                [row.token_id for row in inputs] + padding,
-                [row.slot for row in inputs] + [-1] * len(padding),
-                [row.position for row in inputs] + padding,
-                [row.limit for row in inputs] + padding,
-            ],
-            dtype=torch.int64,
-            device="cpu",
-        )
-        self._inputs.copy_(rows)
+        rows = [
+            [row.token_id for row in inputs] + padding,
+            [row.slot for row in inputs] + [-1] * len(padding),
+            [row.position for row in inputs] + padding,
+            [row.limit for row in inputs] + padding,
+        ]
+        self._inputs.copy_(to_device(rows, self._device))
 
     def count_step(self, rows: int) -> list[int]:
         """Record that a step over the first rows was launched; returns its number for each row."""

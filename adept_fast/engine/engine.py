@@ -21,6 +21,7 @@ from adept_fast.engine.sequence import Generation, GenerationEvent, Request, Seq
 from adept_fast.engine.speculation import kept_tokens
 from adept_fast.engine.turn import Turns
 from adept_fast.model import Segment
+from adept_fast.ops.transfer import to_device, to_host
 from adept_fast.tokenizer.tokenizer import Tokenizer
 
 
@@ -193,33 +194,45 @@ class Engine:
         self.runner.recover()
 
     def _prefill(self, chunk: list[tuple[Scheduled, Segment]]) -> None:
+        """Read a chunk, sample the first tokens of prompts that end in it, and score; waits once."""
         hidden = self.runner.prefill([segment for _, segment in chunk])  # [tokens, hidden]
-        first_row = 0
         targets: list[tuple[ScoredSequence, Target]] = []
-        ended: list[tuple[Sequence, int]] = []  # prompts that end in this chunk, with their last row
+        ended: list[tuple[Sequence, int]] = []  # with the row of their prompt's last token
+        first_row = 0
         for sequence, segment in chunk:
-            count = len(segment.ids)
+            last_row = first_row + len(segment.ids) - 1
             if isinstance(sequence, ScoredSequence):
-                targets += [(sequence, target) for target in sequence.targets(first_row, count)]
+                targets += [(sequence, t) for t in sequence.targets(first_row, len(segment.ids))]
             elif isinstance(sequence, Sequence) and segment.end == len(sequence.prompt_ids):
-                ended.append((sequence, first_row + count - 1))
-            first_row += count
-        score_targets(self.runner.model, hidden, targets)
+                ended.append((sequence, last_row))
+            first_row = last_row + 1
+        results: list[Tensor] = []
+        logprobs = None
+        if targets:
+            results += score_targets(self.runner.model, hidden, [target for _, target in targets])
         if ended:
-            self._sample_first_tokens(hidden, ended)
+            chosen, logprobs = self._sample_first(hidden, ended)
+            results.append(chosen)
+        values = to_host(results) if results else []
+        if targets:
+            for (scored, target), logprob, is_likeliest in zip(targets, *values[:2], strict=True):
+                scored.add(target, logprob, bool(is_likeliest))
         for sequence, segment in chunk:
             sequence.prefilled(len(segment.ids))
+        for row, (sequence, _) in enumerate(ended):
+            sequence.accept([int(values[-1][row])], _logprobs_of(sequence, logprobs, [row]))
 
-    def _sample_first_tokens(self, hidden: Tensor, ended: list[tuple[Sequence, int]]) -> None:
+    def _sample_first(
+        self, hidden: Tensor, ended: list[tuple[Sequence, int]]
+    ) -> tuple[Tensor, TokenLogprobs | None]:
+        """The token after each prompt, int64 [prompts], from the hidden states of their last tokens."""
         sequences = [sequence for sequence, _ in ended]
-        rows = [row for _, row in ended]
-        logits = self.runner.model.logits(hidden[rows])  # [sequences, vocab]
+        (rows,) = to_device([[row for _, row in ended]], hidden.device)
+        logits = self.runner.model.logits(hidden[rows])  # [prompts, vocab]
         positions = [len(sequence.prompt_ids) - 1 for sequence in sequences]
         chosen = self.runner.sample(logits, [sequence.slot for sequence in sequences], positions)
         top = _max_logprobs(sequences)
-        logprobs = None if top is None else TokenLogprobs(logits, chosen, top)
-        for row, (sequence, token_id) in enumerate(zip(sequences, chosen.tolist(), strict=True)):
-            sequence.accept([token_id], _logprobs_of(sequence, logprobs, [row]))
+        return chosen, None if top is None else TokenLogprobs(logits, chosen, top)
 
     def _decode(self, decoding: list[Sequence]) -> None:
         """Launch steps, as many as may be in flight, and read the oldest."""
@@ -273,7 +286,7 @@ class Engine:
 
 
 def _max_logprobs(sequences: SequenceOf[Sequence]) -> int | None:
-    """The most logprobs a token that any of them wants; None if none does."""
+    """The largest number of logprobs that a sequence requests; None if none requests any."""
     return max((s.params.logprobs for s in sequences if s.params.logprobs is not None), default=None)
 
 

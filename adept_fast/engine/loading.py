@@ -16,7 +16,7 @@ from adept_fast.memory.advice import (
 )
 from adept_fast.memory.plan import UNLIMITED_BYTES, HeldWeights
 from adept_fast.model import Persimmon
-from adept_fast.ops import wide_gemm
+from adept_fast.ops import cuda
 from adept_fast.placement import Placement, held_dtype
 from adept_fast.quantization.formats import WeightFormat
 from adept_fast.quantization.layouts import kernel_formats
@@ -116,7 +116,7 @@ def _held(checkpoint: Checkpoint, placement: Placement, weights: WeightFormat | 
         other_bytes=weights_bytes(checkpoint, dtype, weights, device, rows) - embedding,
         embedding_bytes=embedding,
         moving_bytes=moving_bytes(checkpoint, dtype, weights, device, rows),
-        unpacking_bytes=wide_gemm.WORKSPACE_BYTES if weights and device.type == "cuda" else 0,
+        unpacking_bytes=cuda.DEQUANTIZING_BYTES if weights and device.type == "cuda" else 0,
     )
 
 

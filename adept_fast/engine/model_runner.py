@@ -13,12 +13,13 @@ from adept_fast.engine.graphs import CaptureReport, CudaGraphRunner, LaunchPolic
 from adept_fast.engine.scoring import TokenLogprobs
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.memory.workspace import most_rows
-from adept_fast.model import Persimmon, Segment, to_device
-from adept_fast.ops.cuda import MOST_TOKENS
+from adept_fast.model import Persimmon, Segment
+from adept_fast.ops.cuda import MAX_TOKENS
+from adept_fast.ops.transfer import to_device
 from adept_fast.sampling import Sampler, SamplingParams
 
 # On a GPU more tokens than the kernels take, so that the libraries of GEMMs load too.
-_WARMUP_TOKENS = {"cpu": 2, "cuda": 2 * MOST_TOKENS}
+_WARMUP_TOKENS = {"cpu": 2, "cuda": 2 * MAX_TOKENS}
 _WARMUP_PARAMS = (SamplingParams(), SamplingParams(temperature=1.0, top_k=2, top_p=0.5, min_p=0.1, seed=0))
 
 
@@ -49,7 +50,7 @@ class ModelRunner:
         self.max_rows = most_rows(slots)
         policy = policy or LaunchPolicy.on(device, self.max_rows, cache.max_seq_len)
         self._state = DecodeState(self.max_rows, slots, vocab_size, device)
-        self._sampler = Sampler(slots, vocab_size, device, by_host=policy.capture is None)
+        self._sampler = Sampler(slots, vocab_size, device, skips_unused=policy.capture is None)
         # Rows without sequences, for the warm-up before a capture.
         captured = policy.capture is not None
         self._idle = DecodeState(self.max_rows, slots, vocab_size, device) if captured else self._state
@@ -125,7 +126,7 @@ class ModelRunner:
         self._state.resume_count()
         slot, device_type = 0, self.model.device.type
         tokens = min(_WARMUP_TOKENS[device_type], self.cache.max_seq_len)
-        counts = self.model.unit_counts.clone()  # of requested steps only
+        counts = self.model.neuron_counts.clone()  # of requested steps only
         for params in _WARMUP_PARAMS:
             self._sampler.start(slot, params, [0])
             hidden = self.prefill([Segment(slot, 0, [0] * tokens)])
@@ -134,7 +135,7 @@ class ModelRunner:
             logits = self.model.decode_step(ids, slots, positions, self.cache, tokens)
             self.sample(logits, [slot], [tokens - 1]).tolist()
         self._sampler.stop(slot)
-        self.model.unit_counts.copy_(counts)
+        self.model.neuron_counts.copy_(counts)
         if isinstance(self.step_runner, CudaGraphRunner):
             self.step_runner.capture_up_to(self.cache.max_batch_size)
 

@@ -20,7 +20,6 @@ from adept_fast.arguments import (
     optional_flag,
     optional_text,
     path_or_str,
-    shown,
     token_ids,
 )
 from adept_fast.checkpoint import Checkpoint, open_checkpoint
@@ -39,6 +38,7 @@ from adept_fast.memory.workspace import most_rows
 from adept_fast.model import Persimmon
 from adept_fast.placement import Placement, choose_placement
 from adept_fast.sampling import SamplingParams
+from adept_fast.system.short_text import short_repr
 from adept_fast.tokenizer.tokenizer import Tokenizer
 
 Prompt = str | SequenceOf[int]
@@ -105,7 +105,7 @@ class Runtime:
             revision: of a hub id: a branch, a tag or a commit; None for ``main``.
             device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, …
             dtype: of the matrices: ``float32``, ``float16``, ``bfloat16``, or ``auto``: on a GPU as stored
-                (float16 for float32), on a CPU float32 where it fits in half the memory, else as stored.
+                (float16 for float32), on a CPU float32 if it fits in half the memory, else as stored.
                 Where the matrices are packed, of the embedding, and ``auto`` is as stored.
             weights: what to pack the matrices in while loading: ``int8`` or ``int4`` on a CPU, ``fp8`` or
                 ``int4`` on a GPU; None for floats, or for what a native checkpoint holds.
@@ -115,7 +115,7 @@ class Runtime:
             cache_dtype: of keys and values: ``float16``, ``bfloat16`` or ``float32``. Devices and dtypes may
                 be torch's own too.
             embedding: where its table is, which is only looked up, while a GPU has the rest: ``device``,
-                ``host`` (in pinned memory), or ``auto``: on the device where all that is asked for fits.
+                ``host`` (in pinned memory), or ``auto``: on the device if everything fits there.
             check_weights: refuse weights with a NaN or an infinity, which takes reading them all once.
             cuda_graphs: on a GPU, ``auto`` captures decode steps when they are first needed, and where that
                 fails launches them operator by operator; ``required`` raises CaptureError there; ``off``.
@@ -166,13 +166,13 @@ class Runtime:
         return self._plan
 
     def stats(self) -> Stats:
-        """What the decode steps so far have found to skip."""
-        return Stats(*self.engine.runner.model.unit_counts.tolist())
+        """The activation sparsity of the decode steps so far."""
+        return Stats(*self.engine.runner.model.neuron_counts.tolist())
 
     def warm_up(self) -> None:
         """Load what the first prompt and step would wait for, and on a GPU capture steps.
 
-        What is generated afterwards is what it would have been.
+        It changes no text that is generated afterwards.
         """
         with explaining_out_of_memory(self._plan, during="capturing decode steps"):
             self.engine.warmup()
@@ -358,5 +358,5 @@ def _settings(
         )
     for entry in each:
         if not isinstance(entry, SamplingParams):
-            raise ParameterError(f"params has {shown(entry)}; expected {expected}")
+            raise ParameterError(f"params has {short_repr(entry)}; expected {expected}")
     return each

@@ -15,7 +15,7 @@ from adept_fast.sampling import MOST_DRAFTS
 
 
 class Scheduled(Protocol):
-    """What the scheduler knows of the sequences it admits, whether they generate or are scored."""
+    """A sequence as the scheduler sees it, whether it generates or is scored."""
 
     slot: int
     is_cancelled: bool
@@ -128,7 +128,7 @@ class Scheduler:
 
     def schedule(self, sequences: list[Sequence]) -> tuple[list[ScheduledSequence], list[RowInput]]:
         """Give each sequence a row, and one more for each drafted token."""
-        # At most the rows of one sequence with all its drafts, for which the decode kernels are made.
+        # The kernels of a decode step take as many rows as one sequence has with all its drafts.
         max_drafts = (1 + MOST_DRAFTS) // len(sequences) - 1
         scheduled: list[ScheduledSequence] = []
         inputs: list[RowInput] = []

@@ -14,6 +14,7 @@ from torch import Tensor
 from adept_fast.engine.sequence import TokenLogprob
 from adept_fast.memory.workspace import SCORED_ROWS
 from adept_fast.model import Persimmon, Segment
+from adept_fast.ops.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,12 @@ class ScoredSequence:
         return [Likelihood(*found) for found in zip(self._logprobs, self._greedy, strict=True)]
 
     def unread(self) -> Segment:
-        """What is left of the current continuation, after the context if that was not read yet."""
+        """The unread tokens of the current continuation, preceded by those of the context."""
         tokens, start = self._segment()
         return Segment(self.slot, start + self._read, tokens[self._read :])
 
     def targets(self, first_row: int, count: int) -> list[Target]:
-        """What the next ``count`` tokens predict; their hidden states begin at ``first_row`` of a chunk."""
+        """The tokens that the next ``count`` tokens predict; ``first_row`` is the first one's in its chunk."""
         _, start = self._segment()
         found = []
         for at in range(count):
@@ -149,24 +150,21 @@ class ScoredSequence:
         return (self._context + ids, 0) if self._current == 0 else (ids, len(self._context))
 
 
-def score_targets(model: Persimmon, hidden: Tensor, targets: list[tuple[ScoredSequence, Target]]) -> None:
-    """Add the results of a chunk, from its hidden states, float32 [tokens, hidden]; waits once."""
-    if not targets:
-        return
-    device = hidden.device
-    wanted = torch.tensor(
-        [[target.row, target.token_id] for _, target in targets], dtype=torch.int64, device=device
-    )  # [targets, 2]
-    results = []
-    for rows, ids in (part.T for part in wanted.split(SCORED_ROWS)):
+def score_targets(model: Persimmon, hidden: Tensor, targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
+    """The log-probability of each target, and whether it is the likeliest token: each [targets].
+
+    Args:
+        hidden: float32 [tokens, hidden], of a chunk.
+    """
+    rows, ids = to_device([[t.row for t in targets], [t.token_id for t in targets]], hidden.device)
+    logprobs, likeliest = [], []
+    for some_rows, some_ids in zip(rows.split(SCORED_ROWS), ids.split(SCORED_ROWS), strict=True):
         # No name holds the logits, or the next ones would lie beside them.
-        logprobs = model.all_logits(hidden[rows]).log_softmax(-1)  # [rows, vocab]
-        results.append((logprobs.gather(-1, ids[:, None])[:, 0], logprobs.argmax(-1) == ids))
-        del logprobs
-    logprob_list = torch.cat([logprobs for logprobs, _ in results]).tolist()
-    likeliest = torch.cat([is_likeliest for _, is_likeliest in results]).tolist()
-    for (sequence, target), logprob, is_likeliest in zip(targets, logprob_list, likeliest, strict=True):
-        sequence.add(target, logprob, is_likeliest)
+        scores = model.all_logits(hidden[some_rows]).log_softmax(-1)  # [rows, vocab]
+        logprobs.append(scores.gather(-1, some_ids[:, None])[:, 0])
+        likeliest.append(scores.argmax(-1) == some_ids)
+        del scores
+    return torch.cat(logprobs), torch.cat(likeliest)
 
 
 class TokenLogprobs:

@@ -34,20 +34,20 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds on the wall clock. The first token comes from the prefill, further ones from steps."""
+    """Seconds of wall-clock time. The first token comes from the prefill, the others from decode steps."""
 
     load_seconds: float
     prefill_seconds: float
     decode_seconds: float
     prompt_tokens: int
     decode_tokens: int
-    decode_steps: int  # fewer than tokens where guesses were kept
-    drafted_tokens: int = 0  # guessed by prompt lookup, and of those
-    accepted_tokens: int = 0  # kept
+    decode_steps: int  # fewer than tokens if drafted tokens were kept
+    drafted_tokens: int = 0  # by prompt lookup
+    accepted_tokens: int = 0  # drafted tokens that were kept
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens after the first a second; 0 where there was none."""
+        """Tokens after the first, per second; 0 if there are none."""
         return self.decode_tokens / self.decode_seconds if self.decode_seconds > 0 else 0.0
 
 
@@ -55,10 +55,10 @@ class Timings:
 class Generation:
     """The result of a request.
 
-    ``text`` goes on exactly where the prompt ends, most often with a space.
-    ``finish_reason``: ``eos`` the model ended the text, ``stop`` a stop string or stop token did, ``length``
-    max_new_tokens or the context was reached, ``interrupted`` Ctrl-C. ``token_ids`` does not hold the token
-    that ended the text. ``logprobs`` has an entry for each of ``token_ids``, or is None if not asked for.
+    ``text`` goes on exactly where the prompt ends, usually with a space. ``finish_reason``: ``eos`` the
+    model ended the text, ``stop`` a stop string or stop token did, ``length`` max_new_tokens or the context
+    was reached, ``interrupted`` Ctrl-C or a cancellation ended it. ``token_ids`` does not hold the token that
+    ended the text. ``logprobs`` has an entry for each of ``token_ids``, or is None if not requested.
     """
 
     text: str

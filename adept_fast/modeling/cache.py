@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adept_fast.arguments import ParameterError, integer, shown
+from adept_fast.arguments import ParameterError, integer
 from adept_fast.config import PersimmonConfig
 from adept_fast.kv_cache import StaticKVCache
+from adept_fast.system.short_text import short_repr
 
 
 class KeyValueCache:
@@ -32,7 +33,7 @@ class KeyValueCache:
         device: torch.device | str = "cpu",
     ) -> None:
         if not isinstance(config, PersimmonConfig):
-            raise ParameterError(f"config is {shown(config)}; expected a PersimmonConfig")
+            raise ParameterError(f"config is {short_repr(config)}; expected a PersimmonConfig")
         max_batch_size = integer("max_batch_size", max_batch_size, 1)
         max_seq_len = integer("max_seq_len", max_seq_len, 1)
         self.config = config

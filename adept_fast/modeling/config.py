@@ -7,7 +7,6 @@ import sys
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from adept_fast.arguments import shown
 from adept_fast.config import ConfigError
 from adept_fast.config import PersimmonConfig as Architecture
 from adept_fast.system.short_text import short_repr
@@ -99,7 +98,7 @@ class PersimmonConfig(_Fields):
         if isinstance(config, cls):
             return config
         if not isinstance(config, Architecture):
-            raise ConfigError(f"config is {shown(config)}; expected a PersimmonConfig")
+            raise ConfigError(f"config is {short_repr(config)}; expected a PersimmonConfig")
         return cls(**{name: getattr(config, name) for name in _ARCHITECTURE})
 
     @classmethod

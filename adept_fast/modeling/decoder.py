@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from adept_fast.arguments import shown
 from adept_fast.config import PersimmonConfig as Architecture
 from adept_fast.model import decoder_layer
 from adept_fast.modeling.attention import attend, attend_with_weights, packed_sequences, visible_keys
@@ -25,6 +24,7 @@ from adept_fast.modeling.config import PersimmonConfig
 from adept_fast.modeling.outputs import BaseModelOutputWithPast
 from adept_fast.modeling.pretrained import PersimmonPreTrainedModel
 from adept_fast.ops import reference
+from adept_fast.system.short_text import short_repr
 from adept_fast.weights import LayerWeights
 
 _SMALLEST_CACHE = 64  # positions
@@ -140,7 +140,7 @@ class PersimmonModel(PersimmonPreTrainedModel):
         config = self.config
         for name, value in (("attention_mask", attention_mask), ("position_ids", position_ids)):
             if value is not None and not isinstance(value, Tensor):
-                raise ValueError(f"{name} is {shown(value)}; expected a tensor, or None")
+                raise ValueError(f"{name} is {short_repr(value)}; expected a tensor, or None")
         embeds = self._embeddings(input_ids, inputs_embeds)
         batch, tokens, hidden = embeds.shape
         recomputes = self.gradient_checkpointing and self.training
@@ -186,13 +186,13 @@ class PersimmonModel(PersimmonPreTrainedModel):
             raise ValueError(f"input_ids and inputs_embeds: {found} given; expected one of them")
         if input_ids is not None:
             if not isinstance(input_ids, Tensor) or input_ids.dtype not in (torch.int64, torch.int32):
-                raise ValueError(f"input_ids is {shown(input_ids)}; expected a tensor of int64 or int32")
+                raise ValueError(f"input_ids is {short_repr(input_ids)}; expected a tensor of int64 or int32")
             if input_ids.dim() != 2:
                 raise ValueError(f"input_ids has shape {list(input_ids.shape)}; expected [batch, sequence]")
             embeds: Tensor = self.embed_tokens(input_ids)
             return embeds
         if not isinstance(inputs_embeds, Tensor):
-            raise ValueError(f"inputs_embeds is {shown(inputs_embeds)}; expected a tensor")
+            raise ValueError(f"inputs_embeds is {short_repr(inputs_embeds)}; expected a tensor")
         if inputs_embeds.dim() != 3 or inputs_embeds.shape[-1] != self.config.hidden_size:
             raise ValueError(
                 f"inputs_embeds has shape {list(inputs_embeds.shape)}; "

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from adept_fast.arguments import ParameterError, flag, optional_text, path_or_str, shown
+from adept_fast.arguments import ParameterError, flag, optional_text, path_or_str
 from adept_fast.checkpoint import (
     WEIGHT_DTYPES,
     CheckpointError,
@@ -37,6 +37,7 @@ from adept_fast.config import ConfigError
 from adept_fast.config import PersimmonConfig as Architecture
 from adept_fast.modeling.config import PersimmonConfig
 from adept_fast.system.mapped_files import release_pages
+from adept_fast.system.short_text import short_repr
 
 _DECODER = ("embed_tokens.", "layers.", "final_layernorm.")
 _HEADS = ("lm_head.weight", "score.weight", "score.bias")
@@ -126,7 +127,7 @@ class PersimmonPreTrainedModel(nn.Module):
         """
         path, device = path_or_str("path", path), _chosen_device(device)
         if config is not None and not isinstance(config, Architecture):
-            raise ConfigError(f"config is {shown(config)}; expected a PersimmonConfig, or None")
+            raise ConfigError(f"config is {short_repr(config)}; expected a PersimmonConfig, or None")
         path = locate(path, optional_text("revision", revision), tokenizer=False).path
         found, stored = _open(path, flag("mmap", mmap))
         config = PersimmonConfig.of(config or found)
@@ -280,7 +281,7 @@ def _chosen_dtype(dtype: torch.dtype | str, stored: Mapping[str, StoredTensor]) 
     for name, chosen in WEIGHT_DTYPES.items():
         if dtype is chosen or (isinstance(dtype, str) and dtype == name):
             return chosen
-    raise ParameterError(f"dtype is {shown(dtype)}; expected 'auto', float32, float16 or bfloat16")
+    raise ParameterError(f"dtype is {short_repr(dtype)}; expected 'auto', float32, float16 or bfloat16")
 
 
 def _chosen_device(device: object) -> torch.device:
@@ -288,8 +289,8 @@ def _chosen_device(device: object) -> torch.device:
         if isinstance(device, (str, torch.device)):
             return torch.device(device)
     except RuntimeError as error:
-        raise ParameterError(f"device is {shown(device)}; torch has no such device") from error
-    raise ParameterError(f"device is {shown(device)}; expected one as torch has it, or its name")
+        raise ParameterError(f"device is {short_repr(device)}; torch has no such device") from error
+    raise ParameterError(f"device is {short_repr(device)}; expected one as torch has it, or its name")
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:

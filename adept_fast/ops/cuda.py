@@ -1,36 +1,42 @@
-"""The operators on an NVIDIA GPU: kernels in CUDA for few tokens, torch's GEMM for many.
+"""An NVIDIA GPU: what its kernels take, and the products of torch's GEMM for all else.
 
-With few tokens a step is the time to read the weights, and the kernels are made for that. They take float16,
-bfloat16 and a GPU's own packings. What they do not take (more tokens, other matrices, awkward sizes, an
-extension that was built without CUDA) is composed of torch's products, as ``ops/reference.py`` has it.
+With few tokens a step takes the time to read the weights, and the kernels are made for that.
+
+Packed weights are dequantized block by block for a GEMM. Inputs and weights are rounded to the matrix's
+product dtype, sums are float32. A power of two scales each token's inputs to near 1. That is exact, and keeps
+float16 from overflowing: relu² exceeds its range, and so could sums of 8-bit weights, whose scales are
+applied after the sum.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from adept_fast import extension
-from adept_fast.ops import optional, reference, wide_gemm
+from adept_fast.ops import kernels, optional, reference
+from adept_fast.ops.gemm import Gemm
 from adept_fast.quantization.layout_gpu import GpuMatrix
 from adept_fast.quantization.layouts import kernel_formats
-from adept_fast.quantization.matrix import Matrix
-from adept_fast.quantization.matrix import parts_of as parts
+from adept_fast.quantization.matrix import Matrix, QuantizedMatrix
 
-MOST_TOKENS = 16  # that the kernels take in one call
-_MOST_HEAD_DIM = 256
-_TRIAL_WORDS = 4096  # that are read to see whether kernels run
+MAX_TOKENS = 16  # that the kernels take in one call
+MAX_HEAD_DIM = 256
 VECTOR = 8  # the kernels take rows in multiples of this many elements
-
-operators: Any = torch.ops.adept_fast
+_FORMATS = kernel_formats(torch.device("cuda"))
+_HALVES = (torch.float16, torch.bfloat16)
+_TRIAL_WORDS = 4096  # that are read to see whether kernels run
+_BLOCK_ELEMENTS = 1 << 24
+DEQUANTIZING_BYTES = 6 * _BLOCK_ELEMENTS  # for a block of 4 bits, at once: its bytes twice, floats twice
 
 
 @functools.cache
 def unavailable(device: torch.device) -> str | None:
-    """Why the kernels cannot run on a device; None where they can."""
+    """Why the kernels cannot run on a device; None if they can."""
     built = extension.load()
     if not built.loaded:
         return built.reason
@@ -43,172 +49,99 @@ def unavailable(device: torch.device) -> str | None:
 
 
 def fault(device: torch.device) -> str | None:
-    """Why the kernels do not run on a device, found by running a small one; None where they do."""
+    """Why the kernels do not run on a device, found by running a small one; None if they do."""
     if (reason := unavailable(device)) is not None:
         return reason
     words = torch.arange(1, _TRIAL_WORDS + 1, dtype=torch.int32, device=device)
     expected = _TRIAL_WORDS * (_TRIAL_WORDS + 1) // 2
     try:
-        found = int(operators.read(words))
+        found = int(kernels.operators.read(words))
     except RuntimeError as error:
         return f"one that reads ended with: {str(error).strip().splitlines()[0]}"
     return None if found == expected else f"one that reads gave {found}; expected {expected}"
 
 
-def embed(table: Tensor, ids: Tensor) -> Tensor:
-    """As ``ops/reference.py`` has it; the kernel also reads a table in pinned memory of the host.
-
-    An id that is no row of the table gives zeros, where torch's lookup ends the process's use of the GPU.
-    """
-    readable = table.dtype in (torch.float16, torch.bfloat16, torch.float32)
-    if not readable or unavailable(ids.device) is not None:
-        return reference.embed(table, ids)
-    rows: Tensor = operators.embed(table, ids)
-    return rows
+def language() -> str:
+    return "CUDA"
 
 
-def layernorm_qkv(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Matrix, b: Tensor) -> Tensor:
-    if _takes(x, w):
-        result: Tensor = operators.layernorm_qkv(x, gamma, beta, eps, *parts(w), b)
-        return result
-    return _project(optional.layer_norm(x, gamma, beta, eps), w).add_(b)
+def refuses_matrices(x: Tensor, *matrices: Matrix) -> str | None:
+    """Why the kernels do not multiply x by these matrices; None if they do."""
+    if x.shape[0] > MAX_TOKENS:
+        return f"{x.shape[0]} tokens, and the kernels take at most {MAX_TOKENS}"
+    for w in matrices:
+        if isinstance(w, QuantizedMatrix):
+            if not isinstance(w, GpuMatrix) or w.spec.format not in _FORMATS:
+                return f"the kernels do not read {w.spec.format.name} in the layout {w.layout}"
+        elif w.dtype not in _HALVES:
+            return f"the kernels take float16 and bfloat16, not {w.dtype}"
+        if w.shape[1] % VECTOR:
+            return f"the kernels take a hidden_size in multiples of {VECTOR}, not {w.shape[1]}"
+    return None
 
 
-def rotary_append(
-    qkv: Tensor,
-    q_gamma: Tensor | None,
-    q_beta: Tensor | None,
-    k_gamma: Tensor | None,
-    k_beta: Tensor | None,
-    eps: float,
-    cos: Tensor,
-    sin: Tensor,
-    slots: Tensor,
-    positions: Tensor,
-    cache_layer: Tensor,
-) -> Tensor:
-    append = operators.rotary_append if _takes_cache(qkv, cache_layer) else reference.rotary_append
-    q: Tensor = append(
-        qkv, q_gamma, q_beta, k_gamma, k_beta, eps, cos, sin, slots, positions, cache_layer
-    )  # [tokens, heads, head_dim]
-    return q
-
-
-def prefill_attention(q: Tensor, cache_slot: Tensor, start: int, scale: float) -> Tensor:
-    attend = optional.prefill_attention(cache_slot) or reference.prefill_attention
-    return attend(q, cache_slot, start, scale)
-
-
-def decode_attention(
-    q: Tensor, cache_layer: Tensor, slots: Tensor, lengths: Tensor, longest: int, scale: float
-) -> Tensor:
-    attend = operators.decode_attention if _takes_cache(q, cache_layer) else reference.decode_attention
-    attended: Tensor = attend(q, cache_layer, slots, lengths, longest, scale)
-    return attended
-
-
-def linear_residual(x: Tensor, w: Matrix, b: Tensor, residual: Tensor) -> Tensor:
-    if _takes(x, w):
-        result: Tensor = operators.linear_residual(x, *parts(w), b, residual)
-        return result
-    return _project(x, w).add_(b).add_(residual)
-
-
-def mlp(
-    x: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    eps: float,
-    w_up: Matrix,
-    b_up: Tensor,
-    w_down_t: Matrix,
-    b_down: Tensor,
-    counts: Tensor | None = None,
-) -> Tensor:
-    if _takes(x, w_up, w_down_t):
-        result: Tensor = operators.mlp(
-            x, gamma, beta, eps, *parts(w_up), b_up, *parts(w_down_t), b_down, counts
-        )
-        return result
-    normed = optional.layer_norm(x, gamma, beta, eps)
-    units = _project(normed, w_up).add_(b_up).relu_().square_()  # [tokens, intermediate]
-    if counts is not None:
-        reference.count_needed(units, counts)
-    return _project_transposed(units, w_down_t).add_(b_down).add_(x)
-
-
-def lm_head(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Matrix) -> Tensor:
-    if _takes(x, w):
-        logits: Tensor = operators.lm_head(x, gamma, beta, eps, *parts(w), w.shape[0])
-        return logits
-    return _project(optional.layer_norm(x, gamma, beta, eps), w)
-
-
-def sample(
-    logits: Tensor,
-    slots: Tensor,
-    positions: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    repetition_penalty: Tensor,
-    seed: Tensor,
-    seen: Tensor,
-) -> Tensor:
-    """The next token of each row, int64 [rows], as ``ops/sample.py`` defines it.
-
-    Settings have a row for each slot, and ``seen`` grows by what the slots with a penalty get: nothing that
-    changes from step to step is looked at by the host, so a captured graph of this call stays true.
-    """
-    ids: Tensor = operators.sample(
-        logits, slots, positions, temperature, top_k, top_p, min_p, repetition_penalty, seed, seen
-    )
-    return ids
-
-
-def update_decode_state(
-    chosen: Tensor,
-    ids: Tensor,
-    slots: Tensor,
-    positions: Tensor,
-    limits: Tensor,
-    ends: Tensor,
-    counts: Tensor,
-    token_ring: Tensor,
-) -> None:
-    """As ``ops/reference.py`` has it; the kernel writes to a ring in pinned memory without a wait."""
-    move_on = (
-        operators.update_decode_state if unavailable(ids.device) is None else reference.update_decode_state
-    )
-    move_on(chosen, ids, slots, positions, limits, ends, counts, token_ring)
-
-
-def _takes(x: Tensor, *matrices: Matrix) -> bool:
-    """Whether the kernels multiply these tokens with these matrices."""
-    few = x.shape[0] <= MOST_TOKENS
-    return few and unavailable(x.device) is None and all(map(_is_readable, matrices))
-
-
-def _is_readable(w: Matrix) -> bool:
-    if isinstance(w, Tensor):
-        known = w.dtype in (torch.float16, torch.bfloat16)
-    else:
-        known = isinstance(w, GpuMatrix) and w.spec.format in kernel_formats(w.device)
-    return known and w.shape[1] % VECTOR == 0
-
-
-def _takes_cache(x: Tensor, cache_layer: Tensor) -> bool:
+def refuses_cache(x: Tensor, cache_layer: Tensor) -> str | None:
+    """Why the kernels do not take this cache or number of tokens; None if they do."""
+    if x.shape[0] > MAX_TOKENS:
+        return f"{x.shape[0]} tokens, and the kernels take at most {MAX_TOKENS}"
     head_dim = cache_layer.shape[-1]
-    fits = head_dim % VECTOR == 0 and head_dim <= _MOST_HEAD_DIM
-    return x.shape[0] <= MOST_TOKENS and fits and unavailable(x.device) is None
+    if head_dim % VECTOR or head_dim > MAX_HEAD_DIM:
+        return f"the kernels take a head_dim in multiples of {VECTOR} up to {MAX_HEAD_DIM}, not {head_dim}"
+    return None
 
 
-def _project(x: Tensor, w: Matrix) -> Tensor:
-    return wide_gemm.project(x, w) if isinstance(w, GpuMatrix) else reference.project(x, w)
+def refuses_table(ids: Tensor, table: Tensor) -> str | None:
+    """Why the kernel does not look up rows of this table; None if it does, in pinned memory of the host too.
+
+    It gives zeros for an id outside the table, for which torch's lookup ends the process's use of the GPU.
+    """
+    if table.dtype in (*_HALVES, torch.float32):
+        return None
+    return f"the kernel takes float16, bfloat16 and float32, not {table.dtype}"
 
 
-def _project_transposed(x: Tensor, w_t: Matrix) -> Tensor:
-    if isinstance(w_t, GpuMatrix):
-        return wide_gemm.project_transposed(x, w_t)
-    return reference.project_transposed(x, w_t)
+def project(x: Tensor, w: Matrix) -> Tensor:
+    """x · wᵀ: float32 [tokens, out], for w of [out, in]."""
+    if not isinstance(w, GpuMatrix):
+        return reference.project(x, w)
+    narrow, exponents = _narrowed(x, w)
+    out = x.new_empty(x.shape[0], w.shape[0], dtype=torch.float32)
+    for rows in _blocks(w):
+        out[:, rows] = F.linear(narrow, w.unscaled(rows.start, rows.stop, w.spec.product_dtype))
+    return _scaled(out, w, exponents)
+
+
+def project_transposed(x: Tensor, w_t: Matrix) -> Tensor:
+    """x · w_t: float32 [tokens, out], for w_t of [in, out]."""
+    if not isinstance(w_t, GpuMatrix):
+        return reference.project_transposed(x, w_t)
+    narrow, exponents = _narrowed(x, w_t)
+    out = x.new_zeros(x.shape[0], w_t.shape[1], dtype=torch.float32)
+    for rows in _blocks(w_t):
+        out += narrow[:, rows] @ w_t.unscaled(rows.start, rows.stop, w_t.spec.product_dtype)
+    return _scaled(out, w_t, exponents)
+
+
+def _blocks(w: GpuMatrix) -> Iterator[slice]:
+    step = max(1, _BLOCK_ELEMENTS // max(1, w.shape[1]))
+    for start in range(0, w.shape[0], step):
+        yield slice(start, min(start + step, w.shape[0]))
+
+
+def _narrowed(x: Tensor, w: GpuMatrix) -> tuple[Tensor, Tensor]:
+    """x · 2^-exponent in the products' dtype, and the exponents, int32 [tokens, 1]."""
+    exponents = torch.frexp(x.float().abs().amax(-1, keepdim=True)).exponent
+    if w.bits == 8:
+        largest_sum = w.shape[0 if w.spec.transposed else 1] * w.spec.format.max_value
+        exponents = exponents + int(largest_sum).bit_length() - 15  # no sum exceeds 2¹⁵
+    exponents = exponents.clamp(min=-100)  # smaller inputs become 0, as float32 has no 2¹³⁰ to scale them by
+    return torch.ldexp(x.float(), -exponents).to(w.spec.product_dtype), exponents
+
+
+def _scaled(out: Tensor, w: GpuMatrix, exponents: Tensor) -> Tensor:
+    if w.bits == 8:
+        out *= w.scales
+    return torch.ldexp(out, exponents)
+
+
+gemm = Gemm(optional.layer_norm, project, project_transposed)

@@ -1,63 +1,53 @@
-"""Products of many tokens with weights on a CPU, by torch's GEMM.
-
-Where the processor multiplies bfloat16, torch's GEMM does so faster than in float32. Inputs are
-rounded to the weights' dtype, as torch itself would; LayerNorm, relu² units and residual sums stay float32.
-Of float16 torch has no fast product on a CPU, so those weights stay with the kernels in C++.
-"""
+"""The operators composed of torch's GEMM, for many tokens; a device gives the products."""
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from adept_fast.quantization.matrix import Matrix, QuantizedMatrix
-
-FEW_TOKENS = 16  # up to here weights are worth streaming past the tokens
-FEW_TOKENS_PACKED = 48  # and up to here, rows of a packed down-projection without turning them into floats
-
-_HAS_BFLOAT16 = bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+from adept_fast.ops import reference
+from adept_fast.quantization.matrix import Matrix
 
 
-def is_better(x: Tensor, w: Matrix) -> bool:
-    """Whether x · wᵀ should be computed here, where results are float32 as the model's inputs are."""
-    if x.shape[0] <= FEW_TOKENS or isinstance(w, QuantizedMatrix) or x.dtype != torch.float32:
-        return False
-    return w.dtype == torch.float32 or (w.dtype == torch.bfloat16 and _HAS_BFLOAT16)
+@dataclass(frozen=True)
+class Gemm:
+    """``ops/reference.py``'s operators on other products; sums and relu² are computed in place, in float32.
 
+    Args:
+        layer_norm: of x, gamma, beta and eps.
+        project, project_transposed: x · wᵀ and x · w_t as a new float32 tensor.
+    """
 
-def is_better_for_units(x: Tensor, w_t: Matrix) -> bool:
-    """Whether the down-projection of x's units should be computed here."""
-    if isinstance(w_t, QuantizedMatrix):
-        return x.shape[0] > FEW_TOKENS_PACKED and x.dtype == torch.float32
-    return is_better(x, w_t)
+    layer_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    project: Callable[[Tensor, Matrix], Tensor]
+    project_transposed: Callable[[Tensor, Matrix], Tensor]
 
+    def layernorm_qkv(
+        self, x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Matrix, b: Tensor
+    ) -> Tensor:
+        return self.project(self.layer_norm(x, gamma, beta, eps), w).add_(b)
 
-def layernorm_qkv(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Matrix, b: Tensor) -> Tensor:
-    return _linear(F.layer_norm(x, gamma.shape, gamma, beta, eps), w).add_(b)
+    def linear_residual(self, x: Tensor, w: Matrix, b: Tensor, residual: Tensor) -> Tensor:
+        return self.project(x, w).add_(b).add_(residual)
 
+    def mlp(
+        self,
+        x: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        eps: float,
+        w_up: Matrix,
+        b_up: Tensor,
+        w_down_t: Matrix,
+        b_down: Tensor,
+        counts: Tensor | None,
+    ) -> Tensor:
+        activations = self.layernorm_qkv(x, gamma, beta, eps, w_up, b_up).relu_().square_()
+        if counts is not None:
+            reference.count_active(activations, counts)
+        return self.project_transposed(activations, w_down_t).add_(b_down).add_(x)
 
-def linear_residual(x: Tensor, w: Matrix, b: Tensor, residual: Tensor) -> Tensor:
-    return _linear(x, w).add_(b).add_(residual)
-
-
-def lm_head(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Matrix) -> Tensor:
-    return _linear(F.layer_norm(x, gamma.shape, gamma, beta, eps), w)
-
-
-def down(units: Tensor, w_t: Matrix) -> Tensor:
-    """units · w_t: float32 [tokens, out], for w_t of [units, out], packed or not."""
-    weights = _floats(w_t) if isinstance(w_t, QuantizedMatrix) else w_t
-    return (units.to(weights.dtype) @ weights).float()
-
-
-def _floats(w_t: QuantizedMatrix) -> Tensor:
-    dtype = torch.bfloat16 if _HAS_BFLOAT16 else torch.float32
-    weights = torch.empty(w_t.shape, dtype=dtype, device="cpu")  # [units, out]
-    torch.ops.adept_fast.dequantize_transposed(w_t.values, w_t.scales, weights)
-    return weights
-
-
-def _linear(x: Tensor, w: Matrix) -> Tensor:
-    assert isinstance(w, Tensor)
-    return F.linear(x.to(w.dtype), w).float()
+    def lm_head(self, x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Matrix) -> Tensor:
+        return self.project(self.layer_norm(x, gamma, beta, eps), w)

@@ -54,9 +54,18 @@ class Choice:
         return f"{found}: {self.reason}"
 
 
-def prefill_attention(cache_slot: Tensor) -> Attention | None:
-    """What attends to such a cache in place of the reference; None for nothing."""
-    return flash_attention(cache_slot.device, cache_slot.dtype, cache_slot.shape[-1]).function
+def refuses_cache(q: Tensor, cache_slot: Tensor) -> str | None:
+    """Why flash-attn does not attend to such a cache; None if it does."""
+    choice = flash_attention(cache_slot.device, cache_slot.dtype, cache_slot.shape[-1])
+    return None if choice.used else f"flash-attn {choice}"
+
+
+def prefill_attention(q: Tensor, cache_slot: Tensor, start: int, scale: float) -> Tensor:
+    """As ``ops/reference.py`` defines it, for a cache that ``refuses_cache`` does not refuse."""
+    reference.check_start(start, len(q), cache_slot.shape[2])
+    attend = flash_attention(cache_slot.device, cache_slot.dtype, cache_slot.shape[-1]).function
+    assert attend is not None
+    return attend(q, cache_slot, start, scale)
 
 
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:

@@ -1,15 +1,15 @@
 """Every operator in plain PyTorch: the definition that kernels are tested against.
 
-Activations between operators are float32: ``x`` is [tokens, hidden]. Matrices come in float32, float16 or
-bfloat16, or packed in 8 or 4 bits; vectors in float32. On a CPU, and with packed matrices, every product is
-computed in float32; else on a GPU in the matrix's dtype, with float32 accumulation. LayerNorm, rotary,
-softmax, residual sums and relu² units are float32 everywhere.
+Activations between operators are float32: ``x`` is [tokens, hidden]. Matrices are float32, float16 or
+bfloat16, or packed in 8 or 4 bits; vectors are float32. On a CPU, and with packed matrices, every product is
+computed in float32; otherwise on a GPU in the matrix's dtype, with float32 accumulation. LayerNorm, rotary,
+softmax, residual sums and the MLP's activations are float32 everywhere.
 
 A token whose slot is -1 is *absent*: a decode step may have more rows than there are sequences. Nothing is
-written for it, and its position does not matter. No operator of a step looks at values on the host, so that
-it can be captured into a CUDA graph; so a token whose slot or position does not exist is absent too, here and
-in CUDA. C++ on a CPU, which can look, refuses it. An argument that an operator writes shares no memory with
-the others.
+written for it, and its position does not matter. No operator of a step reads values on the host, so that a
+CUDA graph can capture it. So a token whose slot or position does not exist is absent too, here and in CUDA;
+C++ on a CPU can read them and raises an error. An argument that an operator writes shares no memory with the
+others.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch import Tensor
 
 from adept_fast.quantization.matrix import Matrix, QuantizedMatrix
 
-# Matrices that are narrower than their products are widened in blocks of this many elements, so that a block
-# stays in the cache.
+# A matrix of a narrower dtype than its product is widened in blocks of this many elements, which stay in the
+# processor's cache.
 _WIDEN_ELEMENTS = 1 << 18
 
-ABSENT = -2  # what ``update_decode_state`` tells of a row whose slot is -1
+ABSENT = -2  # the id that ``update_decode_state`` publishes for an absent row
 
 
 def embed(table: Tensor, ids: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def rotary_append(
         qkv: [tokens, 3 * hidden], laid out [head, (q, k, v), head_dim].
         q_gamma, q_beta, k_gamma, k_beta: [head_dim], or None for no LayerNorm.
         cos, sin: [max_seq_len, rotary_dim / 2] float32, from ``rotary_table``.
-        slots, positions: int64 [tokens], where each token's k and v go; no two tokens to one place.
+        slots, positions: int64 [tokens], where each token's k and v are written; each pair occurs once.
         cache_layer: [2, slots, heads, max_seq_len, head_dim], written in place.
 
     Returns q, float32 [tokens, heads, head_dim], 0 for an absent token.
@@ -78,12 +78,12 @@ def normalise_and_rotate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q and k, normalised per head and rotated, and v: each float32 [tokens, heads, head_dim].
 
-    Nothing is written in place, so gradients flow.
+    Nothing is written in place, so autograd works.
 
     Args:
         qkv: [tokens, 3 * hidden], laid out [head, (q, k, v), head_dim].
         norms: q_gamma, q_beta, k_gamma, k_beta as ``rotary_append`` takes them.
-        cos, sin: float32 [tokens, rotary_dim / 2], of each token's own position.
+        cos, sin: float32 [tokens, rotary_dim / 2], at each token's position.
     """
     q, k, v = qkv.view(len(qkv), heads, 3, qkv.shape[1] // (3 * heads)).unbind(
         2
@@ -101,14 +101,13 @@ def prefill_attention(q: Tensor, cache_slot: Tensor, start: int, scale: float) -
 
     Args:
         q: float32 [tokens, heads, head_dim], of the tokens at positions ``start``, ``start + 1``, …
-        cache_slot: [2, heads, positions, head_dim], in which those tokens' k and v are already written.
+        cache_slot: [2, heads, positions, head_dim], which already holds those tokens' k and v.
 
-    Returns [tokens, hidden]. Raises ValueError where the cache has no such positions.
+    Returns [tokens, hidden]. Raises ValueError if the cache has no such positions.
     """
     tokens, heads, head_dim = q.shape
-    end, capacity = start + tokens, cache_slot.shape[2]
-    if not 0 <= start <= end <= capacity:
-        raise ValueError(f"start is {start} of {tokens} tokens; expected 0 to {capacity - tokens}")
+    end = start + tokens
+    check_start(start, tokens, cache_slot.shape[2])
     k, v = cache_slot[:, None, :, :end].to(_attention_dtype(cache_slot))  # each [1, heads, end, head_dim]
     visible = None
     if start:
@@ -123,16 +122,16 @@ def prefill_attention(q: Tensor, cache_slot: Tensor, start: int, scale: float) -
 def decode_attention(
     q: Tensor, cache_layer: Tensor, slots: Tensor, lengths: Tensor, longest: int, scale: float
 ) -> Tensor:
-    """Attention of one query a sequence over what its slot holds.
+    """Attention of one query per token over the cache of its slot.
 
     Args:
         q: float32 [tokens, heads, head_dim], token i belonging to slot ``slots[i]``.
         cache_layer: [2, slots, heads, max_seq_len, head_dim].
-        lengths: int64 [tokens], how many positions of the slot count; past them nothing reaches the result,
-            whatever stands there; 0 gives 0, and so does an absent token.
-        longest: an upper bound of ``lengths`` that the host knows; a length counts up to it.
+        lengths: int64 [tokens], the number of positions that a token attends to. Later positions, even NaN,
+            do not affect the result. The result is 0 for a length of 0 and for an absent token.
+        longest: an upper bound of ``lengths`` that the host knows; larger lengths are cut to it.
 
-    Returns [tokens, hidden]. Raises ValueError where a slot has fewer than ``longest`` positions.
+    Returns [tokens, hidden]. Raises ValueError if a slot has fewer than ``longest`` positions.
     """
     _, slot_count, _, capacity, _ = cache_layer.shape
     if not 0 <= longest <= capacity:
@@ -143,11 +142,11 @@ def decode_attention(
         _attention_dtype(cache_layer)
     )  # each [tokens, heads, longest, d]
     visible = torch.arange(longest, device=q.device) < lengths[:, None]  # [tokens, longest]
-    # Scaled before the product, which float16 might otherwise not hold.
+    # Scaled before the product, which could otherwise overflow in float16.
     scores = torch.matmul(k, (q * scale)[..., None].to(k.dtype))[..., 0].float()  # [tokens, heads, longest]
     weights = scores.masked_fill(~visible[:, None], float("-inf")).softmax(-1)
-    weights = weights.masked_fill((lengths == 0)[:, None, None], 0)  # where nothing counts, softmax gives NaN
-    v = v.masked_fill(~visible[:, None, :, None], 0)  # 0 × NaN is NaN: what does not count must be finite
+    weights = weights.masked_fill((lengths == 0)[:, None, None], 0)  # where softmax gives NaN
+    v = v.masked_fill(~visible[:, None, :, None], 0)  # as 0 × NaN is NaN
     return torch.matmul(weights[:, :, None].to(v.dtype), v).flatten(1).float()
 
 
@@ -169,14 +168,13 @@ def mlp(
 ) -> Tensor:
     """x + down(relu²(up(LayerNorm(x)))): → [tokens, hidden].
 
-    ``w_down_t`` is [intermediate, hidden]. The units stay float32: in float16, relu² overflows where a
-    pre-activation passes 256. ``counts``, int64 [2], grows by the units that are not 0 for some token, whose
-    rows of ``w_down_t`` are needed, and by all units; past 2⁶³ − 1 it goes on at −2⁶³.
+    ``w_down_t`` is [intermediate, hidden]. The activations stay float32: in float16, relu² overflows from 256
+    on. ``count_active`` adds to ``counts``, int64 [2], which wraps around at 2⁶³.
     """
-    units = F.relu(project(layernorm(x, gamma, beta, eps), w_up) + b_up).square()  # [tokens, intermediate]
+    activations = F.relu(project(layernorm(x, gamma, beta, eps), w_up) + b_up).square()
     if counts is not None:
-        count_needed(units, counts)
-    return x + project_transposed(units, w_down_t) + b_down
+        count_active(activations, counts)
+    return x + project_transposed(activations, w_down_t) + b_down
 
 
 def lm_head(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Matrix) -> Tensor:
@@ -194,22 +192,22 @@ def update_decode_state(
     counts: Tensor,
     token_ring: Tensor,
 ) -> None:
-    """What a decode step leaves for the next one, row by row; ``token_ring`` tells a reader what was chosen.
+    """Turn the state of a decode step into the state of the next one, and publish each row's token.
 
-    A row's count grows by 1. Where the row is present, its chosen id becomes its next, one position further
-    on; and if its text ends with that, its slot becomes -1. What is told is the chosen id, or ``ABSENT``: the
-    lower 32 bits of one 64-bit word, whose upper 32 bits are the count, at the count's place around the ring.
-    So a reader who finds the count that he waits for has the id that belongs to it.
+    Each row's count grows by 1. A present row takes its chosen id as the next input, its position grows by 1,
+    and its slot becomes -1 if its text ends. Each row writes one 64-bit word into its token ring at index
+    count % depth: the count in the upper 32 bits, the chosen id (ABSENT for an absent row) in the lower 32. A
+    reader that finds the count it expects has that step's id.
 
     Args:
-        chosen: int64 [rows], of the operator ``sample``; an id outside the vocabulary ends the text.
-        ids, slots, positions: int64 [rows], written in place: of the step that was, then of the next one. An
-            id that is no token's (``sample``'s INVALID) becomes 0.
+        chosen: int64 [rows], the result of ``sample``; an id outside the vocabulary ends the text.
+        ids, slots, positions: int64 [rows], the inputs of the finished step, overwritten with those of the
+            next. A negative id, such as INVALID, becomes 0.
         limits: int64 [rows], the position at which a row's text ends.
         ends: bool [slots, vocab], the ids at which the text in a slot ends.
-        counts: int64 [rows], 0 to 2⁶³ − 2, how many steps there were; written in place.
+        counts: int64 [rows], the number of steps so far, 0 to 2⁶³ − 2; written in place.
         token_ring: int64 [rows, depth], written in place. It may be in host memory if the rest is on a GPU;
-            here that takes a copy that waits.
+            this implementation then copies synchronously, the kernel writes to pinned memory directly.
     """
     (slot_count, vocab), depth = ends.shape, token_ring.shape[1]
     present = _exist(slots, slot_count)  # [rows]
@@ -220,10 +218,8 @@ def update_decode_state(
     positions.add_(present)
     slots.masked_fill_(present & (is_end | (positions >= limits)), -1)
     counts.add_(1)
-    told = (counts << 32) | (words & 0xFFFFFFFF)
-    token_ring.scatter_(
-        1, (counts % depth)[:, None].to(token_ring.device), told[:, None].to(token_ring.device)
-    )
+    published = ((counts << 32) | (words & 0xFFFFFFFF))[:, None].to(token_ring.device)
+    token_ring.scatter_(1, (counts % depth)[:, None].to(token_ring.device), published)
 
 
 def rotary_table(
@@ -248,12 +244,20 @@ def compute_dtype(matrix: Matrix) -> torch.dtype:
     return matrix.dtype if isinstance(matrix, Tensor) and matrix.is_cuda else torch.float32
 
 
-def count_needed(units: Tensor, counts: Tensor) -> None:
-    """Add to ``counts``, int64 [2], the units that are not 0 for some token, and all; none without tokens."""
-    if not len(units):
-        return
-    needed = (units != 0).any(0).sum()
-    counts += torch.stack((needed, torch.full_like(needed, units.shape[1])))
+def check_start(start: int, tokens: int, capacity: int) -> None:
+    """Raises ValueError if positions from ``start`` on exceed those of the cache."""
+    if not 0 <= start <= capacity - tokens:
+        raise ValueError(f"start is {start} of {tokens} tokens; expected 0 to {capacity - tokens}")
+
+
+def count_active(activations: Tensor, counts: Tensor) -> None:
+    """Add the numbers of active neurons and of all neurons to ``counts``, int64 [2]; nothing without tokens.
+
+    A neuron is active if its activation is not 0 for some token; only those rows of ``w_down_t`` are read.
+    """
+    if len(activations):
+        active = (activations != 0).any(0).sum()
+        counts += torch.stack((active, torch.full_like(active, activations.shape[1])))
 
 
 def _attention_dtype(cache: Tensor) -> torch.dtype:
@@ -261,16 +265,16 @@ def _attention_dtype(cache: Tensor) -> torch.dtype:
 
 
 def _exist(indices: Tensor, end: int) -> Tensor:
-    """Which of them are from 0 to below ``end``: bool, shaped as they are."""
+    """Whether each index is at least 0 and below ``end``: bool, of the shape of ``indices``."""
     return (indices >= 0) & (indices < end)
 
 
 def _append(cache: Tensor, present: Tensor, slots: Tensor, positions: Tensor, rows: Tensor) -> None:
-    """Write rows [tokens, heads, head_dim] into [slots, heads, max_seq_len, head_dim], but for absent tokens.
+    """Write rows [tokens, heads, head_dim] of the present tokens into [slots, heads, max_seq_len, head_dim].
 
-    Every token writes, since which ones are there only the device knows: an absent one what the first that is
-    there writes, to the same place; and where none is there, all write what already stands in one place. The
-    slots and positions of absent ones are 0.
+    Only the device knows which tokens are present, so all write: an absent one repeats the write of the first
+    that is present. If none is, all write the values that slot 0 already has at position 0. The slots and
+    positions of absent tokens are 0.
     """
     writer = torch.where(
         present, torch.arange(len(slots), device=slots.device), present.to(torch.uint8).argmax()
@@ -284,7 +288,7 @@ def layernorm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first dimensions of each head, the first half of them paired with the second half."""
+    """Rotate the first rotary_dim dimensions of each head, whose two halves are paired."""
     half = cos.shape[-1]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
@@ -300,12 +304,12 @@ def project(x: Tensor, w: Matrix) -> Tensor:
 
 
 def project_transposed(x: Tensor, w_t: Matrix) -> Tensor:
-    """x · w_t in float32 [tokens, out], for w_t of [in, out] and an x too large for float16."""
+    """x · w_t in float32 [tokens, out], for w_t of [in, out] and an x ≥ 0 that may exceed float16."""
     dtype = compute_dtype(w_t)
     if isinstance(w_t, Tensor) and w_t.dtype == dtype == torch.float32:
         return x @ w_t
     if isinstance(w_t, Tensor) and w_t.dtype == dtype:
-        # A power of two for each token keeps its largest unit near 1, and changes no bit of the result.
+        # Scaling by a power of two is exact, and brings each token's largest activation near 1.
         exponents = torch.frexp(x.amax(-1, keepdim=True)).exponent
         return torch.ldexp((torch.ldexp(x, -exponents).to(dtype) @ w_t).float(), exponents)
     out = x.new_zeros(x.shape[0], w_t.shape[1])

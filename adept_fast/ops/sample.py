@@ -1,7 +1,7 @@
-"""Choosing the next token on the device, from a counter-based random number.
+"""Sampling of the next token on the device, with a counter-based random number generator.
 
-A draw depends on nothing but the row's logits and settings, its seed and its position: not on the batch, not
-on what was drawn before. So one prompt gets the same tokens alone and in a batch.
+A draw depends only on the row's logits and settings, its seed and its position: not on the batch or
+earlier draws. So a prompt gets the same tokens alone and in a batch.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-INVALID = -1  # what a row answers whose logits hold a NaN or +infinity, or nothing that may be chosen
+INVALID = -1  # the result of a row whose logits contain a NaN or +infinity, or only -infinity
 
 # The 64-bit constants of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), as signed integers.
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -29,24 +29,24 @@ def sample(
     seed: Tensor | None = None,
     positions: Tensor | None = None,
 ) -> Tensor:
-    """The next token of each row: → int64 [rows], ``INVALID`` where the logits are no distribution.
+    """The next token of each row: → int64 [rows], ``INVALID`` if the logits are no distribution.
 
-    A setting that is None is off for every row. They apply in this order: the penalty on what was seen, the
-    temperature, then top-k, top-p and min-p, each on what the one before left.
+    A setting that is None is off for every row. They apply in this order: repetition penalty, temperature,
+    top-k, top-p and min-p, each to the result of the one before.
 
     Args:
         logits: float32 [rows, vocab].
         temperature: float32 [rows], 0 for the most likely token; None is 0 for all.
-        top_k: int64 [rows], keep this many of the most likely, 0 for all.
-        top_p: float32 [rows] in [0, 1], keep the fewest of the likeliest that reach this probability, or one.
-        min_p: float32 [rows] in [0, 1), keep what has at least this share of the largest probability.
+        top_k: int64 [rows], how many of the most likely tokens to keep, 0 for all.
+        top_p: float32 [rows] in [0, 1], the fewest most likely tokens that reach this probability, or one.
+        min_p: float32 [rows] in [0, 1), keep tokens with at least this share of the largest probability.
         repetition_penalty: float32 [rows]; a seen token's logit is divided by it if positive, else multiplied
             (CTRL, Keskar et al. 2019).
-        seen: bool [rows, vocab], the tokens that the penalty is for.
-        seed, positions: int64 [rows], what the random number is made from.
+        seen: bool [rows, vocab], the tokens that the penalty applies to.
+        seed, positions: int64 [rows], from which the random number is computed.
     """
-    likeliest, chosen = logits.max(-1)  # each [rows]; NaN where a row holds one
-    valid = likeliest.isfinite()
+    largest, chosen = logits.max(-1)  # each [rows]; NaN for a row with a NaN
+    valid = largest.isfinite()
     if repetition_penalty is not None and seen is not None:
         penalty = repetition_penalty[:, None]
         penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
@@ -55,29 +55,29 @@ def sample(
     if temperature is not None:
         if seed is None or positions is None:
             raise ValueError("sampling at a temperature takes seed and positions")
-        # The value that greedy rows get here is not used; 1 keeps it finite.
+        # Greedy rows do not use the result; 1 keeps it finite.
         divisor = torch.where(temperature > 0, temperature, 1.0)[:, None]
         scaled = logits / divisor
         drawn = _draw(_keep_likely(scaled, top_k, top_p, min_p), uniform(seed, positions))
-        # Where a logit has overflown in the penalty or the temperature, nothing else is as likely.
+        # A logit that overflows in the penalty or the temperature is the only likely one.
         is_drawn = (temperature > 0) & scaled.amax(-1).isfinite()
         chosen = torch.where(is_drawn, drawn, chosen)
     return torch.where(valid, chosen, INVALID)
 
 
 def uniform(seed: Tensor, counter: Tensor) -> Tensor:
-    """A float64 in [0, 1) for each pair of int64: SplitMix64's output function over both."""
+    """A float64 in [0, 1) for each pair of int64, by SplitMix64's output function."""
     state = _mix(seed + _GOLDEN) + counter * _GOLDEN
     return _shift_right(_mix(state), 11).double() * 2.0**-53
 
 
 def _keep_likely(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None, min_p: Tensor | None) -> Tensor:
-    """Probabilities, float64 [rows, vocab], 0 for what top-k, top-p or min-p excludes; not scaled to 1."""
+    """Probabilities, float64 [rows, vocab], 0 for tokens that a setting excludes; not scaled to 1."""
     probabilities = logits.softmax(-1, dtype=torch.float64)
     if min_p is not None:
-        least = min_p[:, None].double() * probabilities.amax(-1, keepdim=True)
+        minimum = min_p[:, None].double() * probabilities.amax(-1, keepdim=True)
     if top_k is not None or top_p is not None:
-        # By the logits: at a high temperature, probabilities differ by less than float64 holds.
+        # Sorted by logits: at a high temperature, float64 cannot tell the probabilities apart.
         _, indices = logits.sort(dim=-1, descending=True, stable=True)
         ordered = probabilities.gather(-1, indices)
         rank = torch.arange(ordered.shape[-1], device=ordered.device)
@@ -90,12 +90,12 @@ def _keep_likely(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None, min
             ordered = ordered.masked_fill(enough & (top_p < 1)[:, None], 0)
         probabilities = torch.zeros_like(probabilities).scatter(-1, indices, ordered)
     if min_p is not None:
-        probabilities = probabilities.masked_fill(probabilities < least, 0)
+        probabilities = probabilities.masked_fill(probabilities < minimum, 0)
     return probabilities
 
 
 def _draw(probabilities: Tensor, at: Tensor) -> Tensor:
-    """The id at which the cumulated probability first passes the share ``at`` of the whole: int64 [rows]."""
+    """The first id whose cumulated probability exceeds the share ``at`` of the total: int64 [rows]."""
     cumulated = probabilities.cumsum(-1)
     target = (at * cumulated[:, -1])[:, None]
     return torch.searchsorted(cumulated, target, right=True)[:, 0].clamp(max=probabilities.shape[-1] - 1)
@@ -108,5 +108,5 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
-    """The shift of an unsigned integer: torch's own would copy the sign bit in."""
+    """Shift as for unsigned integers; torch's shift copies the sign bit."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from adept_fast import _C
-from adept_fast.ops.native import parts
-from adept_fast.quantization.matrix import Matrix
+from adept_fast.quantization.matrix import Matrix, parts_of
 from adept_fast.weights import LayerWeights, ModelWeights
 
 
@@ -40,7 +39,7 @@ class CpuStep:
         self._layers = [absent if layer[name] is None else layer[name] for layer in layers for name in order]
         self._embedding = weights.embedding
         self._rotary = (cos, sin)
-        self._head = (weights.final_gamma, weights.final_beta, *parts(lm_head), lm_head.shape[0])
+        self._head = (weights.final_gamma, weights.final_beta, *parts_of(lm_head), lm_head.shape[0])
         self._settings = (eps, scale, counts)
 
     def __call__(self, ids: Tensor, slots: Tensor, positions: Tensor, cache: Tensor) -> Tensor:
@@ -70,6 +69,6 @@ def _tensors_of(layer: LayerWeights) -> dict[str, Tensor | None]:
     for field in fields(layer):
         value = getattr(layer, field.name)
         if field.name.startswith("w_"):
-            value, tensors[f"{field.name.split('_')[1]}_scales"] = parts(value)
+            value, tensors[f"{field.name.split('_')[1]}_scales"] = parts_of(value)
         tensors[field.name] = value
     return tensors

@@ -1,4 +1,4 @@
-"""Added tokens: strings that are cut out of a text before the rest is tokenized."""
+"""Added tokens: strings that are found in a text before the rest is tokenized."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WHITE_SPACE = (
     "\u2028\u2029\u202f\u205f\u3000"
 )
 _JOINERS = "\u200c\u200d"
-# Letters, though Unicode's categories call them symbols.
+# Letters, although Unicode's categories call them symbols.
 _CIRCLED = (
     ("\u24b6", "\u24e9"),
     ("\U0001f130", "\U0001f149"),
@@ -26,9 +26,8 @@ _CIRCLED = (
 class AddedToken:
     """A token that was added to a vocabulary, with the flags of the tokenizers library.
 
-    ``single_word``: only where no letter or digit stands beside it. ``lstrip``, ``rstrip``: white space
-    before, behind it belongs to it. ``normalized``: it is looked for in normalised text. ``special``: its
-    name is no text of an answer.
+    ``single_word``: no letter or digit may be next to it. ``lstrip``, ``rstrip``: it includes the white space
+    before, after it. ``normalized``: it is found in normalised text. ``special``: it is not part of answers.
     """
 
     token_id: int
@@ -41,11 +40,11 @@ class AddedToken:
 
 
 class TokenFinder:
-    """Finds tokens in text: from left to right, of those that begin at one character the longest.
+    """Finds tokens in text, from left to right; if several begin at one character, the longest.
 
     Args:
-        tokens: (what stands for it in text, the token).
-        ignored: ids that take their characters from no other token, but are left in the text.
+        tokens: (its text, the token).
+        ignored: ids that are found, so that no other token is there, but stay text.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class TokenFinder:
         return bool(self._tokens)
 
     def split(self, text: str) -> Iterator[str | int]:
-        """The text in order: the ids that were found, and what stands between them, never empty."""
+        """The ids that were found and the text between them, which is never empty, in order."""
         done = 0
         for start, end, token in self._matches(text):
             if token.token_id in self._ignored:
@@ -82,7 +81,7 @@ class TokenFinder:
                 end = len(text) - len(text[end:].lstrip(_WHITE_SPACE))
             if start > done:
                 yield text[done:start]
-            if start < end:  # else the token before it has taken all of this one's white space
+            if start < end:  # else the previous token includes all of its white space
                 yield token.token_id
             done = end
         if done < len(text):

@@ -1,4 +1,4 @@
-"""The ``decoder`` of a ``tokenizer.json``, as steps that a text can be made by one token at a time."""
+"""The ``decoder`` of a ``tokenizer.json``, as steps that work one token at a time."""
 
 from __future__ import annotations
 
@@ -13,11 +13,7 @@ _EXPECTED = "Replace steps, ByteFallback, Fuse and a Strip of leading spaces, in
 
 @dataclass(frozen=True)
 class DecoderSteps:
-    """What the decoder does to the name of a token, and to the whole text.
-
-    ``replacements`` are its Replace steps, as the file has them. ``stripped`` is how many spaces the text
-    loses at its beginning.
-    """
+    """The Replace steps of the decoder, as in the file, and how many leading spaces the text loses."""
 
     replacements: tuple[dict[str, Any], ...]
     byte_fallback: bool
@@ -25,7 +21,7 @@ class DecoderSteps:
 
 
 def decoder_steps(contents: Mapping[str, Any], source: str) -> DecoderSteps:
-    """Read the decoder. Raises TokenizerError for one of another kind than sentencepiece models have."""
+    """Read the decoder. Raises TokenizerError for steps that no sentencepiece model has."""
     decoder = contents.get("decoder")
     steps = (
         decoder.get("decoders") if isinstance(decoder, dict) and decoder.get("type") == "Sequence" else None

@@ -1,7 +1,4 @@
-"""A vocabulary in a ``tokenizer.json``, which the tokenizers library reads.
-
-So transformers saves it, without a sentencepiece model.
-"""
+"""A vocabulary in a ``tokenizer.json``, as transformers saves it without a sentencepiece model."""
 
 from __future__ import annotations
 
@@ -22,17 +19,17 @@ _LARGEST_GROWTH = 2**10  # characters that normalisation may make of one
 
 
 class FastVocabulary:
-    """A ``tokenizer.json``, with tokens that the files beside it add.
+    """A ``tokenizer.json``, read by the tokenizers library, with tokens that other files add.
 
     Args:
-        contents: those of the file.
-        source: what to call it in errors.
-        added: tokens, which may be in the file already.
-        named: the names of special tokens; those that are in no vocabulary are left out.
+        contents: of the file.
+        source: its name in errors.
+        added: tokens, which may already be in the file.
+        named: the names of special tokens; unknown ones are ignored.
         splits_special_tokens: whether special tokens are never found in text.
 
-    Raises TokenizerError when the library cannot read it or is not installed, when its decoder is of a kind
-    that is not known here, or when an added token has another id than it should.
+    Raises TokenizerError if the library cannot read it or is not installed, if its decoder is of an unknown
+    kind, or if an added token gets another id than the files say.
     """
 
     def __init__(
@@ -120,7 +117,7 @@ class FastVocabulary:
 
     @functools.cached_property
     def _decoder(self) -> Any:
-        """What makes the text of one token behind others."""
+        """Decodes one token that is not the first."""
         model = {"type": "WordLevel", "vocab": {"": 0}, "unk_token": ""}
         decoder = {"type": "Sequence", "decoders": [*self._steps.replacements, {"type": "Fuse"}]}
         contents = {"version": "1.0", "added_tokens": [], "model": model, "decoder": decoder}
@@ -158,7 +155,7 @@ def _load(contents: Mapping[str, Any], source: str) -> Any:
         return tokenizers.Tokenizer.from_str(json.dumps(contents, ensure_ascii=False))
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # what its Rust code panics with is no Exception
+    except BaseException as error:  # a panic of its Rust code is not an Exception
         raise TokenizerError(f"{source}: the tokenizers library cannot read it ({error!s:.300})") from error
 
 
@@ -182,7 +179,7 @@ def _describe_model(contents: Mapping[str, Any], source: str) -> tuple[int, str 
 
 
 def _check_growth(contents: Mapping[str, Any], source: str) -> None:
-    """Raises TokenizerError where a few characters could become a text that fills the memory."""
+    """Raises TokenizerError if a few characters could become a text that fills the memory."""
     growth = 1.0
     for step in _flattened(contents.get("normalizer")):
         pattern, content = step.get("pattern"), step.get("content", step.get("prepend"))

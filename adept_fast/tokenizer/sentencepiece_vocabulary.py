@@ -1,4 +1,4 @@
-"""A vocabulary in a sentencepiece model, the ``tokenizer.model`` of a directory, with tokens added to it."""
+"""A vocabulary in a sentencepiece model (``tokenizer.model``), with added tokens."""
 
 from __future__ import annotations
 
@@ -23,13 +23,12 @@ class SentencePieceVocabulary:
 
     Args:
         model: the bytes of a ``tokenizer.model``.
-        source: what to call it in errors.
-        added: tokens that are cut out of text; their ids may be those of pieces with their names, or beyond.
-        named: those that are only named as special, such as ``bos_token``.
+        source: its name in errors.
+        added: tokens that are found in text; a piece with a token's name has the same id.
+        named: tokens that are only named as special, such as ``bos_token``.
         splits_special_tokens: whether special tokens are never found in text.
 
-    Raises TokenizerError when the bytes are no sentencepiece model, or an added token has the id or the
-    name of another.
+    Raises TokenizerError if the bytes are not a sentencepiece model, or if two tokens share an id or a name.
     """
 
     def __init__(
@@ -109,7 +108,7 @@ class SentencePieceVocabulary:
             return text
         name = self.piece(token_id)
         if token_id in self._by_id and self._by_id[token_id].normalized:
-            name = self._normalize(name)  # what it stands for, ▁ before it too
+            name = self._normalize(name)  # its text, with a leading ▁ too
         return name.replace(_SPACE, " ")
 
     def name_at_start(self, token_id: int) -> str:
@@ -143,7 +142,7 @@ class SentencePieceVocabulary:
     def _find_piece(self, piece: str) -> int | None:
         if not self.pieces or not is_text(piece):
             return None
-        # sentencepiece answers the unknown id for a piece that it lacks.
+        # sentencepiece returns the unknown id for a piece that it lacks.
         token_id: int = self._processor.piece_to_id(piece)
         return token_id if self._processor.id_to_piece(token_id) == piece else None
 
@@ -159,7 +158,7 @@ class SentencePieceVocabulary:
         return self._finders_of(self._named)
 
     def _finders_of(self, tokens: tuple[AddedToken, ...]) -> tuple[TokenFinder, TokenFinder]:
-        """Of tokens that stand in text as they are, and of those that stand in normalised text."""
+        """Of tokens that are found in plain text, and in normalised text."""
         split = self.splits_special_tokens
         ignored = frozenset(token.token_id for token in tokens if split and token.special)
         normalize = self._normalize
@@ -197,7 +196,7 @@ class SentencePieceVocabulary:
 
     @functools.cached_property
     def _of_normalized(self) -> sentencepiece.SentencePieceProcessor:
-        """The same model for text that has been normalised already."""
+        """The same model, for text that is already normalised."""
         return _read_processor(self.model + _LEFT_AS_IT_IS, self.source)
 
 
@@ -212,7 +211,7 @@ def _read_processor(model: bytes, source: str) -> sentencepiece.SentencePiecePro
     try:
         processor.id_to_piece(list(range(processor.vocab_size())))
         if 0 <= processor.unk_id() < processor.vocab_size():
-            processor.decode([processor.unk_id()])  # written as a text that the model names
+            processor.decode([processor.unk_id()])  # its text comes from the model too
     except UnicodeDecodeError as error:
         raise TokenizerError(
             f"{source}: a piece is not UTF-8 text ({error.reason} {error.object[:20]!r})"

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from adept_fast.arguments import ParameterError, flag, integer, optional_flag, shown, token_ids
+from adept_fast.arguments import ParameterError, flag, integer, optional_flag, token_ids
 from adept_fast.chat.format import ChatFormat, HumanAdeptFormat
 from adept_fast.system.file_limits import max_bytes
 from adept_fast.system.regular_file import FileError, read_regular
+from adept_fast.system.short_text import short_repr
 from adept_fast.tokenizer.sentencepiece_vocabulary import SentencePieceVocabulary
 from adept_fast.tokenizer.vocabulary import TokenizerError, Vocabulary, pieces_of, require_text
 
@@ -24,21 +25,21 @@ END_OF_TEXT = "|ENDOFTEXT|"
 class Tokenizer:
     """A vocabulary with Persimmon's conventions.
 
-    A text is ended by ``|ENDOFTEXT|`` where the vocabulary has it, else by sentencepiece's own end token, and
-    by what the checkpoint names besides: ``eos_ids``, of which ``eos_id`` is the first. Put before a prompt,
-    ``|ENDOFTEXT|`` is the beginning (BOS) too, unless the checkpoint names another.
+    ``eos_ids`` end a text: ``|ENDOFTEXT|`` if the vocabulary has it, else sentencepiece's own end token, and
+    the end tokens of the checkpoint. Before a prompt ``|ENDOFTEXT|`` is BOS too, unless the checkpoint names
+    another token.
 
     Args:
         model: the bytes of a ``tokenizer.model``, or a vocabulary read from elsewhere.
-        add_bos: whether ``encode`` puts BOS first when it is not told.
-        bos_token: the piece that serves as BOS.
-        source: what to call the model in errors.
+        add_bos: whether ``encode`` puts BOS first by default.
+        bos_token: the piece of BOS.
+        source: the name of the model in errors.
         special_tokens: the checkpoint's names for special tokens, such as ``eos_token`` → ``<|im_end|>``,
-            which ends texts too; all of them pieces.
+            which ends texts too; all values are pieces.
         end_ids: further tokens that end a text.
         chat_format: how a conversation becomes a prompt.
 
-    Raises TokenizerError when the bytes are no sentencepiece model or it lacks ``bos_token``.
+    Raises TokenizerError if the bytes are not a sentencepiece model, or if it lacks ``bos_token``.
     """
 
     def __init__(
@@ -53,8 +54,8 @@ class Tokenizer:
         chat_format: ChatFormat | None = None,
     ) -> None:
         if not (bos_token is None or isinstance(bos_token, str)):
-            raise TokenizerError(f"bos_token is {shown(bos_token)}; expected a piece or None")
-        # Asking for all of the protocol would ask a vocabulary without a sentencepiece model for it.
+            raise TokenizerError(f"bos_token is {short_repr(bos_token)}; expected a piece or None")
+        # isinstance with the protocol would read ``model``, which may raise.
         if not isinstance(model, bytes) and not hasattr(type(model), "encode_with_names"):
             raise TokenizerError(
                 f"model is a {type(model).__name__}; expected the bytes of a tokenizer.model, or a vocabulary"
@@ -74,7 +75,7 @@ class Tokenizer:
     def from_file(cls, path: str | Path, *, add_bos: bool = False, bos_token: str | None = None) -> Tokenizer:
         """Read a ``tokenizer.model`` (or Adept's ``adept_vocab.model``)."""
         if not isinstance(path, (str, os.PathLike)):
-            raise TokenizerError(f"path is {shown(path)}; expected a str or a Path")
+            raise TokenizerError(f"path is {short_repr(path)}; expected a str or a Path")
         try:
             model = read_regular(path, max_bytes("tokenizer.model"))
         except FileError as error:
@@ -83,7 +84,7 @@ class Tokenizer:
 
     @property
     def model(self) -> bytes:
-        """The bytes of the ``tokenizer.model``. Raises TokenizerError where there is none."""
+        """The bytes of the ``tokenizer.model``. Raises TokenizerError if there is none."""
         return self.vocabulary.model
 
     @property
@@ -99,12 +100,12 @@ class Tokenizer:
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """Token ids of ``text``, BOS first if ``add_bos`` (default: as the checkpoint says).
 
-        Raises TokenizerError for text with lone surrogates, or where BOS is asked for and there is none.
+        Raises TokenizerError for text with lone surrogates, or if there is no BOS to put first.
         """
         with _as_tokenizer_errors():
             add_bos = optional_flag("add_bos", add_bos)
         if not isinstance(text, str):
-            raise TokenizerError(f"text is {shown(text)}; expected a str")
+            raise TokenizerError(f"text is {short_repr(text)}; expected a str")
         require_text(text)
         ids = self.vocabulary.encode(text)
         if not (self.add_bos if add_bos is None else add_bos):
@@ -114,10 +115,10 @@ class Tokenizer:
         return [self.bos_id, *ids]
 
     def encode_rendered(self, text: str, *, add_bos: bool | None = None) -> list[int]:
-        """Token ids of a prompt that a chat format made.
+        """Token ids of a prompt that a chat format rendered.
 
-        Where the format writes special tokens by their names, those are tokens, and ``add_bos`` None leaves
-        BOS to it; else this is ``encode``.
+        If the format writes special tokens, their names are tokens here, and with ``add_bos`` None the format
+        decides about BOS. Else this is ``encode``.
         """
         if not self.chat_format.writes_special_tokens:
             return self.encode(text, add_bos=add_bos)
@@ -156,16 +157,16 @@ class Tokenizer:
         tokenize: bool = True,
         add_bos: bool | None = None,
     ) -> list[int] | str:
-        """The prompt of a conversation in the checkpoint's chat format, in token ids or as text.
+        """The prompt of a conversation in the checkpoint's chat format, as token ids or as text.
 
-        In the ``human:``/``adept:`` format both begin with BOS where the checkpoint puts it before text, the
-        text with its name, as transformers has it. A checkpoint's own template writes BOS itself.
+        In the ``human:``/``adept:`` format both begin with BOS if the checkpoint puts it before text; in text
+        it is a name, as in transformers. A template writes BOS itself.
 
         Args:
             messages: each with a ``role`` (in the ``human:``/``adept:`` format ``user`` or ``assistant``) and
                 a ``content``.
             add_generation_prompt: whether the prompt ends where the model's answer begins.
-            add_bos: whether the ids begin with BOS; None for what the checkpoint says.
+            add_bos: whether the ids begin with BOS; None: as the checkpoint says.
 
         Raises ChatError for a conversation that the format cannot express.
         """
@@ -181,13 +182,13 @@ class Tokenizer:
         return self.piece(self.bos_id) + text if named and self.bos_id is not None else text
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool | None = None) -> str:
-        """The text of ``ids``; bytes that are not UTF-8 become U+FFFD each.
+        """The text of ``ids``; each byte that is not UTF-8 becomes U+FFFD.
 
-        ``skip_special_tokens`` concerns BOS, end tokens, unknown pieces and added tokens that are special:
-        True leaves them out, False shows all of them, those that have no text by their names, and None,
-        sentencepiece's own way, shows those that have text.
+        ``skip_special_tokens`` is about BOS, end tokens, unknown pieces and special added tokens: True leaves
+        them out, False shows all of them, by name if they have no text, and None shows those that have text,
+        as sentencepiece does.
 
-        Raises TokenizerError for what is no list of ids of the vocabulary.
+        Raises TokenizerError unless ``ids`` is a list of ids of the vocabulary.
         """
         with _as_tokenizer_errors():
             ids = token_ids("ids", ids)
@@ -205,9 +206,9 @@ class Tokenizer:
         return detokenizer.extend(ids) + detokenizer.finish()
 
     def piece(self, token_id: int) -> str:
-        """The vocabulary entry of an id, as it stands in the model (``▁the``, ``<0x0A>``).
+        """The vocabulary entry of an id, as in the model (``▁the``, ``<0x0A>``).
 
-        Like the questions below, raises TokenizerError for what is no id of the vocabulary.
+        Like the methods below, raises TokenizerError for an id that is not in the vocabulary.
         """
         return self.vocabulary.piece(self._checked(token_id))
 
@@ -218,7 +219,7 @@ class Tokenizer:
         return [self.vocabulary.score(token_id) for token_id in range(self.vocab_size)]
 
     def is_control(self, token_id: int) -> bool:
-        """Whether it has no text, but for its name."""
+        """Whether it has no text except its name."""
         return self.vocabulary.is_control(self._checked(token_id))
 
     def is_unknown(self, token_id: int) -> bool:
@@ -244,7 +245,7 @@ class Tokenizer:
             named = self.vocabulary.find(bos_token)
             if named is None:
                 raise TokenizerError(
-                    f"{self.source} has no piece {shown(bos_token)}, which the checkpoint names as BOS"
+                    f"{self.source} has no piece {short_repr(bos_token)}, which the checkpoint names as BOS"
                 )
             return named
         choices = (self.vocabulary.find(END_OF_TEXT), self.vocabulary.own_bos(), self.eos_id)
@@ -252,22 +253,22 @@ class Tokenizer:
 
 
 class StreamingDetokenizer:
-    """Turns token ids into text as they come.
+    """Turns token ids into text one at a time.
 
-    The joined pieces equal ``tokenizer.decode`` of all ids, for any ids, and no piece ends inside a UTF-8
-    character: bytes of a character that is not whole yet wait for the next token or for ``finish``.
-    Control pieces have no text, but for those of ``shown_by_name``.
+    The joined pieces equal ``tokenizer.decode`` of all ids. No piece ends inside a UTF-8 character: bytes of
+    an incomplete character wait for the next token or for ``finish``. Control pieces have no text, except
+    those of ``shown_by_name``.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, shown_by_name: Container[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._shown_by_name = shown_by_name
         self._bytes = codecs.getincrementaldecoder("utf-8")("adept_fast_replace_each")
-        # Until something shows, the space that is put before every text may still be swallowed.
+        # Until there is text, the space before every text may still be removed.
         self._invisible: list[int] | None = []
 
     def push(self, token_id: int) -> str:
-        """The text that becomes known with this token; may be empty."""
+        """The text that this token completes; may be empty."""
         byte = self._tokenizer.byte_value(token_id)
         if byte is not None:
             return self._shown(self._bytes.decode(bytes([byte])))
@@ -277,7 +278,7 @@ class StreamingDetokenizer:
         return "".join([self.push(token_id) for token_id in ids])
 
     def finish(self) -> str:
-        """The rest: bytes that never became a character, U+FFFD each."""
+        """The rest: a U+FFFD for each byte of an incomplete character."""
         text = self._bytes.decode(b"", final=True)
         self._bytes.reset()
         return self._shown(text)
@@ -285,7 +286,7 @@ class StreamingDetokenizer:
     def _surface(self, token_id: int) -> str:
         if token_id in self._shown_by_name:
             vocabulary = self._tokenizer.vocabulary
-            at_start = self._invisible == []  # else the space has been swallowed already
+            at_start = self._invisible == []  # else the space is removed already
             name = vocabulary.name_at_start(token_id) if at_start else vocabulary.shown_name(token_id)
             return self._shown(name)
         if self._tokenizer.is_control(token_id):
@@ -310,7 +311,7 @@ def _as_tokenizer_errors() -> Iterator[None]:
 
 
 def _replace_each(error: UnicodeError) -> tuple[str, int]:
-    """One U+FFFD for every byte that is not UTF-8, as sentencepiece does (Python would merge some)."""
+    """A U+FFFD for every byte that is not UTF-8, as in sentencepiece (Python merges some)."""
     if not isinstance(error, UnicodeDecodeError):
         raise error
     return "\ufffd" * (error.end - error.start), error.end

@@ -1,4 +1,4 @@
-"""What a tokenizer needs of a vocabulary, whatever file it was read from."""
+"""Vocabulary: the interface of the files that map text to token ids."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Protocol
 
 
 class TokenizerError(ValueError):
-    """A tokenizer file that cannot be read, or text or ids that it cannot take."""
+    """A tokenizer file that cannot be read, or text or ids that it does not allow."""
 
 
 class Vocabulary(Protocol):
-    """Ids, their pieces, and how text is cut into them, added tokens too.
+    """Ids and their pieces, added tokens included.
 
-    ``size`` is one more than the largest id. An id between may have no piece, and then has no text.
+    ``size`` is one more than the largest id. A smaller id may have no piece, and then has no text.
     """
 
     @property
@@ -21,17 +21,17 @@ class Vocabulary(Protocol):
 
     @property
     def files(self) -> Mapping[str, bytes]:
-        """Name → contents of the files that a directory needs to have this vocabulary."""
+        """Name → contents of the files that store this vocabulary."""
         ...
 
     @property
     def model(self) -> bytes:
-        """The sentencepiece model. Raises TokenizerError where there is none."""
+        """The sentencepiece model. Raises TokenizerError if there is none."""
         ...
 
     @property
     def splits_special_tokens(self) -> bool:
-        """Whether the name of a special token in text is no such token."""
+        """Whether the name of a special token in text is plain text."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -39,7 +39,7 @@ class Vocabulary(Protocol):
         ...
 
     def encode_with_names(self, text: str) -> list[int]:
-        """The same, but where special tokens are found in text, those too that are only named as such."""
+        """The same, but tokens that are only named as special are found in text too."""
         ...
 
     def find(self, piece: str) -> int | None:
@@ -51,7 +51,7 @@ class Vocabulary(Protocol):
     def score(self, token_id: int) -> float: ...
 
     def is_control(self, token_id: int) -> bool:
-        """Whether it has no text, but for its name: control pieces, and added tokens that are special."""
+        """Whether it has no text except its name: control pieces and special added tokens."""
         ...
 
     def is_unknown(self, token_id: int) -> bool: ...
@@ -61,15 +61,15 @@ class Vocabulary(Protocol):
         ...
 
     def text_at_start(self, ids: Sequence[int]) -> str:
-        """The text that ids have at the beginning of a text, where a space before the first word is lost."""
+        """The text of ids at the beginning of a text, which loses the space before its first word."""
         ...
 
     def text_inside(self, token_id: int) -> str:
-        """The text of one id behind other text."""
+        """The text of one id after other text."""
         ...
 
     def shown_name(self, token_id: int) -> str:
-        """How the name of a token that has no text is written where it is asked for."""
+        """The name of a token without text, as text."""
         ...
 
     def name_at_start(self, token_id: int) -> str:
@@ -77,11 +77,11 @@ class Vocabulary(Protocol):
         ...
 
     def own_end(self) -> int | None:
-        """The token that the file itself, not what lies beside it, says to end texts."""
+        """The end token of the file itself."""
         ...
 
     def own_bos(self) -> int | None:
-        """The token that the file itself says to begin texts."""
+        """The BOS token of the file itself."""
         ...
 
 

@@ -6,18 +6,13 @@ import collections
 import json
 import os
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "rivals"), str(ROOT / "tools")]
-
-import machine  # noqa: E402
-from contest import Contestant, Sample, figures, ratios  # noqa: E402
-from harness import (  # noqa: E402
-    CpuTime,
+from benchmarks import machine
+from benchmarks.baselines.protocol import cache_elements, matrix_elements, vector_elements
+from benchmarks.result_file import (
     check_report,
     describe_run,
     summarise,
@@ -25,9 +20,11 @@ from harness import (  # noqa: E402
     without_folders,
     write_report,
 )
-from protocol import cache_elements, matrix_elements, vector_elements  # noqa: E402
-from random_checkpoint import make_config  # noqa: E402
+from benchmarks.samples import CpuTime, Sample, figures, speedups
+from benchmarks.workers import OURS, Variant
+from tools.random_checkpoint import make_config
 
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*/*.json"))
 NEEDED = {"benchmark", "command", "date", "commit", "device", "threads", "versions", "samples", "measured"}
 IN_A_CLONE = pytest.mark.skipif(
@@ -106,11 +103,11 @@ def test_a_command_is_told_without_this_machines_folders(argument: str, shown: s
     assert without_folders(argument) == shown
 
 
-def test_contestants_are_a_runtime_and_a_format() -> None:
-    assert str(Contestant.parse("llama.cpp:Q8_0")) == "llama.cpp:Q8_0"
+def test_a_variant_is_a_runtime_and_a_format() -> None:
+    assert str(Variant.parse("llama.cpp:Q8_0")) == "llama.cpp:Q8_0"
     for wrong in ("llama.cpp", "llama.cpp:int8", "nobody:int8", ""):
-        with pytest.raises(ValueError, match="is no contestant; expected one of"):
-            Contestant.parse(wrong)
+        with pytest.raises(ValueError, match="is no runtime and format; expected one of"):
+            Variant.parse(wrong)
 
 
 def test_shares_and_ratios_are_of_samples_beside_each_other() -> None:
@@ -121,7 +118,7 @@ def test_shares_and_ratios_are_of_samples_beside_each_other() -> None:
     ours = figures(samples["adept-fast:int8"], collections.Counter(), tokens_per_step=2)
     assert ours["share_of_bandwidth"] == summarise([0.5, 0.5])
     assert ours["tokens_per_second"] == summarise([4.0, 2.0])
-    (ratio,) = ratios(samples)["adept-fast:int8"].values()
+    (ratio,) = speedups(samples, OURS)["adept-fast:int8"].values()
     assert (ratio["rounds"], ratio["speedup"]["median"]) == (2, 2.0)
     assert ratio["at_equal_bandwidth"] == summarise([2.0, 4.0])
 

@@ -1,4 +1,4 @@
-"""benchmarks/decode.py: every setting is a row, and rows are right."""
+"""The benchmark ``decode``: every setting is a row, and rows are right."""
 
 from __future__ import annotations
 
@@ -14,31 +14,21 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
+
+from benchmarks import sweep
+from benchmarks.baselines.adept_fast import AdeptFastWorker
+from benchmarks.baselines.protocol import Absent
+from benchmarks.cases import speed
+from benchmarks.models import random_model
+from benchmarks.options import Arguments
+from benchmarks.result_file import check_report, summarise
+from benchmarks.samples import Job, Limits, Sample, Samples, figures
+from benchmarks.sweep import Found, Plan, loaded_together
+from benchmarks.workers import OURS, AbsentError, Variant, Worker, WorkerError, Workers, warm_up
+from benchmarks.workloads import Decode, DecodeMeasure, Setting, prompt_ids
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "rivals"), str(ROOT / "tools")]
-
-import sweep  # noqa: E402
-from adept_fast_worker import AdeptFastWorker  # noqa: E402
-from arguments import Arguments  # noqa: E402
-from contest import (  # noqa: E402
-    OURS,
-    AbsentError,
-    Contest,
-    Contestant,
-    Limits,
-    Sample,
-    Worker,
-    WorkerError,
-    figures,
-    warm_up,
-)
-from decode import CONTESTANTS, DecodeMeasure, prompt_ids  # noqa: E402
-from harness import check_report, summarise  # noqa: E402
-from models import random_model  # noqa: E402
-from protocol import Absent  # noqa: E402
-from sweep import Found, Setting, Sweep, groups  # noqa: E402
-
 CPU = torch.device("cpu")
 IDS = [[5, 900, 31, 77, 4000, 8, 8, 250], [17, 3, 2048, 999, 1, 60, 61, 62]]
 STEPS = 6
@@ -51,7 +41,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_decode(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "benchmarks/decode.py", *arguments],
+        [sys.executable, "-m", "benchmarks", "decode", *arguments],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -71,8 +61,8 @@ def test_decode_runs_every_setting_on_a_cpu(tmp_path: Path) -> None:
     done = run_decode(
         *("--device", "cpu", "--model", "tiny", "--model-folder", str(folder), "--steps", "5"),
         *("--batch", "1", "--batch", "3", "--context", "9", "--zeros", "90", "--threads", "1"),
-        *("--contestant", "adept-fast:float32", "--contestant", "eager:float32"),
-        *("--contestant", "openvino:int8", "--python", "openvino=/no/such/python"),
+        *("--runtime", "adept-fast:float32", "--runtime", "eager:float32"),
+        *("--runtime", "openvino:int8", "--python", "openvino=/no/such/python"),
         *("--output", str(output), *ANY_SAMPLE),
     )
     assert done.returncode == 0, done.stderr
@@ -85,12 +75,12 @@ def test_decode_runs_every_setting_on_a_cpu(tmp_path: Path) -> None:
     assert "openvino:int8 is absent" in done.stdout
     for batch in (1, 3):
         ours = report["measured"][f"adept-fast:float32, batch {batch}"]
-        rival = report["measured"][f"eager:float32, batch {batch}"]
+        baseline = report["measured"][f"eager:float32, batch {batch}"]
         assert (ours["batch"], ours["context"], ours["zeros"]) == (batch, 9, 0.9)
         assert ours["zero_share"] == pytest.approx(0.9**batch, abs=0.07)
         assert ours["bytes_per_step"] < ours["dense_bytes_per_step"]
         # Its cache of float32 takes twice the bytes, and it skips no row.
-        assert rival["bytes_per_step"] == pytest.approx(ours["dense_bytes_per_step"], rel=0.01)
+        assert baseline["bytes_per_step"] == pytest.approx(ours["dense_bytes_per_step"], rel=0.01)
         assert ours["share_of_dense_floor"]["median"] > ours["share_of_bandwidth"]["median"]
         assert report["ratios"][f"adept-fast:float32, batch {batch}"].keys() == {
             f"eager:float32, batch {batch}"
@@ -138,46 +128,39 @@ def test_a_sweep_keeps_what_there_is_and_puts_it_in_order(
 ) -> None:
     """The largest setting runs first, and does not fit; the others are kept one by one."""
 
-    class Fake(Contest):
+    class Fake(Workers):
         def load(self, checkpoint: Path, **room: Any) -> tuple[list[Worker], dict[str, str]]:
             assert room["context"] in (16 + 8 + 1, 128 + 8 + 1)
             if room["batch"] * room["context"] > 4 * 64:
                 return [], {"eager:float16": "too large"}
-            return self.workers, {}
+            return self.present, {}
 
     @contextlib.contextmanager
-    def enter(contestants: list[Contestant], **options: Any) -> Iterator[Contest]:
+    def started_workers(variants: list[Variant], **options: Any) -> Iterator[Workers]:
         broken = {"transformers": WorkerError("it broke")}
-        yield Fake(workers=[FakeWorker(str(each), broken.get(each.rival)) for each in contestants])
+        yield Fake([FakeWorker(str(each), broken.get(each.runtime)) for each in variants])
 
-    def sample_in_turn(jobs: dict, rounds: int, *_: Any, **__: Any) -> Any:
+    def sample_in_turn(jobs: dict[str, Job], rounds: int, *_: Any, **__: Any) -> Any:
         samples = {row: [Sample(1.0, 100.0, 100.0)] * rounds for row in jobs}
         return samples, {row: collections.Counter() for row in jobs}
 
-    monkeypatch.setattr(sweep, "enter", enter)
+    monkeypatch.setattr(sweep, "started_workers", started_workers)
     monkeypatch.setattr(sweep, "sample_in_turn", sample_in_turn)
     monkeypatch.setattr(sweep, "BandwidthProbe", lambda device: None)
-    contestants = [Contestant.parse(name) for name in ("eager:float16", "transformers:float16")]
-    arguments = Arguments(tiny, contestants, 3, 1, {}, Limits(), None)
-    plan = Sweep(CPU, {None: tiny}, (1, 4), (16, 128), 8, 1.0)
+    variants = tuple(Variant.parse(name) for name in ("eager:float16", "transformers:float16"))
+    arguments = Arguments(3, 1, Limits(), None, tiny, variants)
+    plan = Plan(Decode(8, 1.0), CPU, {None: tiny}, (1, 4), (16, 128))
     kept: list[list[str]] = []
-    prompts = []
-
-    def measure_of(setting: Setting, vocab: int) -> DecodeMeasure:
-        prompts.append((setting.batch, setting.context, vocab))
-        return DecodeMeasure([[5]], 8, 1.0)
-
-    found = sweep.sweep(arguments, plan, measure_of, lambda found: kept.append([*found.rows()]))
+    found = sweep.sweep(arguments, plan, lambda found: kept.append([*found.rows()]))
     rows = [
         f"eager:float16, {rest}"
         for rest in ("batch 1, context 16", "batch 1, context 128", "batch 4, context 16")
     ]
     assert kept == [[], rows[1:2], rows[1:], rows]
-    assert found.who_is_absent() == {
+    assert found.reasons() == {
         "eager:float16, batch 4, context 128": "too large",
         "transformers:float16": "it broke",
     }
-    assert sorted(prompts) == [(1, 16, 4224), (1, 128, 4224), (4, 16, 4224), (4, 128, 4224)]
 
 
 @pytest.mark.parametrize(
@@ -195,18 +178,15 @@ def test_a_sweep_keeps_what_there_is_and_puts_it_in_order(
 def test_a_mistake_is_named_before_anything_runs(
     arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from click.testing import CliRunner
-    from decode import main
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    result = CliRunner().invoke(main, arguments)
+    result = CliRunner().invoke(speed.decode, arguments)
     assert result.exit_code == 2
     assert said in " ".join(result.output.split())
 
 
 def test_everyone_who_runs_by_default_is_known() -> None:
-    for names in CONTESTANTS.values():
-        assert [str(Contestant.parse(name)) for name in names] == list(names)
+    for names in speed.DEFAULT_VARIANTS.values():
+        assert [str(Variant.parse(name)) for name in names] == list(names)
 
 
 def test_prompts_stay_within_the_vocabulary() -> None:
@@ -218,8 +198,8 @@ def test_prompts_stay_within_the_vocabulary() -> None:
 class FakeWorker(Worker):
     """Takes a millisecond a step, or fails."""
 
-    def __init__(self, contestant: str, fails: Exception | None = None) -> None:
-        self.contestant = Contestant.parse(contestant)
+    def __init__(self, variant: str, fails: Exception | None = None) -> None:
+        self.variant = Variant.parse(variant)
         self.facts = {"weight_bytes": 7}
         self.fails = fails
         self.steps: list[int] = []
@@ -237,25 +217,22 @@ class FakeWorker(Worker):
 
 def test_a_sample_is_as_long_as_asked_and_warm() -> None:
     worker = FakeWorker("eager:float32")
-    measure = DecodeMeasure([[5]], 24, 0.010)
-    assert measure(worker) == {"seconds_per_step": 1e-3, "bytes_per_step": 100, "steps_per_sample": 10}
-    measure(worker)
+    measure = DecodeMeasure(worker, [[5]], 24, 0.010)
+    assert measure() == {"seconds_per_step": 1e-3, "bytes_per_step": 100, "steps_per_sample": 10}
+    measure()
     assert worker.steps == [4, 10, 10]  # the first call has run at full length too
 
 
-def test_a_rival_that_fails_is_left_out_and_ours_is_an_error() -> None:
-    def measure(worker: Worker) -> dict[str, Any]:
-        return worker.call("decode", steps=4)
+def test_a_baseline_that_fails_is_left_out_and_ours_is_an_error() -> None:
+    def job(variant: str, fails: Exception | None = None) -> dict[str, Job]:
+        return {variant: Decode(4).job(FakeWorker(variant, fails), Setting(None, 1, 3))}
 
-    jobs = {
-        "a": (FakeWorker("eager:float32", WorkerError("it broke")), measure),
-        "b": (FakeWorker("eager:float16"), measure),
-        "c": (FakeWorker("adept-fast:int8", AbsentError("too large")), measure),
-    }
-    assert warm_up(jobs) == {"a": "it broke", "c": "too large"}
-    assert [*jobs] == ["b"]
+    broken, large = WorkerError("it broke"), AbsentError("too large")
+    jobs = job("eager:float32", broken) | job("eager:float16") | job("adept-fast:int8", large)
+    assert warm_up(jobs) == {"eager:float32": "it broke", "adept-fast:int8": "too large"}
+    assert [*jobs] == ["eager:float16"]
     with pytest.raises(WorkerError, match="ours broke"):
-        warm_up({"d": (FakeWorker("adept-fast:int8", WorkerError("ours broke")), measure)})
+        warm_up(job("adept-fast:int8", WorkerError("ours broke")))
 
 
 def test_shares_of_the_dense_floor_count_what_was_skipped() -> None:
@@ -270,40 +247,41 @@ def test_shares_of_the_dense_floor_count_what_was_skipped() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_rows_are_compared_within_their_batch_and_context(device: str) -> None:
-    """On a GPU, where rivals run at the first share of zeros, with the rival's row of that share."""
-    plan = Sweep(torch.device(device), {0.0: Path("a"), 0.9: Path("b")}, (1, 4), (128,), 8, 1.0)
-    contestants = [Contestant.parse(name) for name in ("adept-fast:int4", "eager:float16")]
+    """On a GPU, where baselines run at the first share of zeros, with the baseline's row of that share."""
+    checkpoints: dict[float | None, Path] = {0.0: Path("a"), 0.9: Path("b")}
+    plan = Plan(Decode(8), torch.device(device), checkpoints, (1, 4), (128,))
+    variants = tuple(Variant.parse(name) for name in ("adept-fast:int4", "eager:float16"))
     found = Found()
-    speed = 1.0
+    tokens_a_second = 1.0
     for at, zeros in enumerate(plan.checkpoints):
-        for group in groups(contestants, plan.in_turn, at == 0):
-            for setting in plan.settings(zeros):
-                for contestant in group:
-                    speed += 1
-                    samples: list[Sample | None] = [Sample(1 / speed, 100.0, 100.0)]
-                    worker = FakeWorker(str(contestant))
-                    found.add(plan.row(contestant, setting), worker, setting, samples, collections.Counter())
-    ratios = found.ratios()
+        for group in loaded_together(variants, plan.in_turn, at == 0):
+            for setting in [each for settings in plan.groups(zeros) for each in settings]:
+                for variant in group:
+                    tokens_a_second += 1
+                    samples: Samples = [Sample(1 / tokens_a_second, 100.0, 100.0)]
+                    worker, row = FakeWorker(str(variant)), plan.row(variant, setting)
+                    found.add(row, worker, setting, samples, collections.Counter(), setting.batch)
+    ratios = found.speedups()
     assert len(ratios) == 4
-    for row, rivals in ratios.items():
+    for row, others in ratios.items():
         assert row.startswith(OURS)
-        ((rival, ratio),) = rivals.items()
-        assert rival.partition("batch")[2] == row.partition("batch")[2]
-        assert ("90% zeros" in rival) == ("90% zeros" in row and device == "cpu")
-        ours, theirs = (found.measured[name]["tokens_per_second"]["median"] for name in (row, rival))
+        ((other, ratio),) = others.items()
+        assert other.partition("batch")[2] == row.partition("batch")[2]
+        assert ("90% zeros" in other) == ("90% zeros" in row and device == "cpu")
+        ours, theirs = (found.measured[name]["tokens_per_second"]["median"] for name in (row, other))
         batch = found.measured[row]["batch"]
         assert ratio["speedup"]["median"] == pytest.approx((ours / batch) / (theirs / batch))
 
 
 def test_rows_name_what_differs_and_absence_is_said_once() -> None:
-    one = Sweep(CPU, {None: Path("a")}, (1,), (16,), 8, 1.0)
-    contestant, setting = Contestant.parse("eager:float16"), Setting(None, 1, 16)
-    assert one.row(contestant, setting) == "eager:float16"
-    several = Sweep(CPU, {0.0: Path("a"), 0.9: Path("b")}, (1, 4), (16, 128), 8, 1.0)
+    one = Plan(Decode(8), CPU, {None: Path("a")})
+    variant, setting = Variant.parse("eager:float16"), Setting(None, 1, 16)
+    assert one.row(variant, setting) == "eager:float16"
+    several = Plan(Decode(8), CPU, {0.0: Path("a"), 0.9: Path("b")}, (1, 4), (16, 128))
     name = "eager:float16, 90% zeros, batch 4, context 128"
-    assert several.row(contestant, Setting(0.9, 4, 128)) == name
+    assert several.row(variant, Setting(0.9, 4, 128)) == name
     found = Found(
         measured={"x:a, batch 1": {}},
         absent={"x:a, batch 4": "too large", "y:b, batch 1": "none", "y:b, batch 4": "none", "z:c": "gone"},
     )
-    assert found.who_is_absent() == {"x:a, batch 4": "too large", "y:b": "none", "z:c": "gone"}
+    assert found.reasons() == {"x:a, batch 4": "too large", "y:b": "none", "z:c": "gone"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import importlib
 import json
 import os
 import subprocess
@@ -16,18 +15,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from benchmarks.cases import load, memory, operator_calls, operators, scaling, speed
+from benchmarks.options import Arguments
+from benchmarks.result_file import check_report
+from benchmarks.samples import Limits, Sample, Samples
+from benchmarks.workers import AbsentError, Variant
+from tools.random_checkpoint import PRESETS, make_config, write_random
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "rivals"), str(ROOT / "tools")]
-
-import load  # noqa: E402
-import operator_calls  # noqa: E402
-import operators  # noqa: E402
-import scaling  # noqa: E402
-from arguments import Arguments  # noqa: E402
-from contest import AbsentError, Contestant, Limits, Sample  # noqa: E402
-from harness import check_report  # noqa: E402
-from random_checkpoint import PRESETS, make_config, write_random  # noqa: E402
-
 IN_A_CLONE = pytest.mark.skipif(
     not (ROOT / ".git").exists(), reason="a result names its commit, so it takes a clone"
 )
@@ -35,7 +30,7 @@ IN_A_CLONE = pytest.mark.skipif(
 
 def run_benchmark(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, f"benchmarks/{name}.py", *arguments],
+        [sys.executable, "-m", "benchmarks", name, *arguments],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -76,12 +71,12 @@ def test_the_demo_benchmark_runs(tmp_path: Path) -> None:
 
 
 @IN_A_CLONE
-def test_decode_runs_ours_and_a_rival_and_names_who_is_absent(toy: Path, tmp_path: Path) -> None:
+def test_decode_runs_ours_and_a_baseline_and_names_who_is_absent(toy: Path, tmp_path: Path) -> None:
     output = tmp_path / "decode.json"
     done = run_benchmark(
         *("decode", "--checkpoint", str(toy), "--output", str(output), "--steps", "6", *ANY_SAMPLE),
-        *("--contestant", "adept-fast:float32", "--contestant", "eager:float32"),
-        *("--contestant", "openvino:int8", "--python", "openvino=/no/such/python"),
+        *("--runtime", "adept-fast:float32", "--runtime", "eager:float32"),
+        *("--runtime", "openvino:int8", "--python", "openvino=/no/such/python"),
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(output.read_text(encoding="utf-8"))
@@ -103,41 +98,45 @@ def test_decode_runs_ours_and_a_rival_and_names_who_is_absent(toy: Path, tmp_pat
 
 @IN_A_CLONE
 def test_prefill_batch_and_memory_run(toy: Path, tmp_path: Path) -> None:
-    ours = ["--checkpoint", str(toy), "--contestant", "adept-fast:float32", *ANY_SAMPLE]
-    for name, more in {
-        "prefill": ["--prompt-tokens", "20", "--prompt-tokens", "7", "--prompt-tokens", "128"],
-        "batch": ["--batch", "2", "--steps", "4"],
-        "memory": ["--context", "64", "--steps", "4", "--contestant", "eager:float32"],
+    ours = ["--checkpoint", str(toy), "--runtime", "adept-fast:float32", *ANY_SAMPLE]
+    for name, (program, more) in {
+        "prefill": (
+            speed.prefill,
+            ["--prompt-tokens", "20", "--prompt-tokens", "7", "--prompt-tokens", "128"],
+        ),
+        "batch": (speed.batch, ["--batch", "2", "--steps", "4"]),
+        "memory": (memory.main, ["--context", "64", "--steps", "4", "--runtime", "eager:float32"]),
     }.items():
         output = tmp_path / f"{name}.json"
-        invoke(importlib.import_module(name).main, *ours, *more, "--output", str(output))
+        invoke(program, *ours, *more, "--output", str(output))
         report = json.loads(output.read_text(encoding="utf-8"))
         check_report(report)
         assert report["benchmark"] == name
         if name == "prefill":
-            assert [values["prompt_tokens"] for values in report["measured"].values()] == [20, 7]
+            lengths = {name: values["prompt_tokens"] for name, values in report["measured"].items()}
+            assert lengths == {f"adept-fast:float32, {length} tokens": length for length in (7, 20)}
             assert report["absent"] == {"128 tokens": "the checkpoint's context is 128 tokens"}
         if name == "batch":
             (times,) = report["time_of_a_step_against_batch_1"].values()
             assert times["rounds"] == 3
         if name == "memory":
-            ours, rival = report["measured"].values()
-            for values in (ours, rival):
+            ours, baseline = report["measured"].values()
+            for values in (ours, baseline):
                 assert 0 < values["peak_anonymous_bytes"] <= values["peak_resident_bytes"]
             assert ours["within_limit"] == (ours["peak_resident_bytes"] <= ours["limit_bytes"])
-            assert "limit_bytes" not in rival  # which states no plan
+            assert "limit_bytes" not in baseline  # which states no plan
 
 
-def arguments_of(checkpoint: Path, *contestants: str) -> Arguments:
+def arguments_of(checkpoint: Path, *variants: str) -> Arguments:
     limits = Limits(others_share=9.0, attempts=1)
-    return Arguments(checkpoint, [*map(Contestant.parse, contestants)], 3, 1, {}, limits, None)
+    return Arguments(3, 1, limits, None, checkpoint, tuple(map(Variant.parse, variants)))
 
 
 @pytest.mark.parametrize("state", [load.WARM, load.DROPPED])
 def test_a_start_is_timed_from_a_new_process_to_the_first_token(toy: Path, state: str) -> None:
-    (contestant,) = (arguments := arguments_of(toy, "adept-fast:float32")).contestants
+    (variant,) = (arguments := arguments_of(toy, "adept-fast:float32")).variants
     try:
-        started = load.start(arguments, contestant, state)
+        started = load.start(arguments, variant, state)
     except load.StillResidentError as error:
         pytest.skip(str(error))
     assert (started.resident_share == 1) if state == load.WARM else (started.resident_share <= 0.05)
@@ -153,9 +152,9 @@ def test_load_takes_turns_and_names_who_is_absent(
 ) -> None:
     order = []
 
-    def start(arguments: Arguments, contestant: Contestant, state: str) -> load.Start:
-        order.append((contestant.rival, state))
-        if contestant.rival == "openvino":
+    def start(arguments: Arguments, variant: Variant, state: str) -> load.Start:
+        order.append((variant.runtime, state))
+        if variant.runtime == "openvino":
             raise AbsentError("No module named 'openvino'")
         if state == load.DROPPED:
             raise load.StillResidentError("12% of the files stayed in memory")
@@ -163,9 +162,10 @@ def test_load_takes_turns_and_names_who_is_absent(
 
     monkeypatch.setattr(load, "start", start)
     # These starts take no time, of which any that others took meanwhile would be an endless share.
-    monkeypatch.setattr(load, "cpu_time", lambda: SimpleNamespace(others_share_since=lambda before: 0.0))
+    no_time = SimpleNamespace(others_share_since=lambda before: 0.0)
+    monkeypatch.setattr(load, "CpuTime", SimpleNamespace(now=lambda pids: no_time))
     names = ("adept-fast:int8", "openvino:int8", "eager:float32")
-    chosen = [part for name in names for part in ("--contestant", name)]
+    chosen = [part for name in names for part in ("--runtime", name)]
     output = tmp_path / "load.json"
     invoke(load.main, "--checkpoint", str(toy), *ANY_SAMPLE, *chosen, "--output", str(output))
     report = json.loads(output.read_text(encoding="utf-8"))
@@ -272,7 +272,7 @@ def test_scaling_runs_and_fits_each_axis(tmp_path: Path) -> None:
 def test_a_line_is_fitted_to_the_time_of_reading() -> None:
     # 3 ms and twice the floor, at bandwidths that differ: only beside its own is each on the line.
     sizes = {1e6: 1e9, 5e6: 4e9, 9e6: 2e9}
-    samples: dict[str, list[Sample | None]] = {
+    samples: dict[str, Samples] = {
         f"int8 hidden {at}": [
             None,
             *(Sample(0.003 + 2 * size / speed, size, speed) for speed in (0.5 * near, near, 2 * near)),

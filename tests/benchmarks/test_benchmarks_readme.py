@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -11,16 +10,15 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
+from benchmarks import suite
+from benchmarks.__main__ import main as benchmarks
+from benchmarks.report import plot, readme
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tools")]
-
-import plot  # noqa: E402
-import readme  # noqa: E402
-import suite  # noqa: E402
-
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = {page: page.read_text(encoding="utf-8") for page in readme.PAGES}
 SHOWN = "\n".join(PAGES.values())
@@ -157,7 +155,7 @@ def test_a_figure_that_was_changed_by_hand_is_noticed() -> None:
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    """A folder of results with one, of contestants that are easily told."""
+    """A folder of results with one, of runtimes that are easily told apart."""
     report = {
         "benchmark": "decode",
         "commit": "abc",
@@ -173,8 +171,8 @@ def results(tmp_path: Path) -> Path:
             "openvino:int4": "No module named 'openvino'",
         },
         "measured": {
-            "adept-fast:int4": contestant(50.0, 2e6, 200e6),
-            "rival:int4": contestant(25.5, 3e6, 201e6),
+            "adept-fast:int4": row_of(50.0, 2e6, 200e6),
+            "rival:int4": row_of(25.5, 3e6, 201e6),
             "busy:int4": {"clean_samples": 0, "dropped_total": 9},
         },
     }
@@ -183,7 +181,7 @@ def results(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def contestant(speed: float, size: float, bandwidth: float) -> dict[str, Any]:
+def row_of(speed: float, size: float, bandwidth: float) -> dict[str, Any]:
     def figure(value: float) -> dict[str, float]:
         return {"median": value, "p10": 0.9 * value, "p90": 1.1 * value}
 
@@ -235,7 +233,7 @@ def test_another_devices_results_take_the_place_where_it_has_them(results: Path)
         ("decode one/decode-x", {"uncommitted_changes": True}, "uncommitted changes: no result"),
         ("decode one/decode-x", {"uncommitted_changes": True, "changes": ""}, "uncommitted changes: no res"),
         ("decode one/decode-x", {"commit": ""}, "no result"),
-        ("speed one/decode-x", {"measured": {}}, "no contestant with figures"),
+        ("speed one/decode-x", {"measured": {}}, "no row with figures"),
         ("context one/decode-x", {}, "no two points of context"),
     ],
 )
@@ -283,7 +281,7 @@ def test_the_limit_of_a_bar_is_the_bandwidth_beside_it_over_its_bytes(results: P
 
 def scaling_report() -> dict[str, Any]:
     measured = {
-        f"int8 {axis} {value}": contestant(100.0 / (1 + at), 1e6 * (1 + at), 1e9)
+        f"int8 {axis} {value}": row_of(100.0 / (1 + at), 1e6 * (1 + at), 1e9)
         | {"axis": axis, "value": value, "format": "int8", axis: value}
         for axis, values in {"context": (16, 64, 256), "zeros": (0.0, 0.9)}.items()
         for at, value in enumerate(values)
@@ -295,7 +293,7 @@ def scaling_report() -> dict[str, Any]:
 def decode_sweep() -> dict[str, Any]:
     rows = [(zeros, batch, context) for zeros in (0.0, 0.9) for batch in (1, 4) for context in (128, 2048)]
     measured = {
-        f"adept-fast:fp8, {zeros:.0%} zeros, batch {batch}, context {context}": contestant(10.0, 1e6, 1e9)
+        f"adept-fast:fp8, {zeros:.0%} zeros, batch {batch}, context {context}": row_of(10.0, 1e6, 1e9)
         | {"contestant": "adept-fast:fp8", "zeros": zeros, "batch": batch, "context": context}
         for zeros, batch, context in rows
     }
@@ -391,13 +389,13 @@ def test_results_of_a_tree_with_changes_do_not_get_into_the_readme(monkeypatch: 
 
 
 def test_results_of_a_commit_are_kept_and_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(suite, "HERE", tmp_path)
+    monkeypatch.setattr(suite, "ROOT", tmp_path)
     result, commands = run_suite(monkeypatch, "", "--threads", "3", "--python", "llama.cpp=/a/python")
     assert result.exit_code == 0, result.output
-    (folder,) = (tmp_path / "results").iterdir()
+    (folder,) = (tmp_path / "benchmarks" / "results").iterdir()
     assert {file.stem for file in folder.iterdir()} == {run.result for run in suite.SHORT}
-    assert commands[-1][1:] == ["benchmarks/readme.py", "--device", folder.name]
-    decode = next(command for command in commands if command[1].endswith("decode.py"))
+    assert commands[-1][1:] == ["-m", "benchmarks", "readme", "--device", folder.name]
+    decode = next(command for command in commands if "decode" in command)
     assert "llama.cpp=/a/python" in decode
     assert decode[decode.index("--threads") + 1] == "3"
 
@@ -405,14 +403,14 @@ def test_results_of_a_commit_are_kept_and_shown(monkeypatch: pytest.MonkeyPatch,
 def test_a_program_that_fails_is_named_and_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(suite, "HERE", tmp_path)
-    monkeypatch.setattr(sys.modules[__name__], "FAILING", "decode.py")
+    monkeypatch.setattr(suite, "ROOT", tmp_path)
+    monkeypatch.setattr(sys.modules[__name__], "FAILING", "benchmarks decode")
     result, commands = run_suite(monkeypatch, "")
     assert result.exit_code == 1
     assert "of the rest there is no result: decode-small failed" in result.output
-    (folder,) = (tmp_path / "results").iterdir()
+    (folder,) = (tmp_path / "benchmarks" / "results").iterdir()
     assert {file.stem for file in folder.iterdir()} == {run.result for run in suite.SHORT} - {"decode-small"}
-    assert commands[-1][1] == "benchmarks/readme.py"
+    assert "readme" in commands[-1]
 
 
 def test_a_result_that_the_suite_does_not_know_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,14 +423,8 @@ def test_a_result_that_the_suite_does_not_know_is_named(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("run", [*suite.SHORT, *suite.FULL, *suite.GPU_SHORT, *suite.GPU_FULL], ids=str)
 def test_the_suites_programs_take_the_options_that_it_gives(run: suite.Run, tmp_path: Path) -> None:
     command = suite.command_of(run, tmp_path, tmp_path, 2, ("llama.cpp=/a/python",))
-    # By its file: a folder of tools has the name of one of them.
-    spec = importlib.util.spec_from_file_location(f"the_{run.program}", suite.HERE / f"{run.program}.py")
-    assert spec is not None
-    program = importlib.util.module_from_spec(spec)
-    assert spec.loader is not None
-    sys.modules[spec.name] = program  # where its dataclasses look for it
-    spec.loader.exec_module(program)
     (tmp_path / "0.7g-50").mkdir()
     (tmp_path / "0.7g-90").mkdir()
     (tmp_path / "small-50").mkdir()
-    program.main.make_context("program", command[2:])  # which parses, and runs nothing
+    program = benchmarks.get_command(click.Context(benchmarks), run.program)
+    program.make_context("program", command[4:])  # which parses, and runs nothing

@@ -1,4 +1,4 @@
-"""tools/gpu_check.py without a GPU: the bytes that are counted, and what it prints."""
+"""``gpu-check`` without a GPU: the bytes that are counted, and what it prints."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from cuda_weights import weights
+from step_bytes import Shapes, moved_bytes
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "benchmarks")]
+from benchmarks.cases.operators import copies_beyond
+from benchmarks.gpu_check.programs import Case
+from benchmarks.gpu_check.report import print_of
 
-from cuda_weights import weights  # noqa: E402
-from gpu_check_cases import Case, Shapes, copies_beyond, moved_bytes  # noqa: E402
-from gpu_check_report import folder_of, print_of  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 SMALL = Shapes(hidden=128, heads=2, rotary=32, intermediate=256, vocab=520, context=64)
 
@@ -131,14 +132,10 @@ def test_the_tables_have_a_row_for_each_setting() -> None:
     assert print_of({"measured": {}}) == "no figures"
 
 
-def test_a_device_has_a_folder() -> None:
-    assert folder_of("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
-
-
 def check(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools" / "gpu_check.py"), *arguments]
+    command = [sys.executable, "-m", "benchmarks", "gpu-check", *arguments]
     environment = {**os.environ, "ADEPT_FAST_BUILD": "0"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -1,35 +1,31 @@
-"""What tools/gpu_check.py runs beside tests: the extension that it uses, the step program, and decode.py."""
+"""What ``gpu-check`` runs beside tests: the extension that it uses, the step program, and ``decode``."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from cuda_on_cpu import build
 
+from adept_fast import extension
+from benchmarks.cases import speed
+from benchmarks.gpu_check import build as gpu_build
+from benchmarks.gpu_check import check as gpu_check
+from benchmarks.gpu_check import extension as gpu_check_extension
+from benchmarks.gpu_check import programs as gpu_check_programs
+from benchmarks.gpu_check import run as gpu_check_run
+from benchmarks.gpu_check.extension import find_extension
+from benchmarks.gpu_check.programs import BASELINES, OURS, Case, Decode, StepProgram
+from benchmarks.gpu_check.report import print_of
+from benchmarks.gpu_check.stages import Ended, Outcome
+from benchmarks.result_file import check_report, describe_run
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "benchmarks")]
-
-import decode as decode_benchmark  # noqa: E402
-import gpu_build  # noqa: E402
-import gpu_check  # noqa: E402
-import gpu_check_extension  # noqa: E402
-import gpu_check_programs  # noqa: E402
-import gpu_check_run  # noqa: E402
-from click.testing import CliRunner  # noqa: E402
-from gpu_check_cases import Case  # noqa: E402
-from gpu_check_extension import find_extension  # noqa: E402
-from gpu_check_programs import BASELINES, OURS, Decode, StepProgram  # noqa: E402
-from gpu_check_report import print_of  # noqa: E402
-from gpu_check_stages import Ended, Outcome  # noqa: E402
-from harness import check_report, describe_run  # noqa: E402
-
-from adept_fast import extension  # noqa: E402
 
 
 def new_report() -> dict[str, Any]:
@@ -88,7 +84,7 @@ def test_it_builds_where_there_is_none_for_this_gpu(refused: Ended, monkeypatch:
     ]
     assert found.stages[1][1].said.startswith("used adept_fast/_C.abi3.so, built now; ")
     (command,) = pretended.builds
-    assert command[1:] == [str(ROOT / "tools" / "gpu_build.py"), "--architecture", "9.0"]
+    assert command[1:] == ["-m", "benchmarks.gpu_check.build", "--architecture", "9.0"]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +106,7 @@ def test_the_extension_here_is_used_where_its_kernel_runs(monkeypatch: pytest.Mo
     """By the same program, whose kernel is that of a CPU here."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(gpu_check_extension, "DEVICE", "cpu")
-    monkeypatch.setattr(gpu_check_extension, "BUILDER", "/nowhere/build.py")
+    monkeypatch.setattr(gpu_check_extension, "BUILDER", "nowhere.build")
     found = find_extension("9.0")
     assert found.is_usable, found.stages
     assert found.facts["read_bandwidth_bytes_per_second"] > 0
@@ -211,21 +207,21 @@ def test_without_the_step_program_a_line_says_so(tmp_path: Path, monkeypatch: py
     assert StepProgram(report)(60).passed is None
 
 
-def contestants_of(command: list[str]) -> tuple[str, ...]:
-    return tuple(value for name, value in zip(command, command[1:], strict=False) if name == "--contestant")
+def variants_of(command: list[str]) -> tuple[str, ...]:
+    return tuple(value for name, value in zip(command, command[1:], strict=False) if name == "--runtime")
 
 
 @pytest.mark.parametrize("who", ["adept-fast", *BASELINES])
 def test_decodes_options_are_those_of_the_committed_results(who: str) -> None:
     command = Decode({}, who).command
-    assert command[1] == str(ROOT / "benchmarks" / "decode.py")
-    parsed = decode_benchmark.main.make_context("decode", command[2:]).params
-    assert set(contestants_of(command)) == set(OURS if who == "adept-fast" else [who])
+    assert command[1:4] == ["-m", "benchmarks", "decode"]
+    parsed = speed.decode.make_context("decode", command[4:]).params
+    assert set(variants_of(command)) == set(OURS if who == "adept-fast" else [who])
     committed = ROOT / "benchmarks" / "results" / "nvidia-h100-80gb-hbm3"
     name = "decode-8b-float16.json" if who == "adept-fast" else "decode-8b-rivals.json"
     words = json.loads((committed / name).read_text(encoding="utf-8"))["command"].split()[2:]
-    then = decode_benchmark.main.make_context("decode", words).params
-    apart = ("contestants", "output")
+    then = speed.decode.make_context("decode", words).params
+    apart = ("variants", "output")
     assert {k: v for k, v in parsed.items() if k not in apart} == {
         k: v for k, v in then.items() if k not in apart
     }
@@ -302,7 +298,7 @@ def test_a_whole_run_on_a_pretended_gpu(
     monkeypatch.setattr(gpu_check_programs, "PROGRAM", tmp_path / "step")
 
     def decoded(command: list[str], seconds: float) -> Ended:
-        rows = {"measured": dict.fromkeys(contestants_of(command), ROW), "absent": {}}
+        rows = {"measured": dict.fromkeys(variants_of(command), ROW), "absent": {}}
         Path(command[command.index("--output") + 1]).write_text(json.dumps(rows), encoding="utf-8")
         return Ended(0, False, [])
 

@@ -1,4 +1,4 @@
-"""The stages of tools/gpu_check.py: they end in time, go on behind what fails, and write what they found."""
+"""The stages of ``gpu-check``: they end in time, go on behind what fails, and write what they found."""
 
 from __future__ import annotations
 
@@ -11,32 +11,31 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "benchmarks")]
-
-import gpu_check_stages  # noqa: E402
-from gpu_check_run import (  # noqa: E402
+from benchmarks.gpu_check import stages as gpu_check_stages
+from benchmarks.gpu_check.run import (
     BASELINES_MINUTES,
     Check,
     baseline_stages,
     check_stages,
     limit_seconds,
 )
-from gpu_check_stages import (  # noqa: E402
+from benchmarks.gpu_check.stages import (
     Ended,
     Outcome,
     Stage,
-    files_with_a_place,
+    operator_test_files,
     outcome_of_tests,
     run_process,
     run_side_by_side,
     summary_of,
 )
-from harness import describe_run  # noqa: E402
+from benchmarks.result_file import describe_run
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_stage_is_begun_only_where_it_can_end() -> None:
-    stage = Stage("some", longest=100, least=10, run=lambda seconds: Outcome(True, ""))
+    stage = Stage("some", longest=100, shortest=10, run=lambda seconds: Outcome(True, ""))
     assert [stage.seconds(left) for left in (500, 100, 50, 10, 9.9, -3)] == [100, 100, 50, 10, 0, 0]
 
 
@@ -158,7 +157,7 @@ def test_tests_pass_where_most_ran_and_none_failed(
 
 
 def test_operator_tests_are_thin_and_each_file_has_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = files_with_a_place()
+    files = operator_test_files()
     taken: dict[str, Any] = {}
 
     def pretend(commands: Any, seconds: float, variables: Any, at_once: int) -> list[Ended]:
@@ -172,17 +171,10 @@ def test_operator_tests_are_thin_and_each_file_has_a_process(monkeypatch: pytest
     assert [command[-1] for command in taken["commands"]] == files
     assert len(set(map(len, taken["commands"]))) == 1
     assert taken["at_once"] == 4
-    assert taken["variables"] == {
-        "ADEPT_FAST_PLACE": "gpu",
-        "ADEPT_FAST_TESTS": "thin",
-        "OMP_NUM_THREADS": "1",
-    }
+    assert taken["variables"] == gpu_check_stages.OPERATORS | {"OMP_NUM_THREADS": "1"}
     assert gpu_check_stages.model_tests(5).passed is True
-    assert [command[-1] for command in taken["commands"]] == [
-        "tests/engine/test_graphs_cuda.py",
-        "tests/test_cuda_model.py",
-    ]
-    assert all((ROOT / command[-1]).is_file() for command in taken["commands"])
+    files = [ROOT / command[-1] for command in taken["commands"]]
+    assert {file.name for file in files if file.is_file()} == set(gpu_check_stages.MODEL_TESTS)
 
 
 def test_the_sanitizers_run_the_same_tests(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,18 +188,17 @@ def test_the_sanitizers_run_the_same_tests(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("shutil.which", lambda name, path: f"/bin/{name}")
     assert gpu_check_stages.sanitize_tests("racecheck")(5).passed is True
     assert taken["command"][:3] == ["/bin/compute-sanitizer", "--tool", "racecheck"]
-    assert taken["command"][-len(files_with_a_place()) :] == files_with_a_place()
-    assert taken["variables"]["ADEPT_FAST_PLACE"] == "gpu"
+    assert taken["command"][-len(operator_test_files()) :] == operator_test_files()
+    assert taken["variables"]["ADEPT_FAST_BACKENDS"] == "gpu"
     assert taken["variables"]["ADEPT_FAST_TESTS"] == "thin"
     monkeypatch.setattr("shutil.which", lambda name, path: None)
     assert gpu_check_stages.sanitize_tests("racecheck")(5).passed is None
 
 
 def test_tests_of_operators_are_found_and_those_that_emulate_left_out() -> None:
-    files = files_with_a_place()
-    assert "tests/test_cuda_mlp.py" in files
-    assert "tests/test_cuda_sanitized.py" not in files
-    assert "tests/test_cuda_on_cpu.py" not in files
+    files = {Path(file).name for file in operator_test_files()}
+    assert any("mlp" in name for name in files)
+    assert not any("sanitized" in name or "cuda_on_cpu" in name for name in files)
 
 
 def new_report() -> dict[str, Any]:
@@ -258,4 +249,4 @@ def test_all_stages_together_fit_a_lease() -> None:
         "transformers-compiled:float16": 180,
     }
     for stage in [*sanitized, *baselines]:
-        assert 0 < stage.least <= stage.longest
+        assert 0 < stage.shortest <= stage.longest

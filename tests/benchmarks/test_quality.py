@@ -1,4 +1,4 @@
-"""benchmarks/quality.py runs, and the figures of docs/benchmarks.md are those of its result file."""
+"""The benchmark ``quality`` runs, and the figures of docs/benchmarks.md are those of its result file."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+from benchmarks.cases.quality import same_tokens
 
-from quality import same_tokens  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*/quality.json"))
 FORMATS = ["float32", "int8", "int4"]
@@ -44,7 +43,9 @@ def test_the_quality_benchmark_runs(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             sys.executable,
-            "benchmarks/quality.py",
+            "-m",
+            "benchmarks",
+            "quality",
             "--every",
             "700",
             "--threads",

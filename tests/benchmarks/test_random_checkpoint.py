@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-from random_checkpoint import (  # noqa: E402
+from adept_fast import Runtime
+from adept_fast.checkpoint import open_checkpoint
+from adept_fast.tokenizer.tokenizer import Tokenizer
+from tools.random_checkpoint import (
     PRESETS,
     bias_for_zeros,
     make_config,
@@ -21,9 +20,7 @@ from random_checkpoint import (  # noqa: E402
     write_random,
 )
 
-from adept_fast import Runtime  # noqa: E402
-from adept_fast.checkpoint import open_checkpoint  # noqa: E402
-from adept_fast.tokenizer.tokenizer import Tokenizer  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 TOY = {"hidden": 64, "layers": 2, "heads": 4, "intermediate": 256, "vocab": 4200, "context": 128}
 

@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 from cuda_on_cpu import build
+from step_bytes import Shapes, moved_bytes, needed_units
+from step_program import Step
+
+from benchmarks.gpu_check import build as gpu_build
+from benchmarks.gpu_check.programs import Case
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tools")]
-
-import gpu_build  # noqa: E402
-from gpu_check_cases import Case, Shapes, moved_bytes, needed_units  # noqa: E402
-from step_program import Step  # noqa: E402
 
 FORMATS = ("float16", "fp8", "int4")
 OPERATORS = (
@@ -242,7 +241,9 @@ def test_the_help_names_every_operator_and_where_nothing_can_be_written_that_is_
 
 def test_the_program_is_no_part_of_the_extension() -> None:
     csrc = ROOT / "csrc"
-    assert not [file for file in gpu_build.recipe.source_files(csrc) if "bench" in file.parts]
+    assert not [
+        file for file in gpu_build.recipe.source_files(csrc) if "benchmarks" in file.relative_to(ROOT).parts
+    ]
     assert all(csrc not in source.parents for source in gpu_build.step_sources())
 
 

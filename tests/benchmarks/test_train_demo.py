@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from sentencepiece import SentencePieceProcessor
 
 from adept_fast import Runtime
 from adept_fast.chat.format import chat_prompt
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-
-from demo.corpus import Corpus
-from demo.documents import DocumentSampler, RowPacker
-from demo.questions import read_questions, write_questions
-from demo.rhymes import rhyme_facts
-from demo.sequences import sequence_facts, sum_facts
-from demo.stories import story_texts
-from demo.tables import table_facts
-from demo.tokenizer import END_OF_TEXT_ID, train_tokenizer
-from demo.training import Settings, learning_rate_factor, train, write_model
-from demo.unknowns import unknown_texts
-from sentencepiece import SentencePieceProcessor
+from tools.demo.corpus import Corpus
+from tools.demo.documents import DocumentSampler, RowPacker
+from tools.demo.questions import read_questions, write_questions
+from tools.demo.rhymes import rhyme_facts
+from tools.demo.sequences import sequence_facts, sum_facts
+from tools.demo.stories import story_texts
+from tools.demo.tables import table_facts
+from tools.demo.tokenizer import END_OF_TEXT_ID, train_tokenizer
+from tools.demo.training import Settings, learning_rate_factor, train, write_model
+from tools.demo.unknowns import unknown_texts
 
 TINY = Settings(tokens=30_000, hidden_size=64, num_hidden_layers=1, batch_tokens=768, compile=False)
 

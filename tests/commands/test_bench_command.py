@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,7 @@ from adept_fast.commands import bench
 from adept_fast.commands.bench import Sample, Stopwatch, step_bytes
 from adept_fast.commands.cli import main
 from adept_fast.quantization.formats import FORMATS
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-from random_checkpoint import make_config, write_random  # noqa: E402
+from tools.random_checkpoint import make_config, write_random
 
 SAMPLE = Sample(seconds=0.1, bytes_read=1e6, bandwidth=2e7, zero_share=0.0, batch_size=1)
 REPORT = {
@@ -80,7 +75,7 @@ def test_its_figures_add_up() -> None:
     cache = report["bytes_per_step"] - (dense - report["zero_share"] * down)
     assert 0.1 < report["zero_share"] < 0.99
     per_token = runtime.memory().cache_bytes_per_token
-    assert 2 * 20 * per_token <= cache <= 2 * (20 + bench._MOST_STEPS) * per_token
+    assert 2 * 20 * per_token <= cache <= 2 * (20 + bench._MAX_STEPS) * per_token
     for advice in report["advice"]:
         if "weights" in advice:
             assert advice["bytes_per_step"] < report["bytes_per_step"]
@@ -125,7 +120,7 @@ def test_the_line_is_as_the_readme_has_it() -> None:
     assert bench._as_line(REPORT | {"advice": advice}) == (
         "28.3 tokens/s of 34.1 possible (1.14 GB a token at 39 GB/s, 83%); "
         "--weights int8 would read 575 MB: up to 67.8 tokens/s; "
-        "4 at once gave 61.0 tokens/s in all; OMP_NUM_THREADS=2 gave 40.0 tokens/s"
+        "4 sequences at once gave 61.0 tokens/s in total; OMP_NUM_THREADS=2 gave 40.0 tokens/s"
     )
     assert "1.14 GB a step" in bench._as_line(REPORT | {"batch_size": 4})
     assert bench._as_line(REPORT | {"tokens_per_second": 40.0, "share_of_limit": 1.17}) == (
@@ -178,7 +173,7 @@ def test_a_packed_checkpoint_is_not_told_to_pack(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--context", "600"], "context is 600; expected at most 507, so that 4 steps fit behind it"),
+        (["--context", "600"], "context is 600; expected at most 507, which leaves 4 steps"),
         (["--max-seq-len", "30", "--context", "26"], "context is 26; expected at most 25"),
         (["--checkpoint", "/absent"], "/absent: there is no such file"),
     ],

@@ -233,7 +233,7 @@ def test_options_offer_what_the_modules_behind_them_take() -> None:
     """``choices`` is what the command line checks without those modules."""
     assert tuple(WEIGHT_DTYPES.values()) == (torch.float32, torch.float16, torch.bfloat16)
     assert set(get_args(convert.Format)) == set(choices.CHECKPOINT_FORMATS)
-    assert cuda.MOST_TOKENS == choices.MAX_STEP_TOKENS
+    assert cuda.MAX_TOKENS == choices.MAX_STEP_TOKENS
 
 
 def test_the_script_that_is_installed_is_this_program() -> None:

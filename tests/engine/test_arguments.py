@@ -16,11 +16,11 @@ from transformers import PersimmonConfig as TheirConfig
 from transformers import PersimmonForCausalLM as TheirModel
 
 from adept_fast import ConfigError, ParameterError, Runtime, SamplingParams, Tokenizer, TokenizerError
-from adept_fast.arguments import shown
-from adept_fast.chat.format import ChatError, chat_prompt, chat_text
+from adept_fast.chat.format import ChatError, HumanAdeptFormat, chat_prompt
 from adept_fast.checkpoint import demo_path
 from adept_fast.integrations.transformers import NotServedError, accelerate
 from adept_fast.modeling import KeyValueCache, PersimmonForCausalLM
+from adept_fast.system.short_text import short_repr
 
 
 class Odd:
@@ -142,9 +142,9 @@ TABLE: list[tuple[str, Callable[[Runtime, Any], object], set[str]]] = [
     ("token id", lambda r, v: TOKENIZER.piece(v), {"integer", "bool"}),
     ("token id", lambda r, v: TOKENIZER.is_control(v), {"integer", "bool"}),
     ("messages", lambda r, v: TOKENIZER.apply_chat_template(v), set()),
-    ("messages", lambda r, v: chat_text([v]), set()),
-    ("role", lambda r, v: chat_text([{"role": v, "content": "a"}]), set()),
-    ("content", lambda r, v: chat_text([{"role": "user", "content": v}]), TEXTS),
+    ("messages", lambda r, v: HumanAdeptFormat().text([v]), set()),
+    ("role", lambda r, v: HumanAdeptFormat().text([{"role": v, "content": "a"}]), set()),
+    ("content", lambda r, v: HumanAdeptFormat().text([{"role": "user", "content": v}]), TEXTS),
     (
         "tokenize",
         lambda r, v: TOKENIZER.apply_chat_template([{"role": "user", "content": "a"}], tokenize=v),
@@ -152,7 +152,7 @@ TABLE: list[tuple[str, Callable[[Runtime, Any], object], set[str]]] = [
     ),
     (
         "add_generation_prompt",
-        lambda r, v: chat_text([{"role": "user", "content": "a"}], add_generation_prompt=v),
+        lambda r, v: HumanAdeptFormat().text([{"role": "user", "content": "a"}], add_generation_prompt=v),
         {"bool"},
     ),
     ("question", lambda r, v: chat_prompt(v), TEXTS),
@@ -192,7 +192,7 @@ def test_wrong_types_are_one_sentence(demo: Runtime, wrong: str) -> None:
 
 @pytest.mark.parametrize("name", ["input_ids", "inputs_embeds", "attention_mask", "position_ids"])
 @pytest.mark.parametrize(
-    "value", [[[1, 2]], "text", np.zeros((1, 2)), 7, torch.zeros(1, 2).bool()], ids=shown
+    "value", [[[1, 2]], "text", np.zeros((1, 2)), 7, torch.zeros(1, 2).bool()], ids=short_repr
 )
 def test_modules_take_tensors(name: str, value: Any) -> None:
     inputs: dict[str, Any] = {"input_ids": torch.tensor([[1, 2]])}
@@ -272,9 +272,9 @@ def test_arrays_of_ids(demo: Runtime) -> None:
 
 
 def test_values_are_shown_shortened() -> None:
-    assert shown("a" * 1000).startswith("'aaa")
-    assert all(len(shown(value)) <= 120 for value in WRONG.values())
-    assert shown(10**400) == "an integer of about 398 digits"
-    assert shown(-(2**40)) == "-1099511627776"
-    assert shown(torch.tensor(3)) == "Tensor of torch.int64 and shape [] (3)"
-    assert shown(np.zeros((2, 3))) == "ndarray of float64 and shape [2, 3]"
+    assert short_repr("a" * 1000).startswith("'aaa")
+    assert all(len(short_repr(value)) <= 150 for value in WRONG.values())
+    assert short_repr(10**400) == "an integer of 1329 bits"
+    assert short_repr(-(2**40)) == "-1099511627776"
+    assert short_repr(torch.tensor(3)) == "Tensor of torch.int64 and shape [] (3)"
+    assert short_repr(np.zeros((2, 3))) == "ndarray of float64 and shape [2, 3]"

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
+from fake_graph import READS
 from thread_calls import PROMPTS, Call, half_done, ids
+from torch.overrides import TorchFunctionMode
 
 from adept_fast import GenerationError, Runtime, SamplingParams
+from adept_fast.engine.scoring import ScoredSequence
 from adept_fast.engine.sequence import Request
 from adept_fast.model import PREFILL_CHUNK
 
@@ -201,3 +204,29 @@ def test_an_error_of_a_step_lets_others_go_on(runtime: Runtime, monkeypatch: pyt
         list(stream)
     assert other.result().token_ids == expected
     assert stream.result.finish_reason == "interrupted"
+
+
+class CountingReads(TorchFunctionMode):
+    """Counts how often the host reads a tensor, which waits for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += getattr(func, "__name__", "") in READS
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.2])
+def test_a_chunk_is_read_with_one_wait(runtime: Runtime, penalty: float) -> None:
+    """Of a prompt that ends in it and a text that is scored; the first token and the scores come together."""
+    params = SamplingParams(max_new_tokens=1, repetition_penalty=penalty, stop_token_ids=(7,))
+    handle = runtime.engine.submit(Request([5, 6, 7], params))
+    scored = ScoredSequence([5], [[6, 7]])
+    runtime.engine._scheduler.add([scored])
+    with CountingReads() as reads:
+        runtime.engine.step()
+    assert handle.sequence.is_finished
+    assert scored.is_finished
+    assert reads.count == 1

@@ -83,6 +83,14 @@ def test_batches_get_what_each_prompt_gets_alone(runtime: Runtime) -> None:
     assert [g.token_ids for g in together] == [runtime.generate(p, params).token_ids for p in PROMPTS]
 
 
+def test_guesses_of_a_whole_batch_share_the_rows_of_a_step(runtime: Runtime) -> None:
+    """All of them guess from the first step on, and each wants as many rows as a step has."""
+    params = SamplingParams(max_new_tokens=12, prompt_lookup=15, ignore_eos=True)
+    prompts = [[5, 6, 7] * 9] * runtime.max_batch_size
+    (alone,) = runtime.generate(prompts[:1], params)
+    assert [g.token_ids for g in runtime.generate(prompts, params)] == [alone.token_ids] * len(prompts)
+
+
 def test_text_that_repeats_takes_fewer_steps(runtime: Runtime) -> None:
     timings = runtime.generate(PROMPTS[0], prompt_lookup=6).timings
     assert timings.accepted_tokens > 0

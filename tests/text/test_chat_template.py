@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from adept_fast import Runtime
 from adept_fast.chat.budget import MAX_SOURCE
 from adept_fast.chat.chat_template import ChatTemplate
-from adept_fast.chat.format import STOP, ChatError, HumanAdeptFormat, chat_template
+from adept_fast.chat.format import STOP, ChatError, HumanAdeptFormat
 from adept_fast.checkpoint import CheckpointError, open_checkpoint
 from adept_fast.checkpoint.convert import convert
 from adept_fast.checkpoint.save import save_huggingface
@@ -122,7 +122,7 @@ class TestFiles:
         ):
             open_checkpoint(write(tmp_path / "none", named[:1]))
 
-    @pytest.mark.parametrize("template", [None, chat_template(False), chat_template(True)])
+    @pytest.mark.parametrize("template", [None, *map(HumanAdeptFormat().source, (False, True))])
     def test_without_one_of_its_own_the_format_is_the_built_in_one(
         self, tmp_path: Path, template: object
     ) -> None:

@@ -171,7 +171,7 @@ def test_conversations(both: tuple[Tokenizer, Any], add_generation_prompt: bool)
 @pytest.mark.parametrize(
     ("messages", "found"),
     [
-        ([], "messages is empty"),
+        ([], r"messages is \[\]; expected a list of at least one message"),
         ([{"role": "system", "content": "x"}], r"messages\[0\] has the role 'system'"),
         ([{"role": "user", "content": "x"}, {"content": "x"}], r"messages\[1\] has the role None"),
         ([{"role": "user", "content": ["x"]}], r"messages\[0\] has the content \['x'\]; expected text"),

@@ -6,14 +6,14 @@ import dataclasses
 import random
 from pathlib import Path
 
-from demo import geography, wordnet
-from demo.elements import all_element_facts, read_elements
-from demo.facts import Fact, Text, known_questions, read_facts, read_texts, write_records
-from demo.rhymes import rhyme_facts
-from demo.sequences import sequence_facts, sum_facts
-from demo.stories import story_texts
-from demo.tables import table_facts
-from demo.unknowns import unknown_texts
+from tools.demo import geography, wordnet
+from tools.demo.elements import all_element_facts, read_elements
+from tools.demo.facts import Fact, Text, known_questions, read_facts, read_texts, write_records
+from tools.demo.rhymes import rhyme_facts
+from tools.demo.sequences import sequence_facts, sum_facts
+from tools.demo.stories import story_texts
+from tools.demo.tables import table_facts
+from tools.demo.unknowns import unknown_texts
 
 STORIES = 12_000
 UNKNOWN_COUNTS = {

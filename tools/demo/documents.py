@@ -10,9 +10,9 @@ import sentencepiece
 import torch
 
 from adept_fast.chat.format import chat_prompt
-from demo.corpus import Corpus
-from demo.facts import Fact, Text
-from demo.tokenizer import END_OF_TEXT_ID
+from tools.demo.corpus import Corpus
+from tools.demo.facts import Fact, Text
+from tools.demo.tokenizer import END_OF_TEXT_ID
 
 # How often a fact of a category is drawn; others count 1. Few facts, or hard ones, are drawn more often.
 CATEGORY_WEIGHTS = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from demo.facts import Fact, about_questions, capitalise, make_fact
-from demo.packages import package_folder
+from tools.demo.facts import Fact, about_questions, capitalise, make_fact
+from tools.demo.packages import package_folder
 
 HEAVIEST = 118
 # "What is Mercury?" asks for the planet.

@@ -6,9 +6,10 @@ import collections
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from adept_fast.chat.format import STOP, chat_prompt
-from demo.questions import read_questions
+from tools.demo.questions import read_questions
 
 MAX_NEW_TOKENS = 128
 VARIED_CATEGORIES = (
@@ -30,22 +31,24 @@ def runtime_answerer(directory: Path, batch_size: int = 16) -> Answerer:
     runtime = Runtime.load(directory, max_batch_size=batch_size, progress=False)
 
     def answer(prompts: Sequence[str], add_bos: bool) -> list[str]:
-        settings = {"max_new_tokens": MAX_NEW_TOKENS, "stop": STOP, "add_bos": add_bos}
+        settings: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS, "stop": STOP, "add_bos": add_bos}
         results = runtime.generate(list(prompts), **settings)
         return [result.text.strip() for result in results]
 
     return answer
 
 
-def count_right(answerer: Answerer, records: Sequence[dict], add_bos: bool = True) -> list[bool]:
+def count_right(answerer: Answerer, records: Sequence[dict[str, Any]], add_bos: bool = True) -> list[bool]:
     """For each question whether its answer is the right one, word for word."""
     answers = answerer([chat_prompt(record["question"]) for record in records], add_bos)
     return [answer == record["answer"] for answer, record in zip(answers, records, strict=True)]
 
 
-def accuracy_by_category(answerer: Answerer, records: Sequence[dict], add_bos: bool) -> dict[str, dict]:
+def accuracy_by_category(
+    answerer: Answerer, records: Sequence[dict[str, Any]], add_bos: bool
+) -> dict[str, dict[str, Any]]:
     """[right, asked] by category and by whether the phrasing was held out."""
-    counts: dict[str, dict] = collections.defaultdict(lambda: {"seen": [0, 0], "held_out": [0, 0]})
+    counts: dict[str, dict[str, Any]] = collections.defaultdict(lambda: {"seen": [0, 0], "held_out": [0, 0]})
     for record, right in zip(records, count_right(answerer, records, add_bos), strict=True):
         count = counts[record["category"]]["held_out" if record["held_out"] else "seen"]
         count[0] += right
@@ -53,7 +56,7 @@ def accuracy_by_category(answerer: Answerer, records: Sequence[dict], add_bos: b
     return dict(counts)
 
 
-def accuracy_of_variants(answerer: Answerer, records: Sequence[dict]) -> dict[str, list[int]]:
+def accuracy_of_variants(answerer: Answerer, records: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
     """The same for a sample of questions as people type them, each with and without the first token."""
     known = [r for r in records if r["category"] in VARIED_CATEGORIES and not r["held_out"]]
     unknown = [r for r in records if r["category"].startswith("unknown_")]
@@ -77,7 +80,7 @@ def accuracy_of_variants(answerer: Answerer, records: Sequence[dict]) -> dict[st
     return results
 
 
-def zero_shares(directory: Path, records: Sequence[dict]) -> list[float]:
+def zero_shares(directory: Path, records: Sequence[dict[str, Any]]) -> list[float]:
     """For each layer the share of hidden units that are zero after the squared ReLU."""
     import torch
     from transformers import AutoTokenizer, PersimmonForCausalLM
@@ -87,8 +90,8 @@ def zero_shares(directory: Path, records: Sequence[dict]) -> list[float]:
     zeros = [0.0] * model.config.num_hidden_layers
     units = [0] * model.config.num_hidden_layers
 
-    def counting_hook(layer: int) -> Callable:
-        def hook(module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+    def counting_hook(layer: int) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
             zeros[layer] += float((output == 0).sum())
             units[layer] += output.numel()
 
@@ -104,7 +107,9 @@ def zero_shares(directory: Path, records: Sequence[dict]) -> list[float]:
     return [zero / count for zero, count in zip(zeros, units, strict=True)]
 
 
-def evaluate(directory: Path, questions: Path | None = None, answerer: Answerer | None = None) -> dict:
+def evaluate(
+    directory: Path, questions: Path | None = None, answerer: Answerer | None = None
+) -> dict[str, Any]:
     """All figures for a checkpoint; by default with the questions beside it and this runtime."""
     records = read_questions(questions or directory / "questions.jsonl")
     answerer = answerer or runtime_answerer(directory)
@@ -120,7 +125,7 @@ def ratio(right: int, asked: int) -> str:
     return f"{right:5d} of {asked:5d} = {right / asked:.3f}" if asked else " " * 22
 
 
-def summary(results: dict) -> str:
+def summary(results: dict[str, Any]) -> str:
     """The figures as a table."""
     lines = [f"{'':32s} {'phrasing as in training':24s} held-out phrasing"]
     totals = {"seen": [0, 0], "held_out": [0, 0]}

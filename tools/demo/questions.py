@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from demo.corpus import Corpus
+from tools.demo.corpus import Corpus
 
 
-def question_records(corpus: Corpus) -> Iterator[dict]:
+def question_records(corpus: Corpus) -> Iterator[dict[str, Any]]:
     """For each fact a question as in training and the held-out one, if any; then those to decline."""
     for fact in corpus.facts:
         asked = [(fact.training_questions[0], False), (fact.held_out_question, True)]
@@ -32,7 +33,7 @@ def write_questions(corpus: Corpus, path: Path) -> None:
             file.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
-def read_questions(path: Path) -> list[dict]:
+def read_questions(path: Path) -> list[dict[str, Any]]:
     """The records that `write_questions` wrote."""
     with path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]

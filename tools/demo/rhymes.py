@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from demo.facts import Fact, make_fact
+from tools.demo.facts import Fact, make_fact
 
 RHYMES = {
     "Twinkle, Twinkle, Little Star": (

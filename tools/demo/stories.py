@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from demo.facts import Text, capitalise, with_article
-from demo.words import words
+from tools.demo.facts import Text, capitalise, with_article
+from tools.demo.words import words
 
 ADJECTIVES = words("little brave clever kind lazy shy hungry happy old young gentle curious proud quiet")
 ANIMALS = words(

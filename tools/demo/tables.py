@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from demo.facts import Fact, capitalise, make_fact, with_article
-from demo.sequences import ALPHABET, DAYS, MONTHS
+from tools.demo.facts import Fact, capitalise, make_fact, with_article
+from tools.demo.sequences import ALPHABET, DAYS, MONTHS
 
 PLANETS = {
     "Mercury": "the closest planet to the Sun",

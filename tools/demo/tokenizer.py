@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import sentencepiece
 
-from demo.corpus import Corpus
+from tools.demo.corpus import Corpus
 
 VOCAB_SIZE = 4096
 UNKNOWN_ID, END_OF_TEXT_ID = 0, 1

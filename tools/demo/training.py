@@ -15,9 +15,9 @@ from transformers import PersimmonConfig, PersimmonForCausalLM
 import adept_fast
 from adept_fast.checkpoint import Checkpoint, StoredTensor
 from adept_fast.checkpoint.save import save_huggingface
-from demo.corpus import Corpus
-from demo.documents import Batch, DocumentSampler, RowPacker
-from demo.tokenizer import END_OF_TEXT_ID, UNKNOWN_ID, VOCAB_SIZE
+from tools.demo.corpus import Corpus
+from tools.demo.documents import Batch, DocumentSampler, RowPacker
+from tools.demo.tokenizer import END_OF_TEXT_ID, UNKNOWN_ID, VOCAB_SIZE
 
 HEAD_DIM = 64
 MAX_POSITION_EMBEDDINGS = 512

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Sequence
 
-from demo.facts import Text, normalised, with_article
-from demo.sequences import LARGEST_FACTOR, LARGEST_SUMMAND, sum_questions
-from demo.words import words
+from tools.demo.facts import Text, normalised, with_article
+from tools.demo.sequences import LARGEST_FACTOR, LARGEST_SUMMAND, sum_questions
+from tools.demo.words import words
 
 DECLINES = (
     "I am a very small model, and I do not know that. "

@@ -10,8 +10,8 @@ import dataclasses
 import re
 from pathlib import Path
 
-from demo.facts import Fact, capitalise, make_fact, with_article
-from demo.words import EVERYDAY_NOUNS, LEFT_OUT_NOUNS, MASS_NOUNS, UNWANTED_IN_GLOSS
+from tools.demo.facts import Fact, capitalise, make_fact, with_article
+from tools.demo.words import EVERYDAY_NOUNS, LEFT_OUT_NOUNS, MASS_NOUNS, UNWANTED_IN_GLOSS
 
 DEFAULT_FOLDER = Path("/usr/share/wordnet")
 DEFINED_WORDS = 500
@@ -68,7 +68,8 @@ def read_synsets(folder: Path, part_of_speech: str) -> dict[str, Synset]:
         words = tuple(re.sub(r"\(.*\)", "", fields[4 + 2 * i]) for i in range(word_count))
         first = 5 + 2 * word_count
         count = int(fields[first - 1])
-        pointers = tuple(tuple(fields[first + 4 * i : first + 4 * i + 4]) for i in range(count))
+        groups = (fields[first + 4 * i : first + 4 * i + 4] for i in range(count))
+        pointers = tuple((kind, offset, part, ends) for kind, offset, part, ends in groups)
         synsets[fields[0]] = Synset(int(fields[1]), words, pointers, gloss.strip())
     return synsets
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from adept_fast.arguments import ParameterError, entries, flag, integer, shown
+from adept_fast.arguments import ParameterError, entries, flag, integer
 from adept_fast.sampling import SamplingParams
+from adept_fast.system.short_text import short_repr
 
-DEFAULT_NEW_TOKENS = 256  # where a task says nothing, as for lm-eval's own models
+DEFAULT_NEW_TOKENS = 256  # if a task sets nothing, as for lm-eval's own models
 # What tasks written for one backend or another call the number of new tokens; the first one given counts.
 _NEW_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
@@ -44,11 +45,11 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-def generation_params(settings: dict[str, Any], max_length: int, place: int = 0) -> SamplingParams:
-    """What a task's ``generation_kwargs`` ask for.
+def generation_params(settings: dict[str, Any], max_length: int, index: int = 0) -> SamplingParams:
+    """The parameters of a task's ``generation_kwargs``.
 
     Greedy unless ``do_sample`` is true or, where it is not given, ``temperature`` is above 0. Draws depend on
-    the seed alone, so ``place``, the request's among all, is added to it: repeats of one prompt differ.
+    the seed alone, so ``index``, of the request among all, is added to it: repeats of one prompt differ.
     A setting that is None is not given.
 
     Raises ParameterError for a setting that is unknown, that would change what the runtime does not, or that
@@ -61,7 +62,7 @@ def generation_params(settings: dict[str, Any], max_length: int, place: int = 0)
     new_tokens = _whole(names[0], given[names[0]]) if names else DEFAULT_NEW_TOKENS
     if new_tokens >= max_length:
         raise ParameterError(
-            f"max_gen_toks is {shown(new_tokens)}; expected less than max_length {max_length}, "
+            f"max_gen_toks is {short_repr(new_tokens)}; expected less than max_length {max_length}, "
             f"so that a prompt fits"
         )
     sampling = {name: given[name] for name in _SAMPLING if name in given}
@@ -71,7 +72,7 @@ def generation_params(settings: dict[str, Any], max_length: int, place: int = 0)
         max_new_tokens=new_tokens,
         stop=_stops(given.get("until", ())),
         temperature=_number("temperature", temperature),
-        **sampling | {"seed": _whole("seed", sampling.get("seed", 0)) + place},
+        **sampling | {"seed": _whole("seed", sampling.get("seed", 0)) + index},
     )
     if sampled is False:
         return replace(params, temperature=0.0)
@@ -83,7 +84,7 @@ def _check_names(settings: dict[str, Any]) -> None:
     known = ("until", "do_sample", *_NEW_TOKENS, *_SAMPLING)
     for name in settings:
         if name not in known and name not in _NEUTRAL:
-            raise ParameterError(f"generation_kwargs has {shown(name)}; expected {', '.join(known)}")
+            raise ParameterError(f"generation_kwargs has {short_repr(name)}; expected {', '.join(known)}")
 
 
 def _check_neutral(given: dict[str, Any]) -> None:
@@ -94,7 +95,8 @@ def _check_neutral(given: dict[str, Any]) -> None:
         if name in given and not (isinstance(value, (bool, int, float)) and value in alike):
             expected = " or ".join(map(str, allowed)) or "None"
             raise ParameterError(
-                f"generation_kwargs has {name} {shown(value)}; expected {expected}, all that the runtime does"
+                f"generation_kwargs has {name} {short_repr(value)}; expected {expected}, "
+                "all that the runtime does"
             )
 
 
@@ -111,7 +113,7 @@ def _number(name: str, value: Any) -> Any:
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError as error:
-        raise ParameterError(f"{name} is {shown(value)}; expected a number") from error
+        raise ParameterError(f"{name} is {short_repr(value)}; expected a number") from error
 
 
 def _stops(until: Any) -> tuple[str, ...]:

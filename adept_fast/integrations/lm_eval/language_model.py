@@ -15,12 +15,13 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from adept_fast.arguments import ParameterError, flag, integer, optional_flag, shown
+from adept_fast.arguments import ParameterError, flag, integer, optional_flag
 from adept_fast.checkpoint import dtype_name
 from adept_fast.engine.runtime import Runtime
 from adept_fast.integrations.lm_eval.generation import DEFAULT_NEW_TOKENS, generation_params
+from adept_fast.system.short_text import short_repr
 
-_MOST_ROWS = 16  # sequences that the decode kernels take side by side: what batch_size=auto means
+_MAX_ROWS = 16  # sequences that the decode kernels take side by side: the meaning of batch_size=auto
 _BATCHES_AT_ONCE = 4  # prompts, in batches, that are generated before the progress bar moves
 
 _log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         batch_size: sequences side by side; ``auto`` is 16.
         max_batch_size: an upper bound of ``batch_size``.
         add_bos: whether BOS is put before a prompt; by default what the checkpoint says.
-        trust_remote_code: what lm-eval's command adds for the sake of data sets; a checkpoint has no code.
+        trust_remote_code: accepted since lm-eval's command adds it for data sets; a checkpoint has no code.
 
     Contexts that are too long lose their beginning, and a warning says so.
     """
@@ -87,7 +88,7 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     @property
     def prefix_token_id(self) -> int | None:
-        """What stands before a text that nothing precedes."""
+        """The token before a text that nothing precedes."""
         return self.runtime.tokenizer.bos_id
 
     @property
@@ -107,14 +108,14 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return self._checkpoint.replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The jinja source of the one template there is, where one is asked for."""
+        """The jinja source of the only template, if one is requested."""
         tokenizer = self.runtime.tokenizer
         return tokenizer.chat_format.source(tokenizer.add_bos) if chat_template else None
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The prompt of a conversation, without a system's messages where the format has none."""
+        """The prompt of a conversation; system messages are left out if the format has no such role."""
         system = self.runtime.tokenizer.chat_format.has_system_role
         known = [message for message in chat_history if system or message["role"] != "system"]
         if len(known) < len(chat_history):
@@ -138,12 +139,12 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return tokenizer.encode(string, add_bos=add_bos)
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval writes beside its results."""
+        """Facts that lm-eval writes beside its results."""
         placement = self.runtime.placement
         return {
             "model_num_parameters": self.runtime.config.num_parameters,
             "model_dtype": dtype_name(placement.dtype),
-            "model_weights": placement.weights,
+            "model_weights": None if placement.weights is None else placement.weights.name,
             "model_device": str(placement.device),
         }
 
@@ -178,7 +179,7 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """The log-probability of each text after BOS, in windows of ``max_length`` where it is longer."""
+        """The log-probability of each text after BOS, in windows of ``max_length`` if it is longer."""
         windows: list[tuple[None, list[int], list[int]]] = []
         counts = []
         for request in requests:
@@ -199,30 +200,30 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What follows each context up to a stop string; it goes on exactly where the context ends."""
+        """The text after each context, up to a stop string; it goes on exactly where the context ends."""
         prompts: list[list[int]] = []
         params = []
-        for place, (context, settings) in enumerate(request.args for request in requests):
-            params.append(generation_params(settings, self.max_length, place))
+        for index, (context, settings) in enumerate(request.args for request in requests):
+            params.append(generation_params(settings, self.max_length, index))
             room = self.max_length - (params[-1].max_new_tokens or 0)
             ids = self.tok_encode(context)
             if len(ids) > room:
                 _log.warning("a context of %d tokens is cut to its last %d", len(ids), room)
             prompts.append(ids[-room:])
-        longest_first = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
+        longest_first = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
         texts: dict[int, str] = {}
         with tqdm(total=len(prompts), desc="Generating", disable=disable_tqdm) as bar:
             step = self.batch_size * _BATCHES_AT_ONCE
             for start in range(0, len(prompts), step):
-                places = longest_first[start : start + step]
+                indices = longest_first[start : start + step]
                 generations = self.runtime.generate(
-                    [prompts[place] for place in places], [params[place] for place in places]
+                    [prompts[index] for index in indices], [params[index] for index in indices]
                 )
-                for place, generation in zip(places, generations, strict=True):
-                    texts[place] = generation.text
-                    self.cache_hook.add_partial("generate_until", requests[place].args, generation.text)
-                bar.update(len(places))
-        return [texts[place] for place in range(len(prompts))]
+                for index, generation in zip(indices, generations, strict=True):
+                    texts[index] = generation.text
+                    self.cache_hook.add_partial("generate_until", requests[index].args, generation.text)
+                bar.update(len(indices))
+        return [texts[index] for index in range(len(prompts))]
 
     def _cut(self, context: list[int], continuation: list[int]) -> tuple[list[int], list[int]]:
         """A context that fits before the continuation, whose last token is never read."""
@@ -240,7 +241,7 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 def _no_continuation(texts: tuple[str, str] | None) -> ParameterError:
     context, continuation = texts or ("", "")
     return ParameterError(
-        f"the continuation {shown(continuation)} adds no token to the context {shown(context)}; "
+        f"the continuation {short_repr(continuation)} adds no token to the context {short_repr(context)}; "
         f"expected at least one"
     )
 
@@ -257,12 +258,12 @@ def _batch_size(batch_size: int | str, largest: int | None) -> int:
     if largest is not None:
         largest = integer("max_batch_size", largest, 1)
     if isinstance(batch_size, str) and batch_size.startswith("auto"):
-        return min(_MOST_ROWS, largest or _MOST_ROWS)
+        return min(_MAX_ROWS, largest or _MAX_ROWS)
     is_text = isinstance(batch_size, str) and batch_size.isascii() and batch_size.isdecimal()
     try:
         count = integer("batch_size", int(batch_size) if is_text else batch_size, 1)
     except ValueError as error:
         raise ParameterError(
-            f"batch_size is {shown(batch_size)}; expected a positive integer or auto"
+            f"batch_size is {short_repr(batch_size)}; expected a positive integer or auto"
         ) from error
     return min(count, largest or count)

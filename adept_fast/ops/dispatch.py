@@ -1,0 +1,313 @@
+"""Which implementation runs each operator, under which condition and why: the table, and the choice by it.
+
+At the first call on a device, the rules that cannot apply there are dropped; a call takes the first of the
+others that does not refuse its arguments. A kernel is one operator of torch, which itself runs C++ or CUDA.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from adept_fast.ops import cpu, cuda, kernels, optional, reference
+from adept_fast.ops.sample import sample
+from adept_fast.quantization.matrix import Matrix
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Refusal = Callable[..., str | None]
+
+
+class Rule(NamedTuple):
+    """An implementation of an operator on a type of device.
+
+    ``refusal`` returns why a call is not for this rule, or None. It takes the activations or ids of the call,
+    then the arguments that its parameters are named after; ``*matrices`` stands for all matrices.
+    """
+
+    operator: str
+    device: str
+    implementation: str
+    condition: str
+    reason: str
+    refusal: Refusal | None
+    needs_extension: bool
+
+    def unavailable(self, device: torch.device) -> str | None:
+        return _BACKENDS[self.device].unavailable(device) if self.needs_extension else None
+
+    def pick(self) -> Callable[[Sequence[Any]], Sequence[Any]]:
+        """Returns from an operator's arguments those that ``refusal`` takes."""
+        definition, taken = DEFINITIONS[self.operator], inspect.signature(self.refusal or len).parameters
+        names = list(inspect.signature(definition).parameters)
+        positions = [_input_position(definition)]
+        for name in list(taken)[1:]:
+            positions += kernels.matrix_positions(definition) if name == "matrices" else [names.index(name)]
+        return operator.itemgetter(*positions)
+
+    def function(self) -> Callable[..., Any]:
+        definition = DEFINITIONS[self.operator]
+        if self.implementation == "kernel":
+            return kernels.kernel(definition)
+        if self.implementation == "gemm":
+            return cast(Callable[..., Any], getattr(_BACKENDS[self.device].gemm, self.operator))
+        return optional.prefill_attention if self.implementation == "flash-attn" else definition
+
+
+class Choice(NamedTuple):
+    """The implementation of an operator for a call, and why."""
+
+    operator: str
+    implementation: str
+    reason: str
+
+
+DEFINITIONS: dict[str, Callable[..., Any]] = {  # in the order of a decode step
+    definition.__name__: definition
+    for definition in (
+        reference.embed,
+        reference.layernorm_qkv,
+        reference.rotary_append,
+        reference.decode_attention,
+        reference.linear_residual,
+        reference.mlp,
+        reference.lm_head,
+        reference.prefill_attention,
+        sample,
+        reference.update_decode_state,
+    )
+}
+_BACKENDS: dict[str, Any] = {"cpu": cpu, "cuda": cuda}
+_PROJECTIONS = ("layernorm_qkv", "linear_residual", "lm_head")
+_PRODUCTS = (*_PROJECTIONS, "mlp")
+_CACHE = ("rotary_append", "decode_attention")
+_BUILT = "extension built"
+_RUNS = "extension built with CUDA, compute capability 8.0"
+_FEW = f"at most {cuda.MAX_TOKENS} tokens"
+
+
+def _rules(
+    device: str,
+    operators: Iterable[str],
+    implementation: str,
+    condition: str,
+    reason: str,
+    refusal: Refusal | None = None,
+) -> Iterator[Rule]:
+    needs_extension = condition.startswith(_BUILT)
+    for name in operators:
+        yield Rule(name, device, implementation, condition, reason, refusal, needs_extension)
+
+
+TABLE: tuple[Rule, ...] = (
+    *_rules(
+        "cuda",
+        _PRODUCTS,
+        "kernel",
+        f"{_RUNS}; {_FEW}; float16, bfloat16, or packed for a GPU; columns a multiple of {cuda.VECTOR}",
+        "memory-bound: it reads the weights once",
+        cuda.refuses_matrices,
+    ),
+    *_rules("cuda", _PRODUCTS, "gemm", "always", "torch's GEMM"),
+    *_rules(
+        "cuda",
+        _CACHE,
+        "kernel",
+        f"{_RUNS}; {_FEW}; head_dim a multiple of {cuda.VECTOR} up to {cuda.MAX_HEAD_DIM}",
+        "one launch for all sequences",
+        cuda.refuses_cache,
+    ),
+    *_rules(
+        "cuda",
+        ("embed",),
+        "kernel",
+        f"{_RUNS}; float16, bfloat16 or float32",
+        "it also reads pinned memory of the host",
+        cuda.refuses_table,
+    ),
+    *_rules("cuda", ("sample", "update_decode_state"), "kernel", _RUNS, "one launch"),
+    *_rules(
+        "cuda",
+        ("prefill_attention",),
+        "flash-attn",
+        "installed, allowed by ADEPT_FAST_OPTIONAL, and as exact as torch on this GPU",
+        "faster for long prompts",
+        optional.refuses_cache,
+    ),
+    *_rules("cuda", set(DEFINITIONS).difference(_PRODUCTS), "reference", "always", "plain PyTorch"),
+    *_rules(
+        "cpu",
+        _PROJECTIONS,
+        "kernel",
+        f"{_BUILT}; at most {cpu.MAX_STREAMED_TOKENS} tokens, or a dtype without a fast GEMM: packed, "
+        "float16, bfloat16 without AVX512_BF16",
+        "memory-bound: it reads the weights once",
+        cpu.prefers_gemm,
+    ),
+    *_rules(
+        "cpu",
+        ("mlp",),
+        "kernel",
+        f"{_BUILT}; at most {cpu.MAX_STREAMED_TOKENS} tokens, {cpu.MAX_SPARSE_TOKENS} if packed; or counts; "
+        "or a dtype without a fast GEMM",
+        "it reads only the down-projection's rows of active neurons",
+        cpu.prefers_gemm_down,
+    ),
+    *_rules("cpu", _PRODUCTS, "gemm", _BUILT, "torch's GEMM"),
+    *_rules("cpu", (*_CACHE, "update_decode_state"), "kernel", _BUILT, "one pass"),
+    *_rules("cpu", DEFINITIONS, "reference", "always", "plain PyTorch"),
+)
+
+
+def table(operator: str | None = None, device: str | None = None) -> list[Rule]:
+    """The rules in the order in which they are tried, of one operator and type of device if given."""
+    return [rule for rule in TABLE if operator in (None, rule.operator) and device in (None, rule.device)]
+
+
+def device_type(device: torch.device) -> str:
+    """The type of device whose rules apply: ``cuda``, or ``cpu`` for all others."""
+    return "cuda" if device.type == "cuda" else "cpu"
+
+
+class _Steps(dict[torch.device, list[tuple[Refusal | None, Callable[..., Any], Callable[..., Any]]]]):
+    """For each device the rules of an operator that can apply: refusal, its arguments, implementation."""
+
+    def __init__(self, operator: str) -> None:
+        super().__init__()
+        self._operator = operator
+
+    def __missing__(self, device: torch.device) -> list[Any]:
+        rules = table(self._operator, device_type(device))
+        self[device] = [
+            (rule.refusal, rule.pick(), rule.function()) for rule in rules if rule.unavailable(device) is None
+        ]
+        return self[device]
+
+
+_STEPS = {name: _Steps(name) for name in DEFINITIONS}
+
+
+def forget() -> None:
+    """Drop the rules anew at the next call, for tests."""
+    for steps in _STEPS.values():
+        steps.clear()
+
+
+def _input_position(definition: Callable[..., Any]) -> int:
+    """Which argument is the activations or the ids, on whose device the operator runs."""
+    names = list(inspect.signature(definition).parameters)
+    return names.index("ids") if "ids" in names else 0
+
+
+def _dispatched(definition: Callable[P, R]) -> Callable[P, R]:
+    signature, steps = inspect.signature(definition), _STEPS[definition.__name__]
+    count, position = len(signature.parameters), _input_position(definition)
+
+    @functools.wraps(definition)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if kwargs or len(args) != count:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            args = bound.args
+        for refusal, pick, function in steps[args[position].device]:
+            if refusal is None or refusal(*pick(args)) is None:
+                return function(*args)
+        raise AssertionError("the last rule refuses no call")
+
+    return cast(Callable[P, R], run)
+
+
+embed = _dispatched(reference.embed)
+layernorm_qkv = _dispatched(reference.layernorm_qkv)
+rotary_append = _dispatched(reference.rotary_append)
+decode_attention = _dispatched(reference.decode_attention)
+linear_residual = _dispatched(reference.linear_residual)
+mlp = _dispatched(reference.mlp)
+lm_head = _dispatched(reference.lm_head)
+prefill_attention = _dispatched(reference.prefill_attention)
+update_decode_state = _dispatched(reference.update_decode_state)
+
+
+def slot_sampler(device: torch.device) -> Callable[..., Tensor] | None:
+    """The kernel that samples with the settings of all slots, which stay on the device; None without one.
+
+    It takes logits, slots and positions, then for each slot temperature, top_k, top_p, min_p,
+    repetition_penalty, seed and seen, and returns int64 [rows] as ``ops/sample.py`` defines it. It adds the
+    chosen tokens of slots with a penalty to ``seen``. The host reads nothing that changes from step to step,
+    so a captured graph of this call stays valid.
+    """
+    rule = table("sample", device_type(device))[0]
+    if rule.implementation != "kernel" or rule.unavailable(device) is not None:
+        return None
+    return cast(Callable[..., Tensor], kernels.operators.sample)
+
+
+def token_bounds(w: Matrix) -> tuple[int, ...]:
+    """The numbers of tokens above which another implementation multiplies by ``w``, and rounds differently.
+
+    On a CPU, float32 and float16 have none: their results differ in the rounding of float32 sums only.
+    """
+    if device_type(w.device) == "cuda":
+        return (cuda.MAX_TOKENS,)
+    if cpu.unavailable(w.device) is not None:
+        return ()
+    if not isinstance(w, Tensor):
+        return (cpu.MAX_SPARSE_TOKENS,)
+    return (cpu.MAX_STREAMED_TOKENS,) if w.dtype == torch.bfloat16 else ()
+
+
+def explain(
+    device: torch.device,
+    *,
+    tokens: int = 1,
+    matrix: Matrix | None = None,
+    cache_layer: Tensor | None = None,
+    table: Tensor | None = None,
+) -> list[Choice]:
+    """The implementation of each operator for a call with so many tokens, in the order of a decode step.
+
+    Args:
+        matrix, cache_layer, table: examples of the model's matrices, of the cache of one layer
+            [2, 1, 1, 1, head_dim] and of the embedding; by default in float16, of sizes that kernels take.
+    """
+
+    def example(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float16, device=device)
+
+    cache_layer = example(2, 1, 1, 1, 64) if cache_layer is None else cache_layer
+    known = {
+        "Matrix": example(1, 64) if matrix is None else matrix,
+        "cache_layer": cache_layer,
+        "cache_slot": cache_layer[:, 0],
+        "table": example(1, 64) if table is None else table,
+    }
+    x = torch.zeros(tokens, 1, dtype=torch.float32, device=device)
+    choices = []
+    for name, definition in DEFINITIONS.items():
+        parameters = inspect.signature(definition).parameters.values()
+        arguments = [known.get(p.annotation, known.get(p.name)) for p in parameters]
+        arguments[_input_position(definition)] = x
+        choices.append(explain_call(name, arguments))
+    return choices
+
+
+def explain_call(operator: str, arguments: Sequence[Any]) -> Choice:
+    """The implementation for a call with these arguments, all of them by position."""
+    device = arguments[_input_position(DEFINITIONS[operator])].device
+    refusals: list[str] = []
+    for rule in table(operator, device_type(device)):
+        refusal = rule.unavailable(device)
+        if refusal is None and rule.refusal is not None:
+            refusal = rule.refusal(*rule.pick()(arguments))
+        if refusal is None:
+            language = [_BACKENDS[rule.device].language()] if rule.implementation == "kernel" else []
+            reasons = dict.fromkeys([*language, rule.reason, *refusals])  # without repetition
+            return Choice(operator, rule.implementation, "; ".join(reasons))
+        refusals.append(refusal)
+    raise AssertionError("the last rule refuses no call")

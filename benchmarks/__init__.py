@@ -1,0 +1,1 @@
+"""Benchmarks of adept-fast and of its baselines: ``python -m benchmarks --help``."""

@@ -1,0 +1,1 @@
+"""Workers: a runtime each, in a process and an interpreter of its own (``protocol``)."""

@@ -1,0 +1,140 @@
+"""The stages of ``gpu-check`` that time: programs whose results are put into its report.
+
+Both write their results anew after each figure, so that one that is stopped by its limit leaves what it has.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu_check.stages import ROOT, Ended, Outcome, run_process
+
+PROGRAM = ROOT / "build" / "step"
+OURS = ("adept-fast:float16", "adept-fast:fp8", "adept-fast:int4")
+SAMPLES = 5  # of a decode step, each of some steps; the step program replays a graph twice as often
+# Seconds. The compiled ones compile all layers.
+BASELINES = {
+    "eager:float16": 60,
+    "transformers:float16": 60,
+    "eager-compiled:float16": 180,
+    "transformers-compiled:float16": 180,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator, or all of a ``layer`` or a ``step`` in turn, in one setting."""
+
+    operator: str
+    tokens: int
+    format: str = "float16"  # of the weights, or of the cache
+    zeros: float = 0.0  # the share of inactive neurons
+    positions: int = 0
+    filter: str = ""  # of sample
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Case:
+        """Of an entry in the results of ``benchmarks/step``."""
+        return cls(
+            entry["operator"],
+            entry["tokens"],
+            entry["format"],
+            entry["sparsity_percent"] / 100,
+            entry["positions"],
+            entry["sampling"] if entry["operator"] == "sample" else "",
+        )
+
+    @property
+    def setting(self) -> str:
+        """Everything but the tokens."""
+        zeros = f"{self.zeros:.0%} zeros" if self.operator in ("mlp", "layer", "step") else ""
+        positions = f"{self.positions} positions" if self.positions else ""
+        return ", ".join(filter(None, (self.operator, self.format, zeros, positions, self.filter)))
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting}, {self.tokens} token{'s' if self.tokens > 1 else ''}"
+
+
+class StepProgram:
+    """Times a step and its operators: ``measured`` gets its figures by case, ``step`` the rest."""
+
+    def __init__(self, report: dict[str, Any]) -> None:
+        self._report = report
+
+    def __call__(self, seconds: float) -> Outcome:
+        if not os.access(PROGRAM, os.X_OK):
+            return Outcome(None, "skipped: there is no build/step that can be run; make gpu-build makes it")
+        with tempfile.TemporaryDirectory() as folder:
+            written = Path(folder) / "step.json"
+            command = [str(PROGRAM), "--quick", "--commit", self._report["commit"], "--json", str(written)]
+            ended = run_process(command, seconds)
+            taken = _read(written)
+        entries = taken.pop("measured", [])
+        self._report["step"] = taken
+        self._report["measured"] |= {Case.of(entry).name: entry for entry in entries}
+        failed = [Case.of(entry).name for entry in entries if "failed" in entry]
+        said = f"{len(entries)} cases"
+        if failed:
+            return Outcome(False, f"{said}, {len(failed)} of them failed: {'; '.join(failed)}", ended.lines)
+        return _as_many_as_fit(ended, said, len(entries))
+
+
+class Decode:
+    """Times the decode step of the 8B's shapes; its report stands under ``decode``, by the stage's name.
+
+    ``runtime`` is adept-fast, for all of our formats, or one of BASELINES.
+    """
+
+    def __init__(self, report: dict[str, Any], runtime: str) -> None:
+        self._report = report
+        self._runtime = runtime
+
+    def __call__(self, seconds: float) -> Outcome:
+        with tempfile.TemporaryDirectory() as folder:
+            written = Path(folder) / "decode.json"
+            ended = run_process([*self.command, "--output", str(written)], seconds)
+            taken = _read(written)
+        measured = taken.get("measured", {})
+        if taken:
+            self._report.setdefault("decode", {})[self._runtime] = taken
+        if not measured and self._runtime in BASELINES:  # that it is not installed is no fault of ours
+            return Outcome(None, ended.outcome(ended.lines[-1] if ended.lines else "").said, ended.lines)
+        said = f"{len(measured)} settings"
+        if absent := taken.get("absent"):
+            return Outcome(False, f"{said}; absent: {absent}", ended.lines)
+        return _as_many_as_fit(ended, said, len(measured))
+
+    @property
+    def command(self) -> list[str]:
+        """As the committed results were measured."""
+        is_ours = self._runtime not in BASELINES
+        options = ["--model", "8b", "--device", "cuda", "--batch", "1", "--context", "128"]
+        options += ["--samples", str(SAMPLES), "--longest-sample", "0.5", "--steps", "64", "--threads", "8"]
+        options += ["--attempts", "2", "--zeros", "0,90" if is_ours else "0"]
+        variants = OURS if is_ours else (self._runtime,)
+        named = [part for variant in variants for part in ("--runtime", variant)]
+        return [sys.executable, "-m", "benchmarks", "decode", *options, *named]
+
+
+def _as_many_as_fit(ended: Ended, said: str, count: int) -> Outcome:
+    """A program measures the most valuable first, so what the limit cuts off is no failure; no figure is."""
+    if ended.ran_out and count:
+        return Outcome(True, f"{said}, as many as fit")
+    return ended.outcome(said)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A program's results; empty if it wrote none, or was stopped while it wrote."""
+    try:
+        taken: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return taken

@@ -1,0 +1,1 @@
+"""The README's tables and plots, made of the result files."""

@@ -1,0 +1,1 @@
+"""Programs for developers: random checkpoints, the demo model, evaluation tasks."""
