@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from adept_fast.engine.scoring import Score
     from adept_fast.engine.sequence import Generation, GenerationError, TokenLogprob
     from adept_fast.engine.text_stream import TextStream
-    from adept_fast.memory.advice import InsufficientMemoryError, MemoryPlan
+    from adept_fast.memory.advice import InsufficientMemoryError
+    from adept_fast.memory.plan import MemoryPlan
     from adept_fast.sampling import SamplingParams
     from adept_fast.tokenizer.tokenizer import Tokenizer, TokenizerError
 

@@ -24,9 +24,8 @@ from adept_fast.quantization.matrix import Matrix, QuantizedMatrix, first_rows, 
 from adept_fast.system.huge_pages import HugePages
 from adept_fast.system.mapped_files import release_pages
 
-_EMBEDDING = "model.embed_tokens.weight"
-_OF_THE_VOCABULARY = (_EMBEDDING, "lm_head.weight")
-_PACKING_BLOCKS_BYTES = 1 << 27  # of the blocks in float32 that a matrix is rounded in, on a GPU
+EMBEDDING = "model.embed_tokens.weight"
+_OF_THE_VOCABULARY = (EMBEDDING, "lm_head.weight")
 _CPU = torch.device("cpu")
 
 
@@ -118,12 +117,12 @@ def load_weights(
         leave=False,
     ) as bar:
         config = checkpoint.config
-        matrices = _packed_matrices(checkpoint, weights, device)
+        matrices = matrices_to_pack(checkpoint, weights, device)
         huge = HugePages() if huge_pages and device.type == "cpu" else None
         loader = _Loader(checkpoint, dtype, device, matrices, check_finite, huge, bar)
         tied = is_tied(checkpoint, weights)
         at = _CPU if embedding_on_host and not tied else device
-        embedding = loader.floats(_EMBEDDING, embedding_dtype(checkpoint, dtype, weights), at)
+        embedding = loader.floats(EMBEDDING, embedding_dtype(checkpoint, dtype, weights), at)
         return ModelWeights(
             embedding=_pinned(embedding) if at != device else embedding,
             layers=tuple(
@@ -134,61 +133,6 @@ def load_weights(
             final_beta=loader.vector("model.final_layernorm.bias"),
             lm_head=embedding if tied else loader.matrix("lm_head.weight"),
         )
-
-
-def weights_bytes(
-    checkpoint: Checkpoint,
-    dtype: torch.dtype,
-    weights: WeightFormat | None = None,
-    device: torch.device = _CPU,
-    vocab_rows: int | None = None,
-) -> int:
-    """How many bytes ``load_weights`` will hold, wherever the embedding is."""
-    weights = weight_format(checkpoint, weights)
-    checkpoint = with_vocabulary(checkpoint, vocab_rows)
-    matrices = _packed_matrices(checkpoint, weights, device)
-    total = sum(matrix.nbytes for matrix in matrices.values())
-    for name, tensor in checkpoint.tensors.items():
-        kept = torch.float32 if len(tensor.shape) == 1 else dtype
-        if name == _EMBEDDING:
-            kept = embedding_dtype(checkpoint, dtype, weights)
-        if name not in matrices:
-            total += torch.Size(tensor.shape).numel() * kept.itemsize
-    return total
-
-
-def embedding_bytes(
-    checkpoint: Checkpoint,
-    dtype: torch.dtype,
-    weights: WeightFormat | None = None,
-    vocab_rows: int | None = None,
-) -> int:
-    """How many of them are an embedding's that is only looked up: none where it is the lm_head too."""
-    weights = weight_format(checkpoint, weights)
-    if is_tied(checkpoint, weights):
-        return 0
-    shape = with_vocabulary(checkpoint, vocab_rows).tensors[_EMBEDDING].shape
-    return torch.Size(shape).numel() * embedding_dtype(checkpoint, dtype, weights).itemsize
-
-
-def moving_bytes(
-    checkpoint: Checkpoint,
-    dtype: torch.dtype,
-    weights: WeightFormat | None = None,
-    device: torch.device = _CPU,
-    vocab_rows: int | None = None,
-) -> int:
-    """How many bytes a GPU takes at most while ``load_weights`` moves one matrix, beside what it will hold: a
-    matrix is transposed there, or rounded from what is stored."""
-    if device.type == "cpu" or checkpoint.weights is not None:
-        return 0
-    checkpoint = with_vocabulary(checkpoint, vocab_rows)
-    matrices = _packed_matrices(checkpoint, weights, device)
-    if matrices:
-        sources = [checkpoint.tensors[matrix.tensor] for matrix in matrices.values()]
-        stored = max(torch.Size(source.shape).numel() * source.dtype.itemsize for source in sources)
-        return stored + _PACKING_BLOCKS_BYTES
-    return checkpoint.config.hidden_size * checkpoint.config.intermediate_size * dtype.itemsize
 
 
 def is_tied(checkpoint: Checkpoint, weights: WeightFormat | None) -> bool:
@@ -235,9 +179,10 @@ def weight_format(checkpoint: Checkpoint, weights: WeightFormat | None) -> Weigh
     return weights or checkpoint.weights
 
 
-def _packed_matrices(
+def matrices_to_pack(
     checkpoint: Checkpoint, weights: WeightFormat | None, device: torch.device
 ) -> Mapping[str, PackedMatrix]:
+    """By name, the matrices that ``load_weights`` holds packed."""
     return packed_matrices(checkpoint.config, weights, layout_of(device)) if weights else {}
 
 

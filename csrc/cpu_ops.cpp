@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "cpu/kernels.h"
+#include "cuda/workspace.h"
 #include "operators.h"
 #include "schemas.h"
 #ifdef ADEPT_FAST_WITH_CUDA
@@ -258,6 +259,15 @@ static PyObject* use_instruction_set(PyObject*, PyObject* name) {
 
 static PyObject* layer_tensors(PyObject*, PyObject*) { return PyUnicode_FromString(adept::cpu_ops::kLayerTensorNames); }
 
+// The workspaces of a decode step's kernels on a GPU; built without CUDA too, for planning.
+static PyObject* cuda_step_bytes(PyObject*, PyObject* args) {
+  long long rows, positions, hidden, intermediate, heads, head_dim, vocab;
+  if (!PyArg_ParseTuple(args, "LLLLLLL", &rows, &positions, &hidden, &intermediate, &heads, &head_dim, &vocab))
+    return nullptr;
+  return PyLong_FromLongLong(
+      adept::cuda::decode_step_bytes(rows, positions, hidden, intermediate, heads, head_dim, vocab));
+}
+
 // What the CUDA operators need from torch and do not find; empty if nothing is missing.
 static PyObject* missing_for_cuda(PyObject*, PyObject*) {
 #ifdef ADEPT_FAST_WITH_CUDA
@@ -273,6 +283,7 @@ extern "C" PyMODINIT_FUNC PyInit__C(void) {
       {"runnable_instruction_sets", runnable_instruction_sets, METH_NOARGS, nullptr},
       {"use_instruction_set", use_instruction_set, METH_O, nullptr},
       {"layer_tensors", layer_tensors, METH_NOARGS, nullptr},
+      {"cuda_step_bytes", cuda_step_bytes, METH_VARARGS, nullptr},
       {"missing_for_cuda", missing_for_cuda, METH_NOARGS, nullptr},
       {nullptr, nullptr, 0, nullptr},
   };

@@ -9,7 +9,7 @@ enum class Format : int32_t {
   kFloat32,
   kFloat16,
   kBFloat16,
-  kInt8,     // for a CPU
+  kInt8,     // one scale an output
   kInt4G32,  // in groups of 32, for a CPU
   kFloat8,   // e4m3, for a GPU
   kInt4G128  // in groups of 128, for a GPU

@@ -9,15 +9,18 @@ from typing import Any
 
 import torch
 
-from adept_fast.checkpoint import Checkpoint, packed_matrices
+from adept_fast.checkpoint import Checkpoint
 from adept_fast.choices import MAX_STEP_TOKENS
 from adept_fast.commands.loading import chosen_checkpoint, load_runtime
 from adept_fast.commands.output import print_json, print_text
+from adept_fast.commands.placement_words import describe_weights
 from adept_fast.engine.runtime import Runtime
-from adept_fast.memory.advice import format_bytes
 from adept_fast.memory.bandwidth import BandwidthProbe
+from adept_fast.memory.footprint import tensor_bytes
 from adept_fast.quantization.formats import WeightFormat
-from adept_fast.quantization.layouts import kernel_formats, layout_of
+from adept_fast.quantization.layouts import kernel_formats
+from adept_fast.system.byte_counts import format_bytes
+from adept_fast.weights import EMBEDDING
 
 _SAMPLES = 5
 _SAMPLE_SECONDS = 0.4
@@ -25,7 +28,7 @@ _MAX_STEPS = 64
 _MIN_STEPS = 4
 _MIN_GAIN = 1.05  # times as fast: a setting that gains less is not reported
 _DOWN = "mlp.dense_4h_to_h.weight"
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def run(options: dict[str, Any]) -> None:
     runtime = load_runtime(checkpoint, options, max_batch_size=more)
     stopwatch = Stopwatch(runtime, checkpoint, context)
     samples = [stopwatch.sample(batch_size) for _ in range(_SAMPLES)]
-    report = _report(runtime, samples) | {
+    report = _report(runtime, checkpoint, samples) | {
         "advice": _narrower(runtime, checkpoint, samples)
         + _more_at_once(stopwatch, samples, more)
         + _other_threads(stopwatch, samples)
@@ -115,22 +118,15 @@ def step_bytes(
 
     Of the down-projections, rows whose activation is 0 are not counted.
     """
-    config, placement = checkpoint.config, runtime.placement
-    shapes = {name: shape for name, shape in config.tensor_shapes().items() if name != _EMBEDDING}
-    shapes[_HEAD] = head = (runtime.tokenizer.vocab_size, config.hidden_size)
-    packed = packed_matrices(config, weights, layout_of(placement.device)) if weights else {}
-    total = 0.0
-    for name, shape in shapes.items():
-        if name in packed:
-            size = packed[name].first_rows(head[0]).nbytes if name == _HEAD else packed[name].nbytes
-        else:
-            kept = torch.float32 if len(shape) == 1 else placement.dtype
-            size = torch.Size(shape).numel() * kept.itemsize
-        total += size * (1 - zero_share) if name.endswith(_DOWN) else size
-    return total
+    placement = runtime.placement
+    rows = runtime.tokenizer.vocab_size
+    sizes = tensor_bytes(checkpoint, placement.dtype, weights, placement.device, rows)
+    if _HEAD in sizes:  # or the embedding is the output matrix
+        del sizes[EMBEDDING]
+    return sum(size * (1 - zero_share) if name.endswith(_DOWN) else size for name, size in sizes.items())
 
 
-def _report(runtime: Runtime, samples: list[Sample]) -> dict[str, Any]:
+def _report(runtime: Runtime, checkpoint: Checkpoint, samples: list[Sample]) -> dict[str, Any]:
     speeds = [sample.tokens_per_second for sample in samples]
     return {
         "tokens_per_second": _median(speeds),
@@ -143,7 +139,7 @@ def _report(runtime: Runtime, samples: list[Sample]) -> dict[str, Any]:
         "zero_share": _median([sample.zero_share for sample in samples]),
         "batch_size": samples[0].batch_size,
         "device": str(runtime.placement.device),
-        "weights": runtime.placement.weights_in_words,
+        "weights": describe_weights(runtime.placement),
         "threads": torch.get_num_threads(),
     }
 

@@ -18,10 +18,10 @@ from adept_fast.commands.output import print_json, print_text
 from adept_fast.commands.streaming import print_stream
 from adept_fast.engine.runtime import Runtime
 from adept_fast.engine.sequence import Generation
-from adept_fast.memory.advice import format_bytes
 from adept_fast.memory.bandwidth import measure_read_bandwidth
 from adept_fast.sampling import SamplingParams
 from adept_fast.system import text_input
+from adept_fast.system.byte_counts import format_bytes
 from adept_fast.tokenizer.tokenizer import Tokenizer, TokenizerError
 
 _NAMES_OF_STDIN = {"-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"}

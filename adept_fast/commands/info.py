@@ -15,17 +15,21 @@ from adept_fast import __version__, ops
 from adept_fast.checkpoint import Checkpoint, Location, dtype_name, locate, open_checkpoint
 from adept_fast.checkpoint.published import release_checksum
 from adept_fast.commands.output import print_json, print_text
+from adept_fast.commands.placement_words import describe_embedding, describe_pages, describe_weights
 from adept_fast.config import PersimmonConfig
 from adept_fast.engine.graphs import launch_description
-from adept_fast.engine.loading import plan_loading
-from adept_fast.memory.advice import InsufficientMemoryError, MemoryPlan, format_bytes, format_together
+from adept_fast.engine.loading import request_memory
+from adept_fast.memory.advice import InsufficientMemoryError, plan_memory
+from adept_fast.memory.plan import MemoryPlan, MemoryRequest
+from adept_fast.memory.workspace import allowance_reason
 from adept_fast.model import PREFILL_CHUNK
 from adept_fast.ops import cuda
 from adept_fast.ops.optional import choices
-from adept_fast.placement import Placement, choose_placement, imagine_placement
+from adept_fast.placement import Placement
 from adept_fast.quantization.formats import MatrixSpec
 from adept_fast.quantization.layouts import layout_of
 from adept_fast.quantization.matrix import Matrix
+from adept_fast.system.byte_counts import format_bytes, format_together
 from adept_fast.system.short_text import printable
 
 
@@ -55,24 +59,29 @@ def _verify(path: str) -> dict[str, Any]:
 
 def _report(location: Location, options: dict[str, Any]) -> dict[str, dict[str, Any]]:
     checkpoint = open_checkpoint(location.path, mmap=options["mmap"])
-    placement, plan = _plan(checkpoint, options)
+    imagined = options["gpu_memory"] is not None
+    placement, request = _request(checkpoint, options)
+    try:
+        plan, refusal = plan_memory(request), ""
+    except InsufficientMemoryError as error:
+        plan, refusal = None, str(error)
     return {
         "checkpoint": _describe_checkpoint(checkpoint, location),
         "config": dataclasses.asdict(checkpoint.config),
         "placement": {
-            "device": _device_name(placement),
-            "weights": placement.weights_in_words,
-            "pages": placement.pages_in_words,
+            "device": _device_name(placement.device, imagined),
+            "weights": describe_weights(placement),
+            "pages": describe_pages(request),
             "cache": dtype_name(placement.cache_dtype),
             "decode steps": launch_description(placement.device, options["cuda_graphs"]),
-            **_describe_kernels(placement),
+            **({} if imagined else _describe_kernels(placement.device)),
         },
         "memory": {
-            "embedding": placement.embedding_place,
-            "vocabulary": _vocabulary(checkpoint, placement),
-            **({"does not fit": plan} if isinstance(plan, str) else _describe_plan(plan)),
+            "embedding": describe_embedding(request, plan),
+            "vocabulary": _vocabulary(request),
+            **({"does not fit": refusal} if plan is None else _describe_plan(plan)),
         },
-        **({} if placement.imagined_bytes is not None else _describe_software(checkpoint, placement)),
+        **({} if imagined else _describe_software(checkpoint, placement)),
         "versions": {
             "adept-fast": __version__,
             "torch": torch.__version__,
@@ -101,24 +110,13 @@ def _describe_checkpoint(checkpoint: Checkpoint, location: Location) -> dict[str
     }
 
 
-def _plan(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Placement, MemoryPlan | str]:
-    """The placement, and the memory plan or the reason why it does not fit."""
-    asked = {name: options[name] for name in ("dtype", "cache_dtype", "weights", "embedding")}
-    if options["gpu_memory"] is None:
-        placement = choose_placement(checkpoint, options["device"], **asked)
-    elif options["device"] in ("auto", "cuda"):
-        placement = imagine_placement(checkpoint, options["gpu_memory"], **asked)
-    else:
+def _request(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Placement, MemoryRequest]:
+    if options["gpu_memory"] is not None and options["device"] not in ("auto", "cuda"):
         raise click.UsageError(f"--gpu-memory plans for a GPU, and --device is {options['device']}")
-    try:
-        return plan_loading(
-            checkpoint,
-            placement,
-            max_seq_len=options["max_seq_len"],
-            max_batch_size=options["batch_size"],
-        )
-    except InsufficientMemoryError as error:
-        return placement, str(error)
+    asked = ("device", "dtype", "cache_dtype", "weights", "embedding", "max_seq_len", "gpu_memory")
+    return request_memory(
+        checkpoint, max_batch_size=options["batch_size"], **{name: options[name] for name in asked}
+    )
 
 
 def _describe_software(checkpoint: Checkpoint, placement: Placement) -> dict[str, dict[str, str]]:
@@ -146,17 +144,16 @@ def _describe_operators(config: PersimmonConfig, placement: Placement) -> dict[s
     }
 
 
-def _describe_kernels(placement: Placement) -> dict[str, str]:
+def _describe_kernels(device: torch.device) -> dict[str, str]:
     """Whether the CUDA kernels run on this GPU, found by running one; empty for other devices."""
-    if placement.device.type != "cuda" or placement.imagined_bytes is not None:
+    if device.type != "cuda":
         return {}
-    fault = cuda.fault(placement.device)
+    fault = cuda.fault(device)
     return {"CUDA kernels": "run" if fault is None else f"do not run: {fault}"}
 
 
-def _vocabulary(checkpoint: Checkpoint, placement: Placement) -> str:
-    rows = checkpoint.config.vocab_size
-    held = placement.vocab_rows or rows
+def _vocabulary(request: MemoryRequest) -> str:
+    rows, held = request.config.vocab_size, request.vocab_rows
     return f"all {rows} rows" if held == rows else f"{held} of {rows} rows, which the tokenizer uses"
 
 
@@ -165,7 +162,7 @@ def _describe_plan(plan: MemoryPlan) -> dict[str, Any]:
     return {
         "weights": format_bytes(plan.weights_bytes),
         **({"pinned on the host": format_bytes(plan.pinned_bytes)} if plan.pinned_bytes else {}),
-        "working memory": format_bytes(plan.workspace_bytes),
+        "working memory": _working_memory(plan),
         **({"decode graphs": f"at most {format_bytes(plan.graphs_bytes)}"} if plan.graphs_bytes else {}),
         "cache a token": format_bytes(plan.cache_bytes_per_token),
         "cache": f"{format_bytes(plan.cache_bytes)} for {plan.max_batch_size} × {plan.max_seq_len} tokens",
@@ -175,9 +172,14 @@ def _describe_plan(plan: MemoryPlan) -> dict[str, Any]:
     }
 
 
-def _device_name(placement: Placement) -> str:
-    device = placement.device
-    if placement.imagined_bytes is not None:
+def _working_memory(plan: MemoryPlan) -> str:
+    reason = allowance_reason() if plan.request.device.type == "cuda" else None
+    allowance = f" (an allowance for the CUDA kernels, as {reason})" if reason else ""
+    return format_bytes(plan.workspace_bytes) + allowance
+
+
+def _device_name(device: torch.device, imagined: bool) -> str:
+    if imagined:
         return f"{device} (not here: planned as if its kernels run and the host has room for pinned memory)"
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"

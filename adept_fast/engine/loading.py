@@ -1,65 +1,81 @@
-"""From a checkpoint to a model in memory: planned first, then loaded."""
+"""From a checkpoint to a model in memory: placed, planned, then loaded."""
 
 from __future__ import annotations
 
 import torch
 
+from adept_fast.arguments import ParameterError, one_of
 from adept_fast.checkpoint import Checkpoint
 from adept_fast.kv_cache import StaticKVCache
-from adept_fast.memory.advice import (
-    InsufficientMemoryError,
-    MemoryPlan,
-    MemoryRequest,
-    available_bytes,
-    explaining_out_of_memory,
-    plan_memory,
-)
-from adept_fast.memory.plan import UNLIMITED_BYTES, HeldWeights
+from adept_fast.memory.advice import InsufficientMemoryError, explaining_out_of_memory
+from adept_fast.memory.available import available_bytes
+from adept_fast.memory.footprint import Footprint, footprint
+from adept_fast.memory.plan import UNLIMITED_BYTES, MemoryPlan, MemoryRequest
 from adept_fast.model import Persimmon
-from adept_fast.ops import cuda
-from adept_fast.placement import Placement, held_dtype
+from adept_fast.ops import cuda, optional
+from adept_fast.placement import Placement, choose_placement, find_device
 from adept_fast.quantization.formats import WeightFormat
 from adept_fast.quantization.layouts import kernel_formats
-from adept_fast.weights import (
-    PinnedMemoryError,
-    embedding_bytes,
-    load_weights,
-    moving_bytes,
-    weights_bytes,
-)
+from adept_fast.weights import PinnedMemoryError, is_tied, load_weights
 
 _CPU = torch.device("cpu")
+_EMBEDDINGS = ("auto", "device", "host")
 
 
-def plan_loading(
-    checkpoint: Checkpoint, placement: Placement, *, max_seq_len: int | None, max_batch_size: int
-) -> tuple[Placement, MemoryPlan]:
-    """What it will take, and the placement with the place of the embedding, where that was left open.
+def request_memory(
+    checkpoint: Checkpoint,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    cache_dtype: str | torch.dtype = "float16",
+    weights: str | None = None,
+    embedding: str = "auto",
+    max_seq_len: int | None = None,
+    max_batch_size: int = 1,
+    gpu_memory: int | None = None,
+) -> tuple[Placement, MemoryRequest]:
+    """Where a checkpoint will run, and what it has to hold there.
 
-    Raises InsufficientMemoryError when it does not fit, saying what would.
+    ``gpu_memory`` imagines a GPU with that many free bytes, in place of ``device``; the kernels are taken to
+    run on it, and the host to have room for what is pinned.
+
+    Raises ParameterError for a name that is not known, a device that is not there or an embedding that cannot
+    be where it is asked for, CheckpointError if the weights are packed in another format than ``weights``.
     """
-    device, imagined = placement.device, placement.imagined_bytes
-    free_on_host = UNLIMITED_BYTES
-    if device.type == "cuda" and imagined is None:
-        free_on_host = available_bytes(_CPU)
-    request = MemoryRequest(
+    where = find_device(device) if gpu_memory is None else torch.device("cuda")
+    is_gpu, is_here = where.type == "cuda", gpu_memory is None
+    placement = choose_placement(checkpoint, where, dtype, cache_dtype, weights)
+    if is_gpu:
+        try:
+            optional.allowed()
+        except optional.OptionalPackageError as error:
+            raise ParameterError(str(error)) from error
+    embedding = one_of("embedding", embedding, _EMBEDDINGS)
+    refusal = _pinning_refusal(checkpoint, placement, cuda.unavailable(where) if is_gpu and is_here else None)
+    if is_gpu and embedding == "host" and refusal is not None:
+        raise ParameterError(f"embedding is 'host'; expected device or auto, as {refusal}")
+    vocab_rows = checkpoint.tokenizer.vocab_size if is_gpu else checkpoint.config.vocab_size
+
+    def footprint_of(placed: Placement) -> Footprint:
+        return footprint(checkpoint, placed.dtype, placed.weights, where, vocab_rows)
+
+    return placement, MemoryRequest(
         config=checkpoint.config,
-        device=device,
-        weights=_held(checkpoint, placement, placement.weights),
-        vocab_rows=placement.vocab_rows or checkpoint.config.vocab_size,
-        available_bytes=available_bytes(device) if imagined is None else imagined,
-        host_available_bytes=free_on_host,
+        device=where,
+        weights=footprint_of(placement),
+        vocab_rows=vocab_rows,
+        available_bytes=available_bytes(where) if gpu_memory is None else gpu_memory,
+        host_available_bytes=available_bytes(_CPU) if is_gpu and is_here else UNLIMITED_BYTES,
         cache_dtype=placement.cache_dtype,
         max_seq_len=max_seq_len,
         max_batch_size=max_batch_size,
-        embedding=placement.embedding,
-        may_pin=placement.may_pin_embedding,
+        embedding=embedding if is_gpu else "device",
+        pinning_refusal=refusal,
         other_weights=tuple(
-            _held(checkpoint, placement, weights) for weights in _smaller_formats(checkpoint, placement)
+            footprint_of(choose_placement(checkpoint, where, dtype, cache_dtype, smaller.name))
+            for smaller in _smaller_formats(checkpoint, placement)
         ),
     )
-    plan = plan_memory(request)
-    return placement.settled(plan.embedding), plan
 
 
 def load_model(
@@ -70,7 +86,7 @@ def load_model(
     check_weights: bool = True,
     progress: bool = True,
 ) -> tuple[Persimmon, StaticKVCache]:
-    """Load what was planned. Raises InsufficientMemoryError where memory runs out all the same."""
+    """Load what was planned. Raises InsufficientMemoryError if memory runs out all the same."""
     try:
         with explaining_out_of_memory(plan, during="loading", held_bytes=0):
             return _load(checkpoint, placement, plan, check_weights, progress)
@@ -87,9 +103,9 @@ def _load(
         dtype=placement.dtype,
         device=placement.device,
         weights=placement.weights,
-        vocab_rows=placement.vocab_rows,
-        embedding_on_host=placement.embedding == "host",
-        huge_pages=placement.small_pages_reason is None,
+        vocab_rows=plan.request.vocab_rows,
+        embedding_on_host=plan.embedding == "host",
+        huge_pages=plan.request.small_pages_reason is None,
         check_finite=check_weights,
         progress=progress,
     )
@@ -106,18 +122,13 @@ def _load(
     return model, cache
 
 
-def _held(checkpoint: Checkpoint, placement: Placement, weights: WeightFormat | None) -> HeldWeights:
-    """What the weights take in that format."""
-    device, rows = placement.device, placement.vocab_rows
-    dtype = held_dtype(checkpoint, device, placement.asked_dtype, weights)
-    embedding = embedding_bytes(checkpoint, dtype, weights, rows)
-    return HeldWeights(
-        setting=f'weights "{weights.name if weights else None}"',
-        other_bytes=weights_bytes(checkpoint, dtype, weights, device, rows) - embedding,
-        embedding_bytes=embedding,
-        moving_bytes=moving_bytes(checkpoint, dtype, weights, device, rows),
-        unpacking_bytes=cuda.DEQUANTIZING_BYTES if weights and device.type == "cuda" else 0,
-    )
+def _pinning_refusal(checkpoint: Checkpoint, placement: Placement, unavailable: str | None) -> str | None:
+    """Why the embedding cannot be on the host while the rest is on a GPU; None if it can."""
+    if placement.device.type != "cuda":
+        return "the rest is there too"
+    if is_tied(checkpoint, placement.weights):
+        return "it is the output matrix too, which every step reads"
+    return None if unavailable is None else f"only the CUDA kernels look it up on the host: {unavailable}"
 
 
 def _smaller_formats(checkpoint: Checkpoint, placement: Placement) -> list[WeightFormat]:

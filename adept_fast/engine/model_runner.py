@@ -12,7 +12,7 @@ from adept_fast.engine.decode_state import DecodeState, RowInput, Rows
 from adept_fast.engine.graphs import CaptureReport, CudaGraphRunner, LaunchPolicy
 from adept_fast.engine.scoring import TokenLogprobs
 from adept_fast.kv_cache import StaticKVCache
-from adept_fast.memory.workspace import most_rows
+from adept_fast.memory.workspace import max_rows
 from adept_fast.model import Persimmon, Segment
 from adept_fast.ops.cuda import MAX_TOKENS
 from adept_fast.ops.transfer import to_device
@@ -47,7 +47,7 @@ class ModelRunner:
         self, model: Persimmon, cache: StaticKVCache, vocab_size: int, policy: LaunchPolicy | None = None
     ) -> None:
         device, slots = model.device, cache.max_batch_size
-        self.max_rows = most_rows(slots)
+        self.max_rows = max_rows(slots)
         policy = policy or LaunchPolicy.on(device, self.max_rows, cache.max_seq_len)
         self._state = DecodeState(self.max_rows, slots, vocab_size, device)
         self._sampler = Sampler(slots, vocab_size, device, skips_unused=policy.capture is None)

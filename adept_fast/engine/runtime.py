@@ -26,17 +26,18 @@ from adept_fast.checkpoint import Checkpoint, open_checkpoint
 from adept_fast.config import PersimmonConfig
 from adept_fast.engine.engine import Engine
 from adept_fast.engine.graphs import CUDA_GRAPHS, CaptureReport, LaunchPolicy
-from adept_fast.engine.loading import load_model, plan_loading
+from adept_fast.engine.loading import load_model, request_memory
 from adept_fast.engine.model_runner import ModelRunner
 from adept_fast.engine.scoring import Likelihood, Score, ScoredSequence
 from adept_fast.engine.sequence import Generation, Request
 from adept_fast.engine.stats import Stats
 from adept_fast.engine.text_stream import TextStream
 from adept_fast.kv_cache import StaticKVCache
-from adept_fast.memory.advice import MemoryPlan, explaining_out_of_memory
-from adept_fast.memory.workspace import most_rows
+from adept_fast.memory.advice import explaining_out_of_memory, plan_memory
+from adept_fast.memory.plan import MemoryPlan
+from adept_fast.memory.workspace import max_rows
 from adept_fast.model import Persimmon
-from adept_fast.placement import Placement, choose_placement
+from adept_fast.placement import Placement
 from adept_fast.sampling import SamplingParams
 from adept_fast.system.short_text import short_repr
 from adept_fast.tokenizer.tokenizer import Tokenizer
@@ -70,9 +71,7 @@ class Runtime:
         self.placement = placement
         self.load_seconds = load_seconds
         self._plan = plan
-        policy = LaunchPolicy.on(
-            model.device, most_rows(cache.max_batch_size), cache.max_seq_len, cuda_graphs
-        )
+        policy = LaunchPolicy.on(model.device, max_rows(cache.max_batch_size), cache.max_seq_len, cuda_graphs)
         runner = ModelRunner(model, cache, tokenizer.vocab_size, policy)
         self.engine = Engine(
             runner, tokenizer, guard=lambda: explaining_out_of_memory(plan, during="generating")
@@ -136,10 +135,17 @@ class Runtime:
         checkpoint = _open(path_or_name, optional_text("revision", revision), mmap=mmap, progress=progress)
         if max_seq_len is not None:
             max_seq_len = integer("max_seq_len", max_seq_len, 1, checkpoint.config.max_position_embeddings)
-        placement = choose_placement(checkpoint, device, dtype, cache_dtype, weights, embedding)
-        placement, plan = plan_loading(
-            checkpoint, placement, max_seq_len=max_seq_len, max_batch_size=max_batch_size
+        placement, request = request_memory(
+            checkpoint,
+            device=device,
+            dtype=dtype,
+            cache_dtype=cache_dtype,
+            weights=weights,
+            embedding=embedding,
+            max_seq_len=max_seq_len,
+            max_batch_size=max_batch_size,
         )
+        plan = plan_memory(request)
         model, cache = load_model(checkpoint, placement, plan, check_weights=check_weights, progress=progress)
         runtime = cls(model, checkpoint.tokenizer, cache, plan, placement, 0.0, cuda_graphs=cuda_graphs)
         if warmup:

@@ -114,7 +114,7 @@ class ScoredSequence:
         return Segment(self.slot, start + self._read, tokens[self._read :])
 
     def targets(self, first_row: int, count: int) -> list[Target]:
-        """The tokens that the next ``count`` tokens predict; ``first_row`` is the first one's in its chunk."""
+        """The tokens that the next ``count`` tokens predict; ``first_row`` is the row of the first."""
         _, start = self._segment()
         found = []
         for at in range(count):

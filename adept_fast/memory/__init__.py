@@ -1,1 +1,1 @@
-"""Memory: what a model takes, what is free, and the bandwidth of reading it."""
+"""Memory: what a model takes, what is free, what fits, and the bandwidth of reading it."""

@@ -1,7 +1,8 @@
-"""MemoryPlan: what a model and its cache take, worked out from what is asked for."""
+"""MemoryPlan: what a model and its cache take, for a MemoryRequest that says what is to be held."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -9,25 +10,11 @@ import torch
 
 from adept_fast.config import PersimmonConfig
 from adept_fast.kv_cache import bytes_per_token
-from adept_fast.memory.workspace import fixed_bytes, graphs_bytes, most_rows, prompt_bytes, step_bytes
+from adept_fast.memory.footprint import Footprint
+from adept_fast.memory.workspace import Workspace, max_rows
+from adept_fast.system import huge_pages
 
 UNLIMITED_BYTES = 2**63 - 1
-
-
-@dataclass(frozen=True)
-class HeldWeights:
-    """What the weights take in one of the ways to hold them, in bytes.
-
-    ``embedding_bytes`` are of a table that is only looked up: 0 where it is the output matrix too.
-    ``moving_bytes`` is the most that loading a matrix takes beside what is held, ``unpacking_bytes`` what a
-    long prompt takes to turn packed weights into floats.
-    """
-
-    setting: str  # such as ``weights "int4"``
-    other_bytes: int
-    embedding_bytes: int = 0
-    moving_bytes: int = 0
-    unpacking_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,13 +22,14 @@ class MemoryRequest:
     """What is to be held, and how much memory there is for it.
 
     ``max_seq_len`` None is the longest context that fits. ``embedding`` is ``device``, ``host`` for pinned
-    memory of the host, or ``auto``: on the device where all that is asked for fits there. ``other_weights``
-    are other ways to hold them, for advice. ``vocab_rows`` are those of the vocabulary that are held.
+    memory of the host, or ``auto``: on the device if all that is asked for fits there. ``pinning_refusal`` is
+    why it cannot be on the host; None if it can. ``other_weights`` are of other formats, for advice.
+    ``vocab_rows`` are the rows of the vocabulary that are held.
     """
 
     config: PersimmonConfig
     device: torch.device
-    weights: HeldWeights
+    weights: Footprint
     vocab_rows: int
     available_bytes: int
     host_available_bytes: int = UNLIMITED_BYTES
@@ -49,12 +37,58 @@ class MemoryRequest:
     max_seq_len: int | None = None
     max_batch_size: int = 1
     embedding: str = "device"
-    may_pin: bool = False  # whether the embedding may be on the host
-    other_weights: tuple[HeldWeights, ...] = ()
+    pinning_refusal: str | None = None
+    other_weights: tuple[Footprint, ...] = ()
+
+    @property
+    def can_pin(self) -> bool:
+        """Whether the embedding may be on the host, and the host has room for it."""
+        room = pinned_bytes(self.weights.embedding_bytes) <= self.host_available_bytes
+        return self.pinning_refusal is None and room
+
+    @property
+    def small_pages_reason(self) -> str | None:
+        """Why the matrices are not copied to huge pages; None if they are."""
+        if self.device.type != "cpu":
+            return "as its driver has them"
+        if self.weights.total_bytes > self.available_bytes // 2:
+            return "a copy of the weights would take more than half the memory"
+        return huge_pages.unavailable()
+
+    def chosen_embedding(self) -> str:
+        """``device`` or ``host``."""
+        if self.embedding != "auto":
+            return self.embedding
+        wanted = self.max_seq_len or self.config.max_position_embeddings
+        return "host" if self.can_pin and not self.plan(wanted, "device").fits else "device"
 
     def longest_context(self, embedding: str) -> int:
-        """How many tokens a slot can hold, at most what the model was trained for; 0 where nothing fits."""
-        return most(self.config.max_position_embeddings, lambda count: lay_out(self, count, embedding).fits)
+        """How many tokens a slot can hold, at most what the model was trained for; 0 if nothing fits."""
+        return largest(self.config.max_position_embeddings, lambda count: self.plan(count, embedding).fits)
+
+    def plan(self, max_seq_len: int, embedding: str) -> MemoryPlan:
+        """The sizes, whether they fit or not; ``longest_context`` is left at 0."""
+        workspace = Workspace(self.config, self.device, self.vocab_rows, self.cache_dtype)
+        at_work = max(
+            workspace.prompt_bytes(max_seq_len) + self.weights.unpacking_bytes,
+            workspace.step_bytes(max_rows(self.max_batch_size), max_seq_len),
+        )
+        on_host = embedding == "host"
+        return MemoryPlan(
+            device=str(self.device),
+            weights_bytes=self.weights.other_bytes if on_host else self.weights.total_bytes,
+            workspace_bytes=workspace.fixed_bytes(max_seq_len, self.max_batch_size) + at_work,
+            cache_bytes_per_token=bytes_per_token(self.config, self.cache_dtype),
+            max_seq_len=max_seq_len,
+            max_batch_size=self.max_batch_size,
+            available_bytes=self.available_bytes,
+            longest_context=0,
+            graphs_bytes=workspace.graphs_bytes(max_seq_len, self.max_batch_size),
+            pinned_bytes=pinned_bytes(self.weights.embedding_bytes) if on_host else 0,
+            host_available_bytes=self.host_available_bytes,
+            embedding=embedding,
+            request=self,
+        )
 
 
 @dataclass(frozen=True)
@@ -86,69 +120,24 @@ class MemoryPlan:
 
     @property
     def total_bytes(self) -> int:
-        """What is taken at most once everything is loaded."""
+        """The maximum that is taken once everything is loaded."""
         return self.weights_bytes + self.workspace_bytes + self.graphs_bytes + self.cache_bytes
 
     @property
     def peak_bytes(self) -> int:
-        """What is taken at most, on the way there too."""
-        return max(self.total_bytes, self.weights_bytes + self.request.weights.moving_bytes)
+        """The maximum that is taken, loading included."""
+        return max(self.total_bytes, self.weights_bytes + self.request.weights.loading_bytes)
 
     @property
     def fits(self) -> bool:
         return self.peak_bytes <= self.available_bytes and self.pinned_bytes <= self.host_available_bytes
 
 
-def lay_out(request: MemoryRequest, max_seq_len: int, embedding: str) -> MemoryPlan:
-    """The sizes, whether they fit or not; ``longest_context`` is left at 0."""
-    config, device, weights = request.config, request.device, request.weights
-    size = (config, device, max_seq_len, request.max_batch_size, request.vocab_rows)
-    rows = most_rows(request.max_batch_size)
-    at_work = max(
-        prompt_bytes(config, device, max_seq_len, request.vocab_rows, request.cache_dtype)
-        + weights.unpacking_bytes,
-        step_bytes(config, device, rows, max_seq_len, request.vocab_rows),
-    )
-    on_host = embedding == "host"
-    return MemoryPlan(
-        device=str(device),
-        weights_bytes=weights.other_bytes + (0 if on_host else weights.embedding_bytes),
-        workspace_bytes=fixed_bytes(*size) + at_work,
-        cache_bytes_per_token=bytes_per_token(config, request.cache_dtype),
-        max_seq_len=max_seq_len,
-        max_batch_size=request.max_batch_size,
-        available_bytes=request.available_bytes,
-        longest_context=0,
-        graphs_bytes=graphs_bytes(*size),
-        pinned_bytes=pinned_bytes(weights.embedding_bytes) if on_host else 0,
-        host_available_bytes=request.host_available_bytes,
-        embedding=embedding,
-        request=request,
-    )
-
-
 def pinned_bytes(size: int) -> int:
-    """What torch takes to pin so many bytes: it rounds what it pins up to a power of two."""
+    """What torch takes to pin ``size`` bytes: it rounds up to a power of two."""
     return 1 << (size - 1).bit_length() if size else 0
 
 
-def most(highest: int, fits: Callable[[int], bool]) -> int:
-    """The largest number up to ``highest`` that fits, where all below it do too; 0 where none does."""
-    lowest = 0
-    while lowest < highest:
-        middle = (lowest + highest + 1) // 2
-        if fits(middle):
-            lowest = middle
-        else:
-            highest = middle - 1
-    return lowest
-
-
-def place_of_embedding(request: MemoryRequest) -> str:
-    if request.embedding != "auto":
-        return request.embedding
-    wanted = request.max_seq_len or request.config.max_position_embeddings
-    room = pinned_bytes(request.weights.embedding_bytes) <= request.host_available_bytes
-    if not (request.may_pin and room) or lay_out(request, wanted, "device").fits:
-        return "device"
-    return "host"
+def largest(limit: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to ``limit`` that fits, if all below it do too; 0 if none does."""
+    return bisect_left(range(1, limit + 1), True, key=lambda count: not fits(count))

@@ -1,9 +1,9 @@
-"""Packages that make long prompts faster on a GPU where they are installed: flash-attn and NVIDIA's apex.
+"""Optional packages that make long prompts faster on a GPU: flash-attn and NVIDIA's apex.
 
-None is needed. Each is imported when a tensor on a GPU first asks for it, and used only where, on a small
-input on that GPU, it is at most twice as far off as torch is. ADEPT_FAST_OPTIONAL names those that may be
-used (``flash-attn,apex``), or ``none``; where it is not set, flash-attn may. Apex has to be named, for it has
-not been measured to be faster here than torch.
+Each is imported at the first call on a GPU that could use it, and used only if its error on a small input on
+that GPU is at most twice torch's. ADEPT_FAST_OPTIONAL names the packages that may be used,
+``flash-attn,apex``, or ``none``; by default flash-attn. Apex has to be named, as no measurement here
+has shown it to be faster than torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from adept_fast.ops import reference
 
-# As in ops/reference.py: of q, cache_slot, start and scale; and of x, gamma, beta and eps.
+# As in ops/reference.py: q, cache_slot, start, scale → attended; x, gamma, beta, eps → normed.
 Attention: TypeAlias = Callable[[Tensor, Tensor, int, float], Tensor]
 LayerNorm: TypeAlias = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
@@ -32,17 +32,17 @@ NAMES = ("flash-attn", "apex")
 _VARIABLE = "ADEPT_FAST_OPTIONAL"
 _USED_UNASKED = ("flash-attn",)
 
-# What a package may raise that is broken, of another version, or not what its name says.
+# Errors of a package that is broken, of another version, or another package of the same name.
 _FAILURES = (ImportError, OSError, AttributeError, TypeError, ValueError, RuntimeError)
 
 
 class OptionalPackageError(ValueError):
-    """ADEPT_FAST_OPTIONAL names a package that there is no use for."""
+    """ADEPT_FAST_OPTIONAL names an unknown package."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Whether a package is used, and why, or why not. ``version`` is None where it is not installed."""
+    """Whether a package is used, and why. ``version`` is None if it is not installed."""
 
     version: str | None
     used: bool
@@ -76,7 +76,7 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
 
 
 def allowed() -> frozenset[str]:
-    """The packages that may be used. Raises OptionalPackageError for names that are not known."""
+    """The packages that may be used. Raises OptionalPackageError for an unknown name."""
     text = os.environ.get(_VARIABLE)
     if text is None:
         return frozenset(_USED_UNASKED)
@@ -90,7 +90,7 @@ def allowed() -> frozenset[str]:
 
 @functools.cache
 def flash_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> Choice:
-    """flash-attn, for a cache of that kind."""
+    """Whether flash-attn is used for a cache of this dtype and head_dim."""
     version = _version("flash-attn", "flash_attn")
     if version is None:
         return Choice(None, False, "pip install flash-attn")
@@ -107,7 +107,7 @@ def flash_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> 
 
 @functools.cache
 def apex_layer_norm(device: torch.device) -> Choice:
-    """NVIDIA's fused LayerNorm."""
+    """Whether apex's fused LayerNorm is used."""
     version = _version("apex", "apex")
     if version is None:
         return Choice(None, False, "https://github.com/NVIDIA/apex, built with its CUDA extensions")
@@ -117,7 +117,7 @@ def apex_layer_norm(device: torch.device) -> Choice:
 
 
 def choices(device: torch.device, cache_dtype: torch.dtype, head_dim: int) -> dict[str, Choice]:
-    """By name, all packages for a model on a device."""
+    """The choice for each package, for a model on a device."""
     return {
         "flash-attn": flash_attention(device, cache_dtype, head_dim),
         "apex": apex_layer_norm(device),
@@ -141,7 +141,7 @@ def _version(distribution: str, module: str) -> str | None:
 
 
 def _unfit(device: torch.device, name: str) -> str:
-    """Why a package is not even tried; empty where it is."""
+    """Why a package is not tried; empty if it is."""
     if name not in allowed():
         return (
             f"{_VARIABLE} does not name it"
@@ -165,7 +165,7 @@ def _tried(
     load: Callable[[], Callable[..., Tensor]],
     error_of: Callable[[Callable[..., Tensor]], tuple[float, float]],
 ) -> Choice:
-    """A package's function, where it loads and its error is at most twice torch's."""
+    """Use a package's function if it loads and its error is at most twice torch's."""
     try:
         function = load()
         error, torchs = error_of(function)
@@ -173,7 +173,7 @@ def _tried(
         sentence = str(failure).strip().split("\n")[0]
         return Choice(version, False, f"it failed: {type(failure).__name__}: {sentence}")
     if not error <= 2 * torchs:  # a NaN too
-        return Choice(version, False, f"its error is {error:.2g} where torch's is {torchs:.2g}")
+        return Choice(version, False, f"its error is {error:.2g}, torch's {torchs:.2g}")
     return Choice(version, True, f"its error is {error:.2g}, torch's {torchs:.2g}", function)
 
 
@@ -183,7 +183,7 @@ def _load_flash_attention() -> Attention:
     def prefill_attention(q: Tensor, cache_slot: Tensor, start: int, scale: float) -> Tensor:
         tokens, heads, head_dim = q.shape
         k, v = cache_slot[:, :, : start + tokens].transpose(1, 2)[:, None]  # each [1, end, heads, head_dim]
-        # The last query stands at the last key, as flash-attn has it from 2.1 on.
+        # The mask aligns the last query with the last key, from flash-attn 2.1 on.
         attended = attend(q[None].to(k.dtype), k, v, softmax_scale=scale, causal=True)
         narrow: Tensor = attended.reshape(tokens, heads * head_dim)
         return narrow.float()
@@ -194,7 +194,7 @@ def _load_flash_attention() -> Attention:
 def _attention_error(
     attend: Attention, device: torch.device, dtype: torch.dtype, head_dim: int
 ) -> tuple[float, float]:
-    """How far off it is, and torch in the same dtype, in the mean square."""
+    """The root mean square errors of the package and of torch in the same dtype."""
     generator = torch.Generator("cpu").manual_seed(0)
     tokens, start, heads, scale = 24, 9, 2, head_dim**-0.5
     q = torch.randn(tokens, heads, head_dim, generator=generator, dtype=torch.float32, device="cpu")

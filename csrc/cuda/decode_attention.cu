@@ -23,13 +23,13 @@
 #include "cuda/launch.cuh"
 #include "cuda/ptx.cuh"
 #include "cuda/warp.cuh"
+#include "cuda/workspace.h"
 
 namespace adept::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kSplit = 256;     // positions
 constexpr int kUnroll = 4;      // positions of a group at a time
 constexpr int kMaxGroups = 32;  // the maximum for merge()
 constexpr int64_t kMaxHeadDim = 256;
@@ -309,8 +309,8 @@ cudaError_t attend_of(const DecodeAttention& attention, void* workspace, cudaStr
 }  // namespace
 
 int64_t decode_attention_workspace_bytes(const DecodeAttention& attention) {
-  const int64_t splits = splits_of(attention.longest);
-  return splits > 1 ? heads_of(attention) * splits * (attention.cache.head_dim + 2) * int64_t{sizeof(float)} : 0;
+  const CacheLayer& cache = attention.cache;
+  return attention_partials_bytes(attention.tokens, cache.heads, cache.head_dim, attention.longest);
 }
 
 cudaError_t decode_attention(const DecodeAttention& attention, void* workspace, cudaStream_t stream) {

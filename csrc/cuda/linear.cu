@@ -5,6 +5,7 @@
 
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
+#include "cuda/workspace.h"
 
 namespace adept::cuda {
 namespace {
@@ -13,7 +14,6 @@ namespace {
 // kernel does it once before: at 8 tokens, 264 blocks would read 35 MB of inputs, gammas and betas from L2.
 constexpr int64_t kTokensPreparedInBlock = 2;
 constexpr unsigned kPrepareThreads = 256;
-constexpr size_t kUnscaleBytes = 256;  // in the workspace, before the rows
 constexpr int kBlocksPerMultiprocessor = 2;
 
 template <Format kFormat>
@@ -103,7 +103,9 @@ cudaError_t multiply_in(const Linear& linear, const ActivationMarks& marks, void
 int64_t multiply_workspace_bytes(const Linear& linear) {
   if (linear.tokens <= kTokensPreparedInBlock) return 0;
   // int4 has the longest chunks of all formats.
-  return static_cast<int64_t>(kUnscaleBytes + input_bytes<Format::kInt4G128>(linear));
+  static_assert(kChunkCols<Format::kInt4G128> == kMaxChunkCols);
+  static_assert(row_runs<Format::kInt4G128>(0) * sizeof(uint4) == kRowPaddingBytes);
+  return prepared_inputs_bytes(linear.tokens, linear.w.cols);
 }
 
 cudaError_t multiply(const Linear& linear, const ActivationMarks& marks, void* workspace, cudaStream_t stream) {

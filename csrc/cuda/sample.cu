@@ -36,25 +36,26 @@ struct Workspace {
   unsigned* bin_counts;        // [tokens, kBins]
   unsigned* candidate_counts;  // [tokens]
   unsigned* arrivals;          // [tokens], blocks that are done
-  int64_t bytes;
 
-  Workspace(const Sample& sample, int64_t tiles, void* memory) : bytes(0) {
+  Workspace(const Sample& sample, int64_t tiles, void* memory) {
+    static_assert(sizeof(Candidate) == 8 && sizeof(Extremes) == 16 && sizeof(Uint64) == 8);  // as workspace.h has them
+    auto* at = static_cast<char*>(memory);
     const int64_t tokens = sample.tokens;
-    take(memory, tokens * tiles * kTile, &candidates);
-    take(memory, tokens * tiles, &extremes);
-    take(memory, tokens * tiles, &kept);
-    take(memory, tokens * kBins, &bin_masses);
-    take(memory, tokens * kBins, &bin_counts);
-    take(memory, tokens, &candidate_counts);
-    take(memory, tokens, &arrivals);
+    take(tokens * tiles * kTile, &at, &candidates);
+    take(tokens * tiles, &at, &extremes);
+    take(tokens * tiles, &at, &kept);
+    take(tokens * kBins, &at, &bin_masses);
+    take(tokens * kBins, &at, &bin_counts);
+    take(tokens, &at, &candidate_counts);
+    take(tokens, &at, &arrivals);
   }
 
  private:
   // The sizes of the lists keep the next one aligned.
   template <class T>
-  void take(void* memory, int64_t count, T** list) {
-    *list = memory == nullptr ? nullptr : reinterpret_cast<T*>(static_cast<char*>(memory) + bytes);
-    bytes += count * static_cast<int64_t>(sizeof(T));
+  static void take(int64_t count, char** at, T** list) {
+    *list = reinterpret_cast<T*>(*at);
+    *at += count * static_cast<int64_t>(sizeof(T));
   }
 };
 
@@ -310,20 +311,16 @@ __global__ void __launch_bounds__(kThreads) draw(const Sample sample, const Work
   if (threadIdx.x == 0) choose(sample, settings, token, row.likeliest);
 }
 
-int64_t tiles_of(const Sample& sample) { return (sample.vocab + kTile - 1) / kTile; }
-
 }  // namespace
 }  // namespace sampling
 
-int64_t sample_workspace_bytes(const Sample& sample) {
-  return sampling::Workspace(sample, sampling::tiles_of(sample), nullptr).bytes;
-}
+int64_t sample_workspace_bytes(const Sample& sample) { return sample_lists_bytes(sample.tokens, sample.vocab); }
 
 cudaError_t sample(const Sample& sample, void* memory, cudaStream_t stream) {
   using namespace sampling;
   if (sample.tokens == 0) return cudaSuccess;
   if (sample.vocab < 1 || sample.vocab > kMaxVocab) return cudaErrorInvalidValue;
-  const int64_t tiles = tiles_of(sample);
+  const int64_t tiles = blocks_of(sample.vocab, kTile);
   if (!fits_grid(tiles, sample.tokens)) return cudaErrorInvalidValue;
   const Workspace workspace(sample, tiles, memory);
   const Shape shape{dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(sample.tokens)), dim3(kThreads)};

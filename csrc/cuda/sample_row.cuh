@@ -13,11 +13,13 @@
 #include "cuda/cache.cuh"
 #include "cuda/kernels.h"
 #include "cuda/sample_sums.cuh"
+#include "cuda/workspace.h"
 
 namespace adept::cuda::sampling {
 
-constexpr int kEach = 8;                         // logits of a thread
-constexpr int kTile = kThreads * kEach;          // of a block
+constexpr int kEach = 8;                 // logits of a thread
+constexpr int kTile = kThreads * kEach;  // of a block
+static_assert(kTile == kSampleTile);
 constexpr int64_t kMaxVocab = kTile * kThreads;  // one thread for each tile
 constexpr float kMassOfOne = 1099511627776.0f;   // 2^40
 constexpr float kDepth = 28.5f;                  // masses are 0 this far below the highest
@@ -117,8 +119,6 @@ struct Extremes {
     return all;
   }
 };
-
-constexpr int kBins = 2048;
 
 // A row whose extremes are known; it gives logits their masses and bins.
 struct Row {

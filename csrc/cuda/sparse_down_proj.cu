@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kAddThreads)
       const float4 part = *reinterpret_cast<const float4*>(partials + (share * proj.tokens + token) * hidden + col);
       sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
     }
-    if (proj.w.format == Format::kFloat8) {
+    if (proj.w.format == Format::kInt8 || proj.w.format == Format::kFloat8) {
       const float4 scale = *reinterpret_cast<const float4*>(static_cast<const float*>(proj.w.scales) + col);
       sum.x *= scale.x, sum.y *= scale.y, sum.z *= scale.z, sum.w *= scale.w;
     }
@@ -57,7 +57,8 @@ cudaError_t choose_grid(const SparseDownProj& proj, Grid* grid) {
   const cudaError_t error = multiprocessors(&count);
   const int64_t strips = (proj.w.cols + kStripCols - 1) / kStripCols;
   const int64_t max_shares = std::max<int64_t>(1, proj.w.rows / kMinNeuronsOfShare);
-  *grid = {static_cast<int>(strips), static_cast<int>(std::clamp<int64_t>(count / strips, 1, max_shares))};
+  *grid = {static_cast<int>(strips),
+           static_cast<int>(std::clamp<int64_t>(std::min(count, kMaxMultiprocessors) / strips, 1, max_shares))};
   return error;
 }
 
@@ -80,6 +81,7 @@ cudaError_t multiply(const SparseDownProj& proj, const Grid& grid, float* partia
   switch (proj.w.format) {
     case Format::kFloat16: return multiply_in<Format::kFloat16>(proj, grid, partials, stream);
     case Format::kBFloat16: return multiply_in<Format::kBFloat16>(proj, grid, partials, stream);
+    case Format::kInt8: return multiply_in<Format::kInt8>(proj, grid, partials, stream);
     case Format::kFloat8: return multiply_in<Format::kFloat8>(proj, grid, partials, stream);
     case Format::kInt4G128: return multiply_in<Format::kInt4G128>(proj, grid, partials, stream);
     default: return cudaErrorInvalidValue;

@@ -19,6 +19,7 @@
 #include "cuda/formats.cuh"
 #include "cuda/linear.h"
 #include "cuda/sparse_down_proj.h"
+#include "cuda/workspace.h"
 
 namespace adept::cuda {
 
@@ -31,7 +32,6 @@ template <Format kFormat, int kTokenTiles>
 constexpr int kDownProjSteps = kFormat != Format::kInt4G128 ? 2
                                : kTokenTiles == 1           ? 4
                                                             : 3;  // in flight
-constexpr int kStripCols = 512;                                   // of a block
 constexpr int kListedNeurons = 1024;                              // at once
 constexpr int kNeuronsOfStep = 16;
 constexpr int kTokensAcross = 8;  // as many as one product of the tensor cores has

@@ -23,10 +23,11 @@ from adept_fast.checkpoint.native import tensors_of
 from adept_fast.checkpoint.packed import packed_matrices
 from adept_fast.commands.cli import convert as convert_command
 from adept_fast.config import ConfigError, PersimmonConfig
+from adept_fast.memory.footprint import footprint
 from adept_fast.quantization.formats import FORMATS, NAMES, WeightFormat
 from adept_fast.quantization.layout_cpu import TiledMatrix
 from adept_fast.quantization.matrix import QuantizedMatrix, quantize
-from adept_fast.weights import ModelWeights, load_weights, weights_bytes
+from adept_fast.weights import ModelWeights, load_weights
 
 CPU = torch.device("cpu")
 CONFIGS = {
@@ -84,7 +85,8 @@ class TestRoundTrip:
         for one, other in zip(parts_of(found), parts_of(expected), strict=True):
             assert one.dtype == other.dtype
             assert torch.equal(one, other)
-        assert weights_bytes(native, torch.float16) == weights_bytes(source, torch.float16, FORMATS[weights])
+        held = footprint(source, torch.float16, FORMATS[weights])
+        assert footprint(native, torch.float16).total_bytes == held.total_bytes
 
     @every_format
     @every_config

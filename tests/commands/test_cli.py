@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -188,9 +187,8 @@ def test_score_prints_what_the_runtime_computes(demo: Runtime) -> None:
 def test_info_says_whether_kernels_run(fault: str | None, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "fault", lambda device: fault)
     assert "CUDA kernels" not in run("info").stdout  # without a GPU nothing is said of it
-    placement = SimpleNamespace(device=torch.device("cuda"), imagined_bytes=None)
-    assert _describe_kernels(placement) == {"CUDA kernels": says}
-    assert _describe_kernels(SimpleNamespace(device=torch.device("cuda"), imagined_bytes=1)) == {}
+    assert "CUDA kernels" not in run("info", "--gpu-memory", "24GB").stdout
+    assert _describe_kernels(torch.device("cuda")) == {"CUDA kernels": says}
 
 
 def test_stats_count_the_warm_up_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from adept_fast.engine.engine import Engine
 from adept_fast.engine.graphs import Captured, CaptureError, CudaGraphRunner, LaunchPolicy
 from adept_fast.engine.model_runner import ModelRunner
 from adept_fast.graph_buckets import MIN_LENGTH, GraphBuckets
-from adept_fast.memory.workspace import most_rows
+from adept_fast.memory.workspace import max_rows
 
 CONTEXT = 2100  # no power of two, so the last bucket is the odd one
 SLOTS = 5
@@ -32,7 +32,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
 
 
 def policies() -> dict[str, LaunchPolicy]:
-    rows = most_rows(SLOTS)
+    rows = max_rows(SLOTS)
     few, every = GraphBuckets.few(rows, CONTEXT), GraphBuckets.all(rows, CONTEXT)
     return {
         "as on a CPU": LaunchPolicy(every, 1),
@@ -165,7 +165,7 @@ def test_guesses_change_nothing(launched: Runtime, drafts: int) -> None:
 
 def test_other_settings_are_not_captured_anew(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     capture = FakeCapture()
-    few = GraphBuckets.few(most_rows(SLOTS), CONTEXT)
+    few = GraphBuckets.few(max_rows(SLOTS), CONTEXT)
     runner = engine_with(runtime, LaunchPolicy(few, 2, capture, required=True), monkeypatch).runner
     many = [
         SamplingParams(max_new_tokens=6, ignore_eos=True),
@@ -188,7 +188,7 @@ def test_other_settings_are_not_captured_anew(runtime: Runtime, monkeypatch: pyt
 
 def runner_in_flight(runtime: Runtime, steps_in_flight: int, monkeypatch: pytest.MonkeyPatch) -> ModelRunner:
     """A runner of exact shapes, which the runtime is given."""
-    every = GraphBuckets.all(most_rows(SLOTS), CONTEXT)
+    every = GraphBuckets.all(max_rows(SLOTS), CONTEXT)
     return engine_with(runtime, LaunchPolicy(every, steps_in_flight), monkeypatch).runner
 
 
@@ -291,7 +291,7 @@ def test_shapes_have_room_and_little_more(max_rows: int, max_seq_len: int, data:
 
 def test_all_shapes_are_captured_ahead(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     capture = FakeCapture()
-    few = GraphBuckets.few(most_rows(SLOTS), CONTEXT)
+    few = GraphBuckets.few(max_rows(SLOTS), CONTEXT)
     engine_with(runtime, LaunchPolicy(few, 2, capture, required=True), monkeypatch)
     runtime.warm_up()
     shapes = {(rows, length) for rows in (1, 2, 4, 8) for length in (256, 512, 1024, 2048, CONTEXT)}

@@ -14,13 +14,14 @@ from checkpoints import small_config
 from click.testing import CliRunner
 from saving import checkpoint_of
 
-from adept_fast import InsufficientMemoryError, PersimmonConfig, Runtime, placement
+from adept_fast import InsufficientMemoryError, PersimmonConfig, Runtime
 from adept_fast.arguments import ParameterError
 from adept_fast.checkpoint import Checkpoint, open_checkpoint
 from adept_fast.commands.cli import main
 from adept_fast.engine import loading
-from adept_fast.engine.loading import plan_loading
-from adept_fast.placement import choose_placement, imagine_placement
+from adept_fast.engine.loading import request_memory
+from adept_fast.memory.advice import plan_memory
+from adept_fast.system.byte_counts import format_bytes
 from tools.random_checkpoint import tokenizer_model
 
 PIECES = 262_144 - 70_000  # about so many of the 8B's rows are in use
@@ -66,10 +67,10 @@ def other_memory(context: int) -> int:
     fixed = 4 * 32 * context + 3 * PIECES + 2**29
     prompt = 512 * 4 * (8 * 4096 + 3 * 16384) + 512 * 5 * context + 8 * context
     attention = 16 * 64 * math.ceil(context / 256) * (64 + 2) * 4
-    mlp = 16 * 4 * max(256 * 512, 4096)
+    mlp = 16 * 4 * 16384 + 1024 * (16 * 4 + 2) + 1024 + 16 * 4 * max(256 * 512, 4096)
     sampling = 16 * (math.ceil(PIECES / 2048) * (2048 * 8 + 24) + 2048 * 12 + 8)
-    inputs = 16 * (2 * 16384 + 1024) + 256
-    step = 16 * 4 * (8 * 4096 + 2 * 16384) + inputs + attention + mlp + sampling + 16 * 4 * PIECES
+    inputs = 3 * (256 + 16 * (2 * 4096 + 64))
+    step = 16 * 4 * 8 * 4096 + inputs + attention + mlp + sampling + 16 * 4 * PIECES
     buckets = 1 + sum(length < context for length in (256, 512, 1024, 2048, 4096, 8192))
     return fixed + max(prompt, step) + 2 * step + 31 * buckets * 4 * PIECES
 
@@ -132,8 +133,6 @@ def test_what_would_make_the_8b_fit(persimmon_8b: Path, memory: str, named: str)
     [("1500MB", 1_500_000_000), ("1.5 gb", 1_500_000_000), ("2GiB", 2**31), ("1000000000", 10**9)],
 )
 def test_sizes_as_people_write_them(text: str, size: int) -> None:
-    from adept_fast.memory.advice import format_bytes
-
     assert info("--gpu-memory", text)["memory"]["free here"] == format_bytes(size)
 
 
@@ -156,31 +155,28 @@ class TestPlanning:
         return checkpoint_of(tmp_path, small_config())
 
     def test_on_a_cpu_all_rows_are_counted_and_no_graphs(self, checkpoint: Checkpoint) -> None:
-        placed = choose_placement(checkpoint, "cpu", "auto", "float16")
-        settled, plan = plan_loading(checkpoint, placed, max_seq_len=None, max_batch_size=2)
-        assert settled == placed
+        _, request = request_memory(checkpoint, device="cpu", max_batch_size=2)
+        plan = plan_memory(request)
         assert (plan.graphs_bytes, plan.pinned_bytes, plan.embedding) == (0, 0, "device")
         assert plan.weights_bytes == 2 * sum(
             math.prod(shape) * (1 if len(shape) == 2 else 2)
             for shape in checkpoint.config.tensor_shapes().values()
         )
-        assert plan.request.vocab_rows == 4160
+        assert request.vocab_rows == 4160
 
     def test_a_gpus_free_memory_and_its_hosts_are_asked_for(
         self, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-        monkeypatch.setattr(placement.cuda, "unavailable", lambda device: None)
-        monkeypatch.setattr(placement, "available_bytes", lambda device: GB)
+        monkeypatch.setattr(loading.cuda, "unavailable", lambda device: None)
         free = {"cuda": 600_000_000, "cpu": 1000}
         monkeypatch.setattr(loading, "available_bytes", lambda device: free[device.type])
-        placed = choose_placement(checkpoint, "cuda", "auto", "float16")
-        _, plan = plan_loading(checkpoint, placed, max_seq_len=None, max_batch_size=1)
-        assert (plan.available_bytes, plan.host_available_bytes) == (600_000_000, 1000)
-        assert plan.request.vocab_rows == 4096
-        on_host = choose_placement(checkpoint, "cuda", "auto", "float16", embedding="host")
+        _, request = request_memory(checkpoint, device="cuda")
+        assert (request.available_bytes, request.host_available_bytes) == (600_000_000, 1000)
+        assert request.vocab_rows == 4096
+        _, on_host = request_memory(checkpoint, device="cuda", embedding="host")
         with pytest.raises(InsufficientMemoryError, match=r"524 kB pinned on the host, which has 1 kB free"):
-            plan_loading(checkpoint, on_host, max_seq_len=None, max_batch_size=1)
+            plan_memory(on_host)
 
     @pytest.mark.parametrize(
         ("weights", "device", "others"),
@@ -195,29 +191,23 @@ class TestPlanning:
     def test_only_smaller_formats_are_advised(
         self, checkpoint: Checkpoint, weights: str | None, device: str, others: list[str]
     ) -> None:
-        if device == "cpu":
-            placed = choose_placement(checkpoint, "cpu", "auto", "float16", weights)
-        else:
-            placed = imagine_placement(checkpoint, GB, "auto", "float16", weights)
-        _, plan = plan_loading(checkpoint, placed, max_seq_len=None, max_batch_size=1)
-        assert [held.setting for held in plan.request.other_weights] == [
-            f'weights "{name}"' for name in others
-        ]
-        sizes = [plan.request.weights, *plan.request.other_weights]
-        taken = [held.other_bytes for held in sizes]
+        _, request = request_memory(
+            checkpoint, device=device, weights=weights, gpu_memory=None if device == "cpu" else GB
+        )
+        assert [other.weights for other in request.other_weights] == others
+        taken = [footprint.other_bytes for footprint in (request.weights, *request.other_weights)]
         assert taken == sorted(taken, reverse=True)
 
     def test_what_is_advised_is_what_that_setting_takes(self, checkpoint: Checkpoint) -> None:
-        placed = imagine_placement(checkpoint, GB, "auto", "float16")
-        _, plan = plan_loading(checkpoint, placed, max_seq_len=None, max_batch_size=1)
-        for held, weights in zip(plan.request.other_weights, ("fp8", "int4"), strict=True):
-            packed = imagine_placement(checkpoint, GB, "auto", "float16", weights)
-            _, of_it = plan_loading(checkpoint, packed, max_seq_len=None, max_batch_size=1)
-            assert of_it.request.weights == held
+        for dtype in ("auto", "float32"):
+            _, request = request_memory(checkpoint, gpu_memory=GB, dtype=dtype)
+            for other, weights in zip(request.other_weights, ("fp8", "int4"), strict=True):
+                _, packed = request_memory(checkpoint, gpu_memory=GB, dtype=dtype, weights=weights)
+                assert packed.weights == other
 
     def test_a_runtime_says_where_its_embedding_is(self) -> None:
         runtime = Runtime.load("demo", device="cpu", embedding="host", progress=False)
-        assert runtime.placement.embedding_place == "in memory (as the rest)"
+        assert runtime.memory().embedding == "device"
         with pytest.raises(ParameterError, match="embedding is 'disk'"):
             Runtime.load("demo", device="cpu", embedding="disk", progress=False)
 
@@ -227,6 +217,4 @@ class TestPlanning:
         )
         assert done.exit_code == 0, done.stderr
         native = open_checkpoint(tmp_path / "native")
-        placed = imagine_placement(native, GB, "auto", "float16")
-        _, plan = plan_loading(native, placed, max_seq_len=None, max_batch_size=1)
-        assert plan.request.other_weights == ()
+        assert request_memory(native, gpu_memory=GB)[1].other_weights == ()

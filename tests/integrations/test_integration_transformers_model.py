@@ -27,6 +27,7 @@ from transformers import PersimmonConfig as TheirConfig
 from adept_fast import GenerationError, ParameterError
 from adept_fast.checkpoint import demo_path
 from adept_fast.engine.decode_state import DecodeState
+from adept_fast.engine.turn import Turns
 from adept_fast.integrations.transformers import NotServedError, accelerate, restore
 
 
@@ -82,21 +83,26 @@ def test_a_shallow_copy_has_the_same_weights() -> None:
 @pytest.mark.parametrize(
     "change", [lambda m: m.state_dict(), lambda m: m.train(), lambda m: m.float(), restore]
 )
-def test_the_layout_of_weights_waits_for_other_threads(change: Any) -> None:
+def test_the_layout_of_weights_waits_for_other_threads(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """For a generate of another thread; not for one of its own, which would wait for it."""
     model = accelerate(small_model())
     expected = text(model)
-    lock = vars(model)["_adept_fast"]._lock
     ended: list[Any] = []
     thread = threading.Thread(target=lambda: ended.append(change(model)), daemon=True)
+    take, has_come = Turns._take, threading.Event()
+
+    def noted(turns: Turns, *args: Any) -> bool:
+        if threading.current_thread() is thread:
+            has_come.set()
+        return take(turns, *args)
+
+    monkeypatch.setattr(Turns, "_take", noted)
 
     class Streamer:
         def put(self, value: Tensor) -> None:
             if value.ndim == 1 and thread.ident is None:  # a token, and not yet the prompt
                 thread.start()
-                while len(lock._queue) < 2:
-                    thread.join(0.01)
-                    assert not ended
+                assert has_come.wait(60)
             model.state_dict()
             assert not ended
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adept_fast.memory import advice as memory
+from adept_fast.memory import available as memory
 from adept_fast.system.cgroup_memory import cgroup_room
 
 V2_MOUNT = "30 23 0:26 {group} /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"

@@ -20,28 +20,22 @@ from adept_fast.checkpoint.atomic import require_space
 from adept_fast.engine import loading
 from adept_fast.kv_cache import StaticKVCache, bytes_per_token
 from adept_fast.memory import advice as memory
-from adept_fast.memory.advice import (
-    MemoryPlan,
-    MemoryRequest,
-    explaining_out_of_memory,
-    format_bytes,
-    format_together,
-    out_of_memory,
-    plan_memory,
-)
-from adept_fast.memory.plan import HeldWeights, lay_out, most, pinned_bytes
+from adept_fast.memory.advice import explaining_out_of_memory, out_of_memory, plan_memory
+from adept_fast.memory.footprint import Footprint
+from adept_fast.memory.plan import MemoryPlan, MemoryRequest, largest, pinned_bytes
+from adept_fast.system.byte_counts import format_bytes, format_together
 from adept_fast.weights import load_weights
 
 PERSIMMON_8B = PersimmonConfig(rope_theta=25000.0)
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-FLOATS = HeldWeights("", 16_000_000_000, 2_000_000_000)
-FP8 = HeldWeights('weights "fp8"', 8_000_000_000, 2_000_000_000)
-INT4 = HeldWeights('weights "int4"', 5_000_000_000, 2_000_000_000)
+FLOATS = Footprint(None, 16_000_000_000, 2_000_000_000)
+FP8 = Footprint("fp8", 8_000_000_000, 2_000_000_000)
+INT4 = Footprint("int4", 5_000_000_000, 2_000_000_000)
 
 
 def request(available: int, **keywords: Any) -> MemoryRequest:
     """Of the 8B in float16, on a GPU."""
-    defaults: dict[str, Any] = {"device": GPU, "weights": FLOATS, "vocab_rows": 192_144, "may_pin": True}
+    defaults: dict[str, Any] = {"device": GPU, "weights": FLOATS, "vocab_rows": 192_144}
     return MemoryRequest(config=PERSIMMON_8B, available_bytes=available, **(defaults | keywords))
 
 
@@ -67,7 +61,7 @@ def test_the_longest_context_is_the_last_that_fits() -> None:
             longest = plan.longest_context
             assert plan.max_seq_len == longest // 64 * 64
             assert plan.total_bytes <= 24_000_000_000
-            fits = [lay_out(asked, count, "device").total_bytes for count in (longest, longest + 1)]
+            fits = [asked.plan(count, "device").total_bytes for count in (longest, longest + 1)]
             assert fits[0] <= 24_000_000_000 < fits[1]
             assert plan_memory(replace(asked, max_seq_len=longest)).max_seq_len == longest
             assert f"max_seq_len up to {longest} fits" in refusal(replace(asked, max_seq_len=longest + 1))
@@ -77,7 +71,7 @@ def test_a_refusal_says_what_was_asked_and_what_is_free() -> None:
     asked = request(24_000_000_000, max_seq_len=8192, max_batch_size=2)
     said = refusal(asked)
     cache = format_bytes(8192 * 2 * 589_824)
-    needed = format_bytes(lay_out(asked, 8192, "device").peak_bytes)
+    needed = format_bytes(asked.plan(8192, "device").peak_bytes)
     assert said.startswith(
         f"cuda has 24 GB free, and {needed} are needed; the weights take 18 GB, working memory "
     )
@@ -112,7 +106,9 @@ def test_a_refusal_names_the_first_setting_that_suffices(
 ) -> None:
     asked = request(available, **({"other_weights": (FP8, INT4)} | keywords))
     if "cache_dtype" in keywords:  # so little that only narrower keys and values leave room for a context
-        asked = replace(asked, may_pin=False, max_batch_size=1, available_bytes=least_for_a_cache(asked))
+        asked = replace(
+            asked, pinning_refusal="it is tied", max_batch_size=1, available_bytes=least_for_a_cache(asked)
+        )
     advice = refusal(asked).rpartition(": ")[2]
     assert advice.startswith(named)
     if named.startswith("no context"):
@@ -126,7 +122,7 @@ def test_a_refusal_names_the_first_setting_that_suffices(
 def least_for_a_cache(asked: MemoryRequest) -> int:
     """Bytes for 64 tokens of half the cache that is asked for."""
     narrow = replace(asked, cache_dtype=torch.float16, max_batch_size=1)
-    return lay_out(narrow, 64, "device").peak_bytes
+    return narrow.plan(64, "device").peak_bytes
 
 
 def follow(asked: MemoryRequest, advice: str) -> tuple[MemoryRequest, int]:
@@ -162,11 +158,11 @@ def test_earlier_settings_do_not_suffice_where_a_later_one_is_named() -> None:
 
 class TestEmbedding:
     def test_auto_is_on_the_device_where_all_that_is_asked_for_fits(self) -> None:
-        whole = lay_out(request(0), 16384, "device").total_bytes
+        whole = request(0).plan(16384, "device").total_bytes
         for available, place in ((whole, "device"), (whole - 1, "host")):
             plan = plan_memory(request(available, embedding="auto"))
             assert (plan.embedding, plan.pinned_bytes) == (place, 0 if place == "device" else 2**31)
-        some = lay_out(request(0), 4096, "device").total_bytes
+        some = request(0).plan(4096, "device").total_bytes
         for available, place in ((some, "device"), (some - 1, "host")):
             assert plan_memory(request(available, embedding="auto", max_seq_len=4096)).embedding == place
 
@@ -180,7 +176,7 @@ class TestEmbedding:
         asked = request(24_000_000_000, embedding="auto")
         for room, place in ((2**31, "host"), (2**31 - 1, "device")):
             assert plan_memory(replace(asked, host_available_bytes=room)).embedding == place
-        assert plan_memory(replace(asked, may_pin=False)).embedding == "device"
+        assert plan_memory(replace(asked, pinning_refusal="it is tied")).embedding == "device"
 
     def test_a_host_without_room_is_named(self) -> None:
         said = refusal(request(50_000_000_000, embedding="host", host_available_bytes=10**9))
@@ -192,12 +188,12 @@ class TestEmbedding:
 
 
 def test_loading_may_take_more_than_what_is_then_held() -> None:
-    moving = replace(INT4, moving_bytes=3_000_000_000)
-    least = lay_out(request(0, weights=INT4), 64, "device").peak_bytes
+    moving = replace(INT4, loading_bytes=3_000_000_000)
+    least = request(0, weights=INT4).plan(64, "device").peak_bytes
     assert plan_memory(request(least, weights=INT4)).max_seq_len == 64
     said = refusal(request(least, weights=moving, max_seq_len=64))
     assert "(while loading, 3 GB more)" in said
-    enough = INT4.other_bytes + INT4.embedding_bytes + moving.moving_bytes
+    enough = INT4.other_bytes + INT4.embedding_bytes + moving.loading_bytes
     assert plan_memory(request(enough, weights=moving, max_seq_len=64)).peak_bytes == enough
 
 
@@ -252,8 +248,8 @@ class TestOutOfMemory:
         )
         _, longest = follow(plan.request, said.rpartition(": ")[2])
         room = plan.available_bytes - 500_000_000
-        assert lay_out(plan.request, longest, "device").peak_bytes <= room
-        assert lay_out(plan.request, longest + 1, "device").peak_bytes > room
+        assert plan.request.plan(longest, "device").peak_bytes <= room
+        assert plan.request.plan(longest + 1, "device").peak_bytes > room
         assert f": max_seq_len up to {longest} fits" in said
 
     def test_a_plan_that_was_too_low_is_undercut(
@@ -264,7 +260,7 @@ class TestOutOfMemory:
         said = str(out_of_memory(plan, "loading", held_bytes=0))
         _, longest = follow(plan.request, said.rpartition(": ")[2])
         assert 0 < longest < plan.max_seq_len
-        assert lay_out(plan.request, longest, "device").peak_bytes <= 0.95 * plan.peak_bytes
+        assert plan.request.plan(longest, "device").peak_bytes <= 0.95 * plan.peak_bytes
 
     @pytest.mark.parametrize(
         "raised",
@@ -305,8 +301,8 @@ class TestOutOfMemory:
         assert str(caught.value) == str(out_of_memory(plan, "generating"))
         _, longest = follow(plan.request, str(caught.value).rpartition(": ")[2])
         room = plan.weights_bytes + plan.cache_bytes + 300_000_000
-        assert lay_out(plan.request, longest, "device").peak_bytes <= room
-        assert lay_out(plan.request, longest + 1, "device").peak_bytes > room
+        assert plan.request.plan(longest, "device").peak_bytes <= room
+        assert plan.request.plan(longest + 1, "device").peak_bytes > room
 
     def test_loading_holds_nothing_once_it_failed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def load(*arguments: Any, **keywords: Any) -> None:
@@ -341,8 +337,8 @@ class TestOutOfMemory:
 
 
 @pytest.mark.parametrize(("highest", "limit"), [(0, 9), (1, 0), (1, 1), (10, 3), (10, 10), (10, 99), (63, 0)])
-def test_the_most_that_fits(highest: int, limit: int) -> None:
-    assert most(highest, lambda count: count <= limit) == min(highest, limit)
+def test_the_largest_number_that_fits(highest: int, limit: int) -> None:
+    assert largest(highest, lambda count: count <= limit) == min(highest, limit)
 
 
 @pytest.mark.parametrize(
@@ -382,15 +378,15 @@ def test_sizes_side_by_side_have_the_digits_that_tell_them_apart(
 @pytest.mark.parametrize("missing", [1, 1000, 10**6])
 def test_no_message_compares_a_size_with_itself(missing: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in: needs 24.0 GB; 24.0 GB are free."""
-    whole = lay_out(request(0), 4096, "device").peak_bytes
+    whole = request(0).plan(4096, "device").peak_bytes
     said = refusal(request(whole - missing, max_seq_len=4096))
     free, needed = re.findall(r"([\d.]+ GB) (?:free|are needed)", said)[:2]
     assert float(free.split()[0]) < float(needed.split()[0])
     said = refusal(request(10**11, embedding="host", host_available_bytes=2**31 - missing, max_seq_len=64))
     pinned, room = re.findall(r"([\d.]+ GB) (?:pinned|free;?)", said)[-2:]
     assert pinned != room
-    least = lay_out(request(0, max_batch_size=1), 1, "device").peak_bytes
-    said = refusal(request(least - missing, may_pin=False))
+    least = request(0, max_batch_size=1).plan(1, "device").peak_bytes
+    said = refusal(request(least - missing, pinning_refusal="it is tied"))
     needed, free = re.findall(r"takes ([\d.]+ GB) of ([\d.]+ GB)", said)[0]
     assert float(free.split()[0]) < float(needed.split()[0])
     usage = shutil.disk_usage("/")

@@ -1,4 +1,4 @@
-"""Where a checkpoint runs, and in which dtypes, where the user leaves it open."""
+"""Where a checkpoint runs, and in which dtypes, if the user leaves it open; and how that is said."""
 
 from __future__ import annotations
 
@@ -14,9 +14,21 @@ from adept_fast import placement
 from adept_fast.arguments import ParameterError
 from adept_fast.checkpoint import WEIGHT_DTYPES, Checkpoint, open_checkpoint
 from adept_fast.checkpoint.convert import convert
+from adept_fast.commands.placement_words import (
+    describe_embedding,
+    describe_pages,
+    describe_weights,
+)
+from adept_fast.engine import loading
+from adept_fast.engine.loading import request_memory
 from adept_fast.extension import Extension
-from adept_fast.placement import choose_placement, imagine_placement
-from adept_fast.weights import weights_bytes
+from adept_fast.memory.advice import plan_memory
+from adept_fast.memory.footprint import footprint
+from adept_fast.memory.plan import huge_pages
+from adept_fast.placement import Placement, choose_placement
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+GB = 10**9
 
 
 def checkpoint_in(path: Path, dtype: str, **changes: Any) -> Checkpoint:
@@ -29,7 +41,8 @@ def checkpoint_in(path: Path, dtype: str, **changes: Any) -> Checkpoint:
 def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(placement.cuda, "unavailable", lambda device: None)
+    monkeypatch.setattr(loading.cuda, "unavailable", lambda device: None)
+    monkeypatch.setattr(loading, "available_bytes", lambda device: 24 * GB)
     monkeypatch.delenv("ADEPT_FAST_OPTIONAL", raising=False)
 
 
@@ -39,10 +52,10 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gpu_is_taken_and_float32_is_halved_there(
     tmp_path: Path, a_gpu: None, stored: str, chosen: str
 ) -> None:
-    placed = choose_placement(checkpoint_in(tmp_path, stored), "auto", "auto", "float16")
+    placed, _ = request_memory(checkpoint_in(tmp_path, stored))
     assert placed.device.type == "cuda"
     assert placed.dtype == WEIGHT_DTYPES[chosen]
-    assert placed.reason
+    assert placed.dtype_reason
 
 
 @pytest.mark.parametrize("stored", ["float16", "bfloat16"])
@@ -51,43 +64,43 @@ def test_on_a_cpu_weights_are_widened_where_that_takes_half_the_memory_at_most(
 ) -> None:
     """The reference operators widen at every use; the native ones do not need to."""
     checkpoint = checkpoint_in(tmp_path, stored)
-    widened = weights_bytes(checkpoint, torch.float32)
+    widened = footprint(checkpoint, torch.float32).total_bytes
     monkeypatch.setattr(placement.extension, "load", lambda: Extension(False, "not built"))
     for available, chosen in ((2 * widened, "float32"), (2 * widened - 1, stored)):
         monkeypatch.setattr(placement, "available_bytes", lambda device, size=available: size)
-        placed = choose_placement(checkpoint, "cpu", "auto", "float16")
+        placed = choose_placement(checkpoint, CPU)
         assert placed.dtype == WEIGHT_DTYPES[chosen]
-        assert "half the memory" in placed.reason
+        assert "half the memory" in placed.dtype_reason
     monkeypatch.setattr(placement.extension, "load", lambda: Extension(True, "built"))
-    assert choose_placement(checkpoint, "cpu", "auto", "float16").dtype == WEIGHT_DTYPES[stored]
+    assert choose_placement(checkpoint, CPU).dtype == WEIGHT_DTYPES[stored]
 
 
 def test_weights_are_copied_to_huge_pages_where_a_copy_takes_half_the_memory_at_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = checkpoint_in(tmp_path, "float16")
-    held = weights_bytes(checkpoint, torch.float16)
+    held = footprint(checkpoint, torch.float16).total_bytes
     for unavailable in (None, "the system has none"):
-        monkeypatch.setattr(placement.huge_pages, "unavailable", lambda why=unavailable: why)
+        monkeypatch.setattr(huge_pages, "unavailable", lambda why=unavailable: why)
         for available, reason in ((2 * held, unavailable), (2 * held - 1, "a copy of the weights")):
-            monkeypatch.setattr(placement, "available_bytes", lambda device, size=available: size)
-            placed = choose_placement(checkpoint, "cpu", "float16", "float16")
-            assert (placed.small_pages_reason or "").startswith(reason or "")
-            assert (placed.small_pages_reason is None) == (reason is None)
-            assert placed.pages_in_words.startswith("huge" if reason is None else "small (")
+            monkeypatch.setattr(loading, "available_bytes", lambda device, size=available: size)
+            _, request = request_memory(checkpoint, device="cpu", dtype="float16")
+            assert (request.small_pages_reason or "").startswith(reason or "")
+            assert (request.small_pages_reason is None) == (reason is None)
+            assert describe_pages(request).startswith("huge" if reason is None else "small (")
 
 
 def test_float32_stays_float32_on_a_cpu_however_little_memory_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(placement, "available_bytes", lambda device: 1)
-    placed = choose_placement(checkpoint_in(tmp_path, "float32"), "cpu", "auto", "float16")
+    placed = choose_placement(checkpoint_in(tmp_path, "float32"), CPU)
     assert placed.dtype == torch.float32
 
 
 def test_what_is_asked_for_is_taken(tmp_path: Path) -> None:
-    placed = choose_placement(checkpoint_in(tmp_path, "float16"), "cpu", "bfloat16", "float32")
-    assert (placed.dtype, placed.cache_dtype, placed.reason) == (torch.bfloat16, torch.float32, "as asked")
+    placed = choose_placement(checkpoint_in(tmp_path, "float16"), CPU, "bfloat16", "float32")
+    assert placed == Placement(CPU, torch.bfloat16, torch.float32, None, "as asked")
 
 
 @pytest.mark.parametrize(
@@ -99,10 +112,10 @@ def test_what_is_asked_for_is_taken(tmp_path: Path) -> None:
 )
 def test_a_gpu_has_packings_of_its_own(tmp_path: Path, a_gpu: None, weights: str, words: str) -> None:
     checkpoint = checkpoint_in(tmp_path, "float16")
-    placed = choose_placement(checkpoint, "cuda", "auto", "float16", weights)
-    assert (placed.weights_in_words, placed.unreadable) == (words, None)
-    assert placed.unpacking_bytes > 0
-    assert choose_placement(checkpoint, "cuda", "auto", "float16").unpacking_bytes == 0
+    placed, request = request_memory(checkpoint, weights=weights)
+    assert describe_weights(placed) == words
+    assert request.weights.unpacking_bytes > 0
+    assert request_memory(checkpoint)[1].weights.unpacking_bytes == 0
 
 
 @pytest.mark.parametrize(
@@ -118,7 +131,7 @@ def test_a_packing_of_the_other_device_is_refused(
 ) -> None:
     says = f"weights is {weights!r}; expected {allowed} on {device}, or None"
     with pytest.raises(ParameterError, match=says):
-        choose_placement(checkpoint_in(tmp_path, "float16"), device, "auto", "float16", weights)
+        request_memory(checkpoint_in(tmp_path, "float16"), device=device, weights=weights)
 
 
 def test_what_a_native_checkpoint_holds_is_taken_on_a_gpu_too(tmp_path: Path, a_gpu: None) -> None:
@@ -126,17 +139,9 @@ def test_what_a_native_checkpoint_holds_is_taken_on_a_gpu_too(tmp_path: Path, a_
     convert(tmp_path / "source", tmp_path / "native", weights="int8", progress=False)
     native = open_checkpoint(tmp_path / "native")
     for weights in (None, "int8"):
-        placed = choose_placement(native, "cuda", "auto", "float16", weights)
-        assert placed.weights_in_words == "int8, embedding float16 (as stored)"
-        assert placed.unreadable == "the kernels take fp8 and int4-g128, not int8"
-
-
-def test_matrices_that_the_kernels_do_not_take(tmp_path: Path, a_gpu: None) -> None:
-    checkpoint = checkpoint_in(tmp_path, "float16")
-    assert "not float32" in str(choose_placement(checkpoint, "cuda", "float32", "float16").unreadable)
-    for dtype in ("float16", "bfloat16"):
-        assert choose_placement(checkpoint, "cuda", dtype, "float32").unreadable is None
-    assert choose_placement(checkpoint, "cpu", "float32", "float16").unreadable is None
+        placed, request = request_memory(native, device="cuda", weights=weights)
+        assert describe_weights(placed) == "int8, embedding float16 (as stored)"
+        assert request.weights.unpacking_bytes > 0
 
 
 def test_optional_packages_that_there_are_not(
@@ -145,68 +150,75 @@ def test_optional_packages_that_there_are_not(
     checkpoint = checkpoint_in(tmp_path, "float16")
     monkeypatch.setenv("ADEPT_FAST_OPTIONAL", "flash")
     with pytest.raises(ParameterError, match="ADEPT_FAST_OPTIONAL names 'flash'; expected flash-attn"):
-        choose_placement(checkpoint, "cuda", "auto", "float16")
+        request_memory(checkpoint, device="cuda")
 
 
 class TestEmbedding:
     @pytest.mark.parametrize(
-        ("asked", "place", "words"),
+        ("asked", "words"),
         [
-            ("auto", "auto", "on the device or on the host (as fits)"),
-            ("device", "device", "on the device (as asked)"),
-            ("host", "host", "pinned on the host (as asked)"),
+            ("auto", "on the device or on the host (as fits)"),
+            ("device", "on the device (as asked)"),
+            ("host", "pinned on the host (as asked)"),
         ],
     )
-    def test_it_is_where_it_is_asked_for(
-        self, tmp_path: Path, a_gpu: None, asked: str, place: str, words: str
-    ) -> None:
+    def test_it_is_where_it_is_asked_for(self, tmp_path: Path, a_gpu: None, asked: str, words: str) -> None:
         checkpoint = checkpoint_in(tmp_path, "float16")
-        placed = choose_placement(checkpoint, "cuda", "auto", "float16", embedding=asked)
-        assert (placed.embedding, placed.embedding_place, placed.may_pin_embedding) == (place, words, True)
-        on_a_cpu = choose_placement(checkpoint, "cpu", "auto", "float16", embedding=asked)
-        assert (on_a_cpu.embedding, on_a_cpu.embedding_place) == ("device", "in memory (as the rest)")
-        assert not on_a_cpu.may_pin_embedding
+        _, request = request_memory(checkpoint, embedding=asked)
+        assert (request.embedding, request.pinning_refusal) == (asked, None)
+        assert describe_embedding(request, None) == words
+        _, on_a_cpu = request_memory(checkpoint, device="cpu", embedding=asked)
+        assert (on_a_cpu.embedding, describe_embedding(on_a_cpu, None)) == (
+            "device",
+            "in memory (as the rest)",
+        )
+        assert on_a_cpu.pinning_refusal is not None
 
     def test_a_plan_settles_what_was_left_open(self, tmp_path: Path, a_gpu: None) -> None:
-        left_open = choose_placement(checkpoint_in(tmp_path, "float16"), "cuda", "auto", "float16")
-        assert left_open.settled("device").embedding_place == "on the device (all fits there)"
-        host = left_open.settled("host")
-        assert host.embedding_place == "pinned on the host (with it on the device not all would fit)"
-        assert host.settled("device") is host
+        _, request = request_memory(checkpoint_in(tmp_path, "float16"))
+        enough = request.plan(request.config.max_position_embeddings, "device").peak_bytes
+        for available, words in (
+            (enough, "on the device (all fits there)"),
+            (enough - 1, "pinned on the host (with it on the device not all would fit)"),
+        ):
+            changed = replace(request, available_bytes=available)
+            assert describe_embedding(changed, plan_memory(changed)) == words
 
     def test_a_place_that_there_is_not(self, tmp_path: Path) -> None:
         with pytest.raises(ParameterError, match="embedding is 'disk'; expected auto, device, host"):
-            choose_placement(checkpoint_in(tmp_path, "float16"), "cpu", "auto", "float16", embedding="disk")
+            request_memory(checkpoint_in(tmp_path, "float16"), device="cpu", embedding="disk")
 
     def test_without_kernels_it_stays_on_the_device(
         self, tmp_path: Path, a_gpu: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(placement.cuda, "unavailable", lambda device: "no nvcc")
+        monkeypatch.setattr(loading.cuda, "unavailable", lambda device: "no nvcc")
         checkpoint = checkpoint_in(tmp_path, "float16")
-        placed = choose_placement(checkpoint, "cuda", "auto", "float16")
-        assert (placed.embedding, placed.may_pin_embedding) == ("device", False)
-        assert "only the CUDA kernels look it up on the host: no nvcc" in placed.embedding_place
+        _, request = request_memory(checkpoint, max_seq_len=64)
+        assert replace(request, available_bytes=1).chosen_embedding() == "device"
+        words = "on the device (only the CUDA kernels look it up on the host: no nvcc)"
+        assert describe_embedding(request, None) == describe_embedding(request, plan_memory(request)) == words
         says = "embedding is 'host'; expected device or auto, as only the CUDA kernels .*: no nvcc"
         with pytest.raises(ParameterError, match=says):
-            choose_placement(checkpoint, "cuda", "auto", "float16", embedding="host")
+            request_memory(checkpoint, device="cuda", embedding="host")
 
     def test_one_that_is_the_output_matrix_too_stays_on_the_device(self, tmp_path: Path, a_gpu: None) -> None:
         tied = checkpoint_in(tmp_path, "float16", tie_word_embeddings=True)
-        assert choose_placement(tied, "cuda", "auto", "float16").embedding == "device"
+        assert request_memory(tied)[1].chosen_embedding() == "device"
         with pytest.raises(ParameterError, match="as it is the output matrix too"):
-            choose_placement(tied, "cuda", "auto", "float16", embedding="host")
-        assert choose_placement(tied, "cuda", "auto", "float16", "fp8", "host").embedding == "host"
+            request_memory(tied, device="cuda", embedding="host")
+        assert request_memory(tied, weights="fp8", embedding="host")[1].chosen_embedding() == "host"
 
 
 def test_a_gpu_holds_the_rows_of_the_vocabulary_that_are_used(tmp_path: Path, a_gpu: None) -> None:
     checkpoint = checkpoint_in(tmp_path, "float16")
     assert checkpoint.config.vocab_size == 4160
-    assert choose_placement(checkpoint, "cuda", "auto", "float16").vocab_rows == 4096
-    assert choose_placement(checkpoint, "cpu", "auto", "float16").vocab_rows is None
+    assert request_memory(checkpoint, device="cuda")[1].vocab_rows == 4096
+    assert request_memory(checkpoint, device="cpu")[1].vocab_rows == 4160
 
 
 def test_an_imagined_gpu_is_as_a_real_one(tmp_path: Path, a_gpu: None) -> None:
     checkpoint = checkpoint_in(tmp_path, "bfloat16")
-    imagined = imagine_placement(checkpoint, 24 * 10**9, "auto", "float16", "fp8", "auto")
-    real = choose_placement(checkpoint, "cuda", "auto", "float16", "fp8", "auto")
-    assert imagined == replace(real, imagined_bytes=24 * 10**9)
+    placed, imagined = request_memory(checkpoint, gpu_memory=20 * GB, weights="fp8")
+    real = request_memory(checkpoint, device="cuda", weights="fp8")
+    same = replace(imagined, available_bytes=24 * GB, host_available_bytes=24 * GB)
+    assert (placed, same) == real

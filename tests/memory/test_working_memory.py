@@ -12,14 +12,9 @@ from checkpoints import demo_tokenizer, random_tensors, small_config, write_hugg
 from cuda_place import EMULATED, THIN
 
 from adept_fast import PersimmonConfig, Runtime
-from adept_fast.memory.workspace import (
-    CUDA_ALLOWANCE_BYTES,
-    fixed_bytes,
-    graphs_bytes,
-    most_rows,
-    prompt_bytes,
-    step_bytes,
-)
+from adept_fast.extension import Extension
+from adept_fast.memory import workspace
+from adept_fast.memory.workspace import CUDA_ALLOWANCE_BYTES, ROW_ALLOWANCE_BYTES, Workspace, max_rows
 from adept_fast.ops import reference
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -56,19 +51,17 @@ def test_prompts_scores_and_steps_stay_within_it_on_a_cpu(tmp_path: Path, change
     write_huggingface(tmp_path, config, random_tensors(config, dtype=torch.float16), demo_tokenizer())
     runtime = Runtime.load(tmp_path, device="cpu", progress=False, max_batch_size=3)
     prompt = [at % 4000 for at in range(1000)]
-    size = (config, CPU, runtime.max_seq_len, config.vocab_size)
+    space = Workspace(config, CPU, config.vocab_size)
     taken = {
         "score": most_allocated(lambda: runtime.score([prompt])),
         "prefill": most_allocated(lambda: runtime.generate([prompt], max_new_tokens=1)),
     }
-    planned = prompt_bytes(*size)
+    planned = space.prompt_bytes(runtime.max_seq_len)
     assert 0.1 * planned < max(taken.values()) <= planned, taken
     drawn = {"temperature": 1.0, "top_p": 0.9, "top_k": 50, "min_p": 0.01, "seed": 1, "ignore_eos": True}
     guessed = most_allocated(lambda: runtime.generate([prompt[:8] * 4], prompt_lookup=15, **drawn))
     batched = most_allocated(lambda: runtime.generate([prompt[:8]] * 3, max_new_tokens=5, **drawn))
-    assert max(guessed, batched) <= step_bytes(
-        config, CPU, most_rows(3), runtime.max_seq_len, config.vocab_size
-    )
+    assert max(guessed, batched) <= space.step_bytes(max_rows(3), runtime.max_seq_len)
     assert runtime.memory().workspace_bytes >= max(planned, guessed, batched)
 
 
@@ -119,35 +112,48 @@ def test_the_kernels_workspaces_stay_within_it(tokens: int) -> None:
 
     kept: list[torch.Tensor] = []
     taken = most_allocated(lambda: kept.extend(step()))
-    assert tokens * vocab * 4 < taken <= step_bytes(config, GPU, tokens, length, vocab)
+    assert tokens * vocab * 4 < taken <= Workspace(config, GPU, vocab).step_bytes(tokens, length)
 
 
 def test_graphs_hold_their_logits_and_share_the_rest() -> None:
     """By hand: of 16 rows and 1000 positions, five sizes times three lengths (256, 512 and 1000)."""
-    config = small_config()
-    step = step_bytes(config, GPU, 16, 1000, 4096)
-    assert graphs_bytes(config, GPU, 1000, 4, 4096) == (1 + 2 + 4 + 8 + 16) * 3 * 4096 * 4 + 2 * step
-    more = graphs_bytes(config, GPU, 1000, 20, 4096) - 2 * step_bytes(config, GPU, 20, 1000, 4096)
+    space = Workspace(small_config(), GPU, 4096)
+    step = space.step_bytes(16, 1000)
+    assert space.graphs_bytes(1000, 4) == (1 + 2 + 4 + 8 + 16) * 3 * 4096 * 4 + 2 * step
+    more = space.graphs_bytes(1000, 20) - 2 * space.step_bytes(20, 1000)
     assert more == (31 + 20) * 3 * 4096 * 4
-    assert graphs_bytes(config, CPU, 1000, 4, 4096) == 0
+    assert Workspace(small_config(), CPU, 4096).graphs_bytes(1000, 4) == 0
 
 
 def test_what_every_slot_keeps() -> None:
     config = small_config()
     tables = 2 * 1000 * (config.rotary_dim // 2) * 4
-    assert fixed_bytes(config, CPU, 1000, 4, 4096) == tables + 3 * 4 * 4096
-    assert fixed_bytes(config, GPU, 1000, 4, 4096) == tables + 3 * 4 * 4096 + CUDA_ALLOWANCE_BYTES
+    assert Workspace(config, CPU, 4096).fixed_bytes(1000, 4) == tables + 3 * 4 * 4096
+    assert Workspace(config, GPU, 4096).fixed_bytes(1000, 4) == tables + 3 * 4 * 4096 + CUDA_ALLOWANCE_BYTES
+
+
+def test_without_the_extension_rows_have_an_allowance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the 8B at its whole context the kernels take half of it."""
+    config = PersimmonConfig()
+    space = Workspace(config, GPU, config.vocab_size)
+    known = space.step_bytes(16, 16384)
+    assert workspace.allowance_reason() is None
+    monkeypatch.setattr(workspace.extension, "load", lambda: Extension(False, "not built"))
+    assert workspace.allowance_reason() == "the extension is not loaded"
+    allowed = space.step_bytes(16, 16384)
+    assert allowed == 16 * (4 * (8 * 4096 + 262_144) + ROW_ALLOWANCE_BYTES)
+    assert 1.8 < 16 * ROW_ALLOWANCE_BYTES / (known - allowed + 16 * ROW_ALLOWANCE_BYTES) < 2.5
 
 
 @pytest.mark.parametrize("device", [CPU, GPU], ids=str)
 def test_more_positions_never_take_less(device: torch.device) -> None:
     """The longest context is found by halving, which needs that."""
-    config = small_config()
+    space = Workspace(small_config(), device, 4096)
     sizes = [
-        prompt_bytes(config, device, count, 4096)
-        + step_bytes(config, device, 16, count, 4096)
-        + graphs_bytes(config, device, count, 2, 4096)
-        + fixed_bytes(config, device, count, 2, 4096)
+        space.prompt_bytes(count)
+        + space.step_bytes(16, count)
+        + space.graphs_bytes(count, 2)
+        + space.fixed_bytes(count, 2)
         for count in range(1, 1200)
     ]
     assert sizes == sorted(sizes)

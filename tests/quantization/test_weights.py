@@ -18,8 +18,9 @@ from adept_fast.engine.engine import Engine
 from adept_fast.engine.model_runner import ModelRunner
 from adept_fast.engine.scoring import ScoredSequence
 from adept_fast.kv_cache import StaticKVCache
+from adept_fast.memory.footprint import footprint
 from adept_fast.model import Persimmon
-from adept_fast.weights import ModelWeights, embedding_bytes, load_weights, weights_bytes, with_vocabulary
+from adept_fast.weights import ModelWeights, load_weights, with_vocabulary
 
 CPU = torch.device("cpu")
 
@@ -62,7 +63,7 @@ def test_matrices_take_the_dtype_and_vectors_float32(checkpoint: Checkpoint, dty
     for tensor in all_tensors(weights)[1:]:
         assert tensor.dtype == (torch.float32 if tensor.ndim == 1 else dtype)
     assert weights.embedding.dtype.itemsize == 2
-    assert sum(tensor.nbytes for tensor in all_tensors(weights)) == weights_bytes(checkpoint, dtype)
+    assert sum(tensor.nbytes for tensor in all_tensors(weights)) == footprint(checkpoint, dtype).total_bytes
 
 
 def test_a_matrix_that_needs_no_conversion_stays_in_the_file(checkpoint: Checkpoint) -> None:
@@ -83,7 +84,9 @@ def test_tied_embeddings_are_one_tensor(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tmp_path)
     weights = load_weights(checkpoint, dtype=torch.float32, device=CPU)
     assert weights.embedding is weights.lm_head
-    assert sum(t.nbytes for t in all_tensors(weights)[:-1]) == weights_bytes(checkpoint, torch.float32)
+    assert (
+        sum(t.nbytes for t in all_tensors(weights)[:-1]) == footprint(checkpoint, torch.float32).total_bytes
+    )
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -97,11 +100,13 @@ def test_only_the_rows_in_use_are_held(tmp_path: Path, tied: bool) -> None:
     assert torch.equal(some.lm_head, whole.lm_head[:4096])
     assert (some.embedding is some.lm_head) == tied
     held = [tensor.nbytes for tensor in all_tensors(some)[: -1 if tied else None]]
-    assert sum(held) == weights_bytes(checkpoint, torch.float16, vocab_rows=4096)
-    saved = weights_bytes(checkpoint, torch.float16) - sum(held)
+    assert sum(held) == footprint(checkpoint, torch.float16, vocab_rows=4096).total_bytes
+    saved = footprint(checkpoint, torch.float16).total_bytes - sum(held)
     assert saved == (1 if tied else 2) * (4160 - 4096) * 64 * 2
     assert with_vocabulary(checkpoint, 4160) is with_vocabulary(checkpoint, None) is checkpoint
-    assert embedding_bytes(checkpoint, torch.float16, vocab_rows=4096) == (0 if tied else 4096 * 64 * 2)
+    assert footprint(checkpoint, torch.float16, vocab_rows=4096).embedding_bytes == (
+        0 if tied else 4096 * 64 * 2
+    )
 
 
 def test_rows_that_are_not_held_are_not_looked_at(tmp_path: Path) -> None:

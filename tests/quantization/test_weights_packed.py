@@ -20,13 +20,15 @@ from adept_fast.chat.format import STOP, chat_prompt
 from adept_fast.checkpoint import CheckpointError, StoredTensor, demo_path, open_checkpoint
 from adept_fast.checkpoint.convert import convert
 from adept_fast.commands.cli import main
+from adept_fast.commands.placement_words import describe_weights
+from adept_fast.memory.footprint import footprint
 from adept_fast.ops import reference
 from adept_fast.placement import choose_placement
 from adept_fast.quantization.formats import FORMATS, MatrixSpec
 from adept_fast.quantization.layout_cpu import TiledMatrix
 from adept_fast.quantization.layout_gpu import GpuMatrix
 from adept_fast.quantization.matrix import QuantizedMatrix, first_rows, quantize
-from adept_fast.weights import ModelWeights, load_weights, moving_bytes, weights_bytes
+from adept_fast.weights import ModelWeights, load_weights
 
 CPU = torch.device("cpu")
 QUESTIONS = [
@@ -64,9 +66,8 @@ class TestLoading:
         checkpoint = checkpoint_of(tmp_path, small_config(tie_word_embeddings=tied))
         loaded = load_weights(checkpoint, dtype=torch.float16, device=CPU, weights=FORMATS[weights])
         parts = all_parts(loaded)
-        assert sum(part.nbytes for part in parts) == weights_bytes(
-            checkpoint, torch.float16, FORMATS[weights]
-        )
+        held = footprint(checkpoint, torch.float16, FORMATS[weights])
+        assert sum(part.nbytes for part in parts) == held.total_bytes
         unused = 4160 - 4096  # rows of lm_head, of 64 int8 weights and a float32 scale each
         assert loaded.bytes_per_step(4096) == sum(part.nbytes for part in parts[1:]) - unused * (64 + 4)
 
@@ -85,7 +86,8 @@ class TestLoading:
             assert torch.equal(some.lm_head.dequantize(), first_rows(whole.lm_head, rows).dequantize())
             assert some.lm_head.shape == (rows, 64)
             held = sum(part.nbytes for part in all_parts(some))
-            assert held == weights_bytes(checkpoint, torch.float16, FORMATS[weights], vocab_rows=rows)
+            expected = footprint(checkpoint, torch.float16, FORMATS[weights], vocab_rows=rows)
+            assert held == expected.total_bytes
             assert torch.equal(some.embedding, whole.embedding[:rows])
 
     @pytest.mark.parametrize("weights", ["fp8", "int4-g128"])
@@ -102,10 +104,11 @@ class TestLoading:
         assert isinstance(some.lm_head, GpuMatrix)
         assert torch.equal(some.lm_head.dequantize(), first_rows(whole.lm_head, 4096).dequantize())
         held = sum(part.nbytes for part in all_parts(some))
-        assert held == weights_bytes(checkpoint, torch.float16, FORMATS[weights], vocab_rows=4096)
+        expected = footprint(checkpoint, torch.float16, FORMATS[weights], vocab_rows=4096)
+        assert held == expected.total_bytes
         assert torch.equal(some.embedding, whole.embedding[:4096])
         for device, least in ((CPU, 0), (torch.device("cuda"), 4096 * 64 * 2)):
-            taken = moving_bytes(checkpoint, torch.float16, FORMATS[weights], device, 4096)
+            taken = footprint(checkpoint, torch.float16, FORMATS[weights], device, 4096).loading_bytes
             assert (taken >= least) if least else (taken == 0)
 
     def test_tied_embeddings_are_packed_for_the_output_and_kept_for_the_input(self, tmp_path: Path) -> None:
@@ -169,11 +172,11 @@ class TestLoading:
             (native, "int4", "int4-g32, lm_head int8, embedding float16 (as stored)"),
             (native, None, "int4-g32, lm_head int8, embedding float16 (as stored)"),
         ):
-            placed = choose_placement(checkpoint, "cpu", "auto", "float16", weights)
-            assert placed.weights_in_words == words
+            placed = choose_placement(checkpoint, CPU, weights=weights)
+            assert describe_weights(placed) == words
             assert placed.dtype == torch.float16
         # A wider embedding would hold the same numbers, so it stays as it is stored.
-        assert choose_placement(source, "cpu", "float32", "float16", "int8").dtype == torch.float16
+        assert choose_placement(source, CPU, "float32", weights="int8").dtype == torch.float16
 
 
 class TestOperators:

@@ -1,0 +1,36 @@
+"""A placement in words: why weights are as they are, where they lie, and what cannot read them."""
+
+from __future__ import annotations
+
+from adept_fast.checkpoint import dtype_name
+from adept_fast.memory.plan import MemoryPlan, MemoryRequest
+from adept_fast.placement import Placement
+
+
+def describe_weights(placement: Placement) -> str:
+    """``int4-g32, lm_head int8, embedding float16 (…)``."""
+    chosen = dtype_name(placement.dtype)
+    if placement.weights is not None:
+        chosen = f"{placement.weights}, embedding {chosen}"
+    return f"{chosen} ({placement.dtype_reason})"
+
+
+def describe_pages(request: MemoryRequest) -> str:
+    """Of the memory that the matrices lie in."""
+    reason = request.small_pages_reason
+    return "huge (read faster than a memory-mapped file)" if reason is None else f"small ({reason})"
+
+
+def describe_embedding(request: MemoryRequest, plan: MemoryPlan | None) -> str:
+    """Where it is: ``pinned on the host (…)``; or where it may be, if there is no plan."""
+    if request.device.type == "cpu":
+        return "in memory (as the rest)"
+    if request.embedding != "auto":
+        return f"{'on the device' if request.embedding == 'device' else 'pinned on the host'} (as asked)"
+    if request.pinning_refusal is not None:
+        return f"on the device ({request.pinning_refusal})"
+    if plan is None:
+        return "on the device or on the host (as fits)"
+    if plan.embedding == "device":
+        return "on the device (all fits there)"
+    return "pinned on the host (with it on the device not all would fit)"

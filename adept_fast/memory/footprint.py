@@ -1,0 +1,106 @@
+"""Footprint: the bytes of a checkpoint's weights in one format, from their shapes alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from adept_fast.checkpoint import Checkpoint
+from adept_fast.ops import cuda
+from adept_fast.quantization.formats import WeightFormat
+from adept_fast.weights import (
+    EMBEDDING,
+    embedding_dtype,
+    is_tied,
+    matrices_to_pack,
+    weight_format,
+    with_vocabulary,
+)
+
+_CPU = torch.device("cpu")
+_PACKING_BLOCKS_BYTES = 1 << 27  # of the blocks in float32 that a matrix is rounded in, on a GPU
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The bytes of weights that are packed as ``weights``, or that are floats if it is None.
+
+    ``embedding_bytes`` are of a table that is only looked up: 0 if it is the output matrix too.
+    ``loading_bytes`` is the maximum that loading a matrix takes beside the weights, ``unpacking_bytes`` what
+    a long prompt takes to turn packed weights into floats.
+    """
+
+    weights: WeightFormat | None
+    other_bytes: int
+    embedding_bytes: int = 0
+    loading_bytes: int = 0
+    unpacking_bytes: int = 0
+
+    @property
+    def setting(self) -> str:
+        """``weights "int8"``, as advice has it."""
+        return f'weights "{None if self.weights is None else self.weights.name}"'
+
+    @property
+    def total_bytes(self) -> int:
+        """All that ``load_weights`` holds, wherever the embedding is."""
+        return self.other_bytes + self.embedding_bytes
+
+
+def footprint(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    weights: WeightFormat | None = None,
+    device: torch.device = _CPU,
+    vocab_rows: int | None = None,
+) -> Footprint:
+    """Of ``load_weights`` with the same arguments."""
+    weights = weight_format(checkpoint, weights)
+    sizes = tensor_bytes(checkpoint, dtype, weights, device, vocab_rows)
+    embedding = 0 if is_tied(checkpoint, weights) else sizes[EMBEDDING]
+    return Footprint(
+        weights,
+        other_bytes=sum(sizes.values()) - embedding,
+        embedding_bytes=embedding,
+        loading_bytes=_loading_bytes(checkpoint, dtype, weights, device, vocab_rows),
+        unpacking_bytes=cuda.DEQUANTIZING_BYTES if weights and device.type == "cuda" else 0,
+    )
+
+
+def tensor_bytes(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    weights: WeightFormat | None = None,
+    device: torch.device = _CPU,
+    vocab_rows: int | None = None,
+) -> dict[str, int]:
+    """The bytes of each tensor that ``load_weights`` holds, by its name; a tied output matrix is not among
+    them, unless it is packed."""
+    weights = weight_format(checkpoint, weights)
+    checkpoint = with_vocabulary(checkpoint, vocab_rows)
+    sizes = {name: matrix.nbytes for name, matrix in matrices_to_pack(checkpoint, weights, device).items()}
+    for name, tensor in checkpoint.tensors.items():
+        held = torch.float32 if len(tensor.shape) == 1 else dtype
+        if name == EMBEDDING:
+            held = embedding_dtype(checkpoint, dtype, weights)
+        sizes.setdefault(name, torch.Size(tensor.shape).numel() * held.itemsize)
+    return sizes
+
+
+def _loading_bytes(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    weights: WeightFormat | None,
+    device: torch.device,
+    vocab_rows: int | None,
+) -> int:
+    """A GPU transposes a matrix, or rounds it from its stored dtype."""
+    if device.type == "cpu" or checkpoint.weights is not None:
+        return 0
+    checkpoint = with_vocabulary(checkpoint, vocab_rows)
+    if matrices := matrices_to_pack(checkpoint, weights, device):
+        sources = [checkpoint.tensors[matrix.tensor] for matrix in matrices.values()]
+        stored = max(torch.Size(source.shape).numel() * source.dtype.itemsize for source in sources)
+        return stored + _PACKING_BLOCKS_BYTES
+    return checkpoint.config.hidden_size * checkpoint.config.intermediate_size * dtype.itemsize
