@@ -3,7 +3,7 @@
 # make test-fast  the tests that are not marked slow, operators with few of their shapes
 # make test-transformers VERSION=…  what runs on transformers, with that release of it, oldest or newest
 # make fuzz   open COUNT mutated checkpoints, and call the compiled operators CALLS times with random arguments
-# make bench       measure in under five minutes, on two cores, and rewrite the README's figures and plots
+# make bench       measure in under five minutes, on two cores, and rewrite the figures and plots of README and docs
 # make bench-full  measure all of it, which takes an hour or more
 # make step        build/step, which times a decode step and its operators on a GPU (build/step --help)
 # make gpu-build   that and the extension, for one architecture, on a machine that needs no GPU

@@ -229,6 +229,9 @@ class _Loader:
         if name in self.checkpoint.packed:
             matrix = repack(self.checkpoint.packed[name](), plan.layout, self.device)
             self._check(matrix.scales, f"{name}.scales")
+            if self.check_finite and matrix.has_nan_values():
+                source = self.checkpoint.tensors[name].source
+                raise CheckpointError(f"{source}: tensor {name}.values has a NaN")
         else:
             matrix = plan.pack(self.checkpoint.tensors[plan.tensor], self.device)
         self.bar.update()

@@ -109,11 +109,12 @@ Matrix matrix(const char* name, const Tensor& values, const OptionalTensor& scal
     ADEPT_REQUIRE(floats.format != Format::kFloat32, name, " has dtype float32; expected float16 or bfloat16 on a GPU");
     return floats;
   }
-  if (values.scalar_type() == ScalarType::Float8_e4m3fn) {
+  const bool int8 = values.scalar_type() == ScalarType::Char;
+  if (int8 || values.scalar_type() == ScalarType::Float8_e4m3fn) {
     check_shape(name, values, {rows, cols});
     check_shape(name, *scales, {scale_count});
     check_dtype(name, *scales, ScalarType::Float);
-    return {Format::kFloat8, values.const_data_ptr(), data<float>(name, *scales), rows, cols};
+    return {int8 ? Format::kInt8 : Format::kFloat8, values.const_data_ptr(), data<float>(name, *scales), rows, cols};
   }
   const int64_t padded = round_up(cols, kWideGroup);
   check_dtype(name, values, ScalarType::Byte);

@@ -82,10 +82,15 @@ def _packed(family: str, fmt: str, values: Tensor, layout: Layout) -> Weights:
         return Weights(fmt, family, narrow, None, narrow.double(), narrow if family == "cpu" else None)
     if family == "cpu":
         return _of_a_cpu(fmt, tiled(fmt, values, layout))
-    if fmt == "fp8":
+    if fmt in ("int8", "fp8"):
         inputs = 1 if layout == "rows" else 0
-        scales = values.abs().amax(inputs, keepdim=True).clamp(min=1e-6) / 448
-        bytes_ = (values / scales).to(torch.float8_e4m3fn)
+        largest = values.abs().amax(inputs, keepdim=True).clamp(min=1e-6)
+        scales = largest / (127 if fmt == "int8" else 448)
+        if fmt == "int8":
+            bytes_ = (values / scales).round().to(torch.int8)
+            bytes_.flatten()[::7] = -128  # which any file may hold
+        else:
+            bytes_ = (values / scales).to(torch.float8_e4m3fn)
         return Weights(fmt, "cuda", bytes_, scales.flatten(), bytes_.double() * scales.double())
     return _in_nibbles(values)
 

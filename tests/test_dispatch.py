@@ -225,7 +225,7 @@ class TestExplain:
         assert list(self.said()) == list(dispatch.DEFINITIONS)
         assert self.said()["decode_attention"] == ("kernel", f"C++, {cpu.instruction_set()}; one pass")
         assert self.said()["sample"] == ("reference", "plain PyTorch")
-        many = self.said(tokens=600, matrix=torch.zeros(1, 64))["lm_head"]
+        many = self.said(tokens=600, dtype=torch.float32)["lm_head"]
         assert many == ("gemm", "torch's GEMM; faster for 600 tokens, above 16")
 
     def test_without_the_extension(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,8 +241,10 @@ class TestExplain:
             said = self.said(tokens=17)
             assert said["mlp"] == ("gemm", f"torch's GEMM; {few}")
             assert said["rotary_append"] == ("reference", f"plain PyTorch; {few}")
-            said = self.said(cache_layer=torch.zeros(2, 1, 1, 1, 20), matrix=torch.zeros(1, 64))
+            said = self.said(head_dim=20, dtype=torch.float32)
             assert "a head_dim in multiples of 8 up to 256, not 20" in said["decode_attention"][1]
             assert said["mlp"][1] == "torch's GEMM; the kernels take float16 and bfloat16, not torch.float32"
+            said = self.said(weights=FORMATS["int8"])
+            assert said["mlp"][1] == "torch's GEMM; the kernels do not read int8 in the layout cpu_tiled"
         with as_cuda(None, "no nvcc"):
             assert self.said()["sample"] == ("reference", "plain PyTorch; no nvcc")

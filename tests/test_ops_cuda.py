@@ -31,7 +31,7 @@ from adept_fast.weights import load_weights
 
 CPU = torch.device("cpu")
 FLOATS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-PACKED = {"fp8": FORMATS["fp8"], "int4": FORMATS["int4-g128"]}
+PACKED = {"int8": FORMATS["int8"], "fp8": FORMATS["fp8"], "int4": FORMATS["int4-g128"]}
 OF_A_CPU = {"int8 of a CPU": FORMATS["int8"], "int4 of a CPU": FORMATS["int4-g32"]}
 READABLE = (*FLOATS, *PACKED)
 NAMES = ("layernorm_qkv", "rotary_append", "decode_attention", "linear_residual", "mlp", "lm_head")

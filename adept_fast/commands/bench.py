@@ -18,7 +18,7 @@ from adept_fast.engine.runtime import Runtime
 from adept_fast.memory.bandwidth import BandwidthProbe
 from adept_fast.memory.footprint import tensor_bytes
 from adept_fast.quantization.formats import WeightFormat
-from adept_fast.quantization.layouts import kernel_formats
+from adept_fast.quantization.layouts import advised_formats
 from adept_fast.system.byte_counts import format_bytes
 from adept_fast.weights import EMBEDDING
 
@@ -65,7 +65,7 @@ def run(options: dict[str, Any]) -> None:
     runtime = load_runtime(checkpoint, options, max_batch_size=more)
     stopwatch = Stopwatch(runtime, checkpoint, context)
     samples = [stopwatch.sample(batch_size) for _ in range(_SAMPLES)]
-    report = _report(runtime, checkpoint, samples) | {
+    report = _report(runtime, samples) | {
         "advice": _narrower(runtime, checkpoint, samples)
         + _more_at_once(stopwatch, samples, more)
         + _other_threads(stopwatch, samples)
@@ -126,7 +126,7 @@ def step_bytes(
     return sum(size * (1 - zero_share) if name.endswith(_DOWN) else size for name, size in sizes.items())
 
 
-def _report(runtime: Runtime, checkpoint: Checkpoint, samples: list[Sample]) -> dict[str, Any]:
+def _report(runtime: Runtime, samples: list[Sample]) -> dict[str, Any]:
     speeds = [sample.tokens_per_second for sample in samples]
     return {
         "tokens_per_second": _median(speeds),
@@ -153,7 +153,7 @@ def _narrower(runtime: Runtime, checkpoint: Checkpoint, samples: list[Sample]) -
     zeros = _median([sample.zero_share for sample in samples])
     cache = now - step_bytes(checkpoint, runtime, runtime.placement.weights, samples[0].zero_share)
     advice = []
-    for weights in kernel_formats(device):
+    for weights in advised_formats(device):
         read = step_bytes(checkpoint, runtime, weights, zeros) + cache
         if now / read > _MIN_GAIN:
             limit = samples[0].batch_size * bandwidth / read

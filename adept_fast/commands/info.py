@@ -16,19 +16,14 @@ from adept_fast.checkpoint import Checkpoint, Location, dtype_name, locate, open
 from adept_fast.checkpoint.published import release_checksum
 from adept_fast.commands.output import print_json, print_text
 from adept_fast.commands.placement_words import describe_embedding, describe_pages, describe_weights
-from adept_fast.config import PersimmonConfig
 from adept_fast.engine.graphs import launch_description
 from adept_fast.engine.loading import request_memory
 from adept_fast.memory.advice import InsufficientMemoryError, plan_memory
 from adept_fast.memory.plan import MemoryPlan, MemoryRequest
 from adept_fast.memory.workspace import allowance_reason
-from adept_fast.model import PREFILL_CHUNK
 from adept_fast.ops import cuda
 from adept_fast.ops.optional import choices
 from adept_fast.placement import Placement
-from adept_fast.quantization.formats import MatrixSpec
-from adept_fast.quantization.layouts import layout_of
-from adept_fast.quantization.matrix import Matrix
 from adept_fast.system.byte_counts import format_bytes, format_together
 from adept_fast.system.short_text import printable
 
@@ -122,20 +117,24 @@ def _request(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Placement
 def _describe_software(checkpoint: Checkpoint, placement: Placement) -> dict[str, dict[str, str]]:
     optional = choices(placement.device, placement.cache_dtype, checkpoint.config.head_dim)
     return {
-        "operators": _describe_operators(checkpoint.config, placement),
+        "operators": _describe_operators(checkpoint, placement),
         "optional packages": {name: str(choice) for name, choice in optional.items()},
     }
 
 
-def _describe_operators(config: PersimmonConfig, placement: Placement) -> dict[str, str]:
+def _describe_operators(checkpoint: Checkpoint, placement: Placement) -> dict[str, str]:
     """What runs each operator for one token, and for a long prompt if that differs."""
-    device, shape = placement.device, (1, config.hidden_size)
-    matrix: Matrix = torch.empty(shape, dtype=placement.dtype, device=device)
-    if placement.weights is not None:
-        matrix = layout_of(device).empty(MatrixSpec(placement.weights, shape), device)
-    cache = torch.empty(2, 1, 1, 1, config.head_dim, dtype=placement.cache_dtype, device=device)
     decode, prefill = (
-        ops.explain(device, tokens=tokens, matrix=matrix, cache_layer=cache) for tokens in (1, PREFILL_CHUNK)
+        ops.explain(
+            placement.device,
+            tokens,
+            dtype=placement.dtype,
+            weights=placement.weights,
+            hidden_size=checkpoint.config.hidden_size,
+            cache_dtype=placement.cache_dtype,
+            head_dim=checkpoint.config.head_dim,
+        )
+        for tokens in (1, 512)
     )
     return {
         one.operator: f"{one.implementation} ({one.reason})"

@@ -1,4 +1,4 @@
-"""A placement in words: why weights are as they are, where they lie, and what cannot read them."""
+"""A placement in words: dtypes, pages and the place of the embedding, with reasons."""
 
 from __future__ import annotations
 

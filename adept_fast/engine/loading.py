@@ -15,7 +15,7 @@ from adept_fast.model import Persimmon
 from adept_fast.ops import cuda, optional
 from adept_fast.placement import Placement, choose_placement, find_device
 from adept_fast.quantization.formats import WeightFormat
-from adept_fast.quantization.layouts import kernel_formats
+from adept_fast.quantization.layouts import advised_formats
 from adept_fast.weights import PinnedMemoryError, is_tied, load_weights
 
 _CPU = torch.device("cpu")
@@ -135,5 +135,5 @@ def _smaller_formats(checkpoint: Checkpoint, placement: Placement) -> list[Weigh
     """Those that would pack the matrices in fewer bits than they have."""
     if checkpoint.weights is not None:
         return []
-    formats, now = kernel_formats(placement.device), placement.weights
+    formats, now = advised_formats(placement.device), placement.weights
     return [smaller for smaller in formats if now is None or smaller.bits < now.bits]

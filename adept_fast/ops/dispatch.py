@@ -17,6 +17,8 @@ from torch import Tensor
 
 from adept_fast.ops import cpu, cuda, kernels, optional, reference
 from adept_fast.ops.sample import sample
+from adept_fast.quantization.formats import MatrixSpec, WeightFormat
+from adept_fast.quantization.layouts import layout_of
 from adept_fast.quantization.matrix import Matrix
 
 P = ParamSpec("P")
@@ -264,30 +266,33 @@ def token_bounds(w: Matrix) -> tuple[int, ...]:
 
 def explain(
     device: torch.device,
-    *,
     tokens: int = 1,
-    matrix: Matrix | None = None,
-    cache_layer: Tensor | None = None,
-    table: Tensor | None = None,
+    *,
+    dtype: torch.dtype = torch.float16,
+    weights: WeightFormat | None = None,
+    hidden_size: int = 64,
+    cache_dtype: torch.dtype = torch.float16,
+    head_dim: int = 64,
 ) -> list[Choice]:
     """The implementation of each operator for a call with so many tokens, in the order of a decode step.
 
-    Args:
-        matrix, cache_layer, table: examples of the model's matrices, of the cache of one layer
-            [2, 1, 1, 1, head_dim] and of the embedding; by default in float16, of sizes that kernels take.
+    ``weights`` is the format of packed matrices, ``dtype`` that of the others and of the embedding.
     """
 
-    def example(*shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=torch.float16, device=device)
+    def example(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
 
-    cache_layer = example(2, 1, 1, 1, 64) if cache_layer is None else cache_layer
+    table, cache_layer = example(1, hidden_size), example(2, 1, 1, 1, head_dim, dtype=cache_dtype)
+    matrix: Matrix = table
+    if weights is not None:
+        matrix = layout_of(device).empty(MatrixSpec(weights, (1, hidden_size)), device)
     known = {
-        "Matrix": example(1, 64) if matrix is None else matrix,
+        "Matrix": matrix,
         "cache_layer": cache_layer,
         "cache_slot": cache_layer[:, 0],
-        "table": example(1, 64) if table is None else table,
+        "table": table,
     }
-    x = torch.zeros(tokens, 1, dtype=torch.float32, device=device)
+    x = example(tokens, 1, dtype=torch.float32)
     choices = []
     for name, definition in DEFINITIONS.items():
         parameters = inspect.signature(definition).parameters.values()

@@ -73,12 +73,12 @@ def _eight_bits(name: str, dtype: torch.dtype, max_value: float, value: str) -> 
     return WeightFormat(name, dtype, 8, max_value, None, _FLOAT32_MAX, name, description)
 
 
-def _four_bits(group_size: int, lm_head: str) -> WeightFormat:
+def _four_bits(group_size: int) -> WeightFormat:
     description = (
         f"weight = scale * (q - 8), q uint4, one float16 scale for each {group_size} weights of a row"
     )
     # Products of Q and a scale have to be float16 for the kernels of a GPU.
-    return WeightFormat(f"int4-g{group_size}", torch.uint8, 4, 8, group_size, 2.0**15, lm_head, description)
+    return WeightFormat(f"int4-g{group_size}", torch.uint8, 4, 8, group_size, 2.0**15, "int8", description)
 
 
 FORMATS = {
@@ -86,13 +86,14 @@ FORMATS = {
     for known in (
         _eight_bits("int8", torch.int8, 127, "int8"),
         _eight_bits("fp8", torch.float8_e4m3fn, torch.finfo(torch.float8_e4m3fn).max, "float8 e4m3"),
-        _four_bits(32, "int8"),
-        _four_bits(128, "fp8"),
+        _four_bits(32),
+        _four_bits(128),
     )
 }
 
 
-NAMES = FORMATS | {"int4": FORMATS["int4-g32"]}  # as users write them
+# As users write them. Of the formats in 4 bits, kernels of both devices read the one of groups of 128.
+NAMES = FORMATS | {"int4": FORMATS["int4-g128"]}
 
 
 @dataclass(frozen=True)

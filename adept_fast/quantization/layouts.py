@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from adept_fast.quantization.formats import FORMATS, WeightFormat
+from adept_fast.quantization.formats import FORMATS, NAMES, WeightFormat
 from adept_fast.quantization.layout_cpu import TiledMatrix
 from adept_fast.quantization.layout_gpu import GpuMatrix
 from adept_fast.quantization.matrix import QuantizedMatrix
 
-_KERNEL_FORMATS = {"cpu": ("int8", "int4-g32"), "cuda": ("fp8", "int4-g128")}  # by the type of device
+# By the type of device.
+_KERNEL_FORMATS = {"cpu": ("int8", "int4-g32", "int4-g128"), "cuda": ("int8", "fp8", "int4-g128")}
+_ADVISED = {"cpu": ("int8", "int4"), "cuda": ("fp8", "int4")}
 
 
 def layout_of(device: torch.device) -> type[QuantizedMatrix]:
@@ -18,11 +20,15 @@ def layout_of(device: torch.device) -> type[QuantizedMatrix]:
 
 
 def kernel_formats(device: torch.device) -> tuple[WeightFormat, ...]:
-    """Those that the device's kernels read, from the most bits to the fewest."""
+    """Those that the device's kernels read."""
     return tuple(FORMATS[name] for name in _KERNEL_FORMATS[device.type])
+
+
+def advised_formats(device: torch.device) -> tuple[WeightFormat, ...]:
+    """One of each size, from the most bits to the fewest."""
+    return tuple(NAMES[name] for name in _ADVISED[device.type])
 
 
 def formats_of(device: torch.device) -> dict[str, WeightFormat]:
     """The same by the names that users write."""
-    kept = kernel_formats(device)
-    return {known.name: known for known in kept} | {"int4": kept[-1]}
+    return {name: known for name, known in NAMES.items() if known in kernel_formats(device)}

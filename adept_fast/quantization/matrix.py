@@ -85,6 +85,13 @@ class QuantizedMatrix:
     def to(self: Packed, device: torch.device) -> Packed:
         return replace(self, values=self.values.to(device), scales=self.scales.to(device))
 
+    def has_nan_values(self) -> bool:
+        """Whether a value is a NaN, as only a float8 can be; an infinity it cannot be."""
+        if not self.values.dtype.is_floating_point:
+            return False
+        blocks = row_blocks(self.spec, self.device)
+        return any(bool(self.values[start:stop].float().isnan().any()) for start, stop in blocks)
+
     def dequantize(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows ``start`` to ``stop`` (None: the last) of the matrix: float32 [stop - start, columns]."""
         stop = self.shape[0] if stop is None else min(stop, self.shape[0])

@@ -28,7 +28,7 @@ from adept_fast.checkpoint import demo_path
 from benchmarks.result_file import describe_run, table, write_report
 
 BASELINE = "float32"
-FORMATS = ("int8", "int4")
+FORMATS = ("int8", "int4-g32", "int4-g128")
 BATCH = 32
 STORIES = tuple(
     f"Tell me a story about a {animal}."

@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kAddThreads) add_partials(const Down down, con
       const float4 part = *reinterpret_cast<const float4*>(partials + (share * down.tokens + token) * hidden + col);
       sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
     }
-    if (down.w.format == Format::kFloat8) {
+    if (down.w.format == Format::kInt8 || down.w.format == Format::kFloat8) {
       const float4 scale = *reinterpret_cast<const float4*>(static_cast<const float*>(down.w.scales) + col);
       sum.x *= scale.x, sum.y *= scale.y, sum.z *= scale.z, sum.w *= scale.w;
     }
@@ -79,6 +79,7 @@ cudaError_t multiply(const Down& down, const Grid& grid, float* partials, cudaSt
   switch (down.w.format) {
     case Format::kFloat16: return multiply_in<Format::kFloat16>(down, grid, partials, stream);
     case Format::kBFloat16: return multiply_in<Format::kBFloat16>(down, grid, partials, stream);
+    case Format::kInt8: return multiply_in<Format::kInt8>(down, grid, partials, stream);
     case Format::kFloat8: return multiply_in<Format::kFloat8>(down, grid, partials, stream);
     case Format::kInt4Wide: return multiply_in<Format::kInt4Wide>(down, grid, partials, stream);
     default: return cudaErrorInvalidValue;

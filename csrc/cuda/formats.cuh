@@ -69,6 +69,12 @@ __device__ __forceinline__ uint32_t widen_nibbles(uint32_t word, int pair) {
                      : widen_nibbles<12>(word);
 }
 
+// Two int8, the low 16 bits of `pair`, in float16, exactly: 0x6400 is 1024, to which the last byte adds itself.
+__device__ __forceinline__ uint32_t widen_int8(uint32_t pair) {
+  const uint32_t biased = __byte_perm(pair ^ 0x8080, 0x64646464, 0x4140);
+  return bits_as<uint32_t>(__hsub2(bits_as<__half2>(biased), __float2half2_rn(1024 + 128)));
+}
+
 // `along`: the i-th pair of neighbours in 16 bytes of a row. `across`: the i-th weights of 16 bytes of two rows.
 // Both as an operand's register, the first in the low half.
 template <Format kFormat>
@@ -77,6 +83,17 @@ struct Weights {
   static __device__ __forceinline__ uint32_t along(const uint4& load, int i) { return word_of(load, i); }
   static __device__ __forceinline__ uint32_t across(const uint4& first, const uint4& second, int i) {
     return __byte_perm(word_of(first, i / 2), word_of(second, i / 2), i % 2 == 0 ? 0x5410 : 0x7632);
+  }
+};
+
+template <>
+struct Weights<Format::kInt8> {
+  static constexpr int kBits = 8;
+  static __device__ __forceinline__ uint32_t along(const uint4& load, int i) {
+    return widen_int8(word_of(load, i / 2) >> (i % 2 * 16));
+  }
+  static __device__ __forceinline__ uint32_t across(const uint4& first, const uint4& second, int i) {
+    return widen_int8(__byte_perm(word_of(first, i / 4), word_of(second, i / 4), 0x40 + 0x11 * (i % 4)));
   }
 };
 
@@ -129,7 +146,7 @@ struct Rows {
   // row: what they are multiplied by must be 0.
   __device__ __forceinline__ uint4 load(int row, int col) const {
     const uint8_t* const begin = values + int64_t{row} * row_bytes;
-    if (kFormat == Format::kFloat8 && row_bytes % 16 != 0) {
+    if (Weights<kFormat>::kBits == 8 && row_bytes % 16 != 0) {
       const uint2 low = load_once_8(begin + (col < stored_cols ? col : 0));
       const uint2 high = load_once_8(begin + (col + 8 < stored_cols ? col + 8 : 0));
       return {low.x, low.y, high.x, high.y};

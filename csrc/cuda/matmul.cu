@@ -115,6 +115,7 @@ cudaError_t multiply(const Linear& linear, const UnitMarks& marks, void* workspa
   switch (linear.w.format) {
     case Format::kFloat16: return multiply_in<Format::kFloat16>(linear, marks, workspace, stream);
     case Format::kBFloat16: return multiply_in<Format::kBFloat16>(linear, marks, workspace, stream);
+    case Format::kInt8: return multiply_in<Format::kInt8>(linear, marks, workspace, stream);
     case Format::kFloat8: return multiply_in<Format::kFloat8>(linear, marks, workspace, stream);
     case Format::kInt4Wide: return multiply_in<Format::kInt4Wide>(linear, marks, workspace, stream);
     default: return cudaErrorInvalidValue;

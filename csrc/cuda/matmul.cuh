@@ -164,7 +164,7 @@ __device__ __forceinline__ void finish_tile(const Linear& linear, const UnitMark
 #pragma unroll
       for (int warp = 0; warp < kTeamWarps; ++warp) value += sums[warp * sums_of_warp + token * kSumsStride + in_tile];
       value *= unscale[token];
-      if (kFormat == Format::kFloat8) value *= __ldg(static_cast<const float*>(linear.w.scales) + row);
+      if constexpr (Weights<kFormat>::kBits == 8) value *= __ldg(static_cast<const float*>(linear.w.scales) + row);
       if (linear.bias != nullptr) value += __ldg(linear.bias + row);
       if (linear.relu_squared) value = value < 0 ? 0 : value * value;  // a NaN stays one
       if (linear.residual != nullptr) value += linear.residual[token * rows + row];

@@ -59,8 +59,9 @@ int64_t mlp_workspace_bytes(const Mlp& mlp) { return Plan(mlp, nullptr).parts.by
 
 cudaError_t mlp(const Mlp& mlp, void* workspace, cudaStream_t stream) {
   if (mlp.tokens == 0) return cudaSuccess;
+  const bool scales_of_outputs = mlp.down.format == Format::kInt8 || mlp.down.format == Format::kFloat8;
   const bool aligned = is_aligned(mlp.down.values) && is_aligned(mlp.down_bias) && is_aligned(mlp.out) &&
-                       (mlp.down.format != Format::kFloat8 || is_aligned(mlp.down.scales));
+                       (!scales_of_outputs || is_aligned(mlp.down.scales));
   if (!aligned) return cudaErrorMisalignedAddress;
   const Plan plan(mlp, workspace);
   if (const cudaError_t error = multiply(plan.up, plan.marks, plan.shared, stream)) return error;

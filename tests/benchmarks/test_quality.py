@@ -15,7 +15,7 @@ from benchmarks.cases.quality import same_tokens
 ROOT = Path(__file__).resolve().parents[2]
 
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*/quality.json"))
-FORMATS = ["float32", "int8", "int4"]
+FORMATS = ["float32", "int8", "int4-g32", "int4-g128"]
 
 
 def rows_of(report: dict) -> list[str]:

@@ -11,6 +11,8 @@ from adept_fast import Runtime
 from adept_fast.chat.format import STOP, chat_prompt
 from adept_fast.checkpoint import demo_path
 
+pytestmark = pytest.mark.slow
+
 # Every seventh question is asked here. Measured of those: 0.993, 0.982 and 1.000; what is left between is for
 # answers that another machine's rounding may turn.
 EVERY = 7

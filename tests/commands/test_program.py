@@ -17,8 +17,10 @@ from click.testing import CliRunner
 
 from adept_fast import Runtime, choices
 from adept_fast.checkpoint import WEIGHT_DTYPES, convert
+from adept_fast.checkpoint.native import LAYOUTS
 from adept_fast.commands.cli import main
 from adept_fast.ops import cuda
+from adept_fast.quantization.formats import NAMES
 
 pytestmark = pytest.mark.slow
 
@@ -234,6 +236,8 @@ def test_options_offer_what_the_modules_behind_them_take() -> None:
     assert tuple(WEIGHT_DTYPES.values()) == (torch.float32, torch.float16, torch.bfloat16)
     assert set(get_args(convert.Format)) == set(choices.CHECKPOINT_FORMATS)
     assert cuda.MAX_TOKENS == choices.MAX_STEP_TOKENS
+    assert set(choices.PACKED_FORMATS) == set(NAMES)
+    assert tuple(LAYOUTS) == choices.PACKED_LAYOUTS
 
 
 def test_the_script_that_is_installed_is_this_program() -> None:

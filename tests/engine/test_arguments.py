@@ -176,6 +176,7 @@ def cache(**sizes: Any) -> KeyValueCache:
     return KeyValueCache(small_config(), **{"max_batch_size": 1, "max_seq_len": 4} | sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_types_are_one_sentence(demo: Runtime, wrong: str) -> None:
     for at, (name, call, right) in enumerate(TABLE):

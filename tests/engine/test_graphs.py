@@ -15,7 +15,7 @@ from adept_fast import ParameterError, Runtime, SamplingParams, ops
 from adept_fast.engine.engine import Engine
 from adept_fast.engine.graphs import Captured, CaptureError, CudaGraphRunner, LaunchPolicy
 from adept_fast.engine.model_runner import ModelRunner
-from adept_fast.graph_buckets import MIN_LENGTH, GraphBuckets
+from adept_fast.memory.graph_buckets import MIN_LENGTH, GraphBuckets
 from adept_fast.memory.workspace import max_rows
 
 CONTEXT = 2100  # no power of two, so the last bucket is the odd one
@@ -106,6 +106,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_every_bucket_edge_is_crossed(launched: Runtime, settings: str) -> None:
     params = SETTINGS[settings]
@@ -114,6 +115,7 @@ def test_every_bucket_edge_is_crossed(launched: Runtime, settings: str) -> None:
         assert found.token_ids == plain_loop(launched, prompt_of(length - 2), params), length
 
 
+@pytest.mark.slow
 def test_the_context_is_filled_to_its_end(launched: Runtime) -> None:
     params = SamplingParams(max_new_tokens=None, ignore_eos=True)
     for length in (CONTEXT - 9, CONTEXT - 1, CONTEXT):
@@ -152,6 +154,7 @@ def test_what_was_launched_past_an_end_is_discarded(launched: Runtime) -> None:
     assert [g.token_ids for g in launched.generate(prompts, free)] == [g.token_ids for g in texts]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drafts", [1, 4, 15])
 def test_guesses_change_nothing(launched: Runtime, drafts: int) -> None:
     prompts = [prompt_of(9) * 3, [5, 6, 7] * 90, prompt_of(30)]

@@ -122,6 +122,7 @@ def test_logits(pair: Pair, tokens: int) -> None:
     torch.testing.assert_close(logits_of(pair.ours, ids), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_greedy_text_is_identical(pair: Pair) -> None:
     """Every generated token is transformers' argmax after the same tokens, so both write the same text."""
     tokenizer = pair.ours.tokenizer
@@ -133,6 +134,7 @@ def test_greedy_text_is_identical(pair: Pair) -> None:
         assert generation.token_ids == greedy[len(prompt_ids) - 1 :].tolist()
 
 
+@pytest.mark.slow
 def test_greedy_text_is_that_of_their_generate(pair: Pair) -> None:
     ids = pair.ours.tokenizer.encode(PROMPTS[2])
     theirs = pair.theirs.generate(

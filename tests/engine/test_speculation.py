@@ -61,6 +61,7 @@ def test_tokens_of_the_text_are_looked_up_too() -> None:
     assert lookup.draft(3) == [9, 1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("count", [1, 4, 15])
 def test_the_text_is_the_same(runtime: Runtime, settings: str, count: int) -> None:

@@ -70,6 +70,7 @@ def random_call(runtime: Runtime, seed: int) -> Any:
         return next(stream, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_calls_of_several_threads_get_what_they_get_alone(runtime: Runtime, seed: int) -> None:
     count, each = 4, 8

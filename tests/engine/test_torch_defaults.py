@@ -79,6 +79,7 @@ def work(runtime: Runtime) -> list[Any]:
     return [*found, list(runtime.stream(PROMPT, PARAMS[1]))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keywords", WEIGHTS, ids=str)
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_a_runtime(directory: Path, name: str, keywords: dict[str, Any]) -> None:

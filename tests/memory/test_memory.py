@@ -23,14 +23,15 @@ from adept_fast.memory import advice as memory
 from adept_fast.memory.advice import explaining_out_of_memory, out_of_memory, plan_memory
 from adept_fast.memory.footprint import Footprint
 from adept_fast.memory.plan import MemoryPlan, MemoryRequest, largest, pinned_bytes
+from adept_fast.quantization.formats import FORMATS
 from adept_fast.system.byte_counts import format_bytes, format_together
 from adept_fast.weights import load_weights
 
 PERSIMMON_8B = PersimmonConfig(rope_theta=25000.0)
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 FLOATS = Footprint(None, 16_000_000_000, 2_000_000_000)
-FP8 = Footprint("fp8", 8_000_000_000, 2_000_000_000)
-INT4 = Footprint("int4", 5_000_000_000, 2_000_000_000)
+FP8 = Footprint(FORMATS["fp8"], 8_000_000_000, 2_000_000_000)
+INT4 = Footprint(FORMATS["int4-g128"], 5_000_000_000, 2_000_000_000)
 
 
 def request(available: int, **keywords: Any) -> MemoryRequest:
@@ -87,15 +88,19 @@ ADVICE: list[tuple[int, dict[str, Any], str]] = [
     (18_000_000_000, {"max_seq_len": 16384, "max_batch_size": 4}, 'embedding "host"'),
     (15_000_000_000, {}, 'weights "fp8"'),
     (15_000_000_000, {"embedding": "auto"}, 'weights "fp8"'),
-    (8_500_000_000, {}, 'weights "int4"'),
-    (8_500_000_000, {"other_weights": (INT4,), "weights": FP8}, 'weights "int4"'),
+    (8_500_000_000, {}, 'weights "int4-g128"'),
+    (8_500_000_000, {"other_weights": (INT4,), "weights": FP8}, 'weights "int4-g128"'),
     (50_000_000_000, {"embedding": "host", "host_available_bytes": 2**31 - 1}, 'embedding "device"'),
     (
         8_000_000_000,
         {"cache_dtype": torch.float32, "weights": INT4, "other_weights": (), "max_batch_size": 3},
         'cache_dtype "float16"',
     ),
-    (6_500_000_000, {"max_batch_size": 2}, 'only max_batch_size 1 and embedding "host" and weights "int4"'),
+    (
+        6_500_000_000,
+        {"max_batch_size": 2},
+        'only max_batch_size 1 and embedding "host" and weights "int4-g128"',
+    ),
     (1_000_000_000, {}, "no context fits; the least, max_batch_size 1 and embedding"),
 ]
 
@@ -127,13 +132,13 @@ def least_for_a_cache(asked: MemoryRequest) -> int:
 
 def follow(asked: MemoryRequest, advice: str) -> tuple[MemoryRequest, int]:
     """The request with what the advice says, and the context that it promises."""
-    settings = dict(re.findall(r'(max_batch_size|embedding|weights|cache_dtype) "?(\w+)"?', advice))
+    settings = dict(re.findall(r'(max_batch_size|embedding|weights|cache_dtype) "?([\w-]+)"?', advice))
     if "max_batch_size" in settings:
         asked = replace(asked, max_batch_size=int(settings["max_batch_size"]))
     if "embedding" in settings:
         asked = replace(asked, embedding=settings["embedding"])
     if "weights" in settings:
-        asked = replace(asked, weights={"fp8": FP8, "int4": INT4}[settings["weights"]])
+        asked = replace(asked, weights={"fp8": FP8, "int4-g128": INT4}[settings["weights"]])
     if "cache_dtype" in settings:
         asked = replace(asked, cache_dtype=getattr(torch, settings["cache_dtype"]))
     found = re.search(r"max_seq_len up to (\d+)", advice)

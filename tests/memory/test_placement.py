@@ -107,7 +107,7 @@ def test_what_is_asked_for_is_taken(tmp_path: Path) -> None:
     ("weights", "words"),
     [
         ("fp8", "fp8, embedding float16 (packed from float16)"),
-        ("int4", "int4-g128, lm_head fp8, embedding float16 (packed from float16)"),
+        ("int4", "int4-g128, lm_head int8, embedding float16 (packed from float16)"),
     ],
 )
 def test_a_gpu_has_packings_of_its_own(tmp_path: Path, a_gpu: None, weights: str, words: str) -> None:
@@ -121,9 +121,9 @@ def test_a_gpu_has_packings_of_its_own(tmp_path: Path, a_gpu: None, weights: str
 @pytest.mark.parametrize(
     ("device", "weights", "allowed"),
     [
-        ("cuda", "int8", "fp8 or int4-g128 or int4"),
-        ("cpu", "fp8", "int8 or int4-g32 or int4"),
-        ("cuda", "int3", "fp8 or int4-g128 or int4"),
+        ("cuda", "int4-g32", "int8 or fp8 or int4-g128 or int4"),
+        ("cpu", "fp8", "int8 or int4-g32 or int4-g128 or int4"),
+        ("cuda", "int3", "int8 or fp8 or int4-g128 or int4"),
     ],
 )
 def test_a_packing_of_the_other_device_is_refused(

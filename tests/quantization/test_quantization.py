@@ -185,6 +185,7 @@ class TestLayouts:
             bfloat16 = dtype == torch.bfloat16
             assert found.spec.product_dtype == (torch.bfloat16 if bfloat16 else torch.float16)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("case", CASES[:: len(LAYOUTS) + 1], ids=str)
     def test_memory_holds_the_result_and_a_few_blocks(
         self, case: Case, monkeypatch: pytest.MonkeyPatch

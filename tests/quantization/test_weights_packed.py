@@ -154,11 +154,11 @@ class TestLoading:
         checkpoint_of(tmp_path / "source")
         convert(tmp_path / "source", tmp_path / "native", weights="int8", progress=False)
         with pytest.raises(
-            ParameterError, match="weights is 'int3'; expected int8 or int4-g32 or int4 on cpu"
+            ParameterError, match="weights is 'int3'; expected int8 or int4-g32 or int4-g128 or int4 on cpu"
         ):
             Runtime.load(tmp_path / "source", weights="int3", device="cpu", progress=False)
         with pytest.raises(
-            CheckpointError, match="are packed as int8; expected weights to be that or .*'int4-g32'"
+            CheckpointError, match="are packed as int8; expected weights to be that or .*'int4-g128'"
         ):
             Runtime.load(tmp_path / "native", weights="int4", device="cpu", progress=False)
 
@@ -168,9 +168,9 @@ class TestLoading:
         native = open_checkpoint(tmp_path / "native")
         for checkpoint, weights, words in (
             (source, "int8", "int8, embedding float16 (packed from float16)"),
-            (source, "int4", "int4-g32, lm_head int8, embedding float16 (packed from float16)"),
-            (native, "int4", "int4-g32, lm_head int8, embedding float16 (as stored)"),
-            (native, None, "int4-g32, lm_head int8, embedding float16 (as stored)"),
+            (source, "int4", "int4-g128, lm_head int8, embedding float16 (packed from float16)"),
+            (native, "int4", "int4-g128, lm_head int8, embedding float16 (as stored)"),
+            (native, None, "int4-g128, lm_head int8, embedding float16 (as stored)"),
         ):
             placed = choose_placement(checkpoint, CPU, weights=weights)
             assert describe_weights(placed) == words
@@ -245,7 +245,7 @@ class TestRuntime:
             < 0
         )
         report = json.loads(run("info", "--device", "cpu", "--weights", "int4", "--json"))
-        assert report["placement"]["weights"].startswith("int4-g32, lm_head int8, embedding float16")
+        assert report["placement"]["weights"].startswith("int4-g128, lm_head int8, embedding float16")
         assert report["memory"]["weights"] == "5.9 MB"
         run("convert", "demo", str(tmp_path / "native"), "--weights", "int8", "--quiet")
         report = json.loads(run("info", "--checkpoint", str(tmp_path / "native"), "--json"))

@@ -255,6 +255,7 @@ def private_names(tree: ast.Module) -> Iterator[str]:
             yield from (str(given.value) for given in node.args if isinstance(given, ast.Constant))
 
 
+@pytest.mark.slow
 def test_no_private_name_of_another_package_is_without_a_row() -> None:
     trees = sources()
     ours = {name for tree in trees.values() for name in made_here(tree)}

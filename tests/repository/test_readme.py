@@ -44,11 +44,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("readme")
     binaries = place / "venv" / "bin"
     binaries.mkdir(parents=True)
-    (binaries / "adept-fast").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m adept_fast "$@"\n')
-    (binaries / "adept-fast").chmod(0o755)
-    (binaries / "python").symlink_to(sys.executable)
-    (binaries / "lm_eval").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lm_eval "$@"\n')
-    (binaries / "lm_eval").chmod(0o755)
+    for name, module in {"adept-fast": "-m adept_fast", "python": "", "lm_eval": "-m lm_eval"}.items():
+        (binaries / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
+        (binaries / name).chmod(0o755)
     (place / "tools").symlink_to(ROOT / "tools")
     for marker in ("torch", "installed", "installed-test"):
         (place / "venv" / marker).touch()

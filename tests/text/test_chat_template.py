@@ -79,6 +79,13 @@ def test_special_tokens_that_are_only_named_are_found_in_what_a_template_writes(
     assert ours.eos_id not in ours.encode("text that spells |ENDOFTEXT| is text")
 
 
+def test_what_a_message_lacks_may_be_null() -> None:
+    """As clients of servers send it: a template that asks whether a field is there sees none."""
+    template = ChatTemplate("{{ messages[0].name is defined }} {{ messages[0].content }}", "it")
+    assert template.text([{"role": "user", "content": "a", "name": None}]) == "False a"
+    assert template.text([{"role": "user", "content": "a", "name": "b"}]) == "True a"
+
+
 def test_a_template_may_refuse_a_conversation() -> None:
     template = ChatTemplate(INSTRUCTIONS, "here")
     with pytest.raises(ChatError, match="the template in here refuses the conversation: Conversation"):

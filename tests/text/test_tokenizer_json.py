@@ -168,6 +168,7 @@ def test_the_shipped_tokenizer() -> None:
         assert_equal(tokenizer, fast, text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TABLES)
 def test_every_code_point_is_normalised_alike(kind: str) -> None:
     tokenizer, fast = pair(kind)
