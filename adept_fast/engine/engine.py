@@ -34,8 +34,7 @@ class RequestHandle(Iterator[GenerationEvent]):
     """
 
     def __init__(self, engine: Engine, sequence: Sequence) -> None:
-        self.sequence = sequence
-        self._engine = engine
+        self.sequence, self._engine = sequence, engine
 
     def __next__(self) -> GenerationEvent:
         """Raises GenerationError if the logits hold a NaN, and what a step of the engine raises."""
@@ -167,14 +166,24 @@ class Engine:
         """Cancel sequences and wait until they have ended, unless this thread is in the middle of a step."""
         for sequence in sequences:
             self.cancel(sequence)
+
+        def interrupt() -> None:
+            for sequence in sequences:
+                sequence.interrupt()
+            self._retire()
+
         if not self._turns.is_held_here():
-            self._turns.work_until(lambda: all(s.is_finished for s in sequences), self._retire)
+            self._turns.work_until(lambda: all(s.is_finished for s in sequences), interrupt)
 
     def warmup(self) -> None:
         """Run the ModelRunner's warm-up, once all requests are served."""
-        self._turns.work_until(lambda: not self._scheduler.sequences(), self.step)
-        with self._turns.hold(), torch.inference_mode():
-            self.runner.warmup()
+        is_done = False
+        while not is_done:
+            self._turns.work_until(lambda: not self._scheduler.sequences(), self.step)
+            with self._turns.hold(), torch.inference_mode():
+                if not self._scheduler.running:  # another thread may have had the turn in between
+                    self.runner.warmup()
+                    is_done = True
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -205,6 +214,7 @@ class Engine:
         self._scheduled = []
         running = [s for s in self._scheduler.running if isinstance(s, Sequence)]
         for sequence in running:
+            sequence.resume()
             self.runner.start(sequence.slot, sequence.params, sequence.ids, sequence.end_ids)
         self.runner.recover()
 
