@@ -67,7 +67,11 @@ def tokens_beside(runtime: Runtime, request: Request, interrupt: Interrupt) -> l
     other = runtime.engine.submit(request)
     with suppress(KeyboardInterrupt), interrupt:
         runtime.generate(PROMPTS[1], max_new_tokens=5, repetition_penalty=1.2, seed=1, temperature=0.5)
-    return other.result().token_ids
+    for _ in range(100):  # more steps than the rest can take
+        if other.sequence.is_finished:
+            break
+        runtime.engine.step()
+    return other.sequence.token_ids
 
 
 @pytest.mark.slow
