@@ -27,7 +27,7 @@ class BuildNative(build_ext):
         except recipe.BuildError as error:
             if os.environ.get("ADEPT_FAST_CUDA") == "1":
                 sys.exit(f"adept-fast: {error}")
-            recipe.say(f"installing without the native extension, to be tried again at first import: {error}")
+            recipe.say(f"installing without the extension, to be tried again at first import: {error}")
             for outdated in out.glob(f"{recipe.MODULE}.*"):
                 outdated.unlink()
             self.extensions = []

@@ -1,4 +1,4 @@
-// Tensors as the kernels take them, checked: a wrong argument ends in one sentence that names it.
+// Checks tensors and converts them to operands. A wrong argument raises an error of one sentence that names it.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -27,16 +27,16 @@ template <class... Parts>
   throw std::runtime_error(sentence.str());
 }
 
-// Python sees a RuntimeError of just this sentence, where torch's own macro would put the build's paths before it. A
-// macro, so that the sentence is not put together where nothing is wrong.
+// Python gets a RuntimeError with only this sentence; torch's macro would add paths of the build. A macro, so that the
+// sentence is built only on an error.
 #define ADEPT_REQUIRE(condition, ...)             \
   do {                                            \
     if (!(condition)) ::adept::fail(__VA_ARGS__); \
   } while (false)
 
-// Rows or columns of a matrix, at most: kernels count them in 32 bits, and no sum or product of two overflows 64.
+// The maximum of rows or columns of a matrix: kernels count them in 32 bits, and sums and products of two fit in 64.
 constexpr int64_t kMaxSize = std::numeric_limits<int32_t>::max();
-// Counts and positions, at most: one more still fits in 64 bits.
+// The maximum of counts and positions: one more still fits in 64 bits.
 constexpr int64_t kMaxCount = std::numeric_limits<int64_t>::max() - 1;
 
 inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -76,7 +76,7 @@ inline void check_sizes(const char* name, int64_t rows, int64_t cols) {
                 " columns; expected at most ", kMaxSize, " of each");
 }
 
-// Compiled code may assume that elements lie at multiples of their size.
+// Compiled code may assume that addresses of elements are multiples of their size.
 inline const void* aligned(const char* name, const void* address, size_t element_size) {
   ADEPT_REQUIRE(reinterpret_cast<uintptr_t>(address) % element_size == 0, name, " is not aligned to its elements of ",
                 element_size, " bytes");
@@ -90,7 +90,7 @@ const T* data(const char* name, const Tensor& tensor) {
 
 inline float* output(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
 
-// [size] in float32. `prefix`: what stands before the name.
+// [size] in float32. `prefix`: of the name in errors.
 inline const float* vector(const char* name, const Tensor& tensor, int64_t size, const char* prefix = "") {
   ADEPT_REQUIRE(has_shape(tensor, {size}), prefix, name, " has shape ", shape_of(tensor), "; expected [", size, "]");
   ADEPT_REQUIRE(tensor.is_contiguous(), prefix, name, " is not contiguous");
@@ -120,7 +120,7 @@ inline std::optional<Format> float_format(const Tensor& tensor) {
   }
 }
 
-// Of an element.
+// Bytes of an element.
 inline size_t bytes_of(Format format) { return format == Format::kFloat32 ? 4 : is_quantized(format) ? 1 : 2; }
 
 // A float matrix [rows, cols].
@@ -133,57 +133,15 @@ inline Matrix float_matrix(const char* name, const Tensor& values, int64_t rows,
   return {*format, aligned(name, values.const_data_ptr(), bytes_of(*format)), nullptr, rows, cols};
 }
 
-inline Format quantized_format(const char* name, const Tensor& values, const Tensor& scales) {
-  const bool int8 = values.scalar_type() == ScalarType::Char;
-  ADEPT_REQUIRE(int8 || values.scalar_type() == ScalarType::Byte, name, " has scales and dtype ",
-                torch::headeronly::toString(values.scalar_type()), "; expected int8 or uint8");
-  check_dtype(name, scales, int8 ? ScalarType::Float : ScalarType::Half);
-  return int8 ? Format::kInt8 : Format::kInt4;
-}
-
-// A matrix [rows, cols], of floats or in the "rows" layout.
-inline Matrix rows_matrix(const char* name, const Tensor& values, const OptionalTensor& scales, int64_t rows,
-                          int64_t cols) {
-  if (!scales) return float_matrix(name, values, rows, cols);
-  check_sizes(name, rows, cols);
-  const Format format = quantized_format(name, values, *scales);
-  ADEPT_REQUIRE(cols <= kMaxQuantizedInputs, name, " has ", cols, " inputs; expected at most ", kMaxQuantizedInputs);
-  const int64_t tiles = (rows + kTileRows - 1) / kTileRows, padded = round_up(cols, kRowsPadding);
-  const bool int8 = format == Format::kInt8;
-  check_shape(name, values, {tiles, padded / (int8 ? 4 : 8), kTileRows, 4});
-  if (int8)
-    check_shape(name, *scales, {tiles * kTileRows});
-  else
-    check_shape(name, *scales, {tiles, padded / kGroup, 1, kTileRows});
-  return {format, values.const_data_ptr(), aligned(name, scales->const_data_ptr(), int8 ? 4 : 2), rows, cols};
-}
-
-// A transposed matrix [rows, cols], of floats or in the "units" layout.
-inline Matrix units_matrix(const char* name, const Tensor& values, const OptionalTensor& scales, int64_t rows,
-                           int64_t cols) {
-  if (!scales) return float_matrix(name, values, rows, cols);
-  check_sizes(name, rows, cols);
-  const Format format = quantized_format(name, values, *scales);
-  ADEPT_REQUIRE(rows <= kMaxQuantizedInputs, name, " has ", rows, " inputs; expected at most ", kMaxQuantizedInputs);
-  const int64_t padded = round_up(cols, kUnitsPadding);
-  const bool int8 = format == Format::kInt8;
-  check_shape(name, values, {rows, int8 ? padded : padded / 2});
-  if (int8)
-    check_shape(name, *scales, {padded});
-  else
-    check_shape(name, *scales, {rows, 1, padded / kGroup});
-  return {format, values.const_data_ptr(), aligned(name, scales->const_data_ptr(), int8 ? 4 : 2), rows, cols};
-}
-
-// How many rows of its matrix lm_head computes.
+// The number of rows of its matrix that lm_head computes.
 inline void check_rows(int64_t rows) {
   ADEPT_REQUIRE(rows >= 0 && rows <= kMaxSize, "rows is ", rows, "; expected 0 to ", kMaxSize);
 }
 
-// [tokens, columns] in float32 or bfloat16, which is widened; at() hands the kernels floats.
-class Activations {
+// Inputs [tokens, columns] in float32 or bfloat16, as floats at at().
+class TokenInputs {
  public:
-  Activations(const char* name, const Tensor& given, int64_t columns) : dtype(given.scalar_type()), tensor_(given) {
+  TokenInputs(const char* name, const Tensor& given, int64_t columns) : dtype(given.scalar_type()), tensor_(given) {
     ADEPT_REQUIRE(given.dim() == 2 && given.size(1) == columns, name, " has shape ", shape_of(given),
                   "; expected [tokens, ", columns, "]");
     // A tensor without elements may have any size; with columns, memory bounds the number of tokens.
@@ -200,7 +158,7 @@ class Activations {
 
   Tensor empty(Shape shape) const { return torch::stable::new_empty(tensor_, shape); }
 
-  // What the operator returns for these inputs: `result`, in their dtype.
+  // `result` in the dtype of the inputs.
   Tensor narrowed(const Tensor& result) const {
     return dtype == ScalarType::Float ? result : torch::stable::to(result, dtype);
   }
@@ -230,30 +188,16 @@ struct RotaryTables {
   int64_t positions, half;
 };
 
-// int64 [tokens]
-inline const int64_t* unchecked_indices(const char* name, const Tensor& tensor, int64_t tokens) {
-  check_shape(name, tensor, {tokens});
+// int64 [size], of any values.
+inline const int64_t* unchecked_indices(const char* name, const Tensor& tensor, int64_t size) {
+  check_shape(name, tensor, {size});
   check_dtype(name, tensor, ScalarType::Long);
   return data<int64_t>(name, tensor);
 }
 
-// int64 [tokens], the slot of each token; -1 leaves a token out.
-inline const int64_t* slot_indices(const Tensor& tensor, int64_t tokens, int64_t slot_count) {
-  const int64_t* slots = unchecked_indices("slots", tensor, tokens);
-  for (int64_t i = 0; i < tokens; ++i)
-    ADEPT_REQUIRE(slots[i] >= -1 && slots[i] < slot_count, "slots holds ", slots[i], "; expected -1 to ",
-                  slot_count - 1);
-  return slots;
-}
-
-// int64 [tokens], each from 0 to below `end` where the token is not left out; of a CPU, where they can be looked at.
-inline const int64_t* indices(const char* name, const Tensor& tensor, const int64_t* slots, int64_t tokens,
-                              int64_t end) {
-  const int64_t* values = unchecked_indices(name, tensor, tokens);
-  for (int64_t i = 0; i < tokens; ++i)
-    ADEPT_REQUIRE(slots[i] < 0 || (values[i] >= 0 && values[i] < end), name, " holds ", values[i], "; expected 0 to ",
-                  end - 1);
-  return values;
+inline int64_t* mutable_indices(const char* name, const Tensor& tensor, int64_t size) {
+  unchecked_indices(name, tensor, size);
+  return static_cast<int64_t*>(tensor.mutable_data_ptr());
 }
 
 // [k/v, slots, heads, capacity, head_dim]
@@ -268,18 +212,9 @@ inline CacheLayer cache_layer(const Tensor& cache) {
   return {*format, cache.mutable_data_ptr(), cache.size(1), cache.size(2), cache.size(3), cache.size(4)};
 }
 
-// At least the largest of the lengths, and no more positions than a slot has.
-inline void check_longest(int64_t longest, const CacheLayer& cache) {
-  ADEPT_REQUIRE(longest >= 0 && longest <= cache.capacity, "longest is ", longest, "; expected 0 to ", cache.capacity);
-}
-
 // Two sums, int64 [2], or none.
 inline int64_t* counts_of(const OptionalTensor& counts) {
-  if (!counts) return nullptr;
-  check_shape("counts", *counts, {2});
-  check_dtype("counts", *counts, ScalarType::Long);
-  data<int64_t>("counts", *counts);
-  return static_cast<int64_t*>(counts->mutable_data_ptr());
+  return counts ? mutable_indices("counts", *counts, 2) : nullptr;
 }
 
 }  // namespace adept

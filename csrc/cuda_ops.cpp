@@ -1,14 +1,12 @@
-// The operators for tensors on an NVIDIA GPU; their schemas stand in schemas.h. Compiled only where there is nvcc.
+// The operators for tensors on an NVIDIA GPU; their schemas are in schemas.h. Compiled only if there is nvcc.
 //
-// Positions, lengths and slots live on the device and cannot be looked at here: the kernels leave out a token whose
-// slot or position does not exist.
+// Positions, lengths and slots are in device memory and cannot be checked here: the kernels leave out a token whose
+// slot or position is out of range.
 #include "cuda_ops.h"
 
-#include "arguments.h"
 #include "cuda/kernels.h"
 #include "cuda/torch_device.h"
-#include "overlap.h"
-#include "update_decode_state.h"
+#include "operators.h"
 
 namespace adept::cuda_ops {
 namespace {
@@ -19,7 +17,7 @@ void check(cudaError_t error, const char* operation) {
   ADEPT_REQUIRE(error == cudaSuccess, operation, ": ", cudaGetErrorString(error));
 }
 
-// While it lives, the current device is that of the first operand; no other operand may lie elsewhere.
+// While it lives, the current device is that of the first operand. Refuses operands on other devices.
 class OnOneDevice {
  public:
   OnOneDevice(const Operand& first, Operands others, Operands written = {}) : device_(on_a_gpu(first)) {
@@ -44,7 +42,7 @@ class OnOneDevice {
     }
   }
 
-  // Python's None comes as a tensor that has no device.
+  // Python's None arrives as an undefined tensor.
   static void check_given(const Operand& operand) {
     ADEPT_REQUIRE(operand.tensor->defined(), operand.name, " is None; expected a tensor");
   }
@@ -52,7 +50,7 @@ class OnOneDevice {
   OnDeviceOf device_;
 };
 
-// Memory that a kernel needs while it runs; torch hands it out again in the order of the stream.
+// Workspace of a kernel; torch reuses the memory in stream order.
 class Workspace {
  public:
   Workspace(const Tensor& like, int64_t bytes) : memory_(torch::stable::new_empty(like, {bytes}, ScalarType::Byte)) {}
@@ -63,7 +61,7 @@ class Workspace {
   Tensor memory_;
 };
 
-// While it lives, a capture that is under way does not end at questions that it might mind, such as about memory.
+// While it lives, calls that a graph capture forbids by default are allowed, such as queries about memory.
 class RelaxedCapture {
  public:
   RelaxedCapture() { swap(); }
@@ -77,7 +75,7 @@ class RelaxedCapture {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-// Where the device of `like` finds a tensor that may also be in pinned memory of the host.
+// The address, for the device of `like`, of a tensor on that device or in pinned host memory.
 void* device_address(const char* name, const Tensor& tensor, const Tensor& like) {
   void* const address = const_cast<void*>(tensor.const_data_ptr());
   if (tensor.numel() == 0) return address;
@@ -93,45 +91,84 @@ void* device_address(const char* name, const Tensor& tensor, const Tensor& like)
   return found.devicePointer;
 }
 
-void check_tokens(const Activations& x) {
-  ADEPT_REQUIRE(x.tokens() <= cuda::kMostTokens, "x has ", x.tokens(), " tokens; expected at most ", cuda::kMostTokens);
-}
+struct Gpu {
+  using Device = OnOneDevice;
 
-// A matrix [rows, cols] in one of the formats of a GPU. `scale_count`: how many outputs have a scale in 8 bits.
-Matrix matrix(const char* name, const Tensor& values, const OptionalTensor& scales, int64_t rows, int64_t cols,
-              int64_t scale_count) {
-  ADEPT_REQUIRE(cols > 0 && cols % cuda::kColsMultiple == 0, name, " has ", cols, " columns; expected a multiple of ",
-                cuda::kColsMultiple, " on a GPU");
-  ADEPT_REQUIRE(rows <= cuda::kMostRows && cols <= cuda::kMostCols, name, " has ", rows, " rows and ", cols,
-                " columns; expected at most ", cuda::kMostRows, " and ", cuda::kMostCols, " on a GPU");
-  if (!scales) {
-    const Matrix floats = float_matrix(name, values, rows, cols);
-    ADEPT_REQUIRE(floats.format != Format::kFloat32, name, " has dtype float32; expected float16 or bfloat16 on a GPU");
-    return floats;
+  static void* device_address(const char* name, const Tensor& tensor, const Tensor& like) {
+    return cuda_ops::device_address(name, tensor, like);
   }
-  const bool int8 = values.scalar_type() == ScalarType::Char;
-  if (int8 || values.scalar_type() == ScalarType::Float8_e4m3fn) {
-    check_shape(name, values, {rows, cols});
-    check_shape(name, *scales, {scale_count});
-    check_dtype(name, *scales, ScalarType::Float);
-    return {int8 ? Format::kInt8 : Format::kFloat8, values.const_data_ptr(), data<float>(name, *scales), rows, cols};
+
+  // Row by row in both layouts; in 8 bits there is a scale for each output.
+  static Matrix matrix(const char* name, Layout layout, const Tensor& values, const OptionalTensor& scales,
+                       int64_t rows, int64_t cols) {
+    ADEPT_REQUIRE(cols > 0 && cols % cuda::kColsMultiple == 0, name, " has ", cols, " columns; expected a multiple of ",
+                  cuda::kColsMultiple, " on a GPU");
+    ADEPT_REQUIRE(rows <= cuda::kMaxRows && cols <= cuda::kMaxCols, name, " has ", rows, " rows and ", cols,
+                  " columns; expected at most ", cuda::kMaxRows, " and ", cuda::kMaxCols, " on a GPU");
+    if (!scales) {
+      const Matrix floats = float_matrix(name, values, rows, cols);
+      ADEPT_REQUIRE(floats.format != Format::kFloat32, name,
+                    " has dtype float32; expected float16 or bfloat16 on a GPU");
+      return floats;
+    }
+    const bool int8 = values.scalar_type() == ScalarType::Char;
+    if (int8 || values.scalar_type() == ScalarType::Float8_e4m3fn) {
+      check_shape(name, values, {rows, cols});
+      check_shape(name, *scales, {layout == Layout::kTiled ? rows : cols});
+      check_dtype(name, *scales, ScalarType::Float);
+      return {int8 ? Format::kInt8 : Format::kFloat8, values.const_data_ptr(), data<float>(name, *scales), rows, cols};
+    }
+    const int64_t padded = round_up(cols, kGroupSize128);
+    check_dtype(name, values, ScalarType::Byte);
+    check_shape(name, values, {rows, padded / 2});
+    check_shape(name, *scales, {rows, padded / kGroupSize128});
+    check_dtype(name, *scales, ScalarType::Half);
+    ADEPT_REQUIRE(scales->numel() <= kMaxSize, name, " has ", scales->numel(), " scales; expected at most ", kMaxSize);
+    return {Format::kInt4G128, values.const_data_ptr(), scales->const_data_ptr(), rows, cols};
   }
-  const int64_t padded = round_up(cols, kWideGroup);
-  check_dtype(name, values, ScalarType::Byte);
-  check_shape(name, values, {rows, padded / 2});
-  check_shape(name, *scales, {rows, padded / kWideGroup});
-  check_dtype(name, *scales, ScalarType::Half);
-  ADEPT_REQUIRE(scales->numel() <= kMaxSize, name, " has ", scales->numel(), " scales; expected at most ", kMaxSize);
-  return {Format::kInt4Wide, values.const_data_ptr(), scales->const_data_ptr(), rows, cols};
-}
 
-Matrix rows_matrix(const char* name, const Tensor& values, const OptionalTensor& scales, int64_t rows, int64_t cols) {
-  return matrix(name, values, scales, rows, cols, rows);
-}
+  static void check_tokens(int64_t tokens) {
+    ADEPT_REQUIRE(tokens <= cuda::kMaxTokens, "x has ", tokens, " tokens; expected at most ", cuda::kMaxTokens);
+  }
 
-Matrix units_matrix(const char* name, const Tensor& values, const OptionalTensor& scales, int64_t rows, int64_t cols) {
-  return matrix(name, values, scales, rows, cols, cols);
-}
+  static int64_t max_positions(const RotaryTables& tables, const CacheLayer& layer) {
+    ADEPT_REQUIRE(tables.positions >= layer.capacity, "cos has shape [", tables.positions, ", ", tables.half,
+                  "]; expected the cache's ", layer.capacity, " positions");
+    return layer.capacity;
+  }
+
+  // Values of indices are on the device and cannot be checked here.
+  static const int64_t* slots(const Tensor& tensor, int64_t tokens, int64_t) {
+    return unchecked_indices("slots", tensor, tokens);
+  }
+
+  static const int64_t* indices(const char* name, const Tensor& tensor, const int64_t*, int64_t tokens, int64_t) {
+    return unchecked_indices(name, tensor, tokens);
+  }
+
+  static void run(const char* operation, const Linear& linear, const Tensor& out) {
+    const Workspace workspace(out, cuda::linear_workspace_bytes(linear));
+    check(cuda::linear(linear, workspace.data(), current_stream(out)), operation);
+  }
+
+  static void run(const char* operation, const Mlp& mlp, const Tensor& out) {
+    const Workspace workspace(out, cuda::mlp_workspace_bytes(mlp));
+    check(cuda::mlp(mlp, workspace.data(), current_stream(out)), operation);
+  }
+
+  static void run(const char* operation, const RotaryAppend& append, const Tensor& out) {
+    check(cuda::rotary_append(append, current_stream(out)), operation);
+  }
+
+  static void run(const char* operation, const DecodeAttention& attention, const Tensor& out) {
+    const Workspace workspace(out, cuda::decode_attention_workspace_bytes(attention));
+    check(cuda::decode_attention(attention, workspace.data(), current_stream(out)), operation);
+  }
+
+  static void run(const char* operation, const UpdateDecodeState& state, const Tensor& ids) {
+    check(cuda::update_decode_state(state, current_stream(ids)), operation);
+  }
+};
 
 Tensor copy(const Tensor& source) {
   ADEPT_REQUIRE(source.is_contiguous(), "copy: source is not contiguous");
@@ -157,13 +194,8 @@ Tensor read(const Tensor& source) {
   return sum;
 }
 
-void run(const Linear& operands, const Tensor& like, const char* operation) {
-  const Workspace workspace(like, cuda::linear_workspace_bytes(operands));
-  check(cuda::linear(operands, workspace.data(), current_stream(like)), operation);
-}
-
 Tensor embed(const Tensor& table, const Tensor& ids) {
-  const OnOneDevice device({"ids", ids}, {});  // the table may be in the host's memory
+  const OnOneDevice device({"ids", ids}, {});  // the table may be in host memory
   ADEPT_REQUIRE(table.dim() == 2, "table has shape ", shape_of(table), "; expected [vocab, hidden]");
   const int64_t tokens = ids.numel(), hidden = table.size(1);
   Matrix rows = float_matrix("table", table, table.size(0), hidden);
@@ -171,138 +203,6 @@ Tensor embed(const Tensor& table, const Tensor& ids) {
   const Tensor out = torch::stable::new_empty(ids, {tokens, hidden}, ScalarType::Float);
   check(cuda::embed({rows, unchecked_indices("ids", ids, tokens), tokens, output(out)}, current_stream(ids)), "embed");
   return out;
-}
-
-Tensor layernorm_qkv(const Tensor& x, const Tensor& gamma, const Tensor& beta, double eps, const Tensor& w,
-                     const OptionalTensor& scales, const Tensor& b) {
-  const OnOneDevice device({"x", x}, {{"gamma", gamma}, {"beta", beta}, {"w", w}, {"scales", scales}, {"b", b}});
-  const int64_t hidden = gamma.numel(), rows = b.numel();
-  const Activations in("x", x, hidden);
-  check_tokens(in);
-  const Tensor out = in.empty({in.tokens(), rows});
-  run({in.at(), in.tokens(), norm("", gamma, beta, eps, hidden), rows_matrix("w", w, scales, rows, hidden),
-       vector("b", b, rows), nullptr, false, output(out)},
-      out, "layernorm_qkv");
-  return in.narrowed(out);
-}
-
-Tensor linear_residual(const Tensor& x, const Tensor& w, const OptionalTensor& scales, const Tensor& b,
-                       const Tensor& residual) {
-  const OnOneDevice device({"x", x}, {{"w", w}, {"scales", scales}, {"b", b}, {"residual", residual}});
-  const int64_t rows = b.numel();
-  ADEPT_REQUIRE(x.dim() == 2, "x has shape ", shape_of(x), "; expected [tokens, inputs]");
-  const Activations in("x", x, x.size(1)), added("residual", residual, rows);
-  check_tokens(in);
-  ADEPT_REQUIRE(in.tokens() == added.tokens(), "residual has shape ", shape_of(residual), "; expected [", in.tokens(),
-                ", ", rows, "]");
-  const Tensor out = in.empty({in.tokens(), rows});
-  run({in.at(),
-       in.tokens(),
-       {},
-       rows_matrix("w", w, scales, rows, x.size(1)),
-       vector("b", b, rows),
-       added.at(),
-       false,
-       output(out)},
-      out, "linear_residual");
-  return in.narrowed(out);
-}
-
-Tensor mlp(const Tensor& x, const Tensor& gamma, const Tensor& beta, double eps, const Tensor& w_up,
-           const OptionalTensor& up_scales, const Tensor& b_up, const Tensor& w_down_t,
-           const OptionalTensor& down_scales, const Tensor& b_down, const OptionalTensor& counts) {
-  const Operands read = {{"x", x},
-                         {"gamma", gamma},
-                         {"beta", beta},
-                         {"w_up", w_up},
-                         {"up_scales", up_scales},
-                         {"b_up", b_up},
-                         {"w_down_t", w_down_t},
-                         {"down_scales", down_scales},
-                         {"b_down", b_down}};
-  const OnOneDevice device({"x", x}, read, {{"counts", counts}});
-  Written({{"counts", counts}}).check_apart(read);
-  const int64_t hidden = gamma.numel(), intermediate = b_up.numel();
-  const Activations in("x", x, hidden);
-  check_tokens(in);
-  const Tensor out = in.empty({in.tokens(), hidden});
-  const Mlp operands{in.at(),
-                     in.tokens(),
-                     norm("", gamma, beta, eps, hidden),
-                     rows_matrix("w_up", w_up, up_scales, intermediate, hidden),
-                     vector("b_up", b_up, intermediate),
-                     units_matrix("w_down_t", w_down_t, down_scales, intermediate, hidden),
-                     vector("b_down", b_down, hidden),
-                     counts_of(counts),
-                     output(out)};
-  const Workspace workspace(out, cuda::mlp_workspace_bytes(operands));
-  check(cuda::mlp(operands, workspace.data(), current_stream(out)), "mlp");
-  return in.narrowed(out);
-}
-
-Tensor lm_head(const Tensor& x, const Tensor& gamma, const Tensor& beta, double eps, const Tensor& w,
-               const OptionalTensor& scales, int64_t rows) {
-  const OnOneDevice device({"x", x}, {{"gamma", gamma}, {"beta", beta}, {"w", w}, {"scales", scales}});
-  const int64_t hidden = gamma.numel();
-  const Activations in("x", x, hidden);
-  check_tokens(in);
-  check_rows(rows);
-  const Matrix head = rows_matrix("w", w, scales, rows, hidden);
-  const Tensor out = in.empty({in.tokens(), rows});  // logits stay float32
-  run({in.at(), in.tokens(), norm("", gamma, beta, eps, hidden), head, nullptr, nullptr, false, output(out)}, out,
-      "lm_head");
-  return out;
-}
-
-Tensor rotary_append(const Tensor& qkv, const OptionalTensor& q_gamma, const OptionalTensor& q_beta,
-                     const OptionalTensor& k_gamma, const OptionalTensor& k_beta, double eps, const Tensor& cos,
-                     const Tensor& sin, const Tensor& slots, const Tensor& positions, Tensor cache) {
-  const Operands read = {{"qkv", qkv},         {"q_gamma", q_gamma}, {"q_beta", q_beta},
-                         {"k_gamma", k_gamma}, {"k_beta", k_beta},   {"cos", cos},
-                         {"sin", sin},         {"slots", slots},     {"positions", positions}};
-  const OnOneDevice device({"qkv", qkv}, read, {{"cache_layer", cache}});
-  Written({{"cache_layer", cache}}).check_apart(read);
-  const CacheLayer layer = cache_layer(cache);
-  const Activations in("qkv", qkv, 3 * layer.heads * layer.head_dim);
-  const RotaryTables tables(cos, sin, layer.head_dim);
-  ADEPT_REQUIRE(tables.positions >= layer.capacity, "cos has shape ", shape_of(cos), "; expected the cache's ",
-                layer.capacity, " positions");
-  const Tensor q = in.empty({in.tokens(), layer.heads, layer.head_dim});
-  const RotaryAppend operands{in.at(),
-                              in.tokens(),
-                              optional_norm("q_", q_gamma, q_beta, eps, layer.head_dim),
-                              optional_norm("k_", k_gamma, k_beta, eps, layer.head_dim),
-                              tables.cos,
-                              tables.sin,
-                              tables.half,
-                              unchecked_indices("slots", slots, in.tokens()),
-                              unchecked_indices("positions", positions, in.tokens()),
-                              layer,
-                              output(q)};
-  check(cuda::rotary_append(operands, current_stream(q)), "rotary_append");
-  return in.narrowed(q);
-}
-
-Tensor decode_attention(const Tensor& q, const Tensor& cache, const Tensor& slots, const Tensor& lengths,
-                        int64_t longest, double scale) {
-  const OnOneDevice device({"q", q}, {{"cache_layer", cache}, {"slots", slots}, {"lengths", lengths}});
-  const CacheLayer layer = cache_layer(cache);
-  ADEPT_REQUIRE(q.dim() == 3 && q.size(1) == layer.heads && q.size(2) == layer.head_dim, "q has shape ", shape_of(q),
-                "; expected [tokens, ", layer.heads, ", ", layer.head_dim, "]");
-  check_longest(longest, layer);
-  const Activations in("q", torch::stable::flatten(q, 1), layer.heads * layer.head_dim);
-  const Tensor out = in.empty({in.tokens(), layer.heads * layer.head_dim});
-  const DecodeAttention operands{in.at(),
-                                 in.tokens(),
-                                 layer,
-                                 unchecked_indices("slots", slots, in.tokens()),
-                                 unchecked_indices("lengths", lengths, in.tokens()),
-                                 longest,
-                                 float(scale),
-                                 output(out)};
-  const Workspace workspace(out, cuda::decode_attention_workspace_bytes(operands));
-  check(cuda::decode_attention(operands, workspace.data(), current_stream(out)), "decode_attention");
-  return in.narrowed(out);
 }
 
 // [slot_count] of T.
@@ -320,8 +220,7 @@ Tensor sample(const Tensor& logits, const Tensor& slots, const Tensor& positions
       {"logits", logits}, {"slots", slots}, {"positions", positions}, {"temperature", temperature},
       {"top_k", top_k},   {"top_p", top_p}, {"min_p", min_p},         {"repetition_penalty", repetition_penalty},
       {"seed", seed}};
-  const OnOneDevice device({"logits", logits}, read, {{"seen", seen}});
-  Written({{"seen", seen}}).check_apart(read);
+  const Checked<Gpu> checked(read, {{"seen", seen}});
   ADEPT_REQUIRE(logits.dim() == 2 && logits.is_contiguous(), "logits has shape ", shape_of(logits),
                 "; expected contiguous [tokens, vocab]");
   check_dtype("logits", logits, ScalarType::Float);
@@ -348,35 +247,14 @@ Tensor sample(const Tensor& logits, const Tensor& slots, const Tensor& positions
   return ids;
 }
 
-void update_decode_state(const Tensor& chosen, Tensor ids, Tensor slots, Tensor positions, const Tensor& limits,
-                         const Tensor& ends, Tensor counts, Tensor token_ring) {
-  // The token ring may be in the host's memory.
-  const OnOneDevice device({"ids", ids}, {{"chosen", chosen},
-                                          {"slots", slots},
-                                          {"positions", positions},
-                                          {"limits", limits},
-                                          {"ends", ends},
-                                          {"counts", counts}});
-  UpdateDecodeState operands =
-      update_decode_state_operands(chosen, ids, slots, positions, limits, ends, counts, token_ring);
-  operands.token_ring = static_cast<int64_t*>(device_address("token_ring", token_ring, ids));
-  check(cuda::update_decode_state(operands, current_stream(ids)), "update_decode_state");
-}
-
 }  // namespace
 
 void implement_operators(torch::stable::detail::StableLibrary& library) {
+  Operators<Gpu>::implement(library);
   library.impl("copy", TORCH_BOX(&copy));
   library.impl("read", TORCH_BOX(&read));
   library.impl("embed", TORCH_BOX(&embed));
-  library.impl("layernorm_qkv", TORCH_BOX(&layernorm_qkv));
-  library.impl("linear_residual", TORCH_BOX(&linear_residual));
-  library.impl("mlp", TORCH_BOX(&mlp));
-  library.impl("lm_head", TORCH_BOX(&lm_head));
-  library.impl("rotary_append", TORCH_BOX(&rotary_append));
-  library.impl("decode_attention", TORCH_BOX(&decode_attention));
   library.impl("sample", TORCH_BOX(&sample));
-  library.impl("update_decode_state", TORCH_BOX(&update_decode_state));
 }
 
 }  // namespace adept::cuda_ops

@@ -1,4 +1,4 @@
-// The bindings of the CUDA kernels, for whoever registers them.
+// Registers the CUDA operators.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -1,4 +1,4 @@
-// What an operator works on, on every device: plain pointers and sizes, no torch.
+// The operands of the operators on every device: plain pointers and sizes, no torch.
 #pragma once
 
 #include <cstdint>
@@ -9,17 +9,20 @@ enum class Format : int32_t {
   kFloat32,
   kFloat16,
   kBFloat16,
-  kInt8,     // for a CPU
-  kInt4,     // in groups of 32, for a CPU
+  kInt8,     // one scale an output
+  kInt4G32,  // in groups of 32, for a CPU
   kFloat8,   // e4m3, for a GPU
-  kInt4Wide  // in groups of 128, for a GPU
+  kInt4G128  // in groups of 128, for a GPU
 };
 
 inline bool is_quantized(Format format) { return format >= Format::kInt8; }
 
-// A weight matrix. Floats are row-major [rows, cols]. Quantised matrices are packed as
-// adept_fast/quantization/quantize.py says: for a CPU in tiles of 16 rows ("rows" layout, for y = W x) or row by row
-// ("units" layout, for y = u Wt), for a GPU row by row in both.
+// Floats are row-major in both layouts, quantised matrices as adept_fast/quantization packs them: for a CPU in tiles of
+// 16 rows (kTiled, for y = W x) or row by row with interleaved columns (kTransposed, for y = Wᵀ x), for a GPU row by
+// row in both.
+enum class Layout { kTiled, kTransposed };
+
+// A weight matrix.
 struct Matrix {
   Format format;
   const void* values;
@@ -28,11 +31,11 @@ struct Matrix {
   int64_t cols;
 };
 
-constexpr int64_t kTileRows = 16;       // rows in a tile of the "rows" layout
-constexpr int64_t kRowsPadding = 64;    // the "rows" layout's columns are a multiple of this
-constexpr int64_t kUnitsPadding = 128;  // the "units" layout's columns are a multiple of this
-constexpr int64_t kGroup = 32;          // weights of kInt4 that share a scale
-constexpr int64_t kWideGroup = 128;     // weights of kInt4Wide that do; its columns are a multiple of this
+constexpr int64_t kTileRows = 16;            // rows of a tile
+constexpr int64_t kTiledColumns = 64;        // columns of tiles are padded to a multiple of this
+constexpr int64_t kTransposedColumns = 128;  // and those of transposed matrices to a multiple of this
+constexpr int64_t kGroupSize32 = 32;         // weights of kInt4G32 that share a scale
+constexpr int64_t kGroupSize128 = 128;       // weights of kInt4G128 that share a scale; rows are padded to a multiple
 // Sums of products of bytes stay within 32 bits up to here.
 constexpr int64_t kMaxQuantizedInputs = 65536;
 
@@ -47,7 +50,7 @@ struct Linear {
   const float* x;  // [tokens, w.cols]
   int64_t tokens;
   Norm norm;
-  Matrix w;               // "rows" layout
+  Matrix w;               // kTiled
   const float* bias;      // [w.rows], or null
   const float* residual;  // [tokens, w.rows], or null
   bool relu_squared;
@@ -59,9 +62,9 @@ struct Mlp {
   const float* x;  // [tokens, hidden]
   int64_t tokens;
   Norm norm;
-  Matrix up;  // [intermediate, hidden], "rows" layout
+  Matrix up;  // [intermediate, hidden], kTiled
   const float* up_bias;
-  Matrix down;  // [intermediate, hidden], "units" layout
+  Matrix down;  // [intermediate, hidden], kTransposed
   const float* down_bias;
   int64_t* counts;  // null, or two sums that grow if there are tokens: rows of `down` that were read, and all rows
   float* out;       // [tokens, hidden]
@@ -77,8 +80,8 @@ struct CacheLayer {
   int64_t head_dim;
 };
 
-// A token whose slot is -1 is left out of what follows: nothing is written for it, its q and its attention are 0, and
-// its position or length may be anything.
+// In the operators below, a token whose slot is -1 is left out: nothing is written for it, its q and its attention are
+// 0, and its position or length is ignored.
 
 struct RotaryAppend {
   const float* qkv;  // [tokens, heads, (q, k, v), head_dim]
@@ -105,7 +108,7 @@ struct DecodeAttention {
   float* out;  // [tokens, heads * head_dim]
 };
 
-// out = the rows of a table of floats
+// out = rows of a table of floats
 struct Embed {
   Matrix table;        // [vocab, hidden]
   const int64_t* ids;  // [tokens]
@@ -113,7 +116,7 @@ struct Embed {
   float* out;  // [tokens, hidden]
 };
 
-// What a decode step leaves for the next one, row by row, as adept_fast/ops/reference.py says it.
+// Updates the state of each row after sampling, as adept_fast/ops/reference.py defines it.
 struct UpdateDecodeState {
   const int64_t* chosen;  // [rows]
   int64_t rows;
@@ -125,10 +128,10 @@ struct UpdateDecodeState {
   int64_t slot_count;
   int64_t vocab;
   int64_t* counts;      // [rows], steps so far
-  int64_t* token_ring;  // [rows, depth], of words: the count in the upper half, the id in the lower
+  int64_t* token_ring;  // [rows, depth], words with the count in the upper half and the id in the lower
   int64_t depth;
 };
 
-constexpr int64_t kAbsent = -2;  // what the token ring says of a row that is left out
+constexpr int64_t kAbsent = -2;  // the id in the token ring of an inactive row
 
 }  // namespace adept

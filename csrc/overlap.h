@@ -1,5 +1,5 @@
-// Refuses arguments that share memory with one that the operator writes: an index is checked once and read again later,
-// and one task reads rows while another writes.
+// Refuses arguments that share memory with one that the operator writes: indices are read again after they have been
+// checked, and tasks read rows while others write.
 #pragma once
 
 #include <cstdint>
@@ -15,12 +15,12 @@ struct Operand {
   Operand(const char* name, const OptionalTensor& tensor) : name(name), tensor(tensor ? &*tensor : nullptr) {}
 
   const char* name;
-  const Tensor* tensor;  // null where it is not given
+  const Tensor* tensor;  // null if it is not given
 };
 
 using Operands = std::initializer_list<Operand>;
 
-// The memory from a tensor's first element to its last one; [0, 0) where it has none.
+// The memory from a tensor's first element to its last; [0, 0) if it is empty.
 struct MemoryRange {
   uintptr_t begin = 0, end = 0;
 
@@ -38,11 +38,13 @@ inline MemoryRange memory_of(const Tensor& tensor) {
   return {begin, begin + uintptr_t(elements) * tensor.element_size()};
 }
 
-// The operands that an operator writes, which are contiguous.
+// The operands that an operator writes; they are contiguous.
 class Written {
  public:
-  // Refuses those that overlap with each other.
-  explicit Written(Operands operands) {
+  // Refuses operands that overlap with each other.
+  explicit Written(Operands operands) { add(operands); }
+
+  void add(Operands operands) {
     for (const Operand& operand : operands) {
       if (operand.tensor == nullptr) continue;
       const MemoryRange memory = memory_of(*operand.tensor);
@@ -51,7 +53,7 @@ class Written {
     }
   }
 
-  // Refuses one that is only read.
+  // Refuses a read operand that overlaps with a written one.
   void check_apart(const char* name, const Tensor& read) const {
     if (count_ > 0) check_apart(name, memory_of(read));
   }

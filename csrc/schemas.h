@@ -1,4 +1,4 @@
-// Every operator's schema. adept_fast/ops/fake.py says of each what comes out, in shapes and dtypes.
+// Every operator's schema; adept_fast/ops/fake.py has the shapes and dtypes of their results.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -22,7 +22,7 @@ void define_operators(Library& library) {
       "mlp(Tensor x, Tensor gamma, Tensor beta, float eps, Tensor w_up, Tensor? up_scales, Tensor b_up, "
       "Tensor w_down_t, Tensor? down_scales, Tensor b_down, Tensor(a!)? counts) -> Tensor");
   library.def("lm_head(Tensor x, Tensor gamma, Tensor beta, float eps, Tensor w, Tensor? scales, int rows) -> Tensor");
-  library.def("dequantize_units(Tensor values, Tensor scales, Tensor(a!) out) -> ()");
+  library.def("dequantize_transposed(Tensor values, Tensor scales, Tensor(a!) out) -> ()");
   library.def(
       "decode_step(Tensor ids, Tensor slots, Tensor positions, Tensor embedding, Tensor[] layers, Tensor cos, "
       "Tensor sin, Tensor(a!) cache, Tensor final_gamma, Tensor final_beta, Tensor w, Tensor? scales, int rows, "
@@ -32,8 +32,7 @@ void define_operators(Library& library) {
       "Tensor min_p, Tensor repetition_penalty, Tensor seed, Tensor(a!) seen) -> Tensor");
   library.def(
       "update_decode_state(Tensor chosen, Tensor(a!) ids, Tensor(b!) slots, Tensor(c!) positions, Tensor limits, "
-      "Tensor ends, "
-      "Tensor(d!) counts, Tensor(e!) token_ring) -> ()");
+      "Tensor ends, Tensor(d!) counts, Tensor(e!) token_ring) -> ()");
   library.def("embed(Tensor table, Tensor ids) -> Tensor");
 }
 

@@ -131,7 +131,7 @@ def decode_step(fmt: str) -> Arguments:
     }
 
 
-def dequantize_units(fmt: str) -> Arguments:
+def dequantize_transposed(fmt: str) -> Arguments:
     values, scales = weights("int4", UNITS, HIDDEN, "units").parts
     return {"values": values, "scales": scales, "out": torch.zeros(UNITS, HIDDEN)}
 
@@ -180,7 +180,7 @@ OPERATORS: dict[str, Callable[[str], Arguments]] = {
         rotary_append,
         decode_attention,
         decode_step,
-        dequantize_units,
+        dequantize_transposed,
         sample,
         update_decode_state,
         embed,

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from adept_fast.graph_buckets import BATCH_SIZES, MIN_LENGTH, GraphBuckets
+from adept_fast.memory.graph_buckets import BATCH_SIZES, MIN_LENGTH, GraphBuckets
 
 CUDA_GRAPHS = ("auto", "required", "off")
 

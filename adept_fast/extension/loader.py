@@ -1,14 +1,14 @@
-"""Finding, building where need be, and loading the native extension.
+"""Finds the extension, builds it if necessary, and loads it.
 
-What an installation built is used while its sources are what they were. Otherwise the extension is built once
-for these sources and flags, into a directory of the user's cache, and found there from then on.
+The extension that an installation built is used while its sources have not changed. Otherwise it is
+built once for the present sources and flags, into a directory of the user's cache.
 
 Read from the environment, besides what the recipe reads: ADEPT_FAST_CACHE, the directory to build in (default
 ``~/.cache/adept-fast``); ADEPT_FAST_BUILD, 0 to build nothing at import.
 
-A build with sanitizers goes the same way and has a place of its own in the cache. Where there is nvcc it has
-the CUDA sources too, and fails where they do; ADEPT_FAST_CUDA=0 leaves them out. AddressSanitizer must be
-loaded before Python is, and Python itself leaks by design::
+A build with sanitizers has its own directory in the cache. If there is nvcc, it has the CUDA sources too and
+fails if they do; ADEPT_FAST_CUDA=0 leaves them out. AddressSanitizer must be loaded before Python, and Python
+itself leaks by design::
 
     ADEPT_FAST_SANITIZE=address,undefined ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \\
         LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)" python -m pytest
@@ -39,7 +39,7 @@ KEPT_BUILDS = 8
 
 @dataclass(frozen=True)
 class Extension:
-    """Whether the native operators are there, and why, or why not."""
+    """Whether the extension is loaded, and the reason."""
 
     loaded: bool
     reason: str
@@ -51,9 +51,9 @@ class Extension:
 
 @functools.cache
 def load() -> Extension:
-    """The extension, built first where it has to be. Never raises: what went wrong is the reason.
+    """The extension, built first if necessary. Never raises: ``reason`` is the error.
 
-    Building, and doing without, are said once on stderr.
+    A build, or running without the extension, is reported once on stderr.
     """
     try:
         directory, record, how = _find()
@@ -66,22 +66,22 @@ def load() -> Extension:
 
 
 def missing_for_cuda() -> str:
-    """What the loaded extension needs of torch to run CUDA kernels and does not find; empty for nothing."""
+    """What the loaded extension needs from torch for CUDA kernels and does not find; empty if it has all."""
     module = sys.modules[f"adept_fast.{recipe.MODULE}"]
     missing: str = module.missing_for_cuda()
     return missing
 
 
 def find_sources() -> Path | None:
-    """The directory of the sources: shipped inside an installed package, beside it in a checkout."""
+    """The directory of the sources: inside an installed package, beside the package in a checkout."""
     for csrc in (PACKAGE / "csrc", PACKAGE.parent / "csrc"):
-        if (csrc / "ops.cpp").is_file():
+        if (csrc / "cpu_ops.cpp").is_file():
             return csrc
     return None
 
 
 def cache_directory() -> Path:
-    """Where extensions are built at import. Raises BuildError where the user has no home."""
+    """The directory for builds at import. Raises BuildError if the user has no home."""
     if named := os.environ.get("ADEPT_FAST_CACHE"):
         return Path(named).resolve()
     try:
@@ -101,20 +101,20 @@ def _find() -> tuple[Path, Record, str]:
     if installed and _is_wanted(installed, csrc):
         return PACKAGE, installed, "built when it was installed"
     if csrc is None:
-        raise BuildError("the native extension is not built, and its sources are not there")
+        raise BuildError("the extension is not built, and its sources are not there")
     key = recipe.build_key(csrc, recipe.read_options())
     directory = cache_directory() / key[:32]
     cached = _read_cached(directory, key)
     if cached is None:
         if os.environ.get("ADEPT_FAST_BUILD") == "0":
-            raise BuildError("the native extension is not built, and ADEPT_FAST_BUILD is 0")
+            raise BuildError("the extension is not built, and ADEPT_FAST_BUILD is 0")
         cached = _build(csrc, directory, key)
     return directory, cached, "built at first import"
 
 
 def _is_wanted(record: Record, csrc: Path | None) -> bool:
-    # Flags are not compared: that nvcc is on PATH in one shell and not in another is no reason to build. What
-    # is asked for expressly is one.
+    # Flags are not compared: if nvcc is on PATH in one shell and not in another, that is no reason to build;
+    # an explicit request is.
     if csrc is not None and record.sources != recipe.sources_hash(csrc):
         return False
     cuda = os.environ.get("ADEPT_FAST_CUDA", "")
@@ -135,7 +135,7 @@ def _build(csrc: Path, directory: Path, key: str) -> Record:
         if built := _read_cached(directory, key):  # by the process that held the lock
             return built
         partial, log = cache / "partial", cache / "build.log"
-        recipe.say(f"building the native extension for these sources, once, which takes minutes: {directory}")
+        recipe.say(f"building the extension for these sources, once, which takes minutes: {directory}")
         shutil.rmtree(partial, ignore_errors=True)
         _run_recipe(csrc, partial, cache / "objects", log)
         record = _read_cached(partial, key)
@@ -173,7 +173,7 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            recipe.say("waiting for another process that builds the native extension")
+            recipe.say("waiting for another process that builds the extension")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield  # closing the file gives the lock up
 

@@ -12,7 +12,7 @@ import torch
 from adept_fast import extension
 from adept_fast.choices import MAX_STEP_TOKENS
 from adept_fast.config import PersimmonConfig
-from adept_fast.graph_buckets import GraphBuckets
+from adept_fast.memory.graph_buckets import GraphBuckets
 from adept_fast.model import PREFILL_CHUNK
 
 SCORED_ROWS = 64  # logits are computed for this many tokens at once: a row of the 8B's takes a megabyte

@@ -61,6 +61,6 @@ def cpu_step(
     one. ``ops/step.py`` describes arguments and result."""
     if not extension.load().loaded or weights.device.type != "cpu":
         return None
-    from adept_fast.ops.step import NativeStep
+    from adept_fast.ops.step import CpuStep
 
-    return NativeStep(weights, lm_head, cos, sin, eps, scale, counts)
+    return CpuStep(weights, lm_head, cos, sin, eps, scale, counts)

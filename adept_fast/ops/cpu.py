@@ -79,7 +79,7 @@ def _project_transposed(x: Tensor, w_t: Matrix) -> Tensor:
 def _dequantized(w_t: QuantizedMatrix) -> Tensor:
     dtype = torch.bfloat16 if _HAS_BFLOAT16 else torch.float32
     weights = torch.empty(w_t.shape, dtype=dtype, device="cpu")  # [intermediate, hidden]
-    kernels.operators.dequantize_units(*parts_of(w_t), weights)
+    kernels.operators.dequantize_transposed(*parts_of(w_t), weights)
     return weights
 
 

@@ -5,14 +5,17 @@ A small model's operators take microseconds each, and so would calling them one 
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import torch
 from torch import Tensor
 
+from adept_fast import _C
 from adept_fast.quantization.matrix import Matrix, parts_of
 from adept_fast.weights import LayerWeights, ModelWeights
 
 
-class NativeStep:
+class CpuStep:
     """The step of one model on a CPU.
 
     Args:
@@ -31,11 +34,9 @@ class NativeStep:
         counts: Tensor,
     ) -> None:
         absent = torch.empty(0, dtype=torch.float32, device="cpu")
-        self._layers = [
-            absent if tensor is None else tensor
-            for layer in weights.layers
-            for tensor in _tensors_in_order(layer)
-        ]
+        layers = [_tensors_of(layer) for layer in weights.layers]
+        order = _C.layer_tensors().split(", ")
+        self._layers = [absent if layer[name] is None else layer[name] for layer in layers for name in order]
         self._embedding = weights.embedding
         self._rotary = (cos, sin)
         self._head = (weights.final_gamma, weights.final_beta, *parts_of(lm_head), lm_head.shape[0])
@@ -62,23 +63,12 @@ class NativeStep:
         return logits
 
 
-def _tensors_in_order(layer: LayerWeights) -> tuple[Tensor | None, ...]:
-    """As csrc/ops.cpp's decoder_layer reads them."""
-    return (
-        layer.input_gamma,
-        layer.input_beta,
-        *parts_of(layer.w_qkv),
-        layer.b_qkv,
-        layer.q_gamma,
-        layer.q_beta,
-        layer.k_gamma,
-        layer.k_beta,
-        *parts_of(layer.w_dense),
-        layer.b_dense,
-        layer.mlp_gamma,
-        layer.mlp_beta,
-        *parts_of(layer.w_up),
-        layer.b_up,
-        *parts_of(layer.w_down_t),
-        layer.b_down,
-    )
+def _tensors_of(layer: LayerWeights) -> dict[str, Tensor | None]:
+    """By their names in the extension: those of the fields, and of the scales of matrices."""
+    tensors: dict[str, Tensor | None] = {}
+    for field in fields(layer):
+        value = getattr(layer, field.name)
+        if field.name.startswith("w_"):
+            value, tensors[f"{field.name.split('_')[1]}_scales"] = parts_of(value)
+        tensors[field.name] = value
+    return tensors

@@ -20,7 +20,7 @@ bool is_wanted(const Options& options, const std::string& name) {
 int64_t matrix_bytes(const std::string& format, int64_t rows, int64_t cols, int64_t outputs) {
   if (format == "float16") return 2 * rows * cols;
   if (format == "fp8") return rows * cols + 4 * outputs;
-  return rows * ((cols + kWideGroup - 1) / kWideGroup) * (kWideGroup / 2 + 2);
+  return rows * ((cols + kGroupSize128 - 1) / kGroupSize128) * (kGroupSize128 / 2 + 2);
 }
 
 int64_t step_bytes(const Case& step, const Shapes& shapes) {
@@ -101,8 +101,8 @@ int64_t bytes_moved(const Case& item, const Shapes& shapes) {
   if (name == "linear_residual") return matrix(hidden, hidden) + 4 * hidden + 3 * x;
   if (name == "lm_head") return matrix(shapes.vocab, shapes.vocab) + 4 * 2 * hidden + x + 4 * tokens * shapes.vocab;
   if (name == "mlp") {
-    const int64_t units = shapes.intermediate;
-    const int64_t up = matrix(units, units) + 4 * (2 * hidden + units);
+    const int64_t intermediate = shapes.intermediate;
+    const int64_t up = matrix(intermediate, intermediate) + 4 * (2 * hidden + intermediate);
     return up + matrix(active_neurons(shapes, item.sparsity), hidden) + 4 * hidden + 2 * x;
   }
   // q, k and v come in and q goes out as floats, k and v in 16 bits; norms; cosines and sines.

@@ -43,7 +43,7 @@ struct Float8 {
 
 template <class Element, class Rule>
 __global__ void __launch_bounds__(kThreads) fill_with(Element* to, int64_t count, uint32_t seed, Rule rule) {
-  cuda::wait_for_inputs();
+  cuda::pdl_wait();
   const int64_t stride = int64_t{gridDim.x} * kThreads;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += stride) {
     rule.store(mixed(static_cast<uint32_t>(i), seed), to + i);

@@ -26,9 +26,9 @@ int64_t value_bytes(Format format, int64_t rows, int64_t cols) {
   return format == Format::kFloat8 ? rows * cols : rows * cols / 2;
 }
 
-int64_t scale_bytes(Format format, int64_t rows, int64_t cols, bool units) {
+int64_t scale_bytes(Format format, int64_t rows, int64_t cols, bool transposed) {
   if (format == Format::kFloat16) return 0;
-  return format == Format::kFloat8 ? 4 * (units ? cols : rows) : 2 * rows * (cols / kWideGroup);
+  return format == Format::kFloat8 ? 4 * (transposed ? cols : rows) : 2 * rows * (cols / kGroupSize128);
 }
 
 // A tensor is filled as a whole, and then handed over.
@@ -67,13 +67,13 @@ Buffer<float> vector_of(int64_t count, float mean, float size, uint32_t seed) {
 
 }  // namespace
 
-Weights::Weights(Format format, int64_t rows, int64_t cols, bool units, float size, uint32_t seed)
+Weights::Weights(Format format, int64_t rows, int64_t cols, bool transposed, float size, uint32_t seed)
     : format_(format),
       rows_(rows),
       cols_(cols),
-      values_(values_of(format, rows, cols, size / std::sqrt(static_cast<float>(units ? rows : cols)), seed)),
-      scales_(scales_of(format, scale_bytes(format, rows, cols, units),
-                        size / std::sqrt(static_cast<float>(units ? rows : cols)), seed + 1)) {}
+      values_(values_of(format, rows, cols, size / std::sqrt(static_cast<float>(transposed ? rows : cols)), seed)),
+      scales_(scales_of(format, scale_bytes(format, rows, cols, transposed),
+                        size / std::sqrt(static_cast<float>(transposed ? rows : cols)), seed + 1)) {}
 
 NormWeights::NormWeights(int64_t size, uint32_t seed)
     : gamma_(vector_of(size, 1, 0.1f, seed)), beta_(vector_of(size, 0, 0.1f, seed + 1)) {}
@@ -109,7 +109,7 @@ void Model::set_sparsity(int64_t percent) {
   for (size_t i = 0; i < layers_.size(); ++i) {
     const auto seed = static_cast<uint32_t>(kLayerSeeds * i + 18);
     const std::vector<bool> is_active = choose(shapes_.intermediate, active, seed);
-    for (size_t unit = 0; unit < bias.size(); ++unit) bias[unit] = is_active[unit] ? kFar : -kFar;
+    for (size_t neuron = 0; neuron < bias.size(); ++neuron) bias[neuron] = is_active[neuron] ? kFar : -kFar;
     layers_[i].up_bias.upload(bias);
   }
 }

@@ -21,7 +21,7 @@ constexpr float kEps = 1e-5f;
 class Weights {
  public:
   // Outputs are near `size` where inputs are near 1.
-  Weights(Format format, int64_t rows, int64_t cols, bool units, float size, uint32_t seed);
+  Weights(Format format, int64_t rows, int64_t cols, bool transposed, float size, uint32_t seed);
 
   Matrix matrix() const { return {format_, values_.get(), scales_.get(), rows_, cols_}; }
 

@@ -51,19 +51,19 @@ std::string joined(const std::vector<std::string>& parts) {
   throw std::invalid_argument(option + " is " + (given.empty() ? "empty" : given) + "; expected " + expected);
 }
 
-int64_t whole_number(const std::string& option, const std::string& text, int64_t least, int64_t most) {
+int64_t whole_number(const std::string& option, const std::string& text, int64_t min, int64_t max) {
   const bool digits = !text.empty() && text.size() < 10 && text.find_first_not_of("0123456789") == std::string::npos;
   const int64_t value = digits ? std::stoll(text) : -1;
-  if (value < least || value > most) {
-    refuse(option, text, "a whole number from " + std::to_string(least) + " to " + std::to_string(most));
+  if (value < min || value > max) {
+    refuse(option, text, "a whole number from " + std::to_string(min) + " to " + std::to_string(max));
   }
   return value;
 }
 
-std::vector<int64_t> whole_numbers(const std::string& option, const std::string& list, int64_t least, int64_t most) {
+std::vector<int64_t> whole_numbers(const std::string& option, const std::string& list, int64_t min, int64_t max) {
   std::vector<int64_t> values;
   for (const std::string& text : split(list)) {
-    const int64_t value = whole_number(option, text, least, most);
+    const int64_t value = whole_number(option, text, min, max);
     if (std::find(values.begin(), values.end(), value) == values.end()) values.push_back(value);
   }
   if (values.empty()) refuse(option, list, "one number or several with commas between");
@@ -98,8 +98,8 @@ void choose_tiny(Options& options) {
 }
 
 void check_shapes(const Shapes& shapes) {
-  if (shapes.hidden % kWideGroup != 0) {
-    refuse("--hidden", std::to_string(shapes.hidden), "a multiple of " + std::to_string(kWideGroup));
+  if (shapes.hidden % kGroupSize128 != 0) {
+    refuse("--hidden", std::to_string(shapes.hidden), "a multiple of " + std::to_string(kGroupSize128));
   }
   const bool divides = shapes.hidden % shapes.heads == 0;
   if (!divides || shapes.head_dim() % 8 != 0 || shapes.head_dim() > 256) {
@@ -111,16 +111,16 @@ void check_shapes(const Shapes& shapes) {
 
 Options parse(int count, const char* const* arguments) {
   Options options;
-  constexpr int64_t kMost = 1 << 20;
+  constexpr int64_t kMax = 1 << 20;
   using Take = std::function<void(const std::string& name, const std::string& value)>;
-  const auto number = [](int64_t& to, int64_t least, int64_t most) -> Take {
-    return [&to, least, most](const std::string& name, const std::string& value) {
-      to = whole_number(name, value, least, most);
+  const auto number = [](int64_t& to, int64_t min, int64_t max) -> Take {
+    return [&to, min, max](const std::string& name, const std::string& value) {
+      to = whole_number(name, value, min, max);
     };
   };
-  const auto numbers = [](std::vector<int64_t>& to, int64_t least, int64_t most) -> Take {
-    return [&to, least, most](const std::string& name, const std::string& value) {
-      to = whole_numbers(name, value, least, most);
+  const auto numbers = [](std::vector<int64_t>& to, int64_t min, int64_t max) -> Take {
+    return [&to, min, max](const std::string& name, const std::string& value) {
+      to = whole_numbers(name, value, min, max);
     };
   };
   const auto choice = [](std::vector<std::string>& to, const std::vector<std::string>& known) -> Take {
@@ -134,14 +134,14 @@ Options parse(int count, const char* const* arguments) {
       {"--format", choice(options.formats, kFormats)},
       {"--operator", choice(options.operators, kOperators)},
       {"--sparsity", numbers(options.sparsities, 0, 100)},
-      {"--tokens", numbers(options.tokens, 1, cuda::kMostTokens)},
-      {"--positions", numbers(options.positions, 1, kMost)},
+      {"--tokens", numbers(options.tokens, 1, cuda::kMaxTokens)},
+      {"--positions", numbers(options.positions, 1, kMax)},
       {"--replays", number(options.replays, 1, 10000)},
       {"--layers", number(shapes.layers, 1, 1000)},
-      {"--hidden", number(shapes.hidden, kWideGroup, kMost)},
-      {"--heads", number(shapes.heads, 1, kMost)},
-      {"--intermediate", number(shapes.intermediate, 8, kMost)},
-      {"--vocab", number(shapes.vocab, 1, kMost)},
+      {"--hidden", number(shapes.hidden, kGroupSize128, kMax)},
+      {"--heads", number(shapes.heads, 1, kMax)},
+      {"--intermediate", number(shapes.intermediate, 8, kMax)},
+      {"--vocab", number(shapes.vocab, 1, kMax)},
       {"--json", text(options.json)},
       {"--dump", text(options.dump)},
       {"--commit", text(options.commit)},
@@ -170,7 +170,7 @@ Options parse(int count, const char* const* arguments) {
 
 Format format_of(const std::string& name) {
   if (name == "float16") return Format::kFloat16;
-  return name == "fp8" ? Format::kFloat8 : Format::kInt4Wide;
+  return name == "fp8" ? Format::kFloat8 : Format::kInt4G128;
 }
 
 std::string head_format(const std::string& format) { return format == "int4" ? "fp8" : format; }

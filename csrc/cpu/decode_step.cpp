@@ -1,6 +1,5 @@
-// decode_step: the operators of a whole step, one after the other, without Python in between.
-//
-// Small models need it: their operators take microseconds, and so does a call from Python.
+// decode_step: the operators of a whole step without Python in between: a small model's operators take microseconds,
+// and so does a call from Python. The operators' files have their layouts, lower bounds and limits.
 #include <cstring>
 
 #include "kernels_of.h"
@@ -49,7 +48,7 @@ void run(const Threads& threads, const DecodeStep& step) {
   linear(threads, {x, tokens, step.final_norm, step.lm_head, nullptr, nullptr, false, step.logits});
 }
 
-// Moves the first `count` rows of the logits to where their tokens stand, and clears the others.
+// Moves the first `count` rows of the logits to the rows of their tokens, and clears the others.
 void spread(const int64_t* token_of, int64_t count, const DecodeStep& step) {
   const size_t bytes = size_t(step.lm_head.rows) * sizeof(float);
   for (int64_t token = step.tokens - 1, next = count - 1; token >= 0; --token) {
@@ -74,7 +73,7 @@ void decode_step(const Threads& threads, const DecodeStep& step) {
     positions[count++] = step.positions[token];
   }
   if (count == step.tokens) return run(threads, step);
-  // What is left out costs nothing, and no unit of the MLP is read for it.
+  // Tokens that are left out cost nothing, and activate no neuron.
   DecodeStep present = step;
   present.tokens = count;
   present.ids = ids;

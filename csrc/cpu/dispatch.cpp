@@ -1,4 +1,4 @@
-// Which instruction set's kernels run: the best that was compiled and that this machine has, unless told otherwise.
+// Chooses the instruction set: the best one that was compiled and that this machine has, unless another is requested.
 #include <cstring>
 #include <string>
 #include <vector>

@@ -1,13 +1,13 @@
-// linear: out = relu²?(LayerNorm?(x) Wᵀ + bias) + residual, for layernorm_qkv, linear_residual, lm_head and the
+// linear: out = relu²?(LayerNorm?(x) Wᵀ + bias) + residual, for layernorm_qkv, linear_residual, lm_head and mlp's
 // up-projection.
 //
-// Layout: W is [out, in], floats row-major or quantised in tiles of 16 rows (kernels.h). Floor: W's bytes, read
-// once. With few tokens that is what limits it, so rows go by in the order in which they lie, each thread taking
-// long runs of them, prefetched into the second-level cache a few lines ahead. With many tokens the
-// byte products limit it, and a tile of rows stays in the cache while all tokens pass by.
+// Layout: W is [out, in], floats row-major or quantised in tiles of 16 rows (operands.h). Lower bound: W's bytes, read
+// once. Limit: memory bandwidth for few tokens, so threads read long runs of rows in memory order, prefetched into the
+// second-level cache a few lines ahead; for many tokens the byte products, so a tile of rows stays in the cache while
+// all tokens use it.
 #include <cmath>
 
-#include "activations.h"
+#include "inputs.h"
 #include "products.h"
 
 namespace adept::ADEPT_ISA {
@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t kBytesPerTask = 32 * 1024;
 
-// What happens to a sum before it is stored.
+// Adds bias and residual to a sum, applies relu², and stores it.
 class Epilogue {
  public:
   explicit Epilogue(const Linear& linear) : linear_(linear) {}
@@ -28,7 +28,7 @@ class Epilogue {
     linear_.out[at] = value;
   }
 
-  // The 16 rows of a tile, or those of them that exist.
+  // The rows of a tile, 16 or fewer at the end.
   void tile(int64_t token, int64_t first_row, F32x16 value) const {
     const int lanes = int(std::min(kTileRows, linear_.w.rows - first_row));
     const int64_t at = token * linear_.w.rows + first_row;
@@ -80,7 +80,7 @@ void linear(const Threads& threads, const Linear& linear) {
     case Format::kFloat16: return linear_float<Half>(threads, linear);
     case Format::kBFloat16: return linear_float<BFloat16>(threads, linear);
     case Format::kInt8: return linear_quantized(threads, linear, Int8Tiles(w));
-    case Format::kInt4: return linear_quantized(threads, linear, Int4Tiles(w));
+    case Format::kInt4G32: return linear_quantized(threads, linear, Int4Tiles(w));
   }
 }
 

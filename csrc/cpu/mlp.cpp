@@ -1,42 +1,42 @@
-// mlp: out = x + down(relu²(up(LayerNorm(x)))), reading only the rows of the down-projection whose unit is not 0.
+// mlp: out = x + down(relu²(up(LayerNorm(x)))), reading only the rows of the down-projection whose neuron is active.
 //
-// Layout: up is [intermediate, hidden]; down is transposed, [intermediate, hidden], so that a unit is a row.
-// Floor: up's bytes, and the rows of down that any token needs; relu² leaves half of random units at exactly 0, and
-// most of a trained model's. Walking the list of all rows costs no more than a loop without a list (units.h), so
-// there is no second loop for dense units.
+// Layout: up is [intermediate, hidden]; down is transposed, [intermediate, hidden], so a neuron is a row. Lower bound:
+// up's bytes and the rows of down of the active neurons; relu² makes half of random activations exactly 0, and most of
+// a trained model's. Limit: memory bandwidth. Going over a list of all rows costs no more than a loop without a list,
+// so there is no second loop for dense activations.
 #include "kernels_of.h"
-#include "units.h"
-#include "units_int4.h"
+#include "sparse_down_proj.h"
+#include "sparse_down_proj_int4.h"
 
 namespace adept::ADEPT_ISA {
 namespace {
 
-class Down {
+class SparseDownProj {
  public:
-  Down(const Threads& threads, const Mlp& mlp, const ActiveUnits& active)
+  SparseDownProj(const Threads& threads, const Mlp& mlp, const ActiveNeurons& active)
       : threads_(threads), mlp_(mlp), active_(active), w_(mlp.down) {}
 
   template <class Weight>
   void floats() const {
-    const UnitTasks tasks(active_.count(), w_.cols);
+    const DownProjTasks tasks(active_.count(), w_.cols);
     Buffer<float> parts(tasks.parts() * part_size(w_.cols));
-    tasks.run(threads_, [&](const UnitTasks::Task& task) {
+    tasks.run(threads_, [&](const DownProjTasks::Task& task) {
       float* sums = parts + task.part * part_size(w_.cols);
       for (int64_t token = 0; token < mlp_.tokens; ++token)
         std::fill(sums + token * w_.cols + task.first_column, sums + token * w_.cols + task.last_column, 0.0f);
-      add_float_units(static_cast<const Weight*>(w_.values), w_.cols, active_, task, sums, w_.cols);
+      add_float_rows(static_cast<const Weight*>(w_.values), w_.cols, active_, task, sums, w_.cols);
     });
     add_parts(parts, tasks.parts(), w_.cols);
   }
 
   void int8() const {
-    const int64_t stride = round_up(w_.cols, kUnitsPadding);
-    const FixedUnits units(active_);
-    const UnitTasks tasks(active_.padded(), stride);
+    const int64_t stride = round_up(w_.cols, kTransposedColumns);
+    const FixedActivations activations(active_);
+    const DownProjTasks tasks(active_.padded(), stride);
     Buffer<int32_t> parts(tasks.parts() * 2 * part_size(stride));  // [parts, tokens, high and low, stride]
-    tasks.run(threads_, [&](const UnitTasks::Task& task) {
-      int8_units(static_cast<const int8_t*>(w_.values), stride, active_, units, task,
-                 parts + task.part * 2 * part_size(stride));
+    tasks.run(threads_, [&](const DownProjTasks::Task& task) {
+      add_int8_rows(static_cast<const int8_t*>(w_.values), stride, active_, activations, task,
+                    parts + task.part * 2 * part_size(stride));
     });
     const auto* scales = static_cast<const float*>(w_.scales);
     each_output([&](int64_t token, int64_t c, int lanes) {
@@ -47,18 +47,18 @@ class Down {
         low = add(low, load(sums + stride));
       }
       const F32x16 total = fma(to_float(high), broadcast(256.0f), to_float(low));
-      return mul(total, mul(load_first(scales + c, lanes), broadcast(units.scale(token))));
+      return mul(total, mul(load_first(scales + c, lanes), broadcast(activations.scale(token))));
     });
   }
 
   void int4() const {
-    const int64_t stride = round_up(w_.cols, kUnitsPadding);
-    const UnitTasks tasks(active_.padded(), stride);
+    const int64_t stride = round_up(w_.cols, kTransposedColumns);
+    const DownProjTasks tasks(active_.padded(), stride);
     Buffer<float> parts(tasks.parts() * part_size(stride));
-    tasks.run(threads_, [&](const UnitTasks::Task& task) {
-      const ScaledUnits units(static_cast<const Half*>(w_.scales), stride / kGroup, active_, task);
-      int4_units(static_cast<const uint8_t*>(w_.values), stride / 2, active_, units, task,
-                 parts + task.part * part_size(stride), stride);
+    tasks.run(threads_, [&](const DownProjTasks::Task& task) {
+      const ScaledActivations activations(static_cast<const Half*>(w_.scales), stride / kGroupSize32, active_, task);
+      add_int4_rows(static_cast<const uint8_t*>(w_.values), stride / 2, active_, activations, task,
+                    parts + task.part * part_size(stride), stride);
     });
     add_parts(parts, tasks.parts(), stride);
   }
@@ -92,32 +92,31 @@ class Down {
 
   const Threads& threads_;
   const Mlp& mlp_;
-  const ActiveUnits& active_;
+  const ActiveNeurons& active_;
   const Matrix& w_;
 };
 
-// Past 2^63 - 1 it goes on at -2^63, as torch's sums of int64 do and as the kernels of a GPU do, which can refuse no
-// value: the program's own counts would take 10^13 steps of the 8B to get there.
+// Wraps around past 2^63 - 1, as torch's sums of int64 and the CUDA kernels do.
 void add_to_count(int64_t& count, int64_t more) { count = int64_t(uint64_t(count) + uint64_t(more)); }
 
 }  // namespace
 
 void mlp(const Threads& threads, const Mlp& mlp) {
   const int64_t intermediate = mlp.up.rows;
-  Buffer<float> units(mlp.tokens * intermediate);
-  linear(threads, Linear{mlp.x, mlp.tokens, mlp.norm, mlp.up, mlp.up_bias, nullptr, true, units});
-  const ActiveUnits active(threads, units, mlp.tokens, intermediate);
+  Buffer<float> activations(mlp.tokens * intermediate);
+  linear(threads, Linear{mlp.x, mlp.tokens, mlp.norm, mlp.up, mlp.up_bias, nullptr, true, activations});
+  const ActiveNeurons active(threads, activations, mlp.tokens, intermediate);
   if (mlp.counts && mlp.tokens > 0) {
     add_to_count(mlp.counts[0], active.count());
     add_to_count(mlp.counts[1], intermediate);
   }
-  const Down down(threads, mlp, active);
+  const SparseDownProj down_proj(threads, mlp, active);
   switch (mlp.down.format) {
-    case Format::kFloat32: return down.floats<float>();
-    case Format::kFloat16: return down.floats<Half>();
-    case Format::kBFloat16: return down.floats<BFloat16>();
-    case Format::kInt8: return down.int8();
-    case Format::kInt4: return down.int4();
+    case Format::kFloat32: return down_proj.floats<float>();
+    case Format::kFloat16: return down_proj.floats<Half>();
+    case Format::kBFloat16: return down_proj.floats<BFloat16>();
+    case Format::kInt8: return down_proj.int8();
+    case Format::kInt4G32: return down_proj.int4();
   }
 }
 

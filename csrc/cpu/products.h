@@ -2,10 +2,11 @@
 //
 // A float row is a dot product, its lanes summed at the end. A quantised tile holds four inputs of each of its 16
 // rows in one vector, so that a lane is a row, nothing is summed across lanes, and an input is a broadcast.
-// Tokens go by in blocks that fill the registers; a block more re-reads weights from the first-level cache.
+// Tokens are processed in blocks that fill the registers; each further block reads the weights from the first-level
+// cache again.
 #pragma once
 
-#include "activations.h"
+#include "inputs.h"
 
 namespace adept::ADEPT_ISA {
 
@@ -41,7 +42,7 @@ inline void dot_rows(const Weight* w, int64_t cols, const float* x, int64_t x_st
     for (int r = 0; r < Rows; ++r) {
       const Weight* at = w + r * cols + c;
       weights[r] = lanes == kLanes ? load(at) : load_first(at, lanes);
-      // Past its end a row goes on with the one that takes its place.
+      // Past the end of a row, the prefetch continues with the row that will replace it.
       const int64_t jump = c + kStreamAhead / int64_t(sizeof(Weight)) < cols ? 0 : (Rows - 1) * cols;
       if (c * int64_t(sizeof(Weight)) % kCacheLine == 0) prefetch_stream(at, at + jump);
     }
@@ -103,7 +104,7 @@ class Int8Tiles {
  public:
   explicit Int8Tiles(const Matrix& w) : Int8Tiles(w.values, static_cast<const float*>(w.scales), w.cols) {}
   Int8Tiles(const void* values, const float* scales, int64_t cols)
-      : values_(static_cast<const int8_t*>(values)), scales_(scales), steps_(round_up(cols, kRowsPadding) / 4) {}
+      : values_(static_cast<const int8_t*>(values)), scales_(scales), steps_(round_up(cols, kTiledColumns) / 4) {}
 
   int64_t tile_bytes() const { return steps_ * kCacheLine; }
 
@@ -172,7 +173,7 @@ class Int4Tiles {
   explicit Int4Tiles(const Matrix& w)
       : values_(static_cast<const uint8_t*>(w.values)),
         scales_(static_cast<const Half*>(w.scales)),
-        groups_(round_up(w.cols, kRowsPadding) / kGroup) {}
+        groups_(round_up(w.cols, kTiledColumns) / kGroupSize32) {}
 
   int64_t tile_bytes() const { return groups_ * kGroupBytes; }
 
@@ -225,7 +226,7 @@ class Int4Tiles {
     }
 #pragma GCC unroll 16
     for (int t = 0; t < Tokens; ++t) {
-      const int64_t at = group * kGroup + step * 8;
+      const int64_t at = group * kGroupSize32 + step * 8;
 #pragma GCC unroll 16
       for (int nibble = 0; nibble < 2; ++nibble) {
         const U8x64 input_high = broadcast4(x.high(token + t) + at + 4 * nibble);

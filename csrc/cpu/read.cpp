@@ -1,4 +1,7 @@
-// read: goes over memory as the kernels do and does nothing else with it; the bandwidth that they are judged by.
+// read: goes over memory as the kernels do and only adds the words up: the bandwidth that kernels are compared with.
+//
+// Layout: threads take pieces of 128 kB or more. Lower bound: the bytes over the memory's bandwidth. Limit: memory
+// bandwidth.
 #include <atomic>
 
 #include "products.h"

@@ -1,4 +1,4 @@
-// The vector types that the kernels are written in: 16 floats, 16 integers, 64 bytes, whatever the machine.
+// The vector types of the kernels, the same on every machine: 16 floats, 16 integers, 64 bytes.
 //
 // AVX-512 holds one in a register, AVX2 in two, and the portable version in an array. What each operation does
 // is stated in simd_portable.h; the other two files say the same in intrinsics. Every file of kernels is compiled
@@ -60,7 +60,7 @@ inline void prefetch_stream(const T* address) {
   prefetch_stream(address, address);
 }
 
-// e^x for x <= 0, within 2 units in the last place; 0 below -87.
+// e^x for x <= 0, within 2 ulp; 0 below -87.
 // Cody and Waite's reduction to [-ln 2 / 2, ln 2 / 2], then the minimax polynomial of Cephes' expf.
 inline F32x16 exp_nonpositive(F32x16 x) {
   const F32x16 clamped = max(x, broadcast(-87.0f));

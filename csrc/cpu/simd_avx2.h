@@ -225,7 +225,7 @@ inline U8x64 broadcast4(const void* from) {
   return {v, v};
 }
 
-// Even and odd bytes apart, since a sum of two products of bytes need not fit in 16 bits.
+// Even and odd bytes separately: a sum of two products of bytes may not fit in 16 bits.
 inline __m256i dot4(__m256i sum, __m256i a, __m256i b) {
   const __m256i even =
       _mm256_madd_epi16(_mm256_and_si256(a, _mm256_set1_epi16(0xff)), _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));

@@ -136,7 +136,7 @@ inline U8x64 broadcast4(const void* from) {
 
 #if defined(__AVX512VNNI__)
 
-// In assembly since GCC copies the intrinsic's sum from register to register and to the stack.
+// In assembly, because GCC copies the intrinsic's sum between registers and to the stack.
 inline I32x16 dot4(I32x16 sum, U8x64 a, U8x64 b) {
   __asm__("vpdpbusd %2, %1, %0" : "+v"(sum.v) : "v"(a.v), "v"(b.v));
   return sum;
@@ -146,7 +146,7 @@ inline I32x16 dot4_small(I32x16 sum, U8x64 a, U8x64 b) { return dot4(sum, a, b);
 
 #else
 
-// Even and odd bytes apart, since a sum of two products of bytes need not fit in 16 bits.
+// Even and odd bytes separately: a sum of two products of bytes may not fit in 16 bits.
 inline I32x16 dot4(I32x16 sum, U8x64 a, U8x64 b) {
   const __m512i even = _mm512_madd_epi16(_mm512_and_si512(a.v, _mm512_set1_epi16(0xff)),
                                          _mm512_srai_epi16(_mm512_slli_epi16(b.v, 8), 8));

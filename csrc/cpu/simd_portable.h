@@ -1,4 +1,4 @@
-// The vector operations in plain C++: their definition, and what runs where no instruction set is known.
+// The vector operations in plain C++: their definition, and the version for unknown instruction sets.
 #pragma once
 
 #include <cmath>
@@ -132,7 +132,7 @@ inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
   return c;
 }
 
-// b where either is NaN.
+// b if either is NaN.
 inline F32x16 max(F32x16 a, F32x16 b) {
   for (int i = 0; i < 16; ++i) a.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
   return a;
@@ -160,7 +160,7 @@ inline F32x16 scale_by_power_of_two(F32x16 value, F32x16 exponent) {
   return value;
 }
 
-// `value`, but 0 where a < b.
+// `value`, or 0 in lanes with a < b.
 inline F32x16 zero_where_less(F32x16 a, F32x16 b, F32x16 value) {
   for (int i = 0; i < 16; ++i)
     if (a.lane[i] < b.lane[i]) value.lane[i] = 0;
@@ -181,7 +181,7 @@ inline float largest(F32x16 a) {
   return out;
 }
 
-// One bit a lane: whether it differs from 0 (a NaN does).
+// One bit for each lane: whether it is not 0 (a NaN is not).
 inline uint32_t nonzero_lanes(F32x16 a) {
   uint32_t mask = 0;
   for (int i = 0; i < 16; ++i) mask |= uint32_t(a.lane[i] != 0) << i;
@@ -195,8 +195,8 @@ inline F32x16 gather(const float* from, const int32_t* indices) {
   return out;
 }
 
-// Writes first, first + 1, … for the lanes whose bit is set, one after the other, and perhaps others after them, up
-// to 16 in all. Returns how many were wanted.
+// Writes first + lane for the lanes whose bit is set, contiguously, and possibly other values up to 16 in all. Returns
+// the number of set bits.
 inline int store_selected(int32_t* to, int32_t first, uint32_t lanes) {
   int count = 0;
   for (; lanes; lanes &= lanes - 1) to[count++] = first + __builtin_ctz(lanes);
@@ -228,7 +228,7 @@ inline I32x16 load_int8(const void* from) {
 
 inline void store(int32_t* to, I32x16 value) { std::memcpy(to, value.lane, sizeof value); }
 
-// Wraps around as the instructions of other sets do; signed sums may not.
+// Wraps around like the instructions of other sets; signed sums may not overflow in C++.
 inline I32x16 add(I32x16 a, I32x16 b) {
   for (int i = 0; i < 16; ++i) a.lane[i] = int32_t(uint32_t(a.lane[i]) + uint32_t(b.lane[i]));
   return a;
@@ -245,7 +245,7 @@ inline F32x16 to_float(I32x16 a) {
   return out;
 }
 
-// To the nearest integer, ties to even; what does not fit, NaN too, becomes -2^31.
+// To the nearest integer, ties to even; NaN and values out of range become -2^31.
 inline I32x16 to_int(F32x16 a) {
   I32x16 out;
   for (int i = 0; i < 16; ++i)
@@ -281,7 +281,7 @@ inline U8x64 load_bytes(const void* from) {
   return out;
 }
 
-// Signed bytes as unsigned ones that are 128 larger.
+// Signed bytes plus 128, as unsigned bytes.
 inline U8x64 offset_by_128(U8x64 a) {
   for (uint8_t& byte : a.byte) byte ^= 0x80;
   return a;

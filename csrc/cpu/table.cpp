@@ -1,4 +1,4 @@
-// One instruction set's kernels, as dispatch.cpp hands them out.
+// The table of one instruction set's kernels, for dispatch.cpp.
 #include "kernels_of.h"
 
 #define ADEPT_STRING_OF(name) #name
@@ -7,7 +7,7 @@
 namespace adept::ADEPT_ISA {
 
 const Kernels table = {
-    ADEPT_STRING(ADEPT_ISA), linear, mlp, rotary_append, decode_attention, decode_step, dequantize_units, read,
+    ADEPT_STRING(ADEPT_ISA), linear, mlp, rotary_append, decode_attention, decode_step, dequantize_transposed, read,
 };
 
 }  // namespace adept::ADEPT_ISA

@@ -1,5 +1,5 @@
-// Tasks shared out among threads: each takes the next one when it is free, so that a core which the system
-// slows down holds nobody up. What a task computes never depends on who runs it.
+// Divides tasks among threads: each takes the next one when it is free, so that a slow core does not delay the others.
+// The result of a task does not depend on the thread that runs it.
 #pragma once
 
 #include <algorithm>
@@ -30,8 +30,9 @@ void parallel(const Threads& threads, int64_t tasks, const Task& task) {
       &shared);
 }
 
-// [0, count) cut into pieces of a multiple of `step`: calls piece(begin, end) for each. Whoever is free takes a share
-// of what is left: long pieces first, since long streams are read fastest, short ones last, so that all end together.
+// Calls piece(begin, end) for pieces of [0, count) whose lengths are multiples of `step`. A free thread takes a share
+// of the remaining steps: long pieces first, because long streams are read fastest, and short ones last, so that all
+// threads finish together.
 template <class Piece>
 void parallel_pieces(const Threads& threads, int64_t count, int64_t step, const Piece& piece) {
   const int64_t steps = (count + step - 1) / step;

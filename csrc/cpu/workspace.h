@@ -1,5 +1,5 @@
-// Memory for what lives during one operator. A thread keeps what it once took, so that a decode step neither
-// allocates nor touches fresh pages.
+// Buffers that live during one operator. A thread keeps its blocks, so that a decode step neither allocates memory nor
+// touches fresh pages.
 #pragma once
 
 #include <cstdlib>
@@ -70,7 +70,7 @@ class Buffer {
   operator T*() { return data(); }
 
  private:
-  // What no memory could hold must not become a few bytes by overflow.
+  // An overflow must not turn a huge size into a small one.
   static size_t bytes_of(int64_t count) {
     if (count < 0 || count > std::numeric_limits<int64_t>::max() / int64_t(2 * sizeof(T))) throw std::bad_alloc();
     return size_t(count ? count : 1) * sizeof(T);

@@ -55,7 +55,7 @@ __device__ __forceinline__ void store_narrow(float value, float* to) { *to = val
 __device__ __forceinline__ void store_narrow(float value, __half* to) { *to = __float2half_rn(value); }
 __device__ __forceinline__ void store_narrow(float value, __nv_bfloat16* to) { *to = __float2bfloat16_rn(value); }
 
-// Where the keys of a slot's head begin; its values begin `value_offset` elements later.
+// The first element of the keys of a slot's head; its values begin `value_offset` elements later.
 __device__ __forceinline__ int64_t head_offset(const CacheLayer& cache, int64_t slot, int64_t head) {
   return (slot * cache.heads + head) * cache.capacity * cache.head_dim;
 }

@@ -1,4 +1,7 @@
-// A streaming copy in loads of 16 bytes: what reading weights at the speed of the memory looks like.
+// copy: a streaming copy in loads of 16 bytes, to measure what reading and writing at the speed of the memory gives.
+//
+// Layout: a thread has 4 loads of 16 bytes in flight, a grid apart; 8 blocks for each multiprocessor. Lower bound: the
+// bytes read and written over the memory's bandwidth. Limit: memory bandwidth.
 
 #include <cstdint>
 
@@ -13,10 +16,10 @@ constexpr unsigned kThreads = 256;
 constexpr size_t kUnroll = 4;  // loads in flight in each thread
 constexpr size_t kBlocksPerMultiprocessor = 8;
 
-// What is read once need not stay in the caches: __ldcs and __stcs mark it as first to go.
+// __ldcs and __stcs mark data that is used once, to be evicted from the caches first.
 __global__ void __launch_bounds__(kThreads)
     copy_vectors(const uint4* __restrict__ from, uint4* __restrict__ to, size_t count) {
-  wait_for_inputs();
+  pdl_wait();
   const size_t stride = size_t{gridDim.x} * kThreads;
   size_t i = size_t{blockIdx.x} * kThreads + threadIdx.x;
   for (; i + (kUnroll - 1) * stride < count; i += kUnroll * stride) {
@@ -31,7 +34,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     copy_bytes(const uint8_t* __restrict__ from, uint8_t* __restrict__ to, size_t count) {
-  wait_for_inputs();
+  pdl_wait();
   const size_t stride = size_t{gridDim.x} * kThreads;
   for (size_t i = size_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += stride) to[i] = from[i];
 }
@@ -40,9 +43,9 @@ __global__ void __launch_bounds__(kThreads)
 cudaError_t choose_blocks(size_t items, unsigned* blocks) {
   int count = 0;
   const cudaError_t error = multiprocessors(&count);
-  const size_t most = kBlocksPerMultiprocessor * static_cast<size_t>(count);
+  const size_t max_blocks = kBlocksPerMultiprocessor * static_cast<size_t>(count);
   const size_t wanted = (items + kThreads - 1) / kThreads;
-  *blocks = static_cast<unsigned>(wanted < most ? wanted : most);
+  *blocks = static_cast<unsigned>(wanted < max_blocks ? wanted : max_blocks);
   return error;
 }
 
@@ -51,7 +54,7 @@ bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) 
 }  // namespace
 
 cudaError_t copy(const void* from, void* to, size_t bytes, cudaStream_t stream) {
-  // A view may begin anywhere, and then no load of 16 bytes is allowed.
+  // A view may begin anywhere; loads of 16 bytes need aligned addresses.
   const size_t vectors = aligned(from) && aligned(to) ? bytes / sizeof(uint4) : 0;
   const size_t done = vectors * sizeof(uint4);
   unsigned blocks = 0;

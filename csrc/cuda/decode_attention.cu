@@ -1,20 +1,19 @@
-// decode_attention: one query a sequence over the keys and values that its slot holds.
+// decode_attention: one query for each sequence over the keys and values in its slot.
 //
-// Layout: a head's keys lie one after the other, [capacity, head_dim], and so do its values. A block takes one split
-// of one head: 256 positions. Each group of lanes reads a position's key and its value in loads of 16 bytes, four
-// positions at a time, keeps its share of q and of the weighted sum in registers, and goes through the softmax online
-// (Milakov and Gimelshein 2018). The groups of a block, and then the splits of a head, are merged in a fixed order.
+// Layout: keys of a head are contiguous, [capacity, head_dim], and so are its values. A block takes one split of one
+// head: 256 positions. A group of lanes reads the key and value of a position in loads of 16 bytes, four positions at a
+// time, keeps its part of q and of the weighted sum in registers, and computes the softmax online (Milakov and
+// Gimelshein 2018). The groups of a block, and then the splits of a head, are merged in a fixed order.
 //
-// Floor: keys and values of the positions in use, each once: 268 MB at the 8B's 64 heads of 64 in 16 bits and 16384
-// positions, 89 us at 3.0 TB/s. What should limit it is memory: a warp spends some 95 instructions on 1 kB, a third of
-// what a multiprocessor can start while 1 kB comes. In flight it needs 18 kB a multiprocessor (3.35 TB/s for 0.7 us,
-// over 132), and has up to 112 kB: 4 blocks of 256 threads (64 registers) with 7 loads of 16 bytes each.
+// Lower bound: the keys and values of the positions in use, read once: 268 MB at the 8B's 64 heads of 64 in 16 bits and
+// 16384 positions, 89 us at 3.0 TB/s. Limit: memory bandwidth. A warp takes about 95 instructions for 1 kB, a third of
+// what a multiprocessor can issue while 1 kB arrives. 18 kB a multiprocessor must be in flight (3.35 TB/s for 0.7 us,
+// over 132); up to 112 kB are: 4 blocks of 256 threads (64 registers) with 7 loads of 16 bytes each.
 //
-// Splits have one length, whatever the batch, the bucket and the device, so that a sequence gets the same bits alone
-// and in any company. 256 positions of a head are 64 kB, which take some 10 us where 4 blocks share a multiprocessor,
-// against 2 us to start and end a block; the 264 bytes of a partial result add 0.8 % of bytes, which stay in L2.
-// Already 512 positions of one sequence keep 128 of 132 multiprocessors busy, and 16384 give 64 x 64 blocks, eight for
-// each place.
+// Splits have one length for every batch, bucket and device, so a sequence gets the same bits alone and in a batch. 256
+// positions of a head are 64 kB, about 10 us with 4 blocks on a multiprocessor, against 2 us to start and end a block;
+// the 264 bytes of a partial result add 0.8 % of bytes, which stay in L2. 512 positions of one sequence already occupy
+// 128 of 132 multiprocessors; 16384 positions give 64 x 64 blocks, eight for each that can run at a time.
 
 #include <cfloat>
 #include <cstdint>
@@ -31,12 +30,12 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kUnroll = 4;       // positions of a group at a time
-constexpr int kMostGroups = 32;  // that merge() takes
-constexpr int64_t kMostHeadDim = 256;
-constexpr float kLowest = -FLT_MAX;  // finite, so that its difference to itself is 0
+constexpr int kUnroll = 4;      // positions of a group at a time
+constexpr int kMaxGroups = 32;  // the maximum for merge()
+constexpr int64_t kMaxHeadDim = 256;
+constexpr float kLowest = -FLT_MAX;  // finite, so that kLowest - kLowest is 0
 
-// Results of the splits of each head, where there are several.
+// Results of the splits of each head, if there are several.
 struct Partials {
   float* sums;      // [tokens, heads, splits, head_dim]: values, weighted by exp(score - highest)
   float2* softmax;  // [tokens, heads, splits]: the highest score, and the sum of the weights
@@ -44,21 +43,21 @@ struct Partials {
 
 __host__ __device__ int64_t splits_of(int64_t positions) { return (positions + kSplit - 1) / kSplit; }
 
-// How many positions count for a token.
+// The number of positions that a token attends to.
 __device__ int64_t length_of(const DecodeAttention& attention, int64_t token) {
   const int64_t slot = attention.slots[token], length = attention.lengths[token];
   if (!in_range(slot, attention.cache.slots) || length < 0) return 0;
   return length < attention.longest ? length : attention.longest;
 }
 
-// A softmax-weighted sum over some positions, of which this thread holds kCount dimensions.
+// A softmax-weighted sum over some positions; this thread has kCount dimensions of it.
 template <int kCount>
 struct Softmax {
   float highest = kLowest;
   float total = 0;
   float sums[kCount] = {};
 
-  // What is there so far counts as before, relative to a new highest score.
+  // Rescales the sums to a new highest score.
   __device__ void raise(float to) {
     const float correction = __expf(highest - to);
     highest = to;
@@ -68,15 +67,16 @@ struct Softmax {
   }
 };
 
-// Adds up `groups` sums over parts of the positions: `column_of(c, value, highest, total)` gets each dimension's sum,
-// not yet divided by the total, from one thread. All three arrays are shared memory, [groups] and [groups, head_dim].
+// Merges the sums of `groups` parts of the positions: one thread calls `store(column, value, highest, total)` for each
+// dimension, with a value not yet divided by the total. The arrays are in shared memory, [groups] or [groups,
+// head_dim].
 template <class Store>
 __device__ void merge(const float* highest, const float* totals, const float* sums, int groups, int head_dim,
                       Store store) {
   const int lane = threadIdx.x % kWarpSize;
   const float mine = lane < groups ? highest[lane] : kLowest;
-  const float most = warp_max(mine);
-  const float weight = __expf(mine - most);
+  const float max = warp_max(mine);
+  const float weight = __expf(mine - max);
   const float total = warp_sum(lane < groups ? totals[lane] * weight : 0);
   for (int column = threadIdx.x; column - lane < head_dim; column += kThreads) {
     float value = 0;
@@ -84,11 +84,11 @@ __device__ void merge(const float* highest, const float* totals, const float* su
       const float share = __shfl_sync(kWholeWarp, weight, group);
       if (column < head_dim) value += share * sums[group * head_dim + column];
     }
-    if (column < head_dim) store(column, value, most, total);
+    if (column < head_dim) store(column, value, max, total);
   }
 }
 
-// kLanes lanes read a position, kChunks loads of 16 bytes each.
+// kLanes lanes read a position in kChunks loads of 16 bytes each.
 template <class Element, int kLanes, int kChunks>
 struct Split {
   static constexpr int kGroups = kWarpSize / kLanes;  // in a warp
@@ -108,7 +108,7 @@ struct Split {
 
   __device__ int chunk(int i) const { return lane + i * kLanes; }
 
-  // Zeros where this lane has no dimensions.
+  // Zeros for dimensions past the end.
   __device__ void load_query(const float* from, float (&q)[kColumns]) const {
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) {
@@ -117,7 +117,7 @@ struct Split {
     }
   }
 
-  // Of the positions first, first + kGroups, ...; zeros from `end` on.
+  // Loads positions first, first + kGroups, ...; zeros from `end` on.
   __device__ void load(const uint4* rows, int first, int end, Loads& out) const {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
@@ -155,7 +155,7 @@ struct Split {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const float below = scores[u] - highest;
-      // The product with 0 lets an infinity through, which the exponential would hide.
+      // The product with 0 turns an infinity into NaN, which the exponential would hide.
       const float weight = first + u * kGroups < end ? fmaf(below, 0.0f, __expf(below)) : 0;
       state.total += weight;
 #pragma unroll
@@ -168,7 +168,7 @@ struct Split {
     }
   }
 
-  // Positions begin to end of the head whose keys begin at `head`.
+  // Attends to positions begin to end (excluded) of the head whose keys begin at `head`.
   __device__ Softmax<kColumns> over(int64_t head, int begin, int end, const float (&q)[kColumns]) const {
     const Element* keys_at = static_cast<const Element*>(attention.cache.data) + head;
     const auto* key_rows = reinterpret_cast<const uint4*>(keys_at);
@@ -198,16 +198,16 @@ struct Split {
   }
 };
 
-// One split of one head. With `partials` of null there is one split only, and this is all.
+// One split of one head. If partials.sums is null, there is only one split, and the result is final.
 template <class Element, int kLanes, int kChunks>
 __global__ void __launch_bounds__(kThreads) attend(const DecodeAttention attention, const Partials partials) {
   using Part = Split<Element, kLanes, kChunks>;
   constexpr int kRows = kWarps * Part::kGroups;
-  static_assert(kRows <= kMostGroups, "more groups than merge() takes");
+  static_assert(kRows <= kMaxGroups, "more groups than merge() takes");
   __shared__ float highest[kRows], totals[kRows];
   __shared__ float sums[kRows * kLanes * Part::kColumns];
-  wait_for_inputs();
-  let_next_start();
+  pdl_wait();
+  pdl_launch_dependents();
   const CacheLayer& cache = attention.cache;
   const int64_t token = blockIdx.z, head = token * cache.heads + blockIdx.y;
   const int64_t length = length_of(attention, token), begin = int64_t{blockIdx.x} * kSplit;
@@ -226,27 +226,27 @@ __global__ void __launch_bounds__(kThreads) attend(const DecodeAttention attenti
              highest, totals, sums);
   __syncthreads();
   const int64_t at = head * gridDim.x + blockIdx.x;
-  merge(highest, totals, sums, kRows, head_dim, [&](int column, float value, float most, float total) {
+  merge(highest, totals, sums, kRows, head_dim, [&](int column, float value, float max, float total) {
     if (partials.sums == nullptr) {
       attention.out[head * head_dim + column] = value / total;
       return;
     }
     partials.sums[at * head_dim + column] = value;
-    if (column == 0) partials.softmax[at] = {most, total};
+    if (column == 0) partials.softmax[at] = {max, total};
   });
 }
 
-// The splits of one head: parts of the block take every so many splits, four dimensions a thread.
+// Merges the splits of one head: part p of the block takes splits p, p + parts, ..., four dimensions a thread.
 __global__ void __launch_bounds__(kThreads)
     merge_splits(const DecodeAttention attention, const Partials partials, int64_t splits) {
-  __shared__ float highest[kMostGroups], totals[kMostGroups];
+  __shared__ float highest[kMaxGroups], totals[kMaxGroups];
   __shared__ float sums[4 * kThreads];
-  wait_for_inputs();
-  let_next_start();
-  const int head_dim = static_cast<int>(attention.cache.head_dim), threads = head_dim / 4;  // that share a split
+  pdl_wait();
+  pdl_launch_dependents();
+  const int head_dim = static_cast<int>(attention.cache.head_dim), threads = head_dim / 4;  // for each split
   const int64_t token = blockIdx.y, head = token * attention.cache.heads + blockIdx.x;
   const int64_t used = splits_of(length_of(attention, token));
-  const int parts = min(kThreads / threads, kMostGroups);
+  const int parts = min(kThreads / threads, kMaxGroups);
   const int part = threadIdx.x / threads, column = threadIdx.x % threads * 4;
   Softmax<4> state;
   if (part < parts) {
@@ -296,14 +296,14 @@ cudaError_t attend_and_merge(const DecodeAttention& attention, void* workspace, 
   return launch(stream, {dim3(heads, tokens), dim3(kThreads)}, merge_splits, attention, partials, splits);
 }
 
-// The fewest lanes that read a position at once.
+// With the fewest lanes that can read a position at once.
 template <class Element>
 cudaError_t attend_of(const DecodeAttention& attention, void* workspace, cudaStream_t stream) {
   const int64_t chunks = attention.cache.head_dim / kVector<Element>;
   if (chunks <= 8) return attend_and_merge<Element, 8, 1>(attention, workspace, stream);
   if (chunks <= 16) return attend_and_merge<Element, 16, 1>(attention, workspace, stream);
   if (chunks <= 32) return attend_and_merge<Element, 32, 1>(attention, workspace, stream);
-  return attend_and_merge<Element, 32, kMostHeadDim / kVector<Element> / 32>(attention, workspace, stream);
+  return attend_and_merge<Element, 32, kMaxHeadDim / kVector<Element> / 32>(attention, workspace, stream);
 }
 
 }  // namespace
@@ -316,7 +316,7 @@ int64_t decode_attention_workspace_bytes(const DecodeAttention& attention) {
 cudaError_t decode_attention(const DecodeAttention& attention, void* workspace, cudaStream_t stream) {
   const CacheLayer& cache = attention.cache;
   if (attention.tokens == 0 || cache.heads == 0 || cache.head_dim == 0) return cudaSuccess;
-  if (cache.head_dim % 8 != 0 || cache.head_dim > kMostHeadDim) return cudaErrorInvalidValue;
+  if (cache.head_dim % 8 != 0 || cache.head_dim > kMaxHeadDim) return cudaErrorInvalidValue;
   if (!fits_grid(splits_of(attention.longest), cache.heads, attention.tokens)) return cudaErrorInvalidValue;
   if (reinterpret_cast<uintptr_t>(cache.data) % sizeof(uint4) != 0) return cudaErrorMisalignedAddress;
   switch (cache.format) {

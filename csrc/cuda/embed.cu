@@ -1,10 +1,9 @@
 // embed: the tokens' rows of the embedding, as floats.
 //
-// Layout: a thread takes 16 bytes of a row and writes the floats that they are; a block takes up to 256 such pieces of
-// one token's row. Floor: a row of the 8B's in 16 bits is 8 kB and comes out as 16 kB, 8 ns at 3.0 TB/s. What should
-// limit it for few tokens is its launch and one chain of loads, the id and then the row, all of which is asked for at
-// once; that also where the table is in the host's memory, whose pinned pages the device reads over the bus: there a
-// chunk of 512 tokens is 4 MB, and the bus limits it.
+// Layout: a thread converts 16 bytes of a row; a block takes up to 256 such pieces of one token's row. Lower bound: a
+// row of the 8B's in 16 bits is 8 kB in and 16 kB out, 8 ns at 3.0 TB/s. Limit for few tokens: the launch and one chain
+// of loads, the id and then the row. A table in pinned host memory is read over the bus: a chunk of 512 tokens is then
+// 4 MB, and the bus is the limit.
 
 #include <cstdint>
 
@@ -18,11 +17,11 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// Rows of whole pieces of 16 bytes, aligned to them.
+// For rows that are whole, aligned pieces of 16 bytes.
 template <class Element>
 __global__ void __launch_bounds__(kThreads) embed_vectors(const Embed embed) {
-  let_next_start();
-  wait_for_inputs();
+  pdl_launch_dependents();
+  pdl_wait();
   const int64_t token = blockIdx.x, hidden = embed.table.cols, pieces = hidden / kVector<Element>;
   const int64_t piece = int64_t{blockIdx.y} * kThreads + threadIdx.x, id = embed.ids[token];
   if (piece >= pieces) return;
@@ -39,11 +38,11 @@ __global__ void __launch_bounds__(kThreads) embed_vectors(const Embed embed) {
   }
 }
 
-// Any other rows, element by element.
+// For any other rows, element by element.
 template <class Element>
 __global__ void __launch_bounds__(kThreads) embed_elements(const Embed embed) {
-  let_next_start();
-  wait_for_inputs();
+  pdl_launch_dependents();
+  pdl_wait();
   const int64_t token = blockIdx.x, hidden = embed.table.cols;
   const int64_t column = int64_t{blockIdx.y} * kThreads + threadIdx.x, id = embed.ids[token];
   if (column >= hidden) return;

@@ -26,7 +26,7 @@ __device__ __forceinline__ uint32_t word_of(const uint4& v, int i) {
 // The dtype in which the tensor cores multiply: bfloat16 for weights in bfloat16, for all others float16.
 template <Format kFormat>
 struct Element {
-  // Whether inputs need a power of two to fit.
+  // Whether inputs have to be scaled by a power of two to fit.
   static constexpr bool kNarrow = true;
   static __device__ __forceinline__ uint32_t pack(float first, float second) {
     return bits_as<uint32_t>(__floats2half2_rn(first, second));
@@ -47,16 +47,16 @@ struct Element<Format::kBFloat16> {
   }
 };
 
-// Bits kShift to kShift + 3 of both halves of a word, each less 8, exactly, in float16. 0x6400 is 1024, whose last
-// bit is worth 1: a nibble put there adds itself, one bit-place 4 higher 16 times itself.
+// Bits kShift to kShift + 3 of both halves of a word, each minus 8, exactly, in float16. 0x6400 is 1024, whose lowest
+// mantissa bit is worth 1: a nibble in the lowest bits adds its value, one 4 bits higher 16 times its value.
 template <int kShift>
 __device__ __forceinline__ uint32_t widen_nibbles(uint32_t word) {
-  const uint32_t placed = kShift < 8 ? word : word >> 8;
+  const uint32_t shifted = kShift < 8 ? word : word >> 8;
   if constexpr (kShift % 8 == 0) {
-    const uint32_t biased = mask_and_set<0x000f000f, 0x64006400>(placed);
+    const uint32_t biased = mask_and_set<0x000f000f, 0x64006400>(shifted);
     return bits_as<uint32_t>(__hsub2(bits_as<__half2>(biased), __float2half2_rn(1024 + 8)));
   } else {
-    const uint32_t biased = mask_and_set<0x00f000f0, 0x64006400>(placed);
+    const uint32_t biased = mask_and_set<0x00f000f0, 0x64006400>(shifted);
     return bits_as<uint32_t>(
         __hfma2(bits_as<__half2>(biased), __float2half2_rn(1.0f / 16), __float2half2_rn(-(1024.0f / 16 + 8))));
   }
@@ -69,14 +69,14 @@ __device__ __forceinline__ uint32_t widen_nibbles(uint32_t word, int pair) {
                      : widen_nibbles<12>(word);
 }
 
-// Two int8, the low 16 bits of `pair`, in float16, exactly: 0x6400 is 1024, to which the last byte adds itself.
+// Two int8, the low 16 bits of `pair`, in float16, exactly: 0x6400 is 1024, and the last byte is added to it.
 __device__ __forceinline__ uint32_t widen_int8(uint32_t pair) {
   const uint32_t biased = __byte_perm(pair ^ 0x8080, 0x64646464, 0x4140);
   return bits_as<uint32_t>(__hsub2(bits_as<__half2>(biased), __float2half2_rn(1024 + 128)));
 }
 
-// `along`: the i-th pair of neighbours in 16 bytes of a row. `across`: the i-th weights of 16 bytes of two rows.
-// Both as an operand's register, the first in the low half.
+// `along`: the i-th pair of neighbours in 16 bytes of one row. `across`: the i-th weight of 16 bytes of two rows. Both
+// are a register of an operand, with the first weight in the low half.
 template <Format kFormat>
 struct Weights {
   static constexpr int kBits = 16;
@@ -109,7 +109,7 @@ struct Weights<Format::kFloat8> {
 };
 
 template <>
-struct Weights<Format::kInt4Wide> {
+struct Weights<Format::kInt4G128> {
   static constexpr int kBits = 4;
   static __device__ __forceinline__ uint32_t along(const uint4& load, int i) {
     return widen_nibbles(word_of(load, i / 4), i % 4);
@@ -123,14 +123,14 @@ struct Weights<Format::kInt4Wide> {
 template <Format kFormat>
 constexpr int kPerLoad = 128 / Weights<kFormat>::kBits;  // weights in 16 bytes
 
-// Columns in memory: in 4 bits, whole groups.
+// Columns in memory; in 4 bits they are padded to whole groups.
 template <Format kFormat>
 __device__ constexpr int stored_cols_of(int64_t cols) {
-  constexpr int kMultiple = kFormat == Format::kInt4Wide ? static_cast<int>(kWideGroup) : 1;
+  constexpr int kMultiple = kFormat == Format::kInt4G128 ? static_cast<int>(kGroupSize128) : 1;
   return (static_cast<int>(cols) + kMultiple - 1) / kMultiple * kMultiple;
 }
 
-// Where the rows of a matrix lie.
+// The addresses of the rows of a matrix.
 template <Format kFormat>
 struct Rows {
   explicit __device__ Rows(const Matrix& w)
@@ -142,8 +142,8 @@ struct Rows {
   int stored_cols;  // a multiple of 8
   int row_bytes;
 
-  // The weights of row `row` from column `col` on, a multiple of kPerLoad. Those past the row's end are others of this
-  // row: what they are multiplied by must be 0.
+  // The weights of row `row` from column `col` on, a multiple of kPerLoad. Past the row's end, other weights of the row
+  // are returned, so the inputs there must be 0.
   __device__ __forceinline__ uint4 load(int row, int col) const {
     const uint8_t* const begin = values + int64_t{row} * row_bytes;
     if (Weights<kFormat>::kBits == 8 && row_bytes % 16 != 0) {
@@ -161,7 +161,7 @@ struct PowerOfTwo {
   float inverse;
 };
 
-// What brings `largest`, 0 or more, into [2^14, 2^15): below float16's end, and far above where it loses bits.
+// Scales `largest`, 0 or more, into [2^14, 2^15): below float16's maximum and far above its subnormals.
 __device__ __forceinline__ PowerOfTwo scale_to_float16(float largest) {
   const int exponent = static_cast<int>(bits_as<uint32_t>(largest) >> 23);
   const int infinity = 255, bias = 127;

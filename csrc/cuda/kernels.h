@@ -1,9 +1,9 @@
-// What the bindings may call of the CUDA kernels: operands, working memory and a stream, nothing of torch.
+// The CUDA kernels as the bindings call them, with operands, workspace and a stream and without torch.
 //
 // A launcher only queues its work: it allocates nothing and waits for nothing, so that it can be captured into a
-// graph. It gives back the error of the launch; an error of the kernel itself shows at the next synchronization.
-// Everything that an operand points to is memory of the current device. `workspace` has at least the bytes that
-// the function beside the launcher says, aligned to 256, and nothing in it outlives the call.
+// graph. It returns the error of the launch; an error of the kernel itself is returned by the next synchronization.
+// Operands point to memory of the current device. `workspace` has at least the bytes that the function beside the
+// launcher returns, aligned to 256; nothing in it outlives the call.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -15,22 +15,21 @@
 
 namespace adept::cuda {
 
-constexpr int64_t kMostTokens = 16;   // of a call
+constexpr int64_t kMaxTokens = 16;    // of a call
 constexpr int64_t kColsMultiple = 8;  // of every matrix
 // Of a matrix: the kernels count rows, their tiles and the bits of a row in 32 bits.
-constexpr int64_t kMostRows = 1 << 30;
-constexpr int64_t kMostCols = 1 << 26;
+constexpr int64_t kMaxRows = 1 << 30;
+constexpr int64_t kMaxCols = 1 << 26;
 
 // Copies `bytes` bytes; the two ranges may not overlap.
 cudaError_t copy(const void* from, void* to, size_t bytes, cudaStream_t stream);
 
-// Reads `bytes` bytes and keeps of them only the sum of their 32-bit words, which is added to *sink: what memory can
-// deliver to a kernel. `bytes` is a multiple of 16 and `from` aligned to 16; what is not is refused as
-// cudaErrorInvalidValue and cudaErrorMisalignedAddress. `sink`: one word of device memory.
+// Reads `bytes` bytes and adds the sum of their 32-bit words to *sink, one word of device memory. `bytes` must be a
+// multiple of 16 (else cudaErrorInvalidValue) and `from` aligned to 16 (else cudaErrorMisalignedAddress).
 cudaError_t read(const void* from, size_t bytes, uint32_t* sink, cudaStream_t stream);
 
-// In both products, inputs are a multiple of 8 and weights and activations aligned to 16 bytes; what is not is refused
-// as cudaErrorInvalidValue and cudaErrorMisalignedAddress.
+// In linear and mlp, the number of inputs must be a multiple of 8 (else cudaErrorInvalidValue), and weights and inputs
+// aligned to 16 bytes (else cudaErrorMisalignedAddress).
 int64_t linear_workspace_bytes(const Linear& linear);
 cudaError_t linear(const Linear& linear, void* workspace, cudaStream_t stream);
 
@@ -40,18 +39,18 @@ cudaError_t mlp(const Mlp& mlp, void* workspace, cudaStream_t stream);
 // A token whose slot or position is out of range is left out: nothing is written for it, and its q is 0.
 cudaError_t rotary_append(const RotaryAppend& append, cudaStream_t stream);
 
-// The grid follows from `longest` and not from the lengths, which are read on the device; what a length has past
-// `longest` is left out. A token whose slot is out of range gets zeros.
+// The grid depends on `longest`, not on the lengths, which are read on the device; a length is cut to `longest`. A
+// token whose slot is out of range gets zeros.
 int64_t decode_attention_workspace_bytes(const DecodeAttention& attention);
 cudaError_t decode_attention(const DecodeAttention& attention, void* workspace, cudaStream_t stream);
 
-// The next id of each row. Settings stand in a row for each slot, so that a captured graph sees them change.
+// The next id of each row. Settings are indexed by slot, so that a captured graph sees them change.
 struct Sample {
   const float* logits;  // [tokens, vocab]
   int64_t tokens;
   int64_t vocab;
   const int64_t* slots;      // [tokens]
-  const int64_t* positions;  // [tokens], where the new tokens will stand
+  const int64_t* positions;  // [tokens], of the new tokens
   int64_t slot_count;
   const float* temperature;  // [slot_count], and so are the others; 0 for the most likely token
   const int64_t* top_k;      // 0 for all
@@ -60,17 +59,16 @@ struct Sample {
   const float* repetition_penalty;
   const int64_t* seed;
   bool* seen;    // [slot_count, vocab]; the chosen ids of slots with a penalty are added
-  int64_t* ids;  // [tokens], -1 where a row's logits are no distribution
+  int64_t* ids;  // [tokens], -1 if a row's logits are no distribution
 };
 
 int64_t sample_workspace_bytes(const Sample& sample);
 cudaError_t sample(const Sample& sample, void* workspace, cudaStream_t stream);
 
-// Any number of tokens. The table may also be the host's memory that the device can read. An id out of range gives
-// zeros.
+// Any number of tokens. The table may be in host memory that the device can read. An id out of range gives zeros.
 cudaError_t embed(const Embed& embed, cudaStream_t stream);
 
-// The token ring may also be the host's memory that the device can write. A row whose slot is out of range is left out.
+// The token ring may be in host memory that the device can write. A row whose slot is out of range is inactive.
 cudaError_t update_decode_state(const UpdateDecodeState& state, cudaStream_t stream);
 
 }  // namespace adept::cuda

@@ -25,7 +25,7 @@ bool overlaps_launches() {
   return !switched_off && attribute(cudaDevAttrComputeCapabilityMajor, &major) == cudaSuccess && major >= 9;
 }
 
-cudaError_t most_shared_bytes(size_t* bytes) {
+cudaError_t max_shared_bytes(size_t* bytes) {
   int value = 0;
   const cudaError_t error = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, &value);
   *bytes = static_cast<size_t>(value);

@@ -1,4 +1,4 @@
-// Queues a kernel; where asked for, it may start before the kernel before it has ended.
+// Queues kernels, by default with programmatic dependent launch: a kernel may start before the previous one has ended.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,14 +14,14 @@ struct Shape {
   size_t shared_bytes = 0;  // of dynamic shared memory
 };
 
-// Whether a grid may have as many blocks along x, y and z; asked before they are narrowed to 32 bits.
+// Whether a grid of x, y and z blocks is allowed; to be called before the numbers are narrowed to 32 bits.
 inline bool fits_grid(int64_t x, int64_t y = 1, int64_t z = 1) {
-  constexpr int64_t kMostX = 0x7fffffff, kMostOthers = 0xffff;
-  return x <= kMostX && y <= kMostOthers && z <= kMostOthers;
+  constexpr int64_t kMaxX = 0x7fffffff, kMaxOthers = 0xffff;
+  return x <= kMaxX && y <= kMaxOthers && z <= kMaxOthers;
 }
 
-// Whether kernels overlap with the start of the next one (programmatic dependent launch): on devices of capability
-// 9.0 and newer, unless ADEPT_FAST_OVERLAP is 0.
+// Whether programmatic dependent launch is used: on devices of capability 9.0 and newer, unless ADEPT_FAST_OVERLAP is
+// 0.
 bool overlaps_launches();
 
 template <class... Parameters, class... Arguments>
@@ -39,15 +39,15 @@ cudaError_t launch(cudaStream_t stream, const Shape& shape, void (*kernel)(Param
   return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 
-// Lets `kernel` have that much dynamic shared memory, which takes leave above 48 kB.
+// Allows `kernel` that much dynamic shared memory; required above 48 kB.
 template <class... Parameters>
 cudaError_t allow_shared_bytes(void (*kernel)(Parameters...), size_t bytes) {
   return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                               static_cast<int>(bytes));
 }
 
-// The most dynamic shared memory that a kernel can be allowed on the current device.
-cudaError_t most_shared_bytes(size_t* bytes);
+// The maximum of dynamic shared memory of a kernel on the current device.
+cudaError_t max_shared_bytes(size_t* bytes);
 
 // Multiprocessors of the current device.
 cudaError_t multiprocessors(int* count);

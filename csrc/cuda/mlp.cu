@@ -1,8 +1,8 @@
-// out = x + down(relu²(up(LayerNorm(x)))): the up-projection notes which units are not 0, and the down-projection
-// reads only their rows.
-#include "cuda/down.h"
+// mlp: out = x + down(relu²(up(LayerNorm(x)))). The up-projection marks the active neurons, and the down-projection
+// reads only their rows. linear.cuh and sparse_down_proj.cuh have the two kernels' layouts, lower bounds and limits.
 #include "cuda/kernels.h"
-#include "cuda/matmul.h"
+#include "cuda/linear.h"
+#include "cuda/sparse_down_proj.h"
 
 namespace adept::cuda {
 namespace {
@@ -31,25 +31,25 @@ class Parts {
 struct Plan {
   Plan(const Mlp& mlp, void* workspace) : parts(workspace) {
     const int64_t intermediate = mlp.up.rows, tiles = tiles_of(intermediate);
-    float* const units = parts.take<float>(mlp.tokens * intermediate);
+    float* const activations = parts.take<float>(mlp.tokens * intermediate);
     uint16_t* const active = parts.take<uint16_t>(tiles + 1);
     float* const largest = parts.take<float>(mlp.tokens * tiles);
-    up = {mlp.x, mlp.tokens, mlp.norm, mlp.up, mlp.up_bias, nullptr, true, units};
+    up = {mlp.x, mlp.tokens, mlp.norm, mlp.up, mlp.up_bias, nullptr, true, activations};
     marks = {active, largest, false};
-    down = {units,         reinterpret_cast<const uint32_t*>(active),
-            largest,       mlp.tokens,
-            mlp.down,      mlp.x,
-            mlp.down_bias, mlp.counts,
-            mlp.out};
+    down_proj = {activations,   reinterpret_cast<const uint32_t*>(active),
+                 largest,       mlp.tokens,
+                 mlp.down,      mlp.x,
+                 mlp.down_bias, mlp.counts,
+                 mlp.out};
     // The two halves run one after the other.
-    const int64_t up_bytes = multiply_workspace_bytes(up), down_bytes = down_workspace_bytes(down);
+    const int64_t up_bytes = multiply_workspace_bytes(up), down_bytes = sparse_down_proj_workspace_bytes(down_proj);
     shared = parts.take<char>(up_bytes > down_bytes ? up_bytes : down_bytes);
   }
 
   Parts parts;
   Linear up;
-  UnitMarks marks;
-  Down down;
+  ActivationMarks marks;
+  SparseDownProj down_proj;
   void* shared;
 };
 
@@ -65,7 +65,7 @@ cudaError_t mlp(const Mlp& mlp, void* workspace, cudaStream_t stream) {
   if (!aligned) return cudaErrorMisalignedAddress;
   const Plan plan(mlp, workspace);
   if (const cudaError_t error = multiply(plan.up, plan.marks, plan.shared, stream)) return error;
-  return down(plan.down, plan.shared, stream);
+  return sparse_down_proj(plan.down_proj, plan.shared, stream);
 }
 
 }  // namespace adept::cuda

@@ -1,10 +1,9 @@
-// A token's inputs as a product on the tensor cores wants them: normalised, scaled by a power of two so that float16
-// holds them, rounded to the weights' dtype, and in the order in which lanes read them.
+// Prepares a token's inputs for the tensor cores: normalised, scaled by a power of two to fit float16, rounded to the
+// weights' dtype, and in the order in which lanes read them.
 //
-// The order: 16 bytes of a row of W go to one lane, 4 lanes side by side, so that lane t of 4 has kPerLoad
-// neighbouring weights. The product needs the inputs beside them 8 at a time (16 bytes); so that the 4 lanes then read
-// 64 neighbouring bytes, which no two of 8 lanes find in the same bank, the 8 inputs that lane t needs as its j-th
-// stand at 4 j + t of the step's.
+// The order: a lane loads 16 bytes of a row of W, 4 lanes side by side, so lane t of 4 has kPerLoad neighbouring
+// weights. The product needs the matching inputs 8 at a time (16 bytes). The 8 inputs that lane t needs as its j-th are
+// at 4 j + t of the step, so the 4 lanes read 64 neighbouring bytes, and 8 lanes have no bank conflicts.
 #pragma once
 
 #include "cuda/formats.cuh"
@@ -12,9 +11,9 @@
 
 namespace adept::cuda {
 
-constexpr int kRun = 8;  // inputs that are read and written at once: 16 bytes of them
+constexpr int kRun = 8;  // inputs that are read and written together, 16 bytes
 
-// Steps of the product: 4 lanes' loads, and as many of them in flight at once as a chunk has.
+// A step of the product is one load of 4 lanes; a chunk is the steps that are in flight together.
 template <Format kFormat>
 constexpr int kStepCols = 4 * kPerLoad<kFormat>;
 constexpr int kStepsInFlight = 4;
@@ -26,16 +25,16 @@ __host__ __device__ constexpr int chunks_of(int64_t cols) {
   return (static_cast<int>(cols) + kChunkCols<kFormat> - 1) / kChunkCols<kFormat>;
 }
 
-// Runs in a token's row of inputs: whole chunks, and 64 bytes more, so that a second token's inputs lie in the other
+// Runs in a token's row of inputs: whole chunks and 64 bytes of padding, which put the next token's inputs in the other
 // half of the banks.
 template <Format kFormat>
 __host__ __device__ constexpr int row_runs(int64_t cols) {
   return chunks_of<kFormat>(cols) * (kChunkCols<kFormat> / kRun) + 4;
 }
 
-// Where the run of columns 8 i to 8 i + 7 stands in the row.
+// The position of columns 8 i to 8 i + 7 in the row.
 template <Format kFormat>
-__device__ __forceinline__ int place_of_run(int i) {
+__device__ __forceinline__ int position_of_run(int i) {
   constexpr int kRunsOfLane = kPerLoad<kFormat> / kRun;
   const int step = i / (4 * kRunsOfLane), lane = i / kRunsOfLane % 4, j = i % kRunsOfLane;
   return (step * kRunsOfLane + j) * 4 + lane;
@@ -47,8 +46,8 @@ __device__ __forceinline__ void read_run(const float* from, float (&run)[kRun]) 
   run[4] = high.x, run[5] = high.y, run[6] = high.z, run[7] = high.w;
 }
 
-// LayerNorm of one token by a block; without a gamma it changes nothing. The token's floats are read anew on each
-// pass: 16 kB at hidden 4096, from L1 but for the first time.
+// LayerNorm of one token by a block; the identity if gamma is null. Each pass reads the token's floats again: 16 kB at
+// hidden 4096, from L1 except the first time.
 class TokenNorm {
  public:
   __device__ TokenNorm(const float* x, const Norm& norm, int cols, float* scratch) : x_(x), norm_(norm) {
@@ -88,8 +87,7 @@ class TokenNorm {
   float inverse_deviation_ = 1;
 };
 
-// Writes a token's row, `cols` inputs and zeros to the end of the last chunk. Returns what its products are to be
-// multiplied by.
+// Writes a token's row: `cols` inputs, then zeros to the end of the last chunk. Returns the factor for its products.
 template <Format kFormat>
 __device__ float prepare_token(const float* x, const Norm& norm, int cols, uint4* row, float* scratch) {
   const TokenNorm token(x, norm, cols, scratch);
@@ -114,7 +112,7 @@ __device__ float prepare_token(const float* x, const Norm& norm, int cols, uint4
       packed = {Element<kFormat>::pack(run[0], run[1]), Element<kFormat>::pack(run[2], run[3]),
                 Element<kFormat>::pack(run[4], run[5]), Element<kFormat>::pack(run[6], run[7])};
     }
-    row[place_of_run<kFormat>(i)] = packed;
+    row[position_of_run<kFormat>(i)] = packed;
   }
   return scale.inverse;
 }

@@ -1,4 +1,4 @@
-// Every instruction that C++ has no name for. The tests that run the kernels on a CPU have a twin of this file.
+// Instructions that have no CUDA C++ function. The tests that run the kernels on a CPU replace this file.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -16,23 +16,23 @@ __device__ __forceinline__ T* dynamic_shared() {
   return reinterpret_cast<T*>(adept_dynamic_shared);
 }
 
-// Waits until the kernel before this one has ended and its writes can be seen; each thread calls it once, before
-// it reads what that kernel, or one before it, may have written.
-__device__ __forceinline__ void wait_for_inputs() {
+// Programmatic dependent launch: waits until the previous kernel has ended and its writes are visible. Each thread
+// calls this once, before it reads anything that an earlier kernel may have written.
+__device__ __forceinline__ void pdl_wait() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// The next kernel may start, up to its wait_for_inputs, once every block has come here or ended.
-__device__ __forceinline__ void let_next_start() {
+// Once every block has called this or ended, the next kernel may start and run up to its pdl_wait.
+__device__ __forceinline__ void pdl_launch_dependents() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
-// 16 bytes of what nobody writes while the kernel runs and nobody reads again, such as weights: past L1, and first
-// to leave L2.
+// Loads 16 bytes that no thread writes during the kernel and that are not read again, such as weights: not kept in L1,
+// evicted first from L2.
 __device__ __forceinline__ uint4 load_once(const void* address) {
   uint64_t leaves_first;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(leaves_first));
@@ -43,7 +43,7 @@ __device__ __forceinline__ uint4 load_once(const void* address) {
   return v;
 }
 
-// The same for 8 bytes, where rows are not aligned to 16.
+// The same for 8 bytes, for rows that are not aligned to 16.
 __device__ __forceinline__ uint2 load_once_8(const void* address) {
   uint64_t leaves_first;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(leaves_first));
@@ -54,7 +54,7 @@ __device__ __forceinline__ uint2 load_once_8(const void* address) {
   return v;
 }
 
-// (word & mask) | bits in one instruction, where the compiler makes two, since one takes no two constants.
+// (word & mask) | bits in one instruction; the compiler makes two.
 template <uint32_t kMask, uint32_t kBits>
 __device__ __forceinline__ uint32_t mask_and_set(uint32_t word) {
   uint32_t to;
@@ -62,14 +62,14 @@ __device__ __forceinline__ uint32_t mask_and_set(uint32_t word) {
   return to;
 }
 
-// Two e4m3 floats, the low 16 bits of `pair`, in float16, exactly.
+// Two e4m3 floats, in the low 16 bits of `pair`, as float16, exactly.
 __device__ __forceinline__ uint32_t widen_e4m3(uint32_t pair) {
 #if __CUDA_ARCH__ >= 890
   uint32_t wide;
   asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(wide) : "h"(static_cast<uint16_t>(pair)));
   return wide;
 #else
-  // Exponent and mantissa one bit lower are float16's, but for an exponent that is 8 too small. There is no NaN.
+  // Shifted right by one bit, exponent and mantissa are float16's with an exponent 8 too small. There is no NaN.
   const uint32_t high_bytes = __byte_perm(pair, 0, 0x1404);
   const uint32_t bits = (high_bytes & 0x80008000u) | ((high_bytes >> 1) & 0x3f803f80u);
   __half2 wide;
@@ -101,8 +101,8 @@ __device__ __forceinline__ void multiply_add_bf16(float (&d)[4], const uint32_t 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Copies 16 bytes to shared memory while the thread goes on; they are there after a wait_for_copies that covers
-// their group. With `bytes` below 16 the rest is filled with zeros.
+// Copies 16 bytes to shared memory asynchronously; wait_for_copies waits for their group. If `bytes` is below 16, the
+// rest is filled with zeros.
 __device__ __forceinline__ void copy_async(void* shared, const void* global, uint32_t bytes = 16) {
   const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
@@ -111,7 +111,7 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, uin
 // Ends a group of copies.
 __device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits until all but the `kPending` newest groups of this thread have landed.
+// Waits until all but the `kPending` newest groups of this thread are complete.
 template <int kPending>
 __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");

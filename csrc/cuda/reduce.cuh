@@ -1,12 +1,12 @@
-// Sums and maxima over a block, in an order that is always the same, the same bits in every thread. Every thread of
-// the block takes part. `scratch` is shared memory of one float for each warp, which a reduction before may have used.
+// Sums and maxima over a block in a fixed order, with the same bits in every thread. Every thread of the block takes
+// part. `scratch` is shared memory of one float for each warp; an earlier reduction may have used it.
 #pragma once
 
 #include "cuda/warp.cuh"
 
 namespace adept::cuda {
 
-// Divided as unsigned, which takes fewer instructions.
+// Unsigned division takes fewer instructions.
 __device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x % unsigned{kWarpSize}); }
 __device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.x / unsigned{kWarpSize}); }
 
@@ -14,7 +14,7 @@ struct Plus {
   __device__ __forceinline__ float operator()(float a, float b) const { return a + b; }
 };
 
-// A NaN beside a number is left out.
+// A NaN is ignored if the other value is a number.
 struct Larger {
   __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }
 };

@@ -1,9 +1,9 @@
-// rotary_append: LayerNorm of each head's q and k, their rotation, and k and v into the cache.
+// rotary_append: LayerNorm of each head's q and k, rotary embedding, and the append of k and v to the cache.
 //
-// Layout: a warp takes one head of one token, q, k and v. Rotation turns dimension i with i + half, so a lane holds
-// such pairs, and single ones of the dimensions that do not turn. Floor: a token's q, k and v come in as float32, q
-// goes out so and k and v in 16 bits, 80 kB at the 8B's shapes, 0.03 us at 3.0 TB/s. What should limit it is its
-// launch and one chain of loads: slot and position, then cos and sin; the rows of qkv arrive meanwhile.
+// Layout: a warp takes q, k and v of one head of one token. Rotation turns dimension i with i + half, so a lane holds
+// such pairs, and single dimensions of those that do not turn. Lower bound: q, k and v of a token come in as float32, q
+// goes out as float32 and k and v in 16 bits: 80 kB at the 8B's shapes, 0.03 us at 3.0 TB/s. Limit: the launch and one
+// chain of loads, slot and position, then cos and sin; the rows of qkv arrive meanwhile.
 
 #include <cstdint>
 
@@ -18,14 +18,14 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarpSize;
-constexpr int64_t kMostHeadDim = 256;
+constexpr int64_t kMaxHeadDim = 256;
 
 struct Pair {
   float first;
-  float second;  // 0 where a dimension is single
+  float second;  // 0 for a single dimension
 };
 
-// How the dimensions of a head are shared out as pairs, `half` of them, and then singles.
+// The dimensions of a head as items: `half` pairs, then single dimensions.
 struct Pairing {
   int half;
   int head_dim;
@@ -48,7 +48,7 @@ struct Pairing {
   }
 };
 
-// By how much a lane's pairs turn at one position; singles do not.
+// The rotation of a lane's pairs at one position; single dimensions do not turn.
 template <int kItems>
 struct Angles {
   float cos[kItems];
@@ -142,12 +142,12 @@ struct HeadNorm {
 
 template <class Element, int kItems>
 __global__ void __launch_bounds__(kThreads, kItems == 2 ? 6 : 2) append_heads(const RotaryAppend append) {
-  let_next_start();
+  pdl_launch_dependents();
   const CacheLayer& cache = append.cache;
   const int lane = threadIdx.x % kWarpSize;
   const Pairing pairing{static_cast<int>(append.half), static_cast<int>(cache.head_dim)};
   const HeadNorm<kItems> q_norm(append.q_norm, pairing, lane), k_norm(append.k_norm, pairing, lane);
-  wait_for_inputs();
+  pdl_wait();
   const int64_t token = blockIdx.y, head = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize;
   if (head >= cache.heads) return;
   const int64_t at = token * cache.heads + head;
@@ -186,7 +186,7 @@ cudaError_t append_of(const RotaryAppend& append, cudaStream_t stream) {
 cudaError_t rotary_append(const RotaryAppend& append, cudaStream_t stream) {
   const CacheLayer& cache = append.cache;
   if (append.tokens == 0 || cache.heads == 0 || cache.head_dim == 0) return cudaSuccess;
-  if (cache.head_dim > kMostHeadDim || !fits_grid(cache.heads, append.tokens)) return cudaErrorInvalidValue;
+  if (cache.head_dim > kMaxHeadDim || !fits_grid(cache.heads, append.tokens)) return cudaErrorInvalidValue;
   switch (cache.format) {
     case Format::kFloat16: return append_of<__half>(append, stream);
     case Format::kBFloat16: return append_of<__nv_bfloat16>(append, stream);

@@ -1,18 +1,18 @@
 // sample: the next id of each row of logits, greedy or drawn, without a sort.
 //
-// Layout: a block takes a tile of 2048 logits of one row. Three kernels, of a grid that never changes; what a row does
-// not ask for, its blocks leave at once:
+// Layout: a block takes a tile of 2048 logits of one row. There are three kernels, always on the same grid; blocks that
+// a row does not need return at once:
 //   find_extremes   every row: the largest logit and its id, the smallest, and whether there is a NaN or +inf
-//   fill_bins       greedy rows end here. With top-k or top-p: tokens and their mass in 2048 bins from the largest down
-//   draw            from the bins, where top-k and top-p end; the mass of each tile's tokens that are kept for sure;
-//                   the few candidates of the bins that hold an end. The last block of a row to come here finds the
-//                   exact end among the candidates, then the tile in which the draw falls, and then the id.
-// Sums are of integers, so that no order of blocks or threads shows. Where most tokens of a row are nearly equal and
-// far from the smallest, a bin holds thousands of them; that is slow, and exact.
+//   fill_bins       greedy rows end here. With top-k or top-p: counts and masses of tokens in 2048 bins, largest first
+//   draw            finds the bins in which top-k and top-p end, the mass that each tile certainly keeps, and the few
+//                   candidates in those bins. The last block of a row finds the exact end among the candidates, then
+//                   the tile in which the draw falls, and then the id.
+// Sums are of integers, so results do not depend on the order of blocks or threads. If most tokens of a row are nearly
+// equal and far from the smallest, a bin holds thousands of them; that is slow, and exact.
 //
-// Floor: a row of 262144 logits is 1 MB, which lm_head left in L2. What should limit it is the latency of kernels and
-// of loads, not bytes: 128 blocks of 256 threads, 8 loads of each thread at once. Predicted, not measured, on an H100:
-// greedy 6 us, drawn without limits 10 us, with top-k or top-p 15 us.
+// Lower bound: a row of 262144 logits is 1 MB, still in L2 from lm_head. Limit: the latency of launches and loads, not
+// bytes: 128 blocks of 256 threads with 8 loads of each thread in flight. Predicted, not measured, on an H100: greedy
+// 6 us, drawn without limits 10 us, with top-k or top-p 15 us.
 
 #include <cstdint>
 
@@ -27,18 +27,18 @@ namespace adept::cuda {
 namespace sampling {
 namespace {
 
-// What the kernels hand on, for each row.
+// What the kernels pass to the next one, for each row.
 struct Workspace {
   Candidate* candidates;       // [tokens, tiles * kTile]
   Extremes* extremes;          // [tokens, tiles]
-  Wide* kept;                  // [tokens, tiles], mass
-  Wide* bin_masses;            // [tokens, kBins]
+  Uint64* kept;                // [tokens, tiles], mass
+  Uint64* bin_masses;          // [tokens, kBins]
   unsigned* bin_counts;        // [tokens, kBins]
   unsigned* candidate_counts;  // [tokens]
-  unsigned* arrivals;          // [tokens], blocks that have done their part
+  unsigned* arrivals;          // [tokens], blocks that are done
 
   Workspace(const Sample& sample, int64_t tiles, void* memory) {
-    static_assert(sizeof(Candidate) == 8 && sizeof(Extremes) == 16 && sizeof(Wide) == 8);  // as workspace.h has them
+    static_assert(sizeof(Candidate) == 8 && sizeof(Extremes) == 16 && sizeof(Uint64) == 8);  // as workspace.h has them
     auto* at = static_cast<char*>(memory);
     const int64_t tokens = sample.tokens;
     take(tokens * tiles * kTile, &at, &candidates);
@@ -51,7 +51,7 @@ struct Workspace {
   }
 
  private:
-  // Each list has a size that keeps the next one aligned.
+  // The sizes of the lists keep the next one aligned.
   template <class T>
   static void take(int64_t count, char** at, T** list) {
     *list = reinterpret_cast<T*>(*at);
@@ -59,15 +59,15 @@ struct Workspace {
   }
 };
 
-// One thread answers.
+// Called by one thread of a row.
 __device__ void choose(const Sample& sample, const Settings& settings, int64_t token, int64_t id) {
   sample.ids[token] = id;
   if (id >= 0 && settings.penalty != 1) sample.seen[settings.slot * sample.vocab + id] = true;
 }
 
 __global__ void __launch_bounds__(kThreads) find_extremes(const Sample sample, const Workspace workspace) {
-  let_next_start();
-  wait_for_inputs();
+  pdl_launch_dependents();
+  pdl_wait();
   const int64_t token = blockIdx.y;
   const Settings settings(sample, token);
   if (!settings.exists) return;
@@ -93,13 +93,13 @@ __global__ void __launch_bounds__(kThreads) find_extremes(const Sample sample, c
   }
 }
 
-// Of all tiles of a token.
+// The extremes of all tiles of a token.
 __device__ Extremes extremes_of(const Workspace& workspace, int64_t token) {
   const bool has_one = threadIdx.x < gridDim.x;
   return (has_one ? workspace.extremes[token * gridDim.x + threadIdx.x] : Extremes::none()).of_block();
 }
 
-// The bins of a tile. A mass is added up as two halves of 20 bits, which 2048 of them do not overflow.
+// The bins of a tile. Masses are added as two halves of 20 bits, which 2048 masses do not overflow.
 struct Tile {
   static constexpr int kHalf = 20;
   unsigned counts[kBins];
@@ -110,25 +110,25 @@ struct Tile {
     for (int bin = threadIdx.x; bin < kBins; bin += kThreads) counts[bin] = low[bin] = high[bin] = 0;
   }
 
-  __device__ void add(int bin, Wide mass) {
+  __device__ void add(int bin, Uint64 mass) {
     atomicAdd(&counts[bin], 1u);
     atomicAdd(&low[bin], static_cast<unsigned>(mass & ((1u << kHalf) - 1)));
     atomicAdd(&high[bin], static_cast<unsigned>(mass >> kHalf));
   }
 
-  __device__ void add_to(unsigned* all_counts, Wide* all_masses) const {
+  __device__ void add_to(unsigned* all_counts, Uint64* all_masses) const {
     for (int bin = threadIdx.x; bin < kBins; bin += kThreads) {
       if (counts[bin] == 0) continue;
       atomicAdd(&all_counts[bin], counts[bin]);
-      atomicAdd(&all_masses[bin], (Wide{high[bin]} << kHalf) + low[bin]);
+      atomicAdd(&all_masses[bin], (Uint64{high[bin]} << kHalf) + low[bin]);
     }
   }
 };
 
 __global__ void __launch_bounds__(kThreads) fill_bins(const Sample sample, const Workspace workspace) {
   __shared__ Tile tile;
-  let_next_start();
-  wait_for_inputs();
+  pdl_launch_dependents();
+  pdl_wait();
   const int64_t token = blockIdx.y;
   const Settings settings(sample, token);
   if (!settings.exists) {
@@ -150,27 +150,27 @@ __global__ void __launch_bounds__(kThreads) fill_bins(const Sample sample, const
   for (int i = 0; i < kEach; ++i) {
     const int64_t id = first + i * kThreads;
     const float z = id < sample.vocab ? logits.scaled(id) : -INFINITY;
-    const Wide mass = row.mass(z);
+    const Uint64 mass = row.mass(z);
     if (mass > 0) tile.add(row.bin(z), mass);
   }
   __syncthreads();
   tile.add_to(workspace.bin_counts + token * kBins, workspace.bin_masses + token * kBins);
 }
 
-// Adds up what a tile keeps for sure, and hands on its candidates.
-__device__ Wide sift(const Sample& sample, const Settings& settings, const Row& row, const Bins& bins, int64_t token,
-                     const Workspace& workspace) {
+// Sums the mass that a tile certainly keeps, and stores its candidates.
+__device__ Uint64 sift(const Sample& sample, const Settings& settings, const Row& row, const Bins& bins, int64_t token,
+                       const Workspace& workspace) {
   __shared__ unsigned from;
   const Logits logits(sample, token, settings);
   const int64_t first = int64_t{blockIdx.x} * kTile + threadIdx.x;
   uint32_t keys[kEach];
-  unsigned candidates = 0;  // a bit for each of this thread's
-  Wide kept = 0;
+  unsigned candidates = 0;  // a bit for each of this thread's logits
+  Uint64 kept = 0;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const int64_t id = first + i * kThreads;
     const float z = id < sample.vocab ? logits.scaled(id) : -INFINITY;
-    const Wide mass = row.mass(z);
+    const Uint64 mass = row.mass(z);
     keys[i] = key_of(z);
     if (mass == 0) continue;
     const int bin = row.bin(z);
@@ -189,8 +189,8 @@ __device__ Wide sift(const Sample& sample, const Settings& settings, const Row& 
   return block_sum(kept);
 }
 
-// Whether all other blocks of the row have done their part; then it can be seen. A fence stands on both sides of the
-// atomic operation: before it, what this block has written is published, behind it, what the others have is acquired.
+// Whether all other blocks of the row are done, so that their results are visible. The fence before the atomic
+// operation publishes what this block has written; the fence after it acquires what the others have.
 __device__ bool is_last(unsigned* arrivals) {
   __shared__ unsigned before;
   __threadfence();
@@ -203,14 +203,14 @@ __device__ bool is_last(unsigned* arrivals) {
   return before == gridDim.x - 1;
 }
 
-// Where a draw falls: in a tile, past so much mass of it, with so many tokens equal to the end kept before it.
-struct Place {
+// Where a draw falls: the tile, the mass in it before the draw, and the tokens equal to the end in earlier tiles.
+struct Drawn {
   int tile;
-  Wide past;
-  Wide ties_before;
+  Uint64 past;
+  Uint64 ties_before;
 };
 
-// What the candidates add to each tile.
+// What the kept candidates add to each tile.
 struct Gains {
   unsigned low[kThreads];
   unsigned high[kThreads];
@@ -226,34 +226,34 @@ __device__ void add_candidates(const Settings& settings, const Row& row, const E
     const float z = value_of(candidate.key);
     if (candidate.key == end.key) atomicAdd(&gains.ties[tile], 1u);
     if (candidate.key <= end.key || !(row.share(z) >= settings.min_p)) return;
-    const Wide mass = row.mass(z);
+    const Uint64 mass = row.mass(z);
     atomicAdd(&gains.low[tile], static_cast<unsigned>(mass & ((1u << Tile::kHalf) - 1)));
     atomicAdd(&gains.high[tile], static_cast<unsigned>(mass >> Tile::kHalf));
   });
   __syncthreads();
 }
 
-// The tile in which a random share of all that is kept ends; `place` is shared memory.
-__device__ void find_tile(const Settings& settings, const Row& row, const End& end, const Wide* kept,
-                          const Gains& gains, Wide seed, Wide position, Place* place) {
+// The tile in which a random share of the kept mass ends; `drawn` is shared memory.
+__device__ void find_tile(const Settings& settings, const Row& row, const End& end, const Uint64* kept,
+                          const Gains& gains, Uint64 seed, Uint64 position, Drawn* drawn) {
   const int tile = threadIdx.x;
-  const Wide ties = gains.ties[tile], ties_before = block_prefix(ties).before;
-  const Wide left = end.ties > ties_before ? end.ties - ties_before : 0;
+  const Uint64 ties = gains.ties[tile], ties_before = block_prefix(ties).before;
+  const Uint64 left = end.ties > ties_before ? end.ties - ties_before : 0;
   const float z = value_of(end.key);
-  const Wide of_a_tie = ties > 0 && row.share(z) >= settings.min_p ? row.mass(z) : 0;
-  Wide mass = tile < gridDim.x ? __ldcg(kept + tile) : 0;
-  mass += (Wide{gains.high[tile]} << Tile::kHalf) + gains.low[tile] + (ties < left ? ties : left) * of_a_tie;
+  const Uint64 of_a_tie = ties > 0 && row.share(z) >= settings.min_p ? row.mass(z) : 0;
+  Uint64 mass = tile < gridDim.x ? __ldcg(kept + tile) : 0;
+  mass += (Uint64{gains.high[tile]} << Tile::kHalf) + gains.low[tile] + (ties < left ? ties : left) * of_a_tie;
   const Prefix prefix = block_prefix(mass);
-  const Wide at = random_share(seed, position, prefix.total);
-  if (prefix.before <= at && at < prefix.before + mass) *place = {tile, at - prefix.before, ties_before};
+  const Uint64 at = random_share(seed, position, prefix.total);
+  if (prefix.before <= at && at < prefix.before + mass) *drawn = {tile, at - prefix.before, ties_before};
   __syncthreads();
 }
 
-// The id in that tile: each thread takes neighbouring ones.
+// The id in that tile: each thread takes neighbouring ids.
 __device__ void find_id(const Sample& sample, const Settings& settings, const Row& row, const End& end,
-                        const Place& place, int64_t token) {
+                        const Drawn& drawn, int64_t token) {
   const Logits logits(sample, token, settings);
-  const int64_t first = int64_t{place.tile} * kTile + threadIdx.x * kEach;
+  const int64_t first = int64_t{drawn.tile} * kTile + threadIdx.x * kEach;
   float z[kEach];
   unsigned ties = 0;
 #pragma unroll
@@ -261,9 +261,9 @@ __device__ void find_id(const Sample& sample, const Settings& settings, const Ro
     z[i] = first + i < sample.vocab ? logits.scaled(first + i) : -INFINITY;
     ties += key_of(z[i]) == end.key;
   }
-  Wide ties_before = place.ties_before + block_prefix(ties).before;
-  Wide masses[kEach];
-  Wide mass = 0;
+  Uint64 ties_before = drawn.ties_before + block_prefix(ties).before;
+  Uint64 masses[kEach];
+  Uint64 mass = 0;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const uint32_t key = key_of(z[i]);
@@ -271,11 +271,11 @@ __device__ void find_id(const Sample& sample, const Settings& settings, const Ro
     ties_before += key == end.key;
     mass += masses[i] = is_kept ? row.mass(z[i]) : 0;
   }
-  Wide before = block_prefix(mass).before;
+  Uint64 before = block_prefix(mass).before;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    const Wide after = before + masses[i];
-    if (before <= place.past && place.past < after) choose(sample, settings, token, first + i);
+    const Uint64 after = before + masses[i];
+    if (before <= drawn.past && drawn.past < after) choose(sample, settings, token, first + i);
     before = after;
   }
 }
@@ -284,9 +284,9 @@ __global__ void __launch_bounds__(kThreads) draw(const Sample sample, const Work
   __shared__ Found found;
   __shared__ Candidate held[Candidates::kHeld];
   __shared__ Gains gains;
-  __shared__ Place place;
-  let_next_start();
-  wait_for_inputs();
+  __shared__ Drawn drawn;
+  pdl_launch_dependents();
+  pdl_wait();
   const int64_t token = blockIdx.y;
   const Settings settings(sample, token);
   if (!settings.exists) return;
@@ -295,7 +295,7 @@ __global__ void __launch_bounds__(kThreads) draw(const Sample sample, const Work
   Bins bins;
   if (settings.limits())
     bins = Histogram(workspace.bin_counts + token * kBins, workspace.bin_masses + token * kBins).bins(settings, &found);
-  const Wide kept = sift(sample, settings, row, bins, token, workspace);
+  const Uint64 kept = sift(sample, settings, row, bins, token, workspace);
   if (threadIdx.x == 0) workspace.kept[token * gridDim.x + blockIdx.x] = kept;
   if (!is_last(&workspace.arrivals[token])) return;
 
@@ -303,11 +303,11 @@ __global__ void __launch_bounds__(kThreads) draw(const Sample sample, const Work
                               __ldcg(&workspace.candidate_counts[token]), held);
   const End end = bins.last < 0 ? End{} : find_end(settings, row, bins, candidates);
   add_candidates(settings, row, end, candidates, gains);
-  if (threadIdx.x == 0) place.tile = -1;
+  if (threadIdx.x == 0) drawn.tile = -1;
   find_tile(settings, row, end, workspace.kept + token * gridDim.x, gains, sample.seed[settings.slot],
-            sample.positions[token], &place);
-  if (place.tile >= 0) return find_id(sample, settings, row, end, place, token);
-  // Settings out of their range have left nothing.
+            sample.positions[token], &drawn);
+  if (drawn.tile >= 0) return find_id(sample, settings, row, end, drawn, token);
+  // Settings that are out of range have left nothing.
   if (threadIdx.x == 0) choose(sample, settings, token, row.likeliest);
 }
 
@@ -319,7 +319,7 @@ int64_t sample_workspace_bytes(const Sample& sample) { return sample_lists_bytes
 cudaError_t sample(const Sample& sample, void* memory, cudaStream_t stream) {
   using namespace sampling;
   if (sample.tokens == 0) return cudaSuccess;
-  if (sample.vocab < 1 || sample.vocab > kMostVocab) return cudaErrorInvalidValue;
+  if (sample.vocab < 1 || sample.vocab > kMaxVocab) return cudaErrorInvalidValue;
   const int64_t tiles = blocks_of(sample.vocab, kTile);
   if (!fits_grid(tiles, sample.tokens)) return cudaErrorInvalidValue;
   const Workspace workspace(sample, tiles, memory);

@@ -1,40 +1,41 @@
-// Where top-k and top-p end what may be drawn: first the bins in which, then exactly.
+// Finds where top-k and top-p cut a row off: first in which bins, then exactly.
 //
-// Both keep the likeliest up to a goal, top-k one of tokens and top-p one of their mass, and of equals those of the
-// smallest ids. Where both are asked for, top-p's goal is a share of what top-k keeps.
+// Both keep the most likely tokens up to a goal, top-k a number of tokens and top-p a share of the mass; of equal
+// tokens, those with the smallest ids. If both are set, top-p's goal is a share of what top-k keeps.
 #pragma once
 
 #include "cuda/sample_row.cuh"
 
 namespace adept::cuda::sampling {
 
-// The mass that top-p wants of a whole.
-__device__ __forceinline__ Wide mass_goal(float top_p, Wide whole) {
-  // A share that is not above 0 must not be converted: what a negative number becomes is not defined.
-  const Wide goal = top_p > 0 ? static_cast<Wide>(ceil(static_cast<double>(top_p) * static_cast<double>(whole))) : 0;
+// top-p's goal: its share of the whole mass.
+__device__ __forceinline__ Uint64 mass_goal(float top_p, Uint64 whole) {
+  // The conversion of a negative number is not defined.
+  const Uint64 goal =
+      top_p > 0 ? static_cast<Uint64>(ceil(static_cast<double>(top_p) * static_cast<double>(whole))) : 0;
   return goal > 0 ? goal : 1;
 }
 
-// Which bins hold the ends of what is kept. Tokens in bins from the largest logits up to `first` are kept without
-// looking closer, those in bins from first to last and in count_bin are candidates.
+// The bins in which the limits end. Tokens in bins before `first` (those of the largest logits) are kept; those in bins
+// `first` to `last` and in count_bin are candidates.
 struct Bins {
   int first = kBins;
   int last = -1;
-  Wide mass_before = 0;  // of what stands in bins before first
-  int count_bin = -1;    // where top-k ends, if it leaves anything out that has a mass
-  Wide count_before_it = 0;
-  Wide mass_before_it = 0;
-  Wide total = 0;  // mass of all
+  Uint64 mass_before = 0;  // of the bins before `first`
+  int count_bin = -1;      // where top-k ends, if it leaves anything out that has a mass
+  Uint64 count_before_it = 0;
+  Uint64 mass_before_it = 0;
+  Uint64 total = 0;  // mass of all bins
 
   __device__ bool is_candidate(int bin) const { return (bin >= first && bin <= last) || bin == count_bin; }
 };
 
-// A bin, and what stands in those before.
+// A bin, and the sums of the bins before it.
 struct Found {
   int bin;
-  Wide count_before;
-  Wide mass_before;
-  Wide mass;
+  Uint64 count_before;
+  Uint64 mass_before;
+  Uint64 mass;
 };
 
 // The bins of a row; a thread holds kEach neighbouring ones. `found` is shared memory.
@@ -42,8 +43,8 @@ class Histogram {
  public:
   static_assert(kBins == kThreads * kEach);
 
-  __device__ Histogram(const unsigned* counts, const Wide* masses) {
-    Wide count = 0, mass = 0;
+  __device__ Histogram(const unsigned* counts, const Uint64* masses) {
+    Uint64 count = 0, mass = 0;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       count += counts_[i] = counts[threadIdx.x * kEach + i];
@@ -56,33 +57,33 @@ class Histogram {
   __device__ Bins bins(const Settings& settings, Found* found) const {
     Bins bins;
     bins.total = mass_.total;
-    Wide least = mass_.total, most = mass_.total;  // of what top-k keeps
-    if (settings.top_k > 0 && static_cast<Wide>(settings.top_k) < count_.total) {
+    Uint64 min_kept = mass_.total, max_kept = mass_.total;  // of what top-k keeps
+    if (settings.top_k > 0 && static_cast<Uint64>(settings.top_k) < count_.total) {
       const Found end = find(count_.before, counts_, settings.top_k, found);
       bins.first = bins.last = bins.count_bin = end.bin;
       bins.count_before_it = end.count_before;
-      bins.mass_before = bins.mass_before_it = least = end.mass_before;
-      most = end.mass_before + end.mass;
+      bins.mass_before = bins.mass_before_it = min_kept = end.mass_before;
+      max_kept = end.mass_before + end.mass;
     }
     if (settings.top_p < 1) {
-      const Found begin = find(mass_.before, masses_, mass_goal(settings.top_p, least), found);
+      const Found begin = find(mass_.before, masses_, mass_goal(settings.top_p, min_kept), found);
       bins.first = begin.bin;
       bins.mass_before = begin.mass_before;
-      bins.last = find(mass_.before, masses_, mass_goal(settings.top_p, most), found).bin;
+      bins.last = find(mass_.before, masses_, mass_goal(settings.top_p, max_kept), found).bin;
     }
     return bins;
   }
 
  private:
-  // The bin in which the sum of all up to it reaches the goal: one thread has it.
+  // The bin at which the prefix sum reaches the goal; exactly one thread finds it.
   template <class Weight>
-  __device__ Found find(Wide before, const Weight (&weights)[kEach], Wide goal, Found* found) const {
-    Wide reached = before;
+  __device__ Found find(Uint64 before, const Weight (&weights)[kEach], Uint64 goal, Found* found) const {
+    Uint64 reached = before;
     Found here{static_cast<int>(threadIdx.x) * kEach, count_.before, mass_.before, 0};
     bool is_here = false;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
-      const Wide after = reached + weights[i];
+      const Uint64 after = reached + weights[i];
       if (reached < goal && goal <= after) {
         is_here = true;
         here.bin += i;
@@ -100,7 +101,7 @@ class Histogram {
   }
 
   unsigned counts_[kEach];
-  Wide masses_[kEach];
+  Uint64 masses_[kEach];
   Prefix count_, mass_;
 };
 
@@ -109,15 +110,15 @@ struct Candidate {
   uint32_t id;
 };
 
-// The candidates of a row, in no order; what follows from them depends on none.
+// The candidates of a row, in any order; results do not depend on it.
 class Candidates {
  public:
-  static constexpr int kHeld = 2048;  // so many stand in shared memory
+  static constexpr int kHeld = 2048;  // at most this many are copied to shared memory
 
   __device__ Candidates(const Candidate* global, unsigned count, Candidate* shared)
       : global_(global), shared_(shared), count_(count) {
     if (count_ > kHeld) return;
-    // No barrier: in each() a thread visits the candidates that it has written here.
+    // No barrier: in each() a thread visits only the candidates that it has copied itself.
     for (unsigned i = threadIdx.x; i < count_; i += kThreads) shared_[i] = load(i);
   }
 
@@ -132,7 +133,7 @@ class Candidates {
   }
 
  private:
-  // Written by other blocks of this kernel, which L1 need not know of.
+  // Written by other blocks of this kernel, so L1 may be stale.
   __device__ Candidate load(unsigned i) const {
     const uint2 pair = __ldcg(reinterpret_cast<const uint2*>(global_) + i);
     return {pair.x, pair.y};
@@ -143,21 +144,21 @@ class Candidates {
   unsigned count_;
 };
 
-// What is kept ends within the logits of one key, of which it keeps some.
+// The cut: all logits of larger keys are kept, and `ties` of those of this key.
 struct End {
   uint32_t key = 0;
-  Wide ties = ~Wide{0};  // those with the smallest ids
+  Uint64 ties = ~Uint64{0};  // those with the smallest ids
 
-  __device__ bool keeps(uint32_t other, Wide ties_before) const {
+  __device__ bool keeps(uint32_t other, Uint64 ties_before) const {
     return other > key || (other == key && ties_before < ties);
   }
 };
 
-// The end by one goal: the largest key from which on the weights reach it. `weigh(candidate)` is 0 for those that do
-// not matter; `before` is the weight of what is larger than any that does. A kernel calls it once for each type of
-// `weigh`, which has shared memory of its own; so nothing of a call before may still be read.
+// The end for one goal: the largest key such that the weights of all keys from it on reach the goal. `weigh(candidate)`
+// is 0 for candidates to ignore; `before` is the weight of everything larger than the others. Each type of `weigh` has
+// its own shared memory, so a kernel may call this once for each type.
 template <class Weigh>
-__device__ End find_end(const Candidates& candidates, Wide before, Wide goal, Weigh weigh) {
+__device__ End find_end(const Candidates& candidates, Uint64 before, Uint64 goal, Weigh weigh) {
   constexpr int kPivots = 7;
   __shared__ uint32_t lowest, highest;
   if (threadIdx.x == 0) {
@@ -171,21 +172,21 @@ __device__ End find_end(const Candidates& candidates, Wide before, Wide goal, We
     atomicMax(&highest, candidate.key);
   });
   __syncthreads();
-  // From `low` on the goal is reached, from `high` on it is not, but `reached`.
-  Wide low = lowest, high = Wide{highest} + 1, reached = before;
+  // Keys from `low` on reach the goal; keys from `high` on do not, their weight is `reached`.
+  Uint64 low = lowest, high = Uint64{highest} + 1, reached = before;
   while (high - low > 1) {
-    const Wide step = (high - low + kPivots) / (kPivots + 1);
-    Wide sums[kPivots] = {};
+    const Uint64 step = (high - low + kPivots) / (kPivots + 1);
+    Uint64 sums[kPivots] = {};
     candidates.each([&](const Candidate& candidate) {
-      const Wide weight = weigh(candidate);
+      const Uint64 weight = weigh(candidate);
 #pragma unroll
       for (int i = 0; i < kPivots; ++i) sums[i] += candidate.key >= low + (i + 1) * step ? weight : 0;
     });
     block_sums(sums);
-    const Wide from = low;
+    const Uint64 from = low;
 #pragma unroll
     for (int i = kPivots - 1; i >= 0; --i) {
-      const Wide pivot = from + (i + 1) * step;
+      const Uint64 pivot = from + (i + 1) * step;
       if (pivot >= high || low > from) continue;
       if (before + sums[i] >= goal) {
         low = pivot;
@@ -201,18 +202,18 @@ __device__ End find_end(const Candidates& candidates, Wide before, Wide goal, We
   return end;
 }
 
-// Where everything ends that limits the row.
+// The end of the row after all of its limits.
 __device__ inline End find_end(const Settings& settings, const Row& row, const Bins& bins,
                                const Candidates& candidates) {
   const auto bin_of = [&](const Candidate& candidate) { return row.bin(value_of(candidate.key)); };
   const auto mass_of = [&](const Candidate& candidate) { return row.mass(value_of(candidate.key)); };
   End end;
-  Wide kept = bins.total;
+  Uint64 kept = bins.total;
   if (bins.count_bin >= 0) {
     const auto is_here = [&](const Candidate& candidate) { return bin_of(candidate) == bins.count_bin; };
     end = find_end(candidates, bins.count_before_it, settings.top_k,
-                   [&](const Candidate& candidate) { return Wide{is_here(candidate)}; });
-    Wide above = 0;
+                   [&](const Candidate& candidate) { return Uint64{is_here(candidate)}; });
+    Uint64 above = 0;
     candidates.each([&](const Candidate& candidate) {
       if (is_here(candidate) && candidate.key > end.key) above += mass_of(candidate);
     });
@@ -223,7 +224,7 @@ __device__ inline End find_end(const Settings& settings, const Row& row, const B
       const int bin = bin_of(candidate);
       return bin >= bins.first && bin <= bins.last ? mass_of(candidate) : 0;
     });
-    const Wide each = row.mass(value_of(end.key));
+    const Uint64 each = row.mass(value_of(end.key));
     end.ties = (end.ties + each - 1) / each;
   }
   return end;

@@ -1,10 +1,10 @@
-// A row of logits that an id is drawn from: its settings, its logits as they count, and their order and masses.
+// A row of logits that an id is drawn from: its settings, its scaled logits, their order and their masses.
 //
-// Logits are ordered by keys, integers in the order of the floats. Probabilities are masses: exp(z - highest), computed
-// in float32, in units of 2^-40, rounded to nearest. Sums of such integers are exact, whatever their order; what is
-// off is a mass by 3e-7 of itself (more the smaller it is: 6e-8 for each unit that z is below the highest) and by half
-// a unit, so that a token of less than 2^-41 of the likeliest one's probability is never drawn. z differing by less
-// than float64 resolves beside the highest are a tie for the definition, but have an order here.
+// Logits are ordered by keys, integers in the order of the scaled float32 logits; equal logits by their ids, as in the
+// definition (adept_fast/ops/sample.py). Probabilities are masses: exp(z - highest), computed in float32, in units of
+// 2^-40, rounded to nearest. Sums of such integers are exact in any order. A mass has a relative error of 3e-7 (6e-8
+// more for each 1 that z is below the highest) and a rounding error of half a unit, so a token of less than 2^-41 of
+// the largest probability is never drawn.
 #pragma once
 
 #include <cmath>
@@ -20,9 +20,9 @@ namespace adept::cuda::sampling {
 constexpr int kEach = 8;                 // logits of a thread
 constexpr int kTile = kThreads * kEach;  // of a block
 static_assert(kTile == kSampleTile);
-constexpr int64_t kMostVocab = kTile * kThreads;  // so that a thread can look at each tile
-constexpr float kUnits = 1099511627776.0f;        // 2^40
-constexpr float kDepth = 28.5f;                   // so far below the highest, masses are 0
+constexpr int64_t kMaxVocab = kTile * kThreads;  // one thread for each tile
+constexpr float kMassOfOne = 1099511627776.0f;   // 2^40
+constexpr float kDepth = 28.5f;                  // masses are 0 this far below the highest
 constexpr int64_t kInvalid = -1;
 
 // -0 and 0 are the same.
@@ -35,10 +35,10 @@ __device__ __forceinline__ float value_of(uint32_t key) {
   return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
-// What a row is sampled by, from its slot's place in each list.
+// The settings of a row's slot.
 struct Settings {
   int64_t slot;
-  bool exists;  // does the slot?
+  bool exists;  // the slot is in range
   float temperature = 0;
   float top_p = 1;
   float min_p = 0;
@@ -62,7 +62,7 @@ struct Settings {
 // The logits of a row.
 struct Logits {
   const float* at;
-  const bool* seen;  // null where that does not matter
+  const bool* seen;  // null if there is no penalty
   int64_t vocab;
   float penalty;
   float temperature;
@@ -82,11 +82,11 @@ struct Logits {
   __device__ float scaled(int64_t id) const { return penalized(id, at[id]) / temperature; }
 };
 
-// What must be known of all logits before one can be drawn; of parts of them, and then of all.
+// The extremes of some logits, and after merging of all.
 struct Extremes {
-  Wide best;        // the key of the largest penalized logit, and below it the complement of the smallest such id
+  Uint64 best;      // the key of the largest penalized logit, and below it the complement of the smallest such id
   uint32_t lowest;  // the key of the smallest penalized logit that is not -inf
-  uint32_t found;   // of the bits below
+  uint32_t found;   // a union of the bits below
 
   static constexpr uint32_t kPossible = 1;  // a logit above -inf
   static constexpr uint32_t kBad = 2;       // a NaN or +inf
@@ -95,7 +95,7 @@ struct Extremes {
 
   __device__ void add(int64_t id, float raw, float penalized) {
     const uint32_t key = key_of(penalized);
-    add({Wide{key} << 32 | static_cast<uint32_t>(~id), penalized > -INFINITY ? key : 0xffffffffu,
+    add({Uint64{key} << 32 | static_cast<uint32_t>(~id), penalized > -INFINITY ? key : 0xffffffffu,
          raw < INFINITY ? (raw > -INFINITY ? kPossible : 0) : kBad});
   }
 
@@ -105,8 +105,7 @@ struct Extremes {
     found |= other.found;
   }
 
-  // The same for every thread of the block, of what each has. A kernel calls it once, so nothing of a call before may
-  // still be read.
+  // Merges those of all threads; every thread gets the result. A kernel may call it only once.
   __device__ Extremes of_block() const {
     __shared__ Extremes of_warp[kWarps];
     Extremes all = *this;
@@ -121,31 +120,31 @@ struct Extremes {
   }
 };
 
-// A row whose extremes are known: how its logits count.
+// A row whose extremes are known; it gives logits their masses and bins.
 struct Row {
   bool is_valid;
-  bool is_drawn;  // the likeliest is the answer otherwise
+  bool is_drawn;  // otherwise the result is the likeliest
   int64_t likeliest;
   float highest;        // logit over temperature
-  float bins_per_unit;  // bins share out what is at most kDepth below the highest
+  float bins_per_unit;  // bins divide the range of at most kDepth below the highest
 
   __device__ Row(const Extremes& extremes, const Settings& settings)
       : is_valid(settings.exists && extremes.found == Extremes::kPossible),
         likeliest(static_cast<uint32_t>(~extremes.best)),
         highest(value_of(static_cast<uint32_t>(extremes.best >> 32)) / settings.temperature) {
-    // What overflows in the penalty or the temperature is no distribution either.
+    // An overflow in the penalty or the temperature leaves no distribution either.
     is_drawn = is_valid && settings.draws() && std::isfinite(highest);
     const float range = fminf(kDepth, highest - value_of(extremes.lowest) / settings.temperature);
     bins_per_unit = range > 1e-30f ? kBins / range : 0;
   }
 
-  __device__ float share(float z) const { return expf(z - highest); }  // of the likeliest one's probability
-  __device__ Wide mass(float z) const {
-    const float units = share(z) * kUnits;
-    return units > 0 ? static_cast<Wide>(llrintf(units)) : 0;
+  __device__ float share(float z) const { return expf(z - highest); }  // relative to the largest probability
+  __device__ Uint64 mass(float z) const {
+    const float units = share(z) * kMassOfOne;
+    return units > 0 ? static_cast<Uint64>(llrintf(units)) : 0;
   }
 
-  // Of a logit whose mass is not 0. Larger logits are in smaller bins.
+  // For logits whose mass is not 0. Larger logits are in smaller bins.
   __device__ int bin(float z) const {
     const int at = static_cast<int>((highest - z) * bins_per_unit);
     return at < kBins ? at : kBins - 1;
@@ -153,17 +152,17 @@ struct Row {
 };
 
 // SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
-__device__ __forceinline__ Wide mix(Wide z) {
+__device__ __forceinline__ Uint64 mix(Uint64 z) {
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
   return z ^ (z >> 31);
 }
 
-// The share u of a whole, rounded down, where u is a random number in [0, 1) of 53 bits.
-__device__ __forceinline__ Wide random_share(Wide seed, Wide position, Wide whole) {
-  constexpr Wide kGolden = 0x9e3779b97f4a7c15u;
-  const Wide bits = mix(mix(seed + kGolden) + position * kGolden);
-  return __umul64hi(bits & ~Wide{2047}, whole);
+// u times the whole, rounded down; u is a random number in [0, 1) of 53 bits.
+__device__ __forceinline__ Uint64 random_share(Uint64 seed, Uint64 position, Uint64 whole) {
+  constexpr Uint64 kGolden = 0x9e3779b97f4a7c15u;
+  const Uint64 bits = mix(mix(seed + kGolden) + position * kGolden);
+  return __umul64hi(bits & ~Uint64{2047}, whole);
 }
 
 }  // namespace adept::cuda::sampling

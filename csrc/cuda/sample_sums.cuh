@@ -1,4 +1,4 @@
-// Sums of integers over a block of sampling threads, the same for every thread. Every thread of the block takes part.
+// Sums of integers over a block; every thread of the block takes part and gets the result.
 #pragma once
 
 #include "cuda/warp.cuh"
@@ -8,12 +8,12 @@ namespace adept::cuda::sampling {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
 
-using Wide = unsigned long long;  // what atomic operations call it
+using Uint64 = unsigned long long;  // the type that atomic operations take
 
-// Adds up each of several values.
+// Several sums at once.
 template <int kCount>
-__device__ void block_sums(Wide (&values)[kCount]) {
-  __shared__ Wide of_warps[kCount][kWarps];
+__device__ void block_sums(Uint64 (&values)[kCount]) {
+  __shared__ Uint64 of_warps[kCount][kWarps];
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
@@ -28,24 +28,24 @@ __device__ void block_sums(Wide (&values)[kCount]) {
   }
 }
 
-__device__ __forceinline__ Wide block_sum(Wide value) {
-  Wide values[1] = {value};
+__device__ __forceinline__ Uint64 block_sum(Uint64 value) {
+  Uint64 values[1] = {value};
   block_sums(values);
   return values[0];
 }
 
 struct Prefix {
-  Wide before;  // the sum over the threads before this one
-  Wide total;
+  Uint64 before;  // the sum over the threads before this one
+  Uint64 total;
 };
 
-__device__ inline Prefix block_prefix(Wide value) {
-  __shared__ Wide of_warps[kWarps];
+__device__ inline Prefix block_prefix(Uint64 value) {
+  __shared__ Uint64 of_warps[kWarps];
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-  Wide up_to = value;
+  Uint64 up_to = value;
 #pragma unroll
   for (int distance = 1; distance < kWarpSize; distance *= 2) {
-    const Wide below = __shfl_up_sync(kWholeWarp, up_to, distance);
+    const Uint64 below = __shfl_up_sync(kWholeWarp, up_to, distance);
     if (lane >= distance) up_to += below;
   }
   __syncthreads();

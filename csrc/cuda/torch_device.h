@@ -1,4 +1,4 @@
-// What the bindings need to know of a tensor's device. The tests that run the kernels on a CPU have a twin of this.
+// A tensor's device, for the bindings. The tests that run the kernels on a CPU replace this file.
 #pragma once
 
 #include <cuda_runtime_api.h>

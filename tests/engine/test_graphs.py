@@ -15,7 +15,7 @@ from adept_fast import ParameterError, Runtime, SamplingParams, ops
 from adept_fast.engine.engine import Engine
 from adept_fast.engine.graphs import Captured, CaptureError, CudaGraphRunner, LaunchPolicy
 from adept_fast.engine.model_runner import ModelRunner
-from adept_fast.graph_buckets import MIN_LENGTH, GraphBuckets
+from adept_fast.memory.graph_buckets import MIN_LENGTH, GraphBuckets
 from adept_fast.memory.workspace import max_rows
 
 CONTEXT = 2100  # no power of two, so the last bucket is the odd one

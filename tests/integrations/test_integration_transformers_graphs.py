@@ -11,8 +11,8 @@ from accelerated_models import small_model
 from torch import Tensor
 
 from adept_fast.engine.graphs import Captured, LaunchPolicy
-from adept_fast.graph_buckets import GraphBuckets
 from adept_fast.integrations.transformers import accelerate
+from adept_fast.memory.graph_buckets import GraphBuckets
 
 
 class Replayed:

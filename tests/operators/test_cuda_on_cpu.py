@@ -106,12 +106,12 @@ def test_faults_are_found(fault: str, kind: Kind) -> None:
         ("plain", "divergent_shuffle", "a lane waits for lanes of its warp that wait elsewhere"),
         ("plain", "different_operations", "lanes of a warp meet with different masks or in different"),
         ("plain", "misaligned_load", "an access of 16 bytes at an address that is not aligned to them"),
-        ("plain", "second_wait", "a thread calls wait_for_inputs a second time (block 0,0,0, thread 3,0,0)"),
+        ("plain", "second_wait", "a thread calls pdl_wait a second time (block 0,0,0, thread 3,0,0)"),
         ("races", "plain_counter", "4 bytes of shared memory that thread 0 of its block writes"),
         ("races", "overlapping_shares", "4 bytes of global memory that thread 63 of block 0 writes"),
         ("races", "missing_wait", "that an earlier kernel of this operator uses, before it has called"),
-        ("races", "missing_wait_for_input", "that are an input, before it has called wait_for_inputs"),
-        ("races", "write_before_wait", "before it has called wait_for_inputs: an earlier kernel may still"),
+        ("races", "missing_wait_for_input", "that are an input, before it has called pdl_wait"),
+        ("races", "write_before_wait", "before it has called pdl_wait: an earlier kernel may still"),
     ],
 )
 def test_what_is_said_of_a_fault(kind: Kind, fault: str, said: str) -> None:

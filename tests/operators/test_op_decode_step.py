@@ -107,7 +107,7 @@ def batch(tokens: int, slots: int = 16) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def step(model: Persimmon, cache: StaticKVCache, at: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    assert model._native_step is not None
+    assert model._cpu_step is not None
     with torch.inference_mode():
         return model.decode_step(*at, cache, CAPACITY)
 
@@ -221,7 +221,7 @@ def greedy(step: Callable[..., Tensor], loaded: Loaded, first: Tensor) -> Tensor
 
 @torch.inference_mode()
 def by_native(model: Persimmon, *arguments: Any) -> Tensor:
-    assert model._native_step is not None
+    assert model._cpu_step is not None
     return model.decode_step(*arguments)
 
 

@@ -400,11 +400,11 @@ def test_65536_units_of_8_bits(backend: Backend) -> None:
 
 @in_formats(CPU, ("int8", "int4"))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_dequantize_units(backend: Backend, fmt: str, dtype: torch.dtype) -> None:
+def test_dequantize_transposed(backend: Backend, fmt: str, dtype: torch.dtype) -> None:
     for rows, columns in ((1, 1), (3, 17), (17, 100), (33, 130), (5, 1000), (40, 256)):
         w = weights(backend, fmt, rows, columns, "units", fan_in=columns)
         out = torch.full((rows, columns), NAN, dtype=dtype)
-        backend.run("dequantize_units", values=w.values, scales=w.scales, out=out)
+        backend.run("dequantize_transposed", values=w.values, scales=w.scales, out=out)
         assert torch.equal(out, w.exact.float().to(dtype)), (rows, columns)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 LEAST, LARGEST = -(2**63), 2**63 - 1  # int64
 FLOATS, PACKED = ("float32", "float16", "bfloat16"), ("int8", "int4")
-OF_A_CPU = ("decode_step", "dequantize_units")  # which a GPU has no kernel for
+OF_A_CPU = ("decode_step", "dequantize_transposed")  # which a GPU has no kernel for
 # Both bindings check arguments before any kernel runs; on a GPU they are the emulator's.
 REFUSING = [*CPU[:1], *(one for one in CUDA if one is EMULATED)]
 
@@ -278,11 +278,11 @@ WRONG = [
     Wrong("decode_step", "sin", widened, "sin has shape"),
     Wrong("decode_step", "counts", Tensor.int, "counts has dtype"),
     Wrong("decode_step", "rows", lambda rows: rows - 1, "w has shape"),
-    Wrong("dequantize_units", "values", widened, "values has shape"),
-    Wrong("dequantize_units", "scales", Tensor.float, "values has"),
-    Wrong("dequantize_units", "out", lambda x: x[0], "out has shape"),
-    Wrong("dequantize_units", "out", Tensor.half, "out has shape"),
-    Wrong("dequantize_units", "out", strided, "out has shape"),
+    Wrong("dequantize_transposed", "values", widened, "values has shape"),
+    Wrong("dequantize_transposed", "scales", Tensor.float, "values has"),
+    Wrong("dequantize_transposed", "out", lambda x: x[0], "out has shape"),
+    Wrong("dequantize_transposed", "out", Tensor.half, "out has shape"),
+    Wrong("dequantize_transposed", "out", strided, "out has shape"),
     Wrong("copy", "source", strided, "source is not contiguous"),
     Wrong("read", "source", strided, "source is not contiguous"),
 ]
@@ -318,7 +318,7 @@ def test_more_inputs_than_32_bits_can_sum(fmt: str) -> None:
         call.linear_residual(torch.ones(1, 65537), w.values, w.scales, torch.ones(1), torch.ones(1, 1))
     transposed = tiled(fmt, torch.ones(65537, 1), "units")
     with pytest.raises(RuntimeError, match="values has 65537 inputs; expected at most 65536"):
-        call.dequantize_units(transposed.values, transposed.scales, torch.ones(65537, 1))
+        call.dequantize_transposed(transposed.values, transposed.scales, torch.ones(65537, 1))
 
 
 PAIRS = [
@@ -396,8 +396,8 @@ calls = {
     "pairs": lambda: call.rotary_append(*appended, z(0, many), z(0, many), at - 1, at, layer),
     "heads": lambda: call.decode_attention(z(1, 3, 16), z(2, 0, many, 3, 16), at - 1, at, 3, 1.0),
     "positions": lambda: call.decode_attention(z(1, 3, 16), z(2, 0, 3, many, 16), at - 1, at, many, 1.0),
-    "columns": lambda: call.dequantize_units(z(0, 0).char(), z(0), z(0, 2**63 - 1)),
-    "rows": lambda: call.dequantize_units(z(many, 0).char(), z(0), z(many, 0)),
+    "columns": lambda: call.dequantize_transposed(z(0, 0).char(), z(0), z(0, 2**63 - 1)),
+    "rows": lambda: call.dequantize_transposed(z(many, 0).char(), z(0), z(many, 0)),
 }
 for what, run in calls.items():
     try:

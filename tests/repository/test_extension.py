@@ -52,7 +52,7 @@ def checkout(tmp_path: Path) -> Path:
     kept = shutil.ignore_patterns("__pycache__", "_C.*", "csrc")
     shutil.copytree(PACKAGE, root / "adept_fast", ignore=kept)
     (root / "csrc" / "cpu").mkdir(parents=True)
-    (root / "csrc" / "ops.cpp").write_text(BINDINGS)
+    (root / "csrc" / "cpu_ops.cpp").write_text(BINDINGS)
     (root / "csrc" / "cpu" / "kernel.cpp").write_text(KERNEL)
     (root / "csrc" / "cpu" / "dispatch.cpp").write_text(DISPATCH)
     return root
@@ -224,7 +224,7 @@ def test_a_build_with_sanitizers_leaves_no_cuda_out(checkout: Path, tmp_path: Pa
     ("environment", "reason"),
     [
         ({"CXX": "/nonexistent"}, "no C++ compiler: CXX names /nonexistent, which is not there"),
-        ({"ADEPT_FAST_BUILD": "0"}, "the native extension is not built, and ADEPT_FAST_BUILD is 0"),
+        ({"ADEPT_FAST_BUILD": "0"}, "the extension is not built, and ADEPT_FAST_BUILD is 0"),
         ({"ADEPT_FAST_CUDA": "2"}, "ADEPT_FAST_CUDA is '2'; allowed are 0 and 1"),
     ],
     ids=["no compiler", "forbidden", "mistake"],
@@ -246,7 +246,7 @@ def test_without_the_extension_the_package_works(
 def test_without_sources_the_reason_is_said(checkout: Path) -> None:
     shutil.rmtree(checkout / "csrc")
     printed, said = run(checkout)
-    assert printed == "False|the native extension is not built, and its sources are not there|None\n"
+    assert printed == "False|the extension is not built, and its sources are not there|None\n"
     assert len(said.splitlines()) == 1
 
 
@@ -265,7 +265,7 @@ def test_it_is_built_once_for_its_sources(checkout: Path) -> None:
     assert printed.startswith("True|built at first import|")
     assert printed.endswith("\n42\n")
     assert {first for first, _ in both} == {printed}
-    assert sum("building the native extension" in second for _, second in both) == 1, both
+    assert sum("building the extension" in second for _, second in both) == 1, both
 
     kernel = checkout / "csrc" / "cpu" / "kernel.cpp"
     kernel.write_text(KERNEL.replace("42", "forty_three"))
@@ -289,7 +289,7 @@ def test_what_an_installation_built_is_used_while_its_sources_are_the_same(check
     printed, said = run(checkout, ADEPT_FAST_BUILD="0")
     assert printed.startswith(f"False|{package / file} does not load: ")
     assert len(said.splitlines()) == 1
-    not_built = "False|the native extension is not built, and ADEPT_FAST_BUILD is 0|None\n"
+    not_built = "False|the extension is not built, and ADEPT_FAST_BUILD is 0|None\n"
     assert run(checkout, ADEPT_FAST_BUILD="0", ADEPT_FAST_SANITIZE="undefined")[0] == not_built
     (csrc / "cpu" / "kernel.cpp").write_text("int other;\n")
     assert run(checkout, ADEPT_FAST_BUILD="0")[0] == not_built

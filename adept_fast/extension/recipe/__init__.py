@@ -1,15 +1,15 @@
-"""How the native extension is built; the same steps for an installation and for a first import.
+"""Builds the extension, with the same steps for an installation and for a first import.
 
-The kernels know nothing of torch: they are compiled here, the CPU's once per instruction set, nvcc's where it
-is found. The bindings use torch's stable ABI and Python's limited API, so that one file serves every torch
-from 2.11 and every Python from 3.10; torch's own BuildExtension compiles and links those.
+The kernels do not use torch: they are compiled here, those for a CPU once for each instruction set, those for
+CUDA if there is nvcc. The bindings use torch's stable ABI and Python's limited API, so one file works with
+every torch from 2.11 and every Python from 3.10; torch's BuildExtension compiles and links them.
 
-This package imports nothing of adept_fast, itself by relative names, and torch only to build: setup.py needs
-it before any of that is there. While working on kernels, this compiles what changed::
+This package imports nothing else of adept_fast, and torch only to build, as setup.py needs it before they are
+installed. While working on kernels, this compiles what changed::
 
     python adept_fast/extension/recipe --out adept_fast
 
-Read from the environment: CXX; ADEPT_FAST_CUDA (0 for none, 1 for an error where nvcc is missing); CUDA_HOME;
+Read from the environment: CXX; ADEPT_FAST_CUDA (0 for none, 1 for an error if nvcc is missing); CUDA_HOME;
 TORCH_CUDA_ARCH_LIST; ADEPT_FAST_SANITIZE, such as `address,undefined`.
 """
 

@@ -33,7 +33,7 @@ from .toolchain import (
 
 
 def build(csrc: Path, out: Path, objects: Path) -> Record:
-    """Make ``out`` hold the extension and its record, from objects in ``objects`` where nothing changed.
+    """Build the extension and its record into ``out``, with the unchanged objects of ``objects``.
 
     Raises BuildError.
     """
@@ -49,8 +49,7 @@ def build(csrc: Path, out: Path, objects: Path) -> Record:
         try:
             linked += _compile(_cuda_jobs(csrc, compiler, options), csrc, objects)
         except BuildError as error:
-            # A sanitized build without its CUDA sources would pass, and nobody would know that they were
-            # not checked.
+            # A sanitized build without its CUDA sources would pass without checking them.
             if os.environ.get("ADEPT_FAST_CUDA") == "1" or options.sanitize:
                 raise
             say(f"continuing without CUDA: {error}")
@@ -76,8 +75,8 @@ def build(csrc: Path, out: Path, objects: Path) -> Record:
 
 
 def check_prerequisites(csrc: Path) -> tuple[str, ...]:
-    """The compiler's command. Raises BuildError where that, the sources or Python's headers are missing."""
-    if not (csrc / "ops.cpp").is_file():
+    """The compiler's command. Raises BuildError if it, the sources or Python's headers are missing."""
+    if not (csrc / "cpu_ops.cpp").is_file():
         raise BuildError(f"there are no sources in {csrc}")
     headers = Path(sysconfig.get_path("include"))
     if not (headers / "Python.h").is_file():
@@ -86,11 +85,11 @@ def check_prerequisites(csrc: Path) -> tuple[str, ...]:
 
 
 def cuda_objects(csrc: Path, objects: Path, others: Sequence[Path] = ()) -> list[Path]:
-    """The objects of the CUDA kernels as a build makes them, compiled where they are not in ``objects`` yet.
+    """The objects of the CUDA kernels as in a build, compiled if they are not in ``objects`` yet.
 
     ``others``: sources of a program that calls the kernels, compiled in the same way.
 
-    Raises BuildError, also where there is no nvcc.
+    Raises BuildError, also if there is no nvcc.
     """
     compiler, options = check_prerequisites(csrc), read_options()
     if options.cuda_home is None:
@@ -113,8 +112,8 @@ def _cpu_jobs(
     dispatch = csrc / "cpu" / "dispatch.cpp"
     present = [f"-DADEPT_HAS_{name.upper()}" for name in sets]
     jobs = [_Job(dispatch, "baseline", (*command, *present))]
-    # The plainest set first: of an inline function that several objects hold, such as one of std, the linker
-    # keeps the first, and that must run on every CPU.
+    # The plainest set first: if several objects have the same inline function, such as one of std, the linker
+    # keeps the first, which must run on every CPU.
     for name, flags in sets.items():
         kernels = [source for source in sorted((csrc / "cpu").glob("*.cpp")) if source != dispatch]
         jobs += [_Job(source, name, (*command, *flags, f"-DADEPT_ISA={name}")) for source in kernels]
@@ -168,7 +167,7 @@ def read_files(source: Path, csrc: Path) -> list[Path]:
             if directive[0] not in '"<':  # a macro: which file that is, only the compiler knows
                 return source_files(csrc)
             name = directive[1:].partition('"' if directive[0] == '"' else ">")[0]
-            # Branches that are not taken count too, and so does either place: it is only ever too many.
+            # Branches that are not compiled and both directories count, which can only be too many.
             near = {(place / name).resolve() for place in (csrc, file.parent)}
             new = {path for path in near if path.is_file()} - found
             found |= new

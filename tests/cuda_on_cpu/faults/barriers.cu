@@ -14,7 +14,7 @@ constexpr int kWarps = kThreads / 32;
 template <bool kFault>
 __global__ void missing_barrier(const int* x, int* sum) {
   __shared__ int parts[kWarps];
-  wait_for_inputs();
+  pdl_wait();
   const int part = warp_sum(x[threadIdx.x]);
   if (lane() == 0) parts[warp()] = part;
   if (!kFault) __syncthreads();
@@ -36,7 +36,7 @@ __device__ int block_sum(int value, int* parts) {
 template <bool kFault>
 __global__ void overwritten_scratch(const int* x, int* sums) {
   __shared__ int parts[kWarps];
-  wait_for_inputs();
+  pdl_wait();
   const int first = block_sum<kFault>(x[threadIdx.x], parts);
   const int second = block_sum<kFault>(2 * x[threadIdx.x], parts);
   sums[threadIdx.x] = first + second;
@@ -46,7 +46,7 @@ __global__ void overwritten_scratch(const int* x, int* sums) {
 template <bool kFault>
 __global__ void divergent_barrier(int* sum) {
   __shared__ int value;
-  wait_for_inputs();
+  pdl_wait();
   if (threadIdx.x == 0) value = 3;
   if (!kFault || threadIdx.x < 64) __syncthreads();
   sum[threadIdx.x] = value;
@@ -55,7 +55,7 @@ __global__ void divergent_barrier(int* sum) {
 // A shuffle of the whole warp in a branch that half of it takes.
 template <bool kFault>
 __global__ void divergent_shuffle(const int* x, int* sum) {
-  wait_for_inputs();
+  pdl_wait();
   int value = x[threadIdx.x];
   if (!kFault || lane() < 16) value = warp_sum(value);
   if (threadIdx.x == 0) *sum = value;
@@ -64,7 +64,7 @@ __global__ void divergent_shuffle(const int* x, int* sum) {
 // A lane that ends while the others still meet with it.
 template <bool kFault>
 __global__ void ended_lane(const int* x, int* sum) {
-  wait_for_inputs();
+  pdl_wait();
   if (kFault && threadIdx.x == 31) return;
   const int total = warp_sum(x[threadIdx.x]);
   if (threadIdx.x == 0) *sum = total;
@@ -73,7 +73,7 @@ __global__ void ended_lane(const int* x, int* sum) {
 // Half of the warp meets in one operation, half in another.
 template <bool kFault>
 __global__ void different_operations(const int* x, int* sum) {
-  wait_for_inputs();
+  pdl_wait();
   int total = warp_sum(x[threadIdx.x]);
   if (!kFault || lane() < 16) {
     total = __shfl_sync(0xffffffffu, total, 0);
@@ -86,7 +86,7 @@ __global__ void different_operations(const int* x, int* sum) {
 // Each half names the whole warp in one case, itself in the other.
 template <bool kFault>
 __global__ void different_masks(const int* x, int* sum) {
-  wait_for_inputs();
+  pdl_wait();
   const unsigned half = lane() < 16 ? 0xffffu : 0xffff0000u;
   int total = warp_sum(x[threadIdx.x]);
   total = __shfl_sync(kFault && lane() == 3 ? 0xffffffffu : half, total, lane());
@@ -97,7 +97,7 @@ __global__ void different_masks(const int* x, int* sum) {
 template <bool kFault>
 __global__ void missing_syncwarp(const int* x, int* reversed) {
   __shared__ int held[32];
-  wait_for_inputs();
+  pdl_wait();
   held[lane()] = x[lane()];
   if (!kFault) __syncwarp();
   reversed[lane()] = held[31 - lane()];
@@ -107,7 +107,7 @@ __global__ void missing_syncwarp(const int* x, int* reversed) {
 template <bool kFault>
 __global__ void shuffle_for_syncwarp(const int* x, int* reversed) {
   __shared__ int held[32];
-  wait_for_inputs();
+  pdl_wait();
   held[lane()] = x[lane()];
   if (kFault) {
     warp_sum(1);
@@ -121,7 +121,7 @@ __global__ void shuffle_for_syncwarp(const int* x, int* reversed) {
 template <bool kFault>
 __global__ void plain_counter(int* result) {
   __shared__ int counter;
-  wait_for_inputs();
+  pdl_wait();
   if (threadIdx.x == 0) counter = 0;
   __syncthreads();
   if (lane() == 0) {

@@ -14,7 +14,7 @@ constexpr int kThreads = 64;
 // A block that reads what the one before it has written.
 template <bool kFault>
 __global__ void order_of_blocks(const int* x, int* prefix) {
-  wait_for_inputs();
+  pdl_wait();
   if (threadIdx.x != 0) return;
   int sum = 0;
   if (kFault) {
@@ -37,7 +37,7 @@ bool sums_before() {
 // Each block writes its own share, but two of them the same value.
 template <bool kFault>
 __global__ void overlapping_shares(const int* x, int* out) {
-  wait_for_inputs();
+  pdl_wait();
   const unsigned i = blockIdx.x * kThreads + threadIdx.x;
   out[i] = x[i];
   if (kFault && threadIdx.x == 0 && blockIdx.x > 0) out[i - 1] = x[i - 1];
@@ -56,7 +56,7 @@ enum class Fenced { kByOne, kByAll, kNot, kByWritersOnly, kByReaderTooLate };
 template <Fenced kFenced>
 __global__ void last_block(const int* x, int* parts, unsigned* arrived, int* sum) {
   __shared__ bool is_last;
-  wait_for_inputs();
+  pdl_wait();
   const int part = warp_sum(x[blockIdx.x * kThreads + threadIdx.x]);
   if (lane() == 0) parts[blockIdx.x * 2 + warp()] = part;
   if (kFenced != Fenced::kByOne && kFenced != Fenced::kNot) __threadfence();
@@ -90,9 +90,9 @@ bool sums() {
 // One kernel doubles what the one before it has written.
 template <bool kWaits>
 __global__ void doubled(const int* x, int* out) {
-  if (kWaits) wait_for_inputs();
+  if (kWaits) pdl_wait();
   const int value = 2 * x[threadIdx.x];
-  if (!kWaits) wait_for_inputs();
+  if (!kWaits) pdl_wait();
   out[threadIdx.x] = value;
 }
 
@@ -115,7 +115,7 @@ bool doubles_an_input() {
 // Only thread 0 waits, and the barrier lets the others read; what they read may not be there for them yet.
 template <bool kFault>
 __global__ void waits_for_others(const int* x, int* out) {
-  if (!kFault || threadIdx.x == 0) wait_for_inputs();
+  if (!kFault || threadIdx.x == 0) pdl_wait();
   __syncthreads();
   out[threadIdx.x] = x[threadIdx.x];
 }
@@ -129,9 +129,9 @@ bool copies_after_one() {
 // It reads nothing of an earlier kernel, and yet writes where that one may still read.
 template <bool kFault>
 __global__ void cleared(int* out) {
-  if (!kFault) wait_for_inputs();
+  if (!kFault) pdl_wait();
   out[threadIdx.x] = 0;
-  if (kFault) wait_for_inputs();
+  if (kFault) pdl_wait();
 }
 
 template <bool kFault>
@@ -142,8 +142,8 @@ bool clears() {
 
 template <bool kFault>
 __global__ void waits_twice(int* out) {
-  wait_for_inputs();
-  if (kFault && threadIdx.x == 3) wait_for_inputs();
+  pdl_wait();
+  if (kFault && threadIdx.x == 3) pdl_wait();
   out[threadIdx.x] = 5;
 }
 

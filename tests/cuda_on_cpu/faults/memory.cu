@@ -12,7 +12,7 @@ constexpr int kThreads = 64;
 template <bool kFault>
 __global__ void static_shared_overrun(const int* x, int* out) {
   __shared__ int held[kThreads];
-  wait_for_inputs();
+  pdl_wait();
   int* const to = held;
   to[threadIdx.x + (kFault ? 1 : 0)] = x[threadIdx.x];
   __syncthreads();
@@ -22,7 +22,7 @@ __global__ void static_shared_overrun(const int* x, int* out) {
 template <bool kFault>
 __global__ void dynamic_shared_overrun(const int* x, int* out) {
   int* const held = dynamic_shared<int>();
-  wait_for_inputs();
+  pdl_wait();
   held[threadIdx.x + (kFault ? 1 : 0)] = x[threadIdx.x];
   __syncthreads();
   out[threadIdx.x] = held[threadIdx.x + (kFault ? 1 : 0)];
@@ -30,7 +30,7 @@ __global__ void dynamic_shared_overrun(const int* x, int* out) {
 
 template <bool kFault>
 __global__ void global_overrun(const int* x, int* out) {
-  wait_for_inputs();
+  pdl_wait();
   out[threadIdx.x] = x[threadIdx.x];
   if (kFault && threadIdx.x == 0) out[kThreads] = 0;
 }
@@ -39,7 +39,7 @@ __global__ void global_overrun(const int* x, int* out) {
 template <bool kFault>
 __global__ void uninitialised_shared(const int* x, int* out) {
   __shared__ int held[kThreads];
-  wait_for_inputs();
+  pdl_wait();
   if (!kFault || threadIdx.x != 5) held[threadIdx.x] = x[threadIdx.x];
   __syncthreads();
   out[threadIdx.x] = held[threadIdx.x];
@@ -47,7 +47,7 @@ __global__ void uninitialised_shared(const int* x, int* out) {
 
 template <bool kFault>
 __global__ void misaligned_load(const int* x, int* out) {
-  wait_for_inputs();
+  pdl_wait();
   if (threadIdx.x >= kThreads / 4) return;
   const uint4 held = load_once(x + 4 * threadIdx.x + (kFault && threadIdx.x == 1 ? 1 : 0));
   memcpy(out + 4 * threadIdx.x, &held, sizeof(held));
@@ -56,7 +56,7 @@ __global__ void misaligned_load(const int* x, int* out) {
 // The same through a pointer, which no function of the emulator sees.
 template <bool kFault>
 __global__ void misaligned_pointer(const int* x, int* out) {
-  wait_for_inputs();
+  pdl_wait();
   if (threadIdx.x >= kThreads / 4) return;
   const int* from = x + 4 * threadIdx.x + (kFault && threadIdx.x == 1 ? 1 : 0);
   const uint4 held = *reinterpret_cast<const uint4*>(from);
@@ -66,7 +66,7 @@ __global__ void misaligned_pointer(const int* x, int* out) {
 template <bool kFault>
 __global__ void missing_copy_wait(const int* x, int* out) {
   __shared__ __align__(16) int held[kThreads];
-  wait_for_inputs();
+  pdl_wait();
   if (threadIdx.x < kThreads / 4) {
     copy_async(held + 4 * threadIdx.x, x + 4 * threadIdx.x);
     end_copies();
@@ -80,7 +80,7 @@ __global__ void missing_copy_wait(const int* x, int* out) {
 template <bool kFault>
 __global__ void refilled_too_early(const int* x, int* out) {
   __shared__ __align__(16) int held[kThreads];
-  wait_for_inputs();
+  pdl_wait();
   int sum = 0;
   for (int stage = 0; stage < 2; ++stage) {
     if (threadIdx.x < kThreads / 4) {
@@ -106,7 +106,7 @@ bool copies() {
 
 template <bool kFault>
 __global__ void much_shared(int* out) {
-  wait_for_inputs();
+  pdl_wait();
   int* const held = dynamic_shared<int>();
   held[12 * 1024 + threadIdx.x] = 7;
   out[threadIdx.x] = held[12 * 1024 + threadIdx.x];
@@ -122,7 +122,7 @@ bool fills_much_shared() {
 }
 
 // What a launch may not be, a GPU refuses.
-__global__ void nothing() { wait_for_inputs(); }
+__global__ void nothing() { pdl_wait(); }
 
 template <bool kFault>
 bool launches() {

@@ -14,7 +14,7 @@ constexpr int kResults = 8;
 // Every kind of shuffle over parts of `width` lanes, of a type of each size.
 template <class T>
 __global__ void shuffles(T* out, int amount, int width) {
-  wait_for_inputs();
+  pdl_wait();
   const T value = static_cast<T>(lane() * 3 + 1);
   T* const mine = out + lane() * 4;
   mine[0] = __shfl_sync(kEvery, value, amount, width);
@@ -42,7 +42,7 @@ bool shuffles_of() {
 }
 
 __global__ void shuffled_halves(float* out) {
-  wait_for_inputs();
+  pdl_wait();
   const __half2 value = __floats2half2_rn(static_cast<float>(lane()), static_cast<float>(-lane()));
   const __half2 other = __shfl_xor_sync(kEvery, value, 5);
   out[lane()] = __low2float(other) - __high2float(other);
@@ -58,7 +58,7 @@ bool shuffles_halves() {
 
 // Two groups of lanes in different branches, each with a mask of its own.
 __global__ void votes(const int* x, unsigned* out) {
-  wait_for_inputs();
+  pdl_wait();
   const bool low = lane() < 12;
   const unsigned mask = low ? 0xfffu : ~0xfffu;
   const int value = x[lane()];
@@ -113,7 +113,7 @@ bool votes_of_groups() {
 constexpr int kThreads = 70;
 
 __global__ void barriers(int* out) {
-  wait_for_inputs();
+  pdl_wait();
   const int i = static_cast<int>(threadIdx.x + threadIdx.y * blockDim.x + threadIdx.z * blockDim.x * blockDim.y);
   int sum = __syncthreads_count(i % 3 == 0);
   sum += 1000 * __syncthreads_or(i == kThreads - 1) + 2000 * __syncthreads_or(i == kThreads);

@@ -20,7 +20,7 @@ template <class T>
 __global__ void product(const T* a, const T* b, float* c) {
   __shared__ __align__(16) T held_a[kM * 16];
   __shared__ __align__(16) T held_b[kN * 16];
-  wait_for_inputs();
+  pdl_wait();
   const int group = lane() / 4, within = lane() % 4;
   float sums[4] = {};
   for (int k = 0; k < kDepth; k += 16) {
@@ -70,7 +70,7 @@ bool products() {
 // Groups land in their order, and bytes that are not asked for are zeros.
 __global__ void copied(const int* x, int* out) {
   __shared__ __align__(16) int held[12];
-  wait_for_inputs();
+  pdl_wait();
   for (int i = 0; i < 3; ++i) {
     copy_async(held + 4 * i, x + 4 * i, i == 2 ? 8 : 16);
     end_copies();

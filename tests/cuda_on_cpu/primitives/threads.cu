@@ -21,7 +21,7 @@ struct Counters {
 };
 
 __global__ void atomics(Counters* c) {
-  wait_for_inputs();
+  pdl_wait();
   const unsigned i = blockIdx.x * kThreads + threadIdx.x;
   const int value = static_cast<int>(i) - 100;
   atomicAdd(&c->sum, value);
@@ -55,7 +55,7 @@ bool counts() {
 
 // Every thread once: tickets are all different, and of those who compare one alone exchanges.
 __global__ void tickets(unsigned* next, unsigned* seen, unsigned* winner) {
-  wait_for_inputs();
+  pdl_wait();
   atomicAdd(&seen[atomicAdd(next, 1u)], 1u);
   atomicCAS(winner, 0u, blockIdx.x * kThreads + threadIdx.x + 1);
 }
@@ -100,7 +100,7 @@ bool halves_are_fused() {
 __global__ void leftovers(int* out) {
   __shared__ int variable[kThreads];
   int* const dynamic = dynamic_shared<int>();
-  wait_for_inputs();
+  pdl_wait();
   out[blockIdx.x * kThreads + threadIdx.x] = variable[threadIdx.x] == -1 && dynamic[threadIdx.x] == -1;
   variable[threadIdx.x] = dynamic[threadIdx.x] = 1;
 }
@@ -112,7 +112,7 @@ bool nothing_is_left() {
 
 // A thread may change its arguments, which are its own.
 __global__ void own_arguments(int* out, int value) {
-  wait_for_inputs();
+  pdl_wait();
   value += static_cast<int>(threadIdx.x);
   __syncthreads();
   out[threadIdx.x] = value - static_cast<int>(threadIdx.x);
@@ -125,7 +125,7 @@ bool arguments_are_copies() {
 
 // Blocks in three dimensions, each once.
 __global__ void places(unsigned* seen) {
-  wait_for_inputs();
+  pdl_wait();
   atomicAdd(&seen[(blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x], 1u);
 }
 

@@ -54,7 +54,7 @@ void wait_for_copy_groups(int pending) {
 }
 
 void drop_copies(int thread_count) {
-  under_way.resize(static_cast<size_t>(kMostFibers));
+  under_way.resize(static_cast<size_t>(kMaxFibers));
   for (int i = 0; i < thread_count; ++i) {
     if (under_way[i].size() != 1 || !under_way[i].front().empty()) under_way[i].assign(1, {});
   }

@@ -41,8 +41,8 @@ struct AtBarrier {
   int result = 0;
 };
 
-std::array<Thread, kMostFibers> threads;
-std::array<Warp, kMostFibers / kWarp> warps;
+std::array<Thread, kMaxFibers> threads;
+std::array<Warp, kMaxFibers / kWarp> warps;
 AtBarrier barrier;
 std::exception_ptr failure;
 void (*thread_body)(void*);

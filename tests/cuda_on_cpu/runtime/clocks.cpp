@@ -33,7 +33,7 @@ struct Acquire {
   Segment fence;
 };
 
-std::array<Lane, kMostFibers> lanes;
+std::array<Lane, kMaxFibers> lanes;
 uint32_t phase = 0;
 std::vector<Segment> segments;  // of this launch
 SegmentId launch_first = 1, operator_first = 1;

@@ -64,7 +64,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
     case cudaDevAttrMultiProcessorCount: *value = multiprocessors(); break;
     case cudaDevAttrComputeCapabilityMajor: *value = 9; break;
     case cudaDevAttrComputeCapabilityMinor: *value = 0; break;
-    case cudaDevAttrMaxThreadsPerBlock: *value = int(kMostThreads); break;
+    case cudaDevAttrMaxThreadsPerBlock: *value = int(kMaxThreads); break;
     case cudaDevAttrMaxThreadsPerMultiProcessor: *value = 2048; break;
     case cudaDevAttrMaxBlocksPerMultiprocessor: *value = 32; break;
     case cudaDevAttrWarpSize: *value = 32; break;
@@ -87,7 +87,7 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
 
 // By threads and shared memory; registers are not known here.
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int block_size, size_t bytes) {
-  if (block_size < 1 || uint64_t(block_size) > kMostThreads) return remember(cudaErrorInvalidValue);
+  if (block_size < 1 || uint64_t(block_size) > kMaxThreads) return remember(cudaErrorInvalidValue);
   const size_t by_memory = kSharedBytesOfMultiprocessor / (bytes + kSharedBytesReserved);
   *blocks = std::min({32, 2048 / ((block_size + 31) / 32 * 32), int(by_memory)});
   return cudaSuccess;

@@ -8,7 +8,7 @@
 
 namespace cuda_on_cpu {
 
-constexpr uint64_t kMostThreads = 1024;  // of a block
+constexpr uint64_t kMaxThreads = 1024;  // of a block
 constexpr size_t kSharedBytes = 48 * 1024;
 constexpr size_t kSharedBytesOnRequest = 227 * 1024;
 constexpr size_t kSharedBytesOfMultiprocessor = 228 * 1024;

@@ -31,7 +31,7 @@ char* all_stacks = nullptr;
 
 char* stack_of(int number) {
   if (all_stacks == nullptr) {
-    void* memory = mmap(nullptr, kPitch * kMostFibers, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* memory = mmap(nullptr, kPitch * kMaxFibers, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw std::runtime_error("no memory for the stacks of CUDA threads");
     all_stacks = static_cast<char*>(memory);
   }
@@ -110,7 +110,7 @@ void entered() {
 
 bool is_on_a_stack(uintptr_t address) {
   const uintptr_t first = reinterpret_cast<uintptr_t>(all_stacks);
-  return address - first < kPitch * kMostFibers;
+  return address - first < kPitch * kMaxFibers;
 }
 
 }  // namespace cuda_on_cpu

@@ -13,7 +13,7 @@ struct Fiber {
 };
 
 constexpr size_t kStackBytes = 256 * 1024;
-constexpr int kMostFibers = 1024;
+constexpr int kMaxFibers = 1024;
 
 // Makes the next `resume` begin `entry` on an empty stack; `number` says which of the stacks.
 void prepare(Fiber& fiber, int number, void (*entry)());

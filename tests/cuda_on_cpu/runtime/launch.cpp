@@ -17,7 +17,7 @@ namespace {
 cudaError_t check(const cudaLaunchConfig_t& config, const void* kernel) {
   const dim3 &grid = config.gridDim, &size = config.blockDim;
   const bool empty = size.x == 0 || size.y == 0 || size.z == 0 || grid.x == 0 || grid.y == 0 || grid.z == 0;
-  if (empty || uint64_t{size.x} * size.y * size.z > kMostThreads || size.x > 1024 || size.y > 1024 || size.z > 64 ||
+  if (empty || uint64_t{size.x} * size.y * size.z > kMaxThreads || size.x > 1024 || size.y > 1024 || size.z > 64 ||
       grid.x > 2147483647u || grid.y > 65535 || grid.z > 65535) {
     return cudaErrorInvalidConfiguration;
   }

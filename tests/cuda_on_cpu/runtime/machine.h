@@ -23,7 +23,7 @@ struct Thread {
   int number = 0;    // in the block
   int warp = 0;
   int lane = 0;
-  bool has_waited = false;  // it has called wait_for_inputs
+  bool has_waited = false;  // it has called pdl_wait
   bool has_inputs = false;  // and so may touch what earlier kernels do; or the launch does not overlap with them
   Fiber fiber;
 };

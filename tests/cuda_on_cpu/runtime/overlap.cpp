@@ -20,8 +20,8 @@ std::vector<Range> inputs;  // of this one
 
 }  // namespace
 
-void wait_for_inputs() {
-  if (current->has_waited) fail("a thread calls wait_for_inputs a second time");
+void pdl_wait() {
+  if (current->has_waited) fail("a thread calls pdl_wait a second time");
   current->has_waited = current->has_inputs = true;
 }
 

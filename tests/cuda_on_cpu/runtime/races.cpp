@@ -29,7 +29,7 @@ struct Cell {
 };
 
 constexpr uintptr_t kPageBytes = 4096;
-constexpr size_t kMostPages = 4096;
+constexpr size_t kMaxPages = 4096;
 
 class Shadow {
  public:
@@ -44,7 +44,7 @@ class Shadow {
     return last_cells_[address % kPageBytes];
   }
 
-  bool is_large() const { return pages_.size() > kMostPages; }
+  bool is_large() const { return pages_.size() > kMaxPages; }
 
   void forget() {
     pages_.clear();
@@ -165,11 +165,11 @@ bool check(const Accessing& access, const Cell& cell, const void* byte) {
 bool check_inputs(const Accessing& access) {
   const auto* first = reinterpret_cast<const char*>(access.address);
   if (access.changes()) {
-    access.report("before it has called wait_for_inputs: an earlier kernel may still use them");
+    access.report("before it has called pdl_wait: an earlier kernel may still use them");
     return false;
   }
   if (!is_input(first) && !is_input(first + access.bytes - 1)) return true;
-  access.report("that are an input, before it has called wait_for_inputs");
+  access.report("that are an input, before it has called pdl_wait");
   return false;
 }
 
@@ -185,7 +185,7 @@ void note(const void* pointer, size_t bytes, Access kind, const void* code) {
   for (size_t i = 0; i < bytes; ++i) {
     Cell& cell = shadow[address + i];
     if (!current->has_inputs && !access.shared && is_too_early(access, cell)) {
-      return access.report("that an earlier kernel of this operator uses, before it has called wait_for_inputs");
+      return access.report("that an earlier kernel of this operator uses, before it has called pdl_wait");
     }
     if (!check(access, cell, pointer)) return;
     if (access.changes()) {

@@ -3,7 +3,7 @@
 // Two accesses of which one writes race, unless something orders them: a barrier; __syncwarp, but no shuffle or vote;
 // between blocks a fence, then an atomic operation that a thread of the other block sees, then a fence of that thread;
 // atomic operations among themselves.
-// And what an earlier kernel may still be writing or reading waits for wait_for_inputs. In the other builds, all of
+// And what an earlier kernel may still be writing or reading waits for pdl_wait. In the other builds, all of
 // this is nothing.
 #pragma once
 

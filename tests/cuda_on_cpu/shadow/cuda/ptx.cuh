@@ -19,9 +19,9 @@ inline T* dynamic_shared() {
   return reinterpret_cast<T*>(::cuda_on_cpu::block.dynamic_shared);
 }
 
-inline void wait_for_inputs() { ::cuda_on_cpu::wait_for_inputs(); }
+inline void pdl_wait() { ::cuda_on_cpu::pdl_wait(); }
 
-inline void let_next_start() {}
+inline void pdl_launch_dependents() {}
 
 inline uint4 load_once(const void* address) { return ::cuda_on_cpu::load(static_cast<const uint4*>(address)); }
 

@@ -1,17 +1,17 @@
-// decode_attention: one query a sequence over the keys and values that its slot holds.
+// decode_attention: one query for each sequence over the keys and values in its slot.
 //
-// Layout: a head's keys lie one after the other, [capacity, head_dim], and so do its values. Floor: the bytes of the
-// `length` positions in use; what lies past them is not touched. A task is one head of one token. It goes over
-// 16 positions at a time, once: scores, the running maximum and sum of the softmax (Milakov and Gimelshein 2018),
-// and the values weighted so far. Limited by memory, and for short contexts by nothing worth mentioning.
+// Layout: keys of a head are contiguous, [capacity, head_dim], and so are its values. A task is one head of one token.
+// It goes over the positions once, 16 at a time: scores, the running maximum and sum of the softmax (Milakov and
+// Gimelshein 2018), and the values weighted so far. Lower bound: the bytes of the `length` positions in use; others are
+// not read. Limit: memory bandwidth; for short contexts the time is negligible.
 #include <limits>
 
-#include "activations.h"
+#include "inputs.h"
 
 namespace adept::ADEPT_ISA {
 namespace {
 
-constexpr int64_t kPositionsWorthATask = 64;  // below this, heads are cheaper than waking a thread for them
+constexpr int64_t kPositionsWorthATask = 64;  // below this, waking a thread costs more than it saves
 
 template <class Element>
 class Head {
@@ -44,7 +44,7 @@ class Head {
     }
     const F32x16 below = sub(load(scores), broadcast(highest));
     float weights[kLanes];
-    // The product with 0 lets a NaN or an infinity through, which the exponential would hide.
+    // The product with 0 keeps a NaN and turns an infinity into NaN, which the exponential would hide.
     store(weights, fma(below, broadcast(0.0f), exp_nonpositive(below)));
     const float correction = std::exp(highest_ - highest);
     total_ = total_ * correction + sum(load_first(weights, count));

@@ -1,8 +1,8 @@
-// The units that are not 0 for some token, listed by a block from their bits, in order.
+// Lists the neurons that are active (not 0) for some token, in order, from their bits; a block makes its own list.
 //
-// 16384 units are 512 words of bits, one for each thread. To count them, to sum up the counts of the words before,
-// and to write those of a block's share, 32 units at a time by a warp, takes some hundred instructions of each warp,
-// however many units are active.
+// 16384 neurons are 512 words of bits, one for each thread. A warp takes about a hundred instructions, however many
+// neurons are active: it counts the bits, sums the counts of the words before, and writes those of the block's share,
+// 32 neurons at a time.
 #pragma once
 
 #include <cstdint>
@@ -12,17 +12,17 @@
 namespace adept::cuda {
 
 template <int kThreads>
-class ActiveUnits {
+class CompactNonzeros {
  public:
-  static constexpr int kWords = kThreads;  // that are looked at at once
+  static constexpr int kWords = kThreads;  // in one round
   struct Shared {
     uint32_t words[kWords];
-    int before[kWords];  // units listed by the words before
+    int before[kWords];  // neurons listed by the words before
     int of_warp[kThreads / kWarpSize];
   };
 
-  // `bits`: [words], 32 units each.
-  __device__ ActiveUnits(const uint32_t* bits, int words, Shared& shared)
+  // `bits`: [words], 32 neurons each.
+  __device__ CompactNonzeros(const uint32_t* bits, int words, Shared& shared)
       : bits_(bits), words_(words), shared_(shared) {
     int mine = 0;
     for (int word = threadIdx.x; word < words; word += kThreads) mine += __popc(bits[word]);
@@ -31,19 +31,19 @@ class ActiveUnits {
 
   __device__ int count() const { return count_; }
 
-  // Writes the units that are `begin`-th to before `end`-th of the list, once the whole block is here. It may read
-  // them after a barrier.
-  __device__ void list(int begin, int end, uint32_t* units) {
-    int listed = 0;  // by the words of the rounds before
+  // Writes entries `begin` to `end` (excluded) of the list. Every thread of the block calls this; entries can be read
+  // after a barrier.
+  __device__ void list(int begin, int end, uint32_t* neurons) {
+    int listed = 0;  // in the rounds before
     for (int first = 0; first < words_ && listed < end; first += kWords) {
       const int word = first + static_cast<int>(threadIdx.x);
       const uint32_t bits = word < words_ ? bits_[word] : 0;
-      __syncthreads();  // what the round or the list before wrote may still be read
+      __syncthreads();  // the previous round or list may still be being read
       const int up_to = sum_up_to(__popc(bits));
       shared_.words[threadIdx.x] = bits;
       shared_.before[threadIdx.x] = listed + up_to - __popc(bits);
       __syncthreads();
-      write(first, begin, end, units);
+      write(first, begin, end, neurons);
       listed = shared_.before[kWords - 1] + __popc(shared_.words[kWords - 1]);
     }
   }
@@ -51,9 +51,9 @@ class ActiveUnits {
  private:
   static constexpr int kWarps = kThreads / kWarpSize;
 
-  // Neighbouring words go to different warps, since a share of the list comes from neighbouring words. First each
-  // lane looks at one of its warp's words, then the warp writes what the words that matter hold.
-  __device__ void write(int first, int begin, int end, uint32_t* units) const {
+  // Neighbouring words go to different warps, because a share of the list comes from neighbouring words. Each lane
+  // tests one of its warp's words; then the warp writes the entries of those words that have any in the share.
+  __device__ void write(int first, int begin, int end, uint32_t* neurons) const {
     const int seen = warp_index() + lane_index() * kWarps;
     const int before = shared_.before[seen];
     const bool matters = before < end && before + __popc(shared_.words[seen]) > begin;
@@ -62,7 +62,7 @@ class ActiveUnits {
       const uint32_t bits = shared_.words[word];
       const int at = shared_.before[word] + __popc(bits & ((1u << lane_index()) - 1));
       if ((bits >> lane_index() & 1) != 0 && at >= begin && at < end)
-        units[at - begin] = static_cast<uint32_t>((first + word) * 32 + lane_index());
+        neurons[at - begin] = static_cast<uint32_t>((first + word) * 32 + lane_index());
     }
   }
 
@@ -75,7 +75,7 @@ class ActiveUnits {
     return sum;
   }
 
-  // Over the threads up to this one.
+  // The sum over the threads up to and including this one.
   __device__ int sum_up_to(int mine) {
 #pragma unroll
     for (int distance = 1; distance < kWarpSize; distance *= 2) {

@@ -1,8 +1,9 @@
-// rotary_append: LayerNorm of q and k head by head, rotary embedding, and the write of k and v into the cache.
+// rotary_append: LayerNorm of q and k head by head, rotary embedding, and the append of k and v to the cache.
 //
-// Layout: qkv is [tokens, heads, (q, k, v), head_dim]; a head's keys lie one after the other in the cache. The first
-// `half` of a head's dimensions turn with the next `half`; the rest stay. A few kB a token: limited by nothing.
-#include "activations.h"
+// Layout: qkv is [tokens, heads, (q, k, v), head_dim]; keys of a head are contiguous in the cache. The first `half`
+// dimensions of a head are rotated with the next `half`; the others stay. Lower bound: a few kB a token, negligible.
+// Limit: the start of the threads.
+#include "inputs.h"
 
 namespace adept::ADEPT_ISA {
 namespace {

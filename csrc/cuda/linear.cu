@@ -1,4 +1,5 @@
-#include "cuda/matmul.cuh"
+// linear: chooses the kernel for the format and the tokens; linear.cuh has the layout, lower bound and limit.
+#include "cuda/linear.cuh"
 
 #include <algorithm>
 
@@ -9,8 +10,8 @@
 namespace adept::cuda {
 namespace {
 
-// Up to so many tokens each block normalises for itself, while its first weights are on their way; above, a kernel
-// before does it once: at 8 tokens, 264 blocks would together read 35 MB of inputs, gammas and betas from L2.
+// Up to this many tokens, each block normalises the inputs itself while its first weights are loading. For more, a
+// kernel does it once before: at 8 tokens, 264 blocks would read 35 MB of inputs, gammas and betas from L2.
 constexpr int64_t kTokensPreparedInBlock = 2;
 constexpr unsigned kPrepareThreads = 256;
 constexpr int kBlocksPerMultiprocessor = 2;
@@ -18,8 +19,8 @@ constexpr int kBlocksPerMultiprocessor = 2;
 template <Format kFormat>
 __global__ void __launch_bounds__(kPrepareThreads) prepare_inputs(const Linear linear, const PreparedInputs to) {
   __shared__ float scratch[kPrepareThreads / kWarpSize];
-  wait_for_inputs();
-  let_next_start();
+  pdl_wait();
+  pdl_launch_dependents();
   const int cols = static_cast<int>(linear.w.cols), token = static_cast<int>(blockIdx.x);
   uint4* const row = to.rows + token * row_runs<kFormat>(cols);
   const float inverse = prepare_token<kFormat>(linear.x + int64_t{token} * cols, linear.norm, cols, row, scratch);
@@ -37,7 +38,7 @@ size_t shared_bytes(const Linear& linear, int token_tiles) {
 }
 
 template <Format kFormat, int kTokenTiles, bool kPrepared>
-cudaError_t multiply_tokens(const Linear& linear, const PreparedInputs& prepared, const UnitMarks& marks,
+cudaError_t multiply_tokens(const Linear& linear, const PreparedInputs& prepared, const ActivationMarks& marks,
                             cudaStream_t stream) {
   int count = 0;
   if (const cudaError_t error = multiprocessors(&count)) return error;
@@ -45,13 +46,14 @@ cudaError_t multiply_tokens(const Linear& linear, const PreparedInputs& prepared
   if (const cudaError_t error = allow_shared_bytes(multiply_rows<kFormat, kTokenTiles, kPrepared>, shared))
     return error;
   const int blocks_of_tiles = (tiles_of(linear.w.rows) + kTokenTiles - 1) / kTokenTiles;
-  const int most = count * kBlocksPerMultiprocessor / kTokenTiles;
-  const Shape shape = {static_cast<unsigned>(std::min(blocks_of_tiles, most)), kTokenTiles * kTeamThreads, shared};
+  const int max_blocks = count * kBlocksPerMultiprocessor / kTokenTiles;
+  const Shape shape = {static_cast<unsigned>(std::min(blocks_of_tiles, max_blocks)), kTokenTiles * kTeamThreads,
+                       shared};
   return launch(stream, shape, multiply_rows<kFormat, kTokenTiles, kPrepared>, linear, prepared, marks);
 }
 
 template <Format kFormat>
-cudaError_t multiply_pass(const Linear& linear, const UnitMarks& marks, void* workspace, cudaStream_t stream) {
+cudaError_t multiply_pass(const Linear& linear, const ActivationMarks& marks, void* workspace, cudaStream_t stream) {
   if (linear.tokens <= kTokensPreparedInBlock) return multiply_tokens<kFormat, 1, false>(linear, {}, marks, stream);
   const PreparedInputs prepared = {reinterpret_cast<uint4*>(static_cast<char*>(workspace) + kUnscaleBytes),
                                    static_cast<float*>(workspace)};
@@ -71,7 +73,7 @@ Linear some_tokens(const Linear& linear, int64_t first, int64_t count) {
   return some;
 }
 
-// As many tokens as find room in shared memory; 0 where not even one does.
+// The number of tokens whose inputs fit in shared memory; 0 if not even one does.
 template <Format kFormat>
 int64_t tokens_of_pass(const Linear& linear, size_t room) {
   if (linear.tokens > kTokensOfTile && shared_bytes<kFormat>(linear, 2) <= room) return linear.tokens;
@@ -81,16 +83,16 @@ int64_t tokens_of_pass(const Linear& linear, size_t room) {
 }
 
 template <Format kFormat>
-cudaError_t multiply_in(const Linear& linear, const UnitMarks& marks, void* workspace, cudaStream_t stream) {
+cudaError_t multiply_in(const Linear& linear, const ActivationMarks& marks, void* workspace, cudaStream_t stream) {
   size_t room = 0;
-  if (const cudaError_t error = most_shared_bytes(&room)) return error;
-  const int64_t most = tokens_of_pass<kFormat>(linear, room);
-  if (most == 0) return cudaErrorInvalidValue;
-  for (int64_t first = 0; first < linear.tokens; first += most) {
-    UnitMarks of_pass = marks;
+  if (const cudaError_t error = max_shared_bytes(&room)) return error;
+  const int64_t count = tokens_of_pass<kFormat>(linear, room);
+  if (count == 0) return cudaErrorInvalidValue;
+  for (int64_t first = 0; first < linear.tokens; first += count) {
+    ActivationMarks of_pass = marks;
     if (marks.largest != nullptr) of_pass.largest += first * tiles_of(linear.w.rows);
     of_pass.joins = first > 0;
-    const cudaError_t error = multiply_pass<kFormat>(some_tokens(linear, first, most), of_pass, workspace, stream);
+    const cudaError_t error = multiply_pass<kFormat>(some_tokens(linear, first, count), of_pass, workspace, stream);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
@@ -100,13 +102,13 @@ cudaError_t multiply_in(const Linear& linear, const UnitMarks& marks, void* work
 
 int64_t multiply_workspace_bytes(const Linear& linear) {
   if (linear.tokens <= kTokensPreparedInBlock) return 0;
-  // Of all formats, int4's chunks are the longest.
-  static_assert(kChunkCols<Format::kInt4Wide> == kMaxChunkCols);
-  static_assert(row_runs<Format::kInt4Wide>(0) * sizeof(uint4) == kRowPaddingBytes);
+  // int4 has the longest chunks of all formats.
+  static_assert(kChunkCols<Format::kInt4G128> == kMaxChunkCols);
+  static_assert(row_runs<Format::kInt4G128>(0) * sizeof(uint4) == kRowPaddingBytes);
   return prepared_inputs_bytes(linear.tokens, linear.w.cols);
 }
 
-cudaError_t multiply(const Linear& linear, const UnitMarks& marks, void* workspace, cudaStream_t stream) {
+cudaError_t multiply(const Linear& linear, const ActivationMarks& marks, void* workspace, cudaStream_t stream) {
   if (linear.w.cols == 0 || linear.w.cols % kRun != 0) return cudaErrorInvalidValue;
   if (linear.tokens == 0 || linear.w.rows == 0) return cudaSuccess;
   const bool aligned = is_aligned(linear.x) && is_aligned(linear.norm.gamma) && is_aligned(linear.norm.beta) &&
@@ -117,7 +119,7 @@ cudaError_t multiply(const Linear& linear, const UnitMarks& marks, void* workspa
     case Format::kBFloat16: return multiply_in<Format::kBFloat16>(linear, marks, workspace, stream);
     case Format::kInt8: return multiply_in<Format::kInt8>(linear, marks, workspace, stream);
     case Format::kFloat8: return multiply_in<Format::kFloat8>(linear, marks, workspace, stream);
-    case Format::kInt4Wide: return multiply_in<Format::kInt4Wide>(linear, marks, workspace, stream);
+    case Format::kInt4G128: return multiply_in<Format::kInt4G128>(linear, marks, workspace, stream);
     default: return cudaErrorInvalidValue;
   }
 }

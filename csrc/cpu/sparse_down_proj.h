@@ -1,41 +1,44 @@
-// The loops of the down-projection: y += sum of unit * row over the rows of the transposed weight, walking a list
-// of the rows whose unit is not 0.
+// The loops of the sparse down-projection: y += sum of activation * row over the rows of the transposed weight, for a
+// list of the active neurons.
 //
-// A task takes a part of the list and a strip of columns. Float rows are added eight at a time to sums that stay in
-// the first-level cache, packed ones 32 at a time to sums of 64 columns in registers; the rows after them are
-// prefetched column by column, since the hardware cannot guess them. The parts depend on the list alone, so the
-// result does not depend on the number of threads.
+// Layout: a task takes a part of the list and a strip of columns. Float rows are added eight at a time to sums in the
+// first-level cache, packed rows 32 at a time to sums of 64 columns in registers. The rows after them are prefetched
+// column by column, because the hardware cannot predict them. Parts depend on the list only, so the result does not
+// depend on the number of threads. mlp.cpp has the lower bound and the limit.
 #pragma once
 
-#include "activations.h"
+#include "inputs.h"
 #include "products.h"
 
 namespace adept::ADEPT_ISA {
 
 constexpr int64_t kParts = 16;
-constexpr int64_t kStripColumns = 2048;  // a multiple of kUnitsPadding
-constexpr int kUnitsAtOnce = 8;
+constexpr int64_t kStripColumns = 2048;  // a multiple of kTransposedColumns
+constexpr int kRowsAtOnce = 8;
 constexpr int64_t kListPadding = 16;
 
-// The units that any token needs, in order; padded to a multiple of 16 by repeating the last, as a unit of 0.
-class ActiveUnits {
+// The neurons that are active for any token, in order, and their activations; padded to a multiple of 16 with the last
+// neuron and activations of 0.
+class ActiveNeurons {
  public:
-  // units: [tokens, intermediate]
-  ActiveUnits(const Threads& threads, const float* units, int64_t tokens, int64_t intermediate)
+  // activations: [tokens, intermediate]
+  ActiveNeurons(const Threads& threads, const float* activations, int64_t tokens, int64_t intermediate)
       : tokens_(tokens),
         rows_(intermediate + 2 * kListPadding),
         values_(tokens * round_up(intermediate, kListPadding)) {
-    for_columns(intermediate, [&](int64_t unit, int lanes) {
-      uint32_t wanted = 0;
-      for (int64_t t = 0; t < tokens; ++t) wanted |= nonzero_lanes(load_first(units + t * intermediate + unit, lanes));
-      count_ += store_selected(rows_ + count_, int32_t(unit), wanted);
+    for_columns(intermediate, [&](int64_t neuron, int lanes) {
+      uint32_t active = 0;
+      for (int64_t t = 0; t < tokens; ++t)
+        active |= nonzero_lanes(load_first(activations + t * intermediate + neuron, lanes));
+      count_ += store_selected(rows_ + count_, int32_t(neuron), active);
     });
     padded_ = round_up(count_, kListPadding);
     std::fill(rows_ + count_, rows_ + padded_, count_ ? rows_[count_ - 1] : 0);
     parallel_pieces(threads, tokens, kTokensPerTask, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
         float* values = values_ + t * padded_;
-        for (int64_t i = 0; i < padded_; i += kLanes) store(values + i, gather(units + t * intermediate, rows_ + i));
+        for (int64_t i = 0; i < padded_; i += kLanes)
+          store(values + i, gather(activations + t * intermediate, rows_ + i));
         std::fill(values + count_, values + padded_, 0.0f);
       }
     });
@@ -45,7 +48,7 @@ class ActiveUnits {
   int64_t padded() const { return padded_; }
   int64_t tokens() const { return tokens_; }
   int64_t row(int64_t index) const { return rows_.data()[index]; }
-  const float* units(int64_t token) const { return values_.data() + token * padded_; }
+  const float* activations(int64_t token) const { return values_.data() + token * padded_; }
 
  private:
   int64_t tokens_;
@@ -54,19 +57,19 @@ class ActiveUnits {
   int64_t count_ = 0, padded_ = 0;
 };
 
-// The list and the columns, cut into tasks.
-class UnitTasks {
+// Divides the list and the columns into tasks.
+class DownProjTasks {
  public:
   struct Task {
     int64_t part, begin, end;           // of the list
     int64_t first_column, last_column;  // last_column is past the end
   };
 
-  UnitTasks(int64_t units, int64_t columns)
-      : units_(units),
+  DownProjTasks(int64_t rows, int64_t columns)
+      : rows_(rows),
         columns_(columns),
-        step_(std::max(kListPadding, round_up((units + kParts - 1) / kParts, kListPadding))),
-        parts_((units + step_ - 1) / step_),
+        step_(std::max(kListPadding, round_up((rows + kParts - 1) / kParts, kListPadding))),
+        parts_((rows + step_ - 1) / step_),
         strips_((columns + kStripColumns - 1) / kStripColumns) {}
 
   int64_t parts() const { return parts_; }
@@ -75,19 +78,19 @@ class UnitTasks {
   void run(const Threads& threads, const Run& run) const {
     parallel(threads, parts_ * strips_, [&](int64_t i) {
       const int64_t part = i / strips_, strip = i % strips_;
-      run(Task{part, part * step_, std::min(units_, (part + 1) * step_), strip * kStripColumns,
+      run(Task{part, part * step_, std::min(rows_, (part + 1) * step_), strip * kStripColumns,
                std::min(columns_, (strip + 1) * kStripColumns)});
     });
   }
 
  private:
-  int64_t units_, columns_, step_, parts_, strips_;
+  int64_t rows_, columns_, step_, parts_, strips_;
 };
 
-// sums[t][c] += sum over i of units[t][i] * rows[i][c], for 16 lanes at a time.
+// sums[t][c] += sum over i of activations[t][i] * rows[i][c], for 16 lanes at a time.
 template <int Rows, int Tokens, class Weight>
 inline void add_rows(const Weight* const (&rows)[Rows], const Weight* const (&next)[Rows],
-                     const float (&units)[Tokens][Rows], int64_t columns, float* sums, int64_t stride) {
+                     const float (&activations)[Tokens][Rows], int64_t columns, float* sums, int64_t stride) {
   for_columns(columns, [&](int64_t c, int lanes) {
     F32x16 weights[Rows];
 #pragma GCC unroll 16
@@ -99,18 +102,18 @@ inline void add_rows(const Weight* const (&rows)[Rows], const Weight* const (&ne
     for (int t = 0; t < Tokens; ++t) {
       F32x16 total = load_first(sums + t * stride + c, lanes);
 #pragma GCC unroll 16
-      for (int i = 0; i < Rows; ++i) total = fma(weights[i], broadcast(units[t][i]), total);
+      for (int i = 0; i < Rows; ++i) total = fma(weights[i], broadcast(activations[t][i]), total);
       store_first(sums + t * stride + c, total, lanes);
     }
   });
 }
 
-// sums: [tokens, stride], to be added to.
+// Adds to sums: [tokens, stride].
 template <class Weight>
-void add_float_units(const Weight* w, int64_t cols, const ActiveUnits& active, const UnitTasks::Task& task, float* sums,
-                     int64_t stride) {
+void add_float_rows(const Weight* w, int64_t cols, const ActiveNeurons& active, const DownProjTasks::Task& task,
+                    float* sums, int64_t stride) {
   constexpr int kTokens = 4;
-  for_blocks<kUnitsAtOnce>(task.begin, std::min(task.end, active.count()), [&](int64_t index, auto count) {
+  for_blocks<kRowsAtOnce>(task.begin, std::min(task.end, active.count()), [&](int64_t index, auto count) {
     constexpr int kRows = decltype(count)::value;
     const Weight *rows[kRows], *next[kRows];
     for (int i = 0; i < kRows; ++i) {
@@ -119,34 +122,34 @@ void add_float_units(const Weight* w, int64_t cols, const ActiveUnits& active, c
     }
     for_blocks<kTokens>(0, active.tokens(), [&](int64_t token, auto token_count) {
       constexpr int kCount = decltype(token_count)::value;
-      float units[kCount][kRows];
+      float activations[kCount][kRows];
       for (int t = 0; t < kCount; ++t)
-        for (int i = 0; i < kRows; ++i) units[t][i] = active.units(token + t)[index + i];
-      add_rows(rows, next, units, task.last_column - task.first_column, sums + token * stride + task.first_column,
+        for (int i = 0; i < kRows; ++i) activations[t][i] = active.activations(token + t)[index + i];
+      add_rows(rows, next, activations, task.last_column - task.first_column, sums + token * stride + task.first_column,
                stride);
     });
   });
 }
 
-// The active units of each token as 256 * high + low, unsigned: relu² leaves nothing below 0.
-class FixedUnits {
+// Each token's activations as 256 * high + low, unsigned, because relu² is never negative.
+class FixedActivations {
  public:
-  explicit FixedUnits(const ActiveUnits& active)
+  explicit FixedActivations(const ActiveNeurons& active)
       : stride_(active.padded()),
         high_(active.tokens() * stride_),
         low_(active.tokens() * stride_),
         scales_(active.tokens()) {
     for (int64_t token = 0; token < active.tokens(); ++token) {
-      const float* units = active.units(token);
+      const float* activations = active.activations(token);
       F32x16 extreme = broadcast(0.0f), taint = broadcast(0.0f);
       for (int64_t i = 0; i < stride_; i += kLanes) {
-        extreme = max(load(units + i), extreme);
-        taint = fma(load(units + i), broadcast(0.0f), taint);  // NaN once anything is not finite
+        extreme = max(load(activations + i), extreme);
+        taint = fma(load(activations + i), broadcast(0.0f), taint);  // NaN once anything is not finite
       }
       scales_[token] = largest(extreme) / 65535 + sum(taint);
       const float inverse = scales_[token] > std::numeric_limits<float>::min() ? 1 / scales_[token] : 0;
       for (int64_t i = 0; i < stride_; i += kLanes) {
-        const I32x16 value = to_int(mul(load(units + i), broadcast(inverse)));
+        const I32x16 value = to_int(mul(load(activations + i), broadcast(inverse)));
         store_bytes(high_ + token * stride_ + i, shift_right_8(value));
         store_bytes(low_ + token * stride_ + i, value);
       }
@@ -163,18 +166,18 @@ class FixedUnits {
   Buffer<float> scales_;
 };
 
-// Packed rows that are added at once.
-constexpr int64_t kBlockUnits = 32;
+// Packed rows that are added together.
+constexpr int64_t kBlockRows = 32;
 constexpr int kBlockTokens = 2;  // 16 sums for each 64 columns
 
-// Where the rows of a block begin, and those of the block after it.
+// Pointers to the rows of a block and of the next block.
 template <class Element>
 struct RowPointers {
-  RowPointers(const Element* w, int64_t stride, const ActiveUnits& active, int64_t begin, int64_t end)
-      : count(std::min(kBlockUnits, end - begin)) {
+  RowPointers(const Element* w, int64_t stride, const ActiveNeurons& active, int64_t begin, int64_t end)
+      : count(std::min(kBlockRows, end - begin)) {
     for (int64_t i = 0; i < count; ++i) {
       rows[i] = w + active.row(begin + i) * stride;
-      next[i] = w + active.row(std::min(begin + i + kBlockUnits, active.padded() - 1)) * stride;
+      next[i] = w + active.row(std::min(begin + i + kBlockRows, active.padded() - 1)) * stride;
     }
   }
 
@@ -183,10 +186,10 @@ struct RowPointers {
   }
 
   const int64_t count;  // a multiple of 16
-  const Element *rows[kBlockUnits], *next[kBlockUnits];
+  const Element *rows[kBlockRows], *next[kBlockRows];
 };
 
-// Sums of 64 columns for a few tokens, as 256 * high + low, in registers.
+// Sums of 64 columns for a few tokens as 256 * high + low, in registers.
 template <int Tokens>
 struct ColumnSums {
   // sums: [tokens, high and low, stride], at the first token and column; null for zeros.
@@ -214,9 +217,9 @@ struct ColumnSums {
 };
 
 // sums: int32 [tokens, high and low, stride], set for the task's columns; stride is the padded width of a row.
-inline void int8_units(const int8_t* w, int64_t stride, const ActiveUnits& active, const FixedUnits& units,
-                       const UnitTasks::Task& task, int32_t* sums) {
-  for (int64_t index = task.begin; index < task.end; index += kBlockUnits) {
+inline void add_int8_rows(const int8_t* w, int64_t stride, const ActiveNeurons& active,
+                          const FixedActivations& activations, const DownProjTasks::Task& task, int32_t* sums) {
+  for (int64_t index = task.begin; index < task.end; index += kBlockRows) {
     const RowPointers<int8_t> at(w, stride, active, index, task.end);
     for (int64_t c = task.first_column; c < task.last_column; c += kCacheLine) {
       at.prefetch_next(c);
@@ -231,12 +234,12 @@ inline void int8_units(const int8_t* w, int64_t stride, const ActiveUnits& activ
           interleave4(rows);
 #pragma GCC unroll 16
           for (int t = 0; t < kTokens; ++t) {
-            const U8x64 unit_high = broadcast4(units.high(token + t, index + i));
-            const U8x64 unit_low = broadcast4(units.low(token + t, index + i));
+            const U8x64 activations_high = broadcast4(activations.high(token + t, index + i));
+            const U8x64 activations_low = broadcast4(activations.low(token + t, index + i));
 #pragma GCC unroll 16
             for (int v = 0; v < 4; ++v) {
-              block.high[t][v] = dot4(block.high[t][v], unit_high, rows[v]);
-              block.low[t][v] = dot4(block.low[t][v], unit_low, rows[v]);
+              block.high[t][v] = dot4(block.high[t][v], activations_high, rows[v]);
+              block.low[t][v] = dot4(block.low[t][v], activations_low, rows[v]);
             }
           }
         }

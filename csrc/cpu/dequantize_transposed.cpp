@@ -1,8 +1,9 @@
-// dequantize_units: a quantised down-projection as floats, for prompts so long that a float GEMM reads it best.
+// dequantize_transposed: a quantised down-projection as floats, for prompts long enough for a float GEMM.
 //
-// Layout: 64 bytes of a row hold 64 columns (int8) or 128 (int4), permuted as adept_fast/quantization/quantize.py says:
-// byte 16L + 4i + b is column 16i + 4L + b, so four bytes from each quarter make 16 neighbouring columns.
-#include "activations.h"
+// Layout: 64 bytes of a row hold 64 columns (int8) or 128 (int4), interleaved as adept_fast/quantization packs them:
+// byte 16L + 4i + b is column 16i + 4L + b, so four bytes from each quarter make 16 neighbouring columns. Lower bound:
+// the bytes of the matrix read and of the floats written. Limit: instructions.
+#include "inputs.h"
 
 namespace adept::ADEPT_ISA {
 namespace {
@@ -15,17 +16,17 @@ inline I32x16 sixteen_columns(const uint8_t* block, int i) {
 }
 
 inline F32x16 int8_columns(const Matrix& w, int64_t row, int64_t column, int lanes) {
-  const int64_t stride = round_up(w.cols, kUnitsPadding);
+  const int64_t stride = round_up(w.cols, kTransposedColumns);
   const auto* block = static_cast<const uint8_t*>(w.values) + row * stride + column / kCacheLine * kCacheLine;
   const F32x16 values = to_float(sixteen_columns(block, int(column % kCacheLine / kLanes)));
   return mul(values, load_first(static_cast<const float*>(w.scales) + column, lanes));
 }
 
 inline F32x16 int4_columns(const Matrix& w, int64_t row, int64_t column) {
-  const int64_t stride = round_up(w.cols, kUnitsPadding);
-  const int64_t in_block = column % kUnitsPadding;
+  const int64_t stride = round_up(w.cols, kTransposedColumns);
+  const int64_t in_block = column % kTransposedColumns;
   const auto* block = static_cast<const uint8_t*>(w.values) + row * stride / 2 + (column - in_block) / 2;
-  const auto* scale = static_cast<const Half*>(w.scales) + row * (stride / kGroup) + column / kGroup;
+  const auto* scale = static_cast<const Half*>(w.scales) + row * (stride / kGroupSize32) + column / kGroupSize32;
   const U8x64 bytes = load_bytes(block);
   uint8_t nibbles[kCacheLine];
   const U8x64 chosen = in_block < kCacheLine ? low_nibbles(bytes) : high_nibbles(bytes);
@@ -48,7 +49,7 @@ void dequantize(const Threads& threads, const Matrix& w, Element* out) {
 
 }  // namespace
 
-void dequantize_units(const Threads& threads, const Matrix& w, Format to, void* out) {
+void dequantize_transposed(const Threads& threads, const Matrix& w, Format to, void* out) {
   if (to == Format::kBFloat16)
     dequantize(threads, w, static_cast<BFloat16*>(out));
   else

@@ -1,26 +1,27 @@
-// The down-projection's loop for 4-bit weights.
+// The loop of the sparse down-projection for 4-bit weights.
 //
-// A row's scales run along its columns, one for each 32, so that a row that is not needed costs no scale either.
-// Rows of different scale cannot share an integer sum; so each unit is first multiplied with its scale of a group
-// of columns, and those products are what is put into fixed point, one step size a group: unit * scale * (Q - 8).
+// Scales run along a row, one for each 32 columns, so a skipped row costs no scales either. Rows of different scales
+// cannot share an integer sum. So each activation is multiplied by its row's scale of a group of columns, and these
+// products are converted to fixed point, with one step size for each group: activation * scale * (Q - 8).
 #pragma once
 
-#include "units.h"
+#include "sparse_down_proj.h"
 
 namespace adept::ADEPT_ISA {
 
-// For one task: units[i] * scale[row i, group], as 256 * high + low, four units' bytes side by side.
-class ScaledUnits {
+// For one task: activations[i] * scale[row i, group] as 256 * high + low, the bytes of four neurons side by side.
+class ScaledActivations {
  public:
-  ScaledUnits(const Half* scales, int64_t row_groups, const ActiveUnits& active, const UnitTasks::Task& task)
-      : groups((task.last_column - task.first_column) / kGroup),
+  ScaledActivations(const Half* scales, int64_t row_groups, const ActiveNeurons& active,
+                    const DownProjTasks::Task& task)
+      : groups((task.last_column - task.first_column) / kGroupSize32),
         stride_(round_up(groups, kLanes)),
         quads_((task.end - task.begin) / 4),
         high_(active.tokens() * quads_ * stride_),
         low_(active.tokens() * quads_ * stride_),
         steps_(active.tokens() * stride_),
         sums_(active.tokens() * stride_) {
-    const Half* from = scales + task.first_column / kGroup;
+    const Half* from = scales + task.first_column / kGroupSize32;
     for (int64_t token = 0; token < active.tokens(); ++token)
       for (int64_t group = 0; group < groups; group += kLanes)
         scale(from + group, row_groups, int(std::min<int64_t>(kLanes, groups - group)), active, task, token, group);
@@ -34,16 +35,16 @@ class ScaledUnits {
   const int64_t groups;
 
  private:
-  // 16 groups of columns, of which `lanes` exist.
-  void scale(const Half* scales, int64_t row_groups, int lanes, const ActiveUnits& active, const UnitTasks::Task& task,
-             int64_t token, int64_t group) {
+  // 16 groups of columns; only the first `lanes` exist.
+  void scale(const Half* scales, int64_t row_groups, int lanes, const ActiveNeurons& active,
+             const DownProjTasks::Task& task, int64_t token, int64_t group) {
     const int64_t count = task.end - task.begin;
     Buffer<float> products(count * kLanes);
     F32x16 extreme = broadcast(0.0f), taint = broadcast(0.0f);
     for (int64_t i = 0; i < count; ++i) {
       const Half* row = scales + active.row(task.begin + i) * row_groups;
       const F32x16 steps = lanes == kLanes ? load(row) : load_first(row, lanes);
-      const F32x16 value = mul(steps, broadcast(active.units(token)[task.begin + i]));
+      const F32x16 value = mul(steps, broadcast(active.activations(token)[task.begin + i]));
       extreme = max(abs(value), extreme);
       taint = fma(value, broadcast(0.0f), taint);  // NaN once anything is not finite
       store(products + i * kLanes, value);
@@ -58,7 +59,7 @@ class ScaledUnits {
       I32x16 upper[4], lower[4];
 #pragma GCC unroll 16
       for (int i = 0; i < 4; ++i) {
-        // The maximum puts an end to a NaN, which is in the step already.
+        // The maximum removes a NaN, which the step has already.
         const F32x16 value = mul(load(products + (4 * quad + i) * kLanes), inverse);
         lower[i] = to_int(max(value, broadcast(-kFixedPointMax)));
         upper[i] = high_byte(lower[i]);
@@ -77,10 +78,11 @@ class ScaledUnits {
   Buffer<int32_t> sums_;
 };
 
-// Adds a block of rows to sums of 64 columns, of which each 32 share a scale; `nibbles` takes them out of a line.
+// Adds a block of rows to sums of 64 columns, two groups; `nibbles` extracts them from a cache line.
 template <int Tokens, class Nibbles>
-inline void add_block(const RowPointers<uint8_t>& at, int64_t offset, const Nibbles& nibbles, const ScaledUnits& units,
-                      int64_t token, int64_t quad, int64_t group, ColumnSums<Tokens>& sums) {
+inline void add_block(const RowPointers<uint8_t>& at, int64_t offset, const Nibbles& nibbles,
+                      const ScaledActivations& activations, int64_t token, int64_t quad, int64_t group,
+                      ColumnSums<Tokens>& sums) {
   for (int64_t i = 0; i < at.count; i += 4) {
     U8x64 columns[4];
 #pragma GCC unroll 16
@@ -88,27 +90,28 @@ inline void add_block(const RowPointers<uint8_t>& at, int64_t offset, const Nibb
     interleave4(columns);
 #pragma GCC unroll 16
     for (int t = 0; t < Tokens; ++t) {
-      const int32_t* high = units.high(token + t, quad + i / 4) + group;
-      const int32_t* low = units.low(token + t, quad + i / 4) + group;
-      const U8x64 unit_high[2] = {broadcast4(high), broadcast4(high + 1)};
-      const U8x64 unit_low[2] = {broadcast4(low), broadcast4(low + 1)};
+      const int32_t* high = activations.high(token + t, quad + i / 4) + group;
+      const int32_t* low = activations.low(token + t, quad + i / 4) + group;
+      const U8x64 activations_high[2] = {broadcast4(high), broadcast4(high + 1)};
+      const U8x64 activations_low[2] = {broadcast4(low), broadcast4(low + 1)};
 #pragma GCC unroll 16
       for (int v = 0; v < 4; ++v) {
-        sums.high[t][v] = dot4_small(sums.high[t][v], columns[v], unit_high[v / 2]);
-        sums.low[t][v] = dot4_small(sums.low[t][v], columns[v], unit_low[v / 2]);
+        sums.high[t][v] = dot4_small(sums.high[t][v], columns[v], activations_high[v / 2]);
+        sums.low[t][v] = dot4_small(sums.low[t][v], columns[v], activations_low[v / 2]);
       }
     }
   }
 }
 
 // sums: float [tokens, sums_stride], set for the task's columns. row_bytes: the padded width of a row.
-inline void int4_units(const uint8_t* w, int64_t row_bytes, const ActiveUnits& active, const ScaledUnits& units,
-                       const UnitTasks::Task& task, float* sums, int64_t sums_stride) {
+inline void add_int4_rows(const uint8_t* w, int64_t row_bytes, const ActiveNeurons& active,
+                          const ScaledActivations& activations, const DownProjTasks::Task& task, float* sums,
+                          int64_t sums_stride) {
   constexpr int64_t kBlock = 128;  // columns in 64 bytes of a row
   const int64_t columns = task.last_column - task.first_column, tokens = active.tokens();
   Buffer<int32_t> whole(2 * tokens * columns);  // [tokens, high and low, columns]
   const uint8_t* first = w + task.first_column / 2;
-  for (int64_t index = task.begin; index < task.end; index += kBlockUnits) {
+  for (int64_t index = task.begin; index < task.end; index += kBlockRows) {
     const RowPointers<uint8_t> at(first, row_bytes, active, index, task.end);
     const int64_t quad = (index - task.begin) / 4;
     for (int64_t c = 0; c < columns; c += kBlock) {
@@ -117,7 +120,8 @@ inline void int4_units(const uint8_t* w, int64_t row_bytes, const ActiveUnits& a
         for_blocks<kBlockTokens>(0, tokens, [&](int64_t token, auto token_count) {
           int32_t* to = whole + 2 * token * columns + c + half * kCacheLine;
           ColumnSums<decltype(token_count)::value> block(index == task.begin ? nullptr : to, columns);
-          add_block(at, c / 2, nibbles, units, token, quad, c / kGroup + half * (kCacheLine / kGroup), block);
+          add_block(at, c / 2, nibbles, activations, token, quad, c / kGroupSize32 + half * (kCacheLine / kGroupSize32),
+                    block);
           block.store_to(to, columns);
         });
       };
@@ -127,10 +131,11 @@ inline void int4_units(const uint8_t* w, int64_t row_bytes, const ActiveUnits& a
   }
   for (int64_t token = 0; token < tokens; ++token)
     for (int64_t c = 0; c < columns; c += kLanes) {
-      const int64_t group = c / kGroup;
-      const I32x16 low = add(load(whole + (2 * token + 1) * columns + c), broadcast(-8 * units.sum(token, group)));
+      const int64_t group = c / kGroupSize32;
+      const I32x16 low =
+          add(load(whole + (2 * token + 1) * columns + c), broadcast(-8 * activations.sum(token, group)));
       const F32x16 total = fma(to_float(load(whole + 2 * token * columns + c)), broadcast(256.0f), to_float(low));
-      store(sums + token * sums_stride + task.first_column + c, mul(total, broadcast(units.step(token, group))));
+      store(sums + token * sums_stride + task.first_column + c, mul(total, broadcast(activations.step(token, group))));
     }
 }
 

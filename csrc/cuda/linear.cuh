@@ -1,25 +1,25 @@
-// x Wᵀ for up to 16 tokens, on tensor cores: the kernel under layernorm_qkv, linear_residual, lm_head and mlp's up.
+// x Wᵀ for up to 16 tokens on tensor cores: the kernel of layernorm_qkv, linear_residual, lm_head and mlp's
+// up-projection.
 //
-// Layout: W [out, in] by rows. A tile is 16 rows; a team of 8 warps goes through tiles, each warp through every 8th
-// chunk of the columns. In a step, lane 4 g + t loads 16 bytes of rows g and g + 8 of the tile, the t-th of 4 side by
-// side, straight into the registers that the tensor cores take them from: since a product does not mind the order of
-// its columns, as long as weights and inputs have the same, nothing is moved around. normalize.cuh has that order.
+// Layout: W is [out, in], row-major. A tile is 16 rows; a team of 8 warps takes tile after tile, and each of its warps
+// every 8th chunk of the columns. In a step, lane 4 g + t loads 16 bytes of rows g and g + 8 of the tile, the t-th of 4
+// neighbouring pieces, into the registers from which the tensor cores read them. Inputs have the same order of columns
+// (normalize.cuh), so the product is right and no weight is moved between lanes.
 //
-// Floor at the 8B's shapes in 16 bits, at 3.0 TB/s: layernorm_qkv 100.7 MB, 34 us; linear_residual 33.6 MB, 11 us;
-// up 134 MB, 45 us; lm_head 2.1 GB, 716 us; a half and a quarter of that in 8 and 4 bits. What limits it should be the
-// memory: 16 warps a multiprocessor hold 4 steps of 2 loads of 512 bytes each, 64 kB in flight, where 3.35 TB/s for
-// 0.7 us are 18 kB and an H200's 4.8 TB/s 26 kB. In 16 bits 1 kB takes some 50 instructions of a warp (counted in the
-// code for 9.0), in 8 bits 85, in 4 bits 150; while it arrives a multiprocessor could issue 270 on an H100, 200 on an
-// H200. One and two tokens come here too, though most of their tile of 8 tokens is empty: on the ordinary cores the
-// same kilobyte would take some 90, 140 and 220, and more for two tokens. And so a token's result has the
-// same bits alone as among others.
+// Lower bound at the 8B's shapes in 16 bits and 3.0 TB/s: layernorm_qkv 100.7 MB, 34 us; linear_residual 33.6 MB, 11
+// us; up 134 MB, 45 us; lm_head 2.1 GB, 716 us; half in 8 bits, a quarter in 4. Limit: memory bandwidth. 16 warps a
+// multiprocessor have 4 steps of 2 loads of 512 bytes in flight, 64 kB; 3.35 TB/s for 0.7 us need 18 kB and an H200's
+// 4.8 TB/s 26 kB. 1 kB takes about 50 instructions of a warp in 16 bits (counted in the code for 9.0), 85 in 8 bits,
+// 150 in 4 bits; a multiprocessor can issue 270 in that time on an H100, 200 on an H200. One and two tokens use this
+// kernel too, although most of their tile of 8 tokens is empty: without tensor cores the same kilobyte takes about 90,
+// 140 and 220 instructions, and more for two tokens. It also gives a token the same bits alone and in a batch.
 //
-// Rounds: 132 multiprocessors have two teams each, for which 12288 rows are 2.91 tiles, 4096 rows 0.97, 16384 rows
-// 3.88, 262144 rows 62.06: no team has 4 percent more than the mean. The last loads of a tile overlap with the first
-// of the team's next one, and its sums are stored by one warp of the eight, each time another.
+// Rounds: 132 multiprocessors have two teams each. For them 12288 rows are 2.91 tiles, 4096 rows 0.97, 16384 rows 3.88
+// and 262144 rows 62.06, so no team has over 4 percent more than the mean. The last loads of a tile overlap with the
+// first of the team's next tile. One warp of the eight stores a tile's sums, a different one each round.
 #pragma once
 
-#include "cuda/matmul.h"
+#include "cuda/linear.h"
 #include "cuda/normalize.cuh"
 
 namespace adept::cuda {
@@ -27,31 +27,30 @@ namespace adept::cuda {
 constexpr int kRowsOfTile = kTileRows;
 constexpr int kTeamWarps = 8;
 constexpr int kTeamThreads = kTeamWarps * kWarpSize;
-constexpr int kTokensOfTile = 8;  // as many as one product of the tensor cores has
-// Floats from a token's sums to the next one's: more than a tile's rows, so that 4 lanes' tokens differ in banks.
+constexpr int kTokensOfTile = 8;  // the tokens of one tensor core product
+// The stride between two tokens' sums, in floats: padded so that the tokens of 4 lanes are in different banks.
 constexpr int kSumsStride = kRowsOfTile + 4;
 
-// One block has as many teams as tiles of tokens: with 9 tokens and more the inputs take so much shared memory that
-// only one block fits.
+// A block has one team for each tile of tokens: from 9 tokens on, the inputs leave shared memory for one block only.
 __host__ __device__ constexpr int sums_of_warp(int token_tiles) { return token_tiles * kTokensOfTile * kSumsStride; }
 __host__ __device__ constexpr int sums_of_block(int token_tiles) {
   return 2 * token_tiles * kTeamWarps * sums_of_warp(token_tiles);
 }
 
-// The tile that this thread's team has in a round; past the last one where it has none.
+// The tile of this thread's team in a round; past the last tile if the team has none.
 template <int kTeams>
 __device__ __forceinline__ int tile_of_round(int round) {
   const int block = static_cast<int>(blockIdx.x + round * gridDim.x);
   return block * kTeams + warp_index() / kTeamWarps;
 }
 
-// A lane's weights of a step: of rows g and g + 8.
+// A lane's weights in a step, from rows g and g + 8.
 struct WeightStep {
   uint4 rows[2];
-  uint32_t scale;  // of kInt4Wide: of the first row in even lanes, in odd ones of the second
+  uint32_t scale;  // kInt4G128: the first row's in even lanes, the second row's in odd lanes
 };
 
-// The weights that one warp goes through, chunk after chunk; `fetch` gets those of the chunk where it stands.
+// The weights of one warp, chunk after chunk; `fetch` loads from the current chunk.
 template <Format kFormat, int kTeams>
 class WeightStream {
  public:
@@ -76,11 +75,11 @@ class WeightStream {
     const int second = min(row_ + 8, static_cast<int>(w_.rows) - 1);
     to.rows[0] = rows_.load(row_, col);
     to.rows[1] = rows_.load(second, col);
-    if constexpr (kFormat == Format::kInt4Wide) {
-      const int groups = rows_.stored_cols / static_cast<int>(kWideGroup);
-      const int group = min(col / static_cast<int>(kWideGroup), groups - 1);
+    if constexpr (kFormat == Format::kInt4G128) {
+      const int groups = rows_.stored_cols / static_cast<int>(kGroupSize128);
+      const int group = min(col / static_cast<int>(kGroupSize128), groups - 1);
       const uint16_t* scales = static_cast<const uint16_t*>(w_.scales);
-      // Nothing is computed from it here: that would wait for it to come.
+      // Not used here: that would wait for the load.
       to.scale = __ldg(scales + (lane_index() % 2 == 0 ? row_ : second) * groups + group);
     }
   }
@@ -89,7 +88,7 @@ class WeightStream {
   static __device__ int first_chunk() { return warp_index() % kTeamWarps; }
   __device__ int first_row() const { return tile_of_round<kTeams>(round_) * kRowsOfTile; }
 
-  // Rows past the end are loaded as the last one, and their sums not stored.
+  // Rows past the end load the last row; their sums are not stored.
   __device__ void point() { row_ = min(first_row() + lane_index() / 4, static_cast<int>(w_.rows) - 1); }
 
   const Matrix& w_;
@@ -99,7 +98,7 @@ class WeightStream {
   int chunk_;
 };
 
-// sums += weights of two rows · inputs. `inputs`: what this lane reads for the step, a first tile's token.
+// sums += weights of two rows · inputs. `inputs`: this lane's for the step, of a token of the first tile.
 template <Format kFormat, int kTokenTiles>
 __device__ __forceinline__ void multiply_step(const uint4 (&rows)[2], const uint4* inputs, int stride, int tokens,
                                               float (&sums)[kTokenTiles][4]) {
@@ -126,17 +125,17 @@ __device__ __forceinline__ void multiply_step(const uint4 (&rows)[2], const uint
   }
 }
 
-// The float16 in the low half of a lane's `bits`.
+// The float16 in the low half of another lane's `bits`.
 __device__ __forceinline__ float scale_of_lane(uint32_t bits, int lane) {
   return __half2float(bits_as<__half>(static_cast<uint16_t>(__shfl_sync(kWholeWarp, bits, lane))));
 }
 
-// The same for a whole step, with the scale of its group of weights.
+// multiply_step, times the scale of the step's group of weights.
 template <Format kFormat, int kTokenTiles>
 __device__ __forceinline__ void add_step(const WeightStep& step, const uint4* inputs, int stride, int tokens,
                                          float (&sums)[kTokenTiles][4]) {
-  if constexpr (kFormat == Format::kInt4Wide) {
-    static_assert(kStepCols<kFormat> == kWideGroup);
+  if constexpr (kFormat == Format::kInt4G128) {
+    static_assert(kStepCols<kFormat> == kGroupSize128);
     float of_group[kTokenTiles][4] = {};
     multiply_step<kFormat, kTokenTiles>(step.rows, inputs, stride, tokens, of_group);
     const float first = scale_of_lane(step.scale, lane_index() / 4 * 4);
@@ -150,10 +149,10 @@ __device__ __forceinline__ void add_step(const WeightStep& step, const uint4* in
   }
 }
 
-// What one warp makes of the 8 warps' sums of a tile: lanes are its 16 rows, of two tokens at a time.
+// One warp adds the 8 warps' sums of a tile and stores the results: lanes are 16 rows of two tokens.
 template <Format kFormat>
-__device__ __forceinline__ void finish_tile(const Linear& linear, const UnitMarks& marks, int tile, const float* sums,
-                                            int sums_of_warp, const float* unscale) {
+__device__ __forceinline__ void finish_tile(const Linear& linear, const ActivationMarks& marks, int tile,
+                                            const float* sums, int sums_of_warp, const float* unscale) {
   const int tokens = static_cast<int>(linear.tokens), in_tile = lane_index() % kRowsOfTile;
   const int64_t rows = linear.w.rows, row = int64_t{tile} * kRowsOfTile + in_tile;
   unsigned active = 0;
@@ -181,22 +180,22 @@ __device__ __forceinline__ void finish_tile(const Linear& linear, const UnitMark
   if (marks.active == nullptr || lane_index() != 0) return;
   active = (active | active >> kRowsOfTile) & 0xffff;
   marks.active[tile] = static_cast<uint16_t>(marks.joins ? marks.active[tile] | active : active);
-  // Units are read 32 at a time.
+  // The bits are read 32 at a time.
   if (tile % 2 == 0 && tile + 1 == tiles_of(rows)) marks.active[tile + 1] = 0;
 }
 
-// `prepared`: the tokens' rows of inputs, if a kernel before has made them; otherwise each block makes its own.
+// `prepared`: the inputs of all tokens, if prepare_inputs has run; otherwise each block prepares its own copy.
 template <Format kFormat, int kTokenTiles, bool kPrepared>
 __global__ void __launch_bounds__(kTokenTiles* kTeamThreads, kTokenTiles == 1 ? 3 : 1)
-    multiply_rows(const Linear linear, const PreparedInputs prepared, const UnitMarks marks) {
+    multiply_rows(const Linear linear, const PreparedInputs prepared, const ActivationMarks marks) {
   const int team = warp_index() / kTeamWarps, warp = warp_index() % kTeamWarps;
   WeightStream<kFormat, kTokenTiles> stream(linear.w);
   WeightStep steps[kStepsInFlight];
   if (stream.has_more())
 #pragma unroll
     for (int i = 0; i < kStepsInFlight; ++i) stream.fetch(i, steps[i]);
-  let_next_start();
-  wait_for_inputs();
+  pdl_launch_dependents();
+  pdl_wait();
 
   __shared__ float scratch[kTokenTiles * kTeamWarps], unscale[kTokenTiles * kTokensOfTile];
   const int cols = static_cast<int>(linear.w.cols), tokens = static_cast<int>(linear.tokens);
@@ -232,7 +231,7 @@ __global__ void __launch_bounds__(kTokenTiles* kTeamThreads, kTokenTiles == 1 ? 
         if (has_more) stream.fetch(i, steps[i]);
       }
     }
-    // Of the two halves of `sums`, one is written while the other may still be read: one barrier a round is enough.
+    // One half of `sums` is written while the other may still be read, so one barrier a round is enough.
     float* const of_team = sums + (round % 2 * kTokenTiles + team) * kTeamWarps * sums_of_warp(kTokenTiles);
     float* const mine = of_team + warp * sums_of_warp(kTokenTiles) + lane_index() / 4;
 #pragma unroll
@@ -243,7 +242,7 @@ __global__ void __launch_bounds__(kTokenTiles* kTeamThreads, kTokenTiles == 1 ? 
         if (token < tokens) mine[token * kSumsStride + i / 2 * 8] = of_warp[n][i];
       }
     __syncthreads();
-    // Each time another warp, so that the others go on.
+    // A different warp each round; the others continue.
     const int tile = tile_of_round<kTokenTiles>(round);
     if (warp == round % kTeamWarps && tile < tiles)
       finish_tile<kFormat>(linear, marks, tile, of_team, sums_of_warp(kTokenTiles), unscale);

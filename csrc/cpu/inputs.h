@@ -1,8 +1,8 @@
-// The inputs of a product with weights: normalised, padded, and, for quantised weights, in 16-bit fixed point.
+// The inputs of a product with weights: normalised, padded and, for quantised weights, in 16-bit fixed point.
 //
-// A fixed-point input is 256 * high + low, a byte each, so that a product with 4- or 8-bit weights is two byte
-// products accumulated exactly in 32 bits. Its step is 2^-15 of a token's largest input: finer than bfloat16
-// anywhere within 2^-7 of that input, and at the same price in instructions.
+// A fixed-point input is 256 * high + low, a byte each, so a product with 4- or 8-bit weights is two byte products,
+// accumulated exactly in 32 bits. Its step is 2^-15 of a token's largest input: finer than bfloat16 for inputs down to
+// 2^-7 of the largest.
 #pragma once
 
 #include <limits>
@@ -35,7 +35,7 @@ inline void layernorm(const float* x, int64_t columns, const Norm& norm, float* 
   const float mean = sum(total) / float(columns);
   F32x16 squares = broadcast(0.0f);
   for_columns(columns, [&](int64_t c, int lanes) {
-    // What lies past the end counts as the mean.
+    // Lanes past the end count as the mean.
     F32x16 deviation = sub(load_first(x + c, lanes), broadcast(mean));
     if (lanes < kLanes) {
       float tail[kLanes] = {};
@@ -86,26 +86,26 @@ class FloatInputs {
   Buffer<float> values_;
 };
 
-// Fixed-point inputs; zeros from `columns` to the next multiple of kRowsPadding.
+// Fixed-point inputs; zeros from `columns` to the next multiple of kTiledColumns.
 class FixedInputs {
  public:
   FixedInputs(const Threads& threads, const float* x, int64_t tokens, int64_t columns, const Norm& norm)
-      // A line more than needed, so that tokens do not compete for the same lines of the first-level cache.
-      : stride(round_up(columns, kRowsPadding) + kCacheLine),
-        groups(round_up(columns, kRowsPadding) / kGroup),
+      // Padded by a cache line, so that tokens do not compete for the same lines of the first-level cache.
+      : stride(round_up(columns, kTiledColumns) + kCacheLine),
+        groups(round_up(columns, kTiledColumns) / kGroupSize32),
         high_(tokens * stride),
         low_(tokens * stride),
         scales_(tokens),
         group_sums_(tokens * groups),
         sums_(2 * tokens) {
     parallel_pieces(threads, tokens, kTokensPerTask, [&](int64_t begin, int64_t end) {
-      Buffer<float> row(groups * kGroup);
+      Buffer<float> row(groups * kGroupSize32);
       for (int64_t token = begin; token < end; ++token) {
         if (norm.gamma)
           layernorm(x + token * columns, columns, norm, row);
         else
           std::memcpy(row, x + token * columns, size_t(columns) * sizeof(float));
-        std::fill(row + columns, row + groups * kGroup, 0.0f);
+        std::fill(row + columns, row + groups * kGroupSize32, 0.0f);
         quantize(row, token);
       }
     });
@@ -125,7 +125,7 @@ class FixedInputs {
  private:
   void quantize(const float* row, int64_t token) {
     F32x16 extreme = broadcast(0.0f), taint = broadcast(0.0f);
-    for (int64_t c = 0; c < groups * kGroup; c += kLanes) {
+    for (int64_t c = 0; c < groups * kGroupSize32; c += kLanes) {
       const F32x16 value = load(row + c);
       extreme = max(abs(value), extreme);
       taint = fma(value, broadcast(0.0f), taint);  // NaN once anything is not finite
@@ -138,9 +138,9 @@ class FixedInputs {
     int32_t sum_high = 0, sum_low = 0;
     for (int64_t group = 0; group < groups; ++group) {
       int32_t group_high = 0, group_low = 0;
-      for (int64_t c = group * kGroup; c < (group + 1) * kGroup; c += kLanes)
+      for (int64_t c = group * kGroupSize32; c < (group + 1) * kGroupSize32; c += kLanes)
         split(to_int(mul(load(row + c), inverse)), high + c, low + c);
-      for (int64_t c = group * kGroup; c < (group + 1) * kGroup; ++c) {
+      for (int64_t c = group * kGroupSize32; c < (group + 1) * kGroupSize32; ++c) {
         group_high += high[c];
         group_low += low[c];
       }
