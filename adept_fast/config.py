@@ -82,7 +82,7 @@ class PersimmonConfig:
 
     @property
     def rotary_dim(self) -> int:
-        """How many leading dimensions of each head are rotated."""
+        """The number of leading dimensions of each head that are rotated."""
         return int(self.head_dim * self.partial_rotary_factor)
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from adept_fast.checkpoint.adept_layout import TOKENIZER_FILE, find_release
 from adept_fast.checkpoint.adept_parallel import EMBEDDING, HEAD, merge_ranks, merge_stages
-from adept_fast.checkpoint.adept_rank import PER_RANK, Arguments, RankFile, config_from_args, read_rank
+from adept_fast.checkpoint.adept_rank import PER_RANK, RankFile, config_from_args, read_rank
 from adept_fast.checkpoint.base import (
     Checkpoint,
     CheckpointError,
@@ -30,7 +30,7 @@ def open_adept(path: Path, archive: FileRange | None = None, *, mmap: bool = Tru
     The release's root, its ``iter_*`` directory and any ``mp_rank_*`` directory stand for the same model;
     ``find_release`` describes where it looks for the tokenizer.
 
-    Raises CheckpointError (or ConfigError, TokenizerError) naming the file, the tensor and what was expected.
+    Raises CheckpointError (or ConfigError, TokenizerError) which names the file, the tensor and the expected value.
     """
     release = find_release(path, archive)
     tokenizer = Tokenizer(
@@ -51,11 +51,10 @@ def open_adept(path: Path, archive: FileRange | None = None, *, mmap: bool = Tru
 
 def _merge(stages: list[list[RankFile]]) -> dict[str, StoredTensor]:
     """The whole model's tensors under Adept's names."""
-    for rank in (rank for ranks in stages for rank in ranks):
-        args = Arguments(rank.args, rank.file.label)
+    for args in (rank.args for ranks in stages for rank in ranks):
         args.require_parallel("pipeline_model_parallel_size", len(stages), "that many stages are there")
         args.require_parallel("virtual_pipeline_model_parallel_size", 1, "interleaved stages are not read")
-    args = Arguments(stages[0][0].args, stages[0][0].file.label)
+    args = stages[0][0].args
     return merge_stages(
         [merge_ranks(ranks) for ranks in stages],
         [ranks[0].file.label for ranks in stages],
@@ -79,7 +78,6 @@ def _agreed_config(
     configs = [
         config_from_args(
             rank.args,
-            source=rank.file.label,
             ranks=len(stages[0]),
             embedding_rows=embedding.shape[0],
             has_head="lm_head.weight" in tensors,

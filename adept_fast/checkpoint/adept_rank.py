@@ -34,13 +34,13 @@ _WRAPPERS = ("_orig_mod", "module")  # Adept's own names begin with language_mod
 
 @dataclass(frozen=True)
 class RankFile:
-    """The training arguments of a rank by their names, and its tensors by Adept's.
+    """The training arguments of a rank, and its tensors by Adept's names.
 
     ``left_unread`` are the unknown names in the file, bounded.
     """
 
     file: FileRange
-    args: dict[Any, Any]
+    args: Arguments
     tensors: dict[str, StoredTensor]
     left_unread: tuple[str, ...]
 
@@ -70,7 +70,7 @@ def read_rank(file: FileRange) -> RankFile:
     if not isinstance(model, dict):
         raise CheckpointError(f"{file.label}: 'model' {_found(contents, 'model')}; expected a dict")
     tensors = unwrap_names(read.tensors(_flatten(file, model)), (), _WRAPPERS)
-    return RankFile(file, attributes or {}, tensors, _left_unread(read, args))
+    return RankFile(file, Arguments(attributes or {}, file.label), tensors, _left_unread(read, args))
 
 
 def _left_unread(read: TorchFile, args: PickledObject) -> tuple[str, ...]:
@@ -110,9 +110,8 @@ def _flatten(file: FileRange, model: dict[Any, Any]) -> Iterator[tuple[str, Any]
 
 
 def config_from_args(
-    args: Mapping[Any, Any],
+    given: Arguments,
     *,
-    source: str,
     ranks: int,
     embedding_rows: int,
     has_head: bool,
@@ -121,8 +120,7 @@ def config_from_args(
     """The architecture that the arguments describe.
 
     Args:
-        args: the arguments of one rank, by name.
-        source: their file, for errors.
+        given: the arguments of one rank.
         ranks: the number of tensor-parallel ranks.
         embedding_rows: the vocabulary's size, if the arguments do not have it.
         has_head: whether the checkpoint has an output matrix of its own.
@@ -131,7 +129,6 @@ def config_from_args(
     Raises CheckpointError naming the argument that is missing, of another type, or of another architecture,
     ConfigError if the arguments contradict each other.
     """
-    given = Arguments(args, source)
     for name, expected in _PERSIMMON.items():
         given.require(name, expected)
     given.require_parallel("tensor_model_parallel_size", ranks, f"{ranks} mp_rank_* directories are there")
@@ -155,7 +152,7 @@ def config_from_args(
             eos_token_id=tokenizer.eos_id,
         )
     except ConfigError as error:
-        raise ConfigError(f"{source}: args: {error}") from error
+        raise ConfigError(f"{given.source}: args: {error}") from error
 
 
 class Arguments:
@@ -163,7 +160,7 @@ class Arguments:
 
     def __init__(self, args: Mapping[Any, Any], source: str) -> None:
         self._values = args
-        self._source = source
+        self.source = source
 
     def has(self, name: str) -> bool:
         return self._values.get(name) is not None
@@ -173,7 +170,7 @@ class Arguments:
 
     def error(self, name: str, allowed: str) -> CheckpointError:
         found = f"is {described(self._values[name])}" if name in self._values else "is missing"
-        return CheckpointError(f"{self._source}: args.{name} {found}; expected {allowed}")
+        return CheckpointError(f"{self.source}: args.{name} {found}; expected {allowed}")
 
     def require(self, name: str, expected: bool | str) -> None:
         """Raises CheckpointError if the argument is present and has another value."""

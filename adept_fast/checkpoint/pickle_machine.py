@@ -163,12 +163,12 @@ class Machine:
         self._stack = self._below.pop()
         return values
 
-    def push_tuple(self, length: int) -> None:
-        if len(self._stack) < length:
+    def pop_last(self, count: int) -> list[Any]:
+        if len(self._stack) < count:
             raise PickleError("the stack is empty")
-        values = tuple(self._stack[-length:])
-        del self._stack[-length:]
-        self.push_new(values)
+        values = self._stack[-count:]
+        del self._stack[-count:]
+        return values
 
     # The memo.
 

@@ -150,16 +150,6 @@ def _extension(machine: Machine, format_: struct.Struct) -> None:
     machine.push_global(_EXTENSIONS, str(machine.number(format_)))
 
 
-def _append_one(machine: Machine) -> None:
-    value = machine.pop()
-    machine.append([value])
-
-
-def _set_one_item(machine: Machine) -> None:
-    value, key = machine.pop(), machine.pop()
-    machine.set_items([key, value])
-
-
 def _text_line(machine: Machine) -> None:
     line = machine.line()
     if b"\\" in line:
@@ -236,13 +226,13 @@ _BY_OPCODE: dict[bytes, Handler] = {
     pickle.DICT: lambda machine: machine.push_dict(machine.pop_to_mark()),
     pickle.FROZENSET: _set_of_marked,
     pickle.TUPLE: lambda machine: machine.push_new(tuple(machine.pop_to_mark())),
-    pickle.TUPLE1: lambda machine: machine.push_tuple(1),
-    pickle.TUPLE2: lambda machine: machine.push_tuple(2),
-    pickle.TUPLE3: lambda machine: machine.push_tuple(3),
-    pickle.APPEND: _append_one,
+    pickle.TUPLE1: lambda machine: machine.push_new(tuple(machine.pop_last(1))),
+    pickle.TUPLE2: lambda machine: machine.push_new(tuple(machine.pop_last(2))),
+    pickle.TUPLE3: lambda machine: machine.push_new(tuple(machine.pop_last(3))),
+    pickle.APPEND: lambda machine: machine.append([machine.pop()]),
     pickle.APPENDS: lambda machine: machine.append(machine.pop_to_mark()),
     pickle.ADDITEMS: lambda machine: machine.append(machine.pop_to_mark()),
-    pickle.SETITEM: _set_one_item,
+    pickle.SETITEM: lambda machine: machine.set_items(machine.pop_last(2)),
     pickle.SETITEMS: lambda machine: machine.set_items(machine.pop_to_mark()),
     # The memo.
     pickle.PUT: lambda machine: machine.remember(int(machine.line())),

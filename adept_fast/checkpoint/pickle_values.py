@@ -10,7 +10,7 @@ import torch
 from adept_fast.system.short_text import short_repr
 
 _MAX_SHOWN = 120  # characters of a name in a message
-_MAX_SEARCHED = 1000  # values looked through for one that was left unread
+_MAX_SEARCHED = 1000  # values searched for one that was left unread
 
 
 class Global:
@@ -114,7 +114,7 @@ def described(value: object) -> str:
 
 
 def _unread_inside(value: object) -> PickledObject | None:
-    """An unread object among the values inside, not all of which are looked at: they may hold themselves."""
+    """An unread object among the values inside. The search is bounded, as values may contain themselves."""
     waiting: list[object] = [value]
     left = _MAX_SEARCHED
     while waiting:

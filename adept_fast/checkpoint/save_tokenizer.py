@@ -112,7 +112,7 @@ def different_in_transformers(tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def vocabulary_listing(tokenizer: Tokenizer) -> str:
-    """The text that lies beside Adept's tokenizer: a line for each piece, with its score."""
+    """The text beside Adept's tokenizer: a line for each piece, with its score."""
     lines = zip(tokenizer.pieces(), tokenizer.scores(), strict=True)
     return "".join(f"{piece}\t{score:g}\n" for piece, score in lines)
 

@@ -67,7 +67,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 class _InexpressibleError(ValueError):
-    """Why a model has no equal among fast tokenizers."""
+    """The reason that a model cannot be written as tokenizer.json."""
 
 
 def _require_expressible(model: SentencePieceModel, tokenizer: Tokenizer) -> None:
@@ -108,7 +108,7 @@ def _added_tokens(tokenizer: Tokenizer, pieces: int) -> list[dict[str, Any]]:
 def _hide_reserved(model: SentencePieceModel) -> tuple[list[float], dict[str, str]]:
     """Scores of all pieces, and the points at which to split text, so that no reserved piece matches.
 
-    The text is to be split behind each key, a character, if one of the value's characters follows.
+    Split the text behind each key, a character, if one of the value's characters follows.
 
     Reserved pieces (control, unknown, unused, bytes) never stand for text in sentencepiece. If the others
     can spell such a piece one character at a time, it gets a score below any such spelling. If they
