@@ -45,8 +45,8 @@ def read_config(path: Path) -> dict[str, Any] | None:
 def open_huggingface(path: Path, values: dict[str, Any], *, mmap: bool = True) -> Checkpoint:
     """Open a Hugging Face directory, whose ``config.json`` holds ``values``, and check its structure.
 
-    No weight is read yet. Raises CheckpointError (or ConfigError, TokenizerError) which names the file, the
-    tensor and the expected value.
+    No weight is read yet. Raises CheckpointError, ConfigError or TokenizerError, which name the file, the
+    tensor and the allowed value.
     """
     config = PersimmonConfig.from_contents(values, path / CONFIG_FILE)
     tokenizer = read_tokenizer(path, values, config.vocab_size)

@@ -109,8 +109,8 @@ def is_native(values: Mapping[str, Any]) -> bool:
 def open_native(path: Path, values: dict[str, Any], *, mmap: bool = True) -> Checkpoint:
     """Open a packed checkpoint, whose ``config.json`` holds ``values``, and check its structure.
 
-    No weight is read yet. Raises CheckpointError (or ConfigError, TokenizerError) which names the file, the
-    tensor and the expected value.
+    No weight is read yet. Raises CheckpointError, ConfigError or TokenizerError, which name the file, the
+    tensor and the allowed value.
     """
     packing = _packing(path / CONFIG_FILE, values[SECTION])
     config = PersimmonConfig.from_contents(values, path / CONFIG_FILE)
