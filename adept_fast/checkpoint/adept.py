@@ -30,7 +30,8 @@ def open_adept(path: Path, archive: FileRange | None = None, *, mmap: bool = Tru
     The release's root, its ``iter_*`` directory and any ``mp_rank_*`` directory stand for the same model;
     ``find_release`` describes where it looks for the tokenizer.
 
-    Raises CheckpointError, ConfigError or TokenizerError, which name the file, the tensor and the allowed value.
+    Raises CheckpointError, ConfigError or TokenizerError, which name the file, the tensor and the allowed
+    value.
     """
     release = find_release(path, archive)
     tokenizer = Tokenizer(
