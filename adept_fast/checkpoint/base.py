@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -74,17 +74,29 @@ def check_tensors(
 ) -> dict[str, StoredTensor]:
     """The tensors that the config calls for, in its order, each named as its key.
 
-    Raises CheckpointError for a tensor that is missing, left over, misshapen, or not of a float dtype,
-    by its name as it is stored.
+    Raises what ``check_shapes`` raises.
     """
     expected = config.tensor_shapes()
+    check_shapes(path, expected, tensors, {"lm_head.weight"} if config.tie_word_embeddings else ())
+    return {name: replace(tensors[name], name=name) for name in expected}
+
+
+def check_shapes(
+    path: Path,
+    expected: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, StoredTensor],
+    ignored: Collection[str],
+) -> None:
+    """Raises CheckpointError for a tensor that is missing, left over, misshapen, or not of a float dtype.
+
+    ``ignored`` tensors may be there without being expected. Messages have the names in the file.
+    """
     missing = [name for name in expected if name not in tensors]
     if missing:
         wanted = list(expected[missing[0]])
         raise CheckpointError(
             f"{path}: tensor {_first_of(missing)} is missing; the config calls for shape {wanted}"
         )
-    ignored = {"lm_head.weight"} if config.tie_word_embeddings else set()
     left_over = [
         name
         for name in tensors
@@ -108,7 +120,6 @@ def check_tensors(
                 f"{tensor.source}: tensor {tensor.name} has dtype {dtype_name(tensor.dtype)}; "
                 f"expected float32, float16 or bfloat16"
             )
-    return {name: replace(tensors[name], name=name) for name in expected}
 
 
 def check_vocabulary(path: Path, config: PersimmonConfig, tokenizer: Tokenizer) -> None:
