@@ -98,24 +98,20 @@ class PersimmonConfig:
         """Name (as in transformers' PersimmonForCausalLM) → shape, of every tensor a checkpoint must hold."""
         hidden, intermediate = self.hidden_size, self.intermediate_size
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
+        norms = ("q_layernorm", "k_layernorm") if self.qk_layernorm else ()
+        modules = {
+            "input_layernorm": (hidden,),
+            "self_attn.query_key_value": (3 * hidden, hidden),
+            **{f"self_attn.{norm}": (self.head_dim,) for norm in norms},
+            "self_attn.dense": (hidden, hidden),
+            "post_attention_layernorm": (hidden,),
+            "mlp.dense_h_to_4h": (intermediate, hidden),
+            "mlp.dense_4h_to_h": (hidden, intermediate),
+        }
         for index in range(self.num_hidden_layers):
-            layer = f"model.layers.{index}."
-            shapes[layer + "input_layernorm.weight"] = (hidden,)
-            shapes[layer + "input_layernorm.bias"] = (hidden,)
-            shapes[layer + "self_attn.query_key_value.weight"] = (3 * hidden, hidden)
-            shapes[layer + "self_attn.query_key_value.bias"] = (3 * hidden,)
-            if self.qk_layernorm:
-                for norm in ("q_layernorm", "k_layernorm"):
-                    shapes[layer + f"self_attn.{norm}.weight"] = (self.head_dim,)
-                    shapes[layer + f"self_attn.{norm}.bias"] = (self.head_dim,)
-            shapes[layer + "self_attn.dense.weight"] = (hidden, hidden)
-            shapes[layer + "self_attn.dense.bias"] = (hidden,)
-            shapes[layer + "post_attention_layernorm.weight"] = (hidden,)
-            shapes[layer + "post_attention_layernorm.bias"] = (hidden,)
-            shapes[layer + "mlp.dense_h_to_4h.weight"] = (intermediate, hidden)
-            shapes[layer + "mlp.dense_h_to_4h.bias"] = (intermediate,)
-            shapes[layer + "mlp.dense_4h_to_h.weight"] = (hidden, intermediate)
-            shapes[layer + "mlp.dense_4h_to_h.bias"] = (hidden,)
+            for module, shape in modules.items():
+                shapes[f"model.layers.{index}.{module}.weight"] = shape
+                shapes[f"model.layers.{index}.{module}.bias"] = shape[:1]
         shapes["model.final_layernorm.weight"] = (hidden,)
         shapes["model.final_layernorm.bias"] = (hidden,)
         if not self.tie_word_embeddings:

@@ -66,27 +66,20 @@ def read_layer(
 ) -> LayerWeights:
     """One layer, from functions that take transformers' name of a tensor; ``prefix`` begins each name."""
 
-    def qk(name: str) -> Tensor | None:
-        return vector(f"{prefix}self_attn.{name}") if qk_layernorm else None
+    def pair(module: str, weight: Callable[[str], Any]) -> tuple[Any, Tensor]:
+        return weight(f"{prefix}{module}.weight"), vector(f"{prefix}{module}.bias")
 
-    return LayerWeights(
-        input_gamma=vector(prefix + "input_layernorm.weight"),
-        input_beta=vector(prefix + "input_layernorm.bias"),
-        w_qkv=matrix(prefix + "self_attn.query_key_value.weight"),
-        b_qkv=vector(prefix + "self_attn.query_key_value.bias"),
-        q_gamma=qk("q_layernorm.weight"),
-        q_beta=qk("q_layernorm.bias"),
-        k_gamma=qk("k_layernorm.weight"),
-        k_beta=qk("k_layernorm.bias"),
-        w_dense=matrix(prefix + "self_attn.dense.weight"),
-        b_dense=vector(prefix + "self_attn.dense.bias"),
-        mlp_gamma=vector(prefix + "post_attention_layernorm.weight"),
-        mlp_beta=vector(prefix + "post_attention_layernorm.bias"),
-        w_up=matrix(prefix + "mlp.dense_h_to_4h.weight"),
-        b_up=vector(prefix + "mlp.dense_h_to_4h.bias"),
-        w_down_t=transposed(prefix + "mlp.dense_4h_to_h.weight"),
-        b_down=vector(prefix + "mlp.dense_4h_to_h.bias"),
-    )
+    in_order: list[Any] = [
+        *pair("input_layernorm", vector),
+        *pair("self_attn.query_key_value", matrix),
+        *(pair("self_attn.q_layernorm", vector) if qk_layernorm else (None, None)),
+        *(pair("self_attn.k_layernorm", vector) if qk_layernorm else (None, None)),
+        *pair("self_attn.dense", matrix),
+        *pair("post_attention_layernorm", vector),
+        *pair("mlp.dense_h_to_4h", matrix),
+        *pair("mlp.dense_4h_to_h", transposed),
+    ]
+    return LayerWeights(*in_order)
 
 
 @dataclass(frozen=True)

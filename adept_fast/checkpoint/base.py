@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -19,9 +20,6 @@ from adept_fast.tokenizer.tokenizer import Tokenizer
 WEIGHT_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
 
 _MAX_NAMES = 20  # in a list of what was left unread
-
-# Buffers that older files carry and that the config determines.
-_DERIVED_SUFFIXES = ("rotary_emb.inv_freq",)
 
 
 class CheckpointError(ValueError):
@@ -74,52 +72,60 @@ def check_tensors(
 ) -> dict[str, StoredTensor]:
     """The tensors that the config calls for, in its order, each named as its key.
 
-    Raises what ``check_shapes`` raises.
+    Raises what ``check_stored`` raises.
     """
     expected = config.tensor_shapes()
-    check_shapes(path, expected, tensors, {"lm_head.weight"} if config.tie_word_embeddings else ())
+    ignored = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    check_stored(path, expected, tensors, ignored=ignored | derived_names(tensors))
     return {name: replace(tensors[name], name=name) for name in expected}
 
 
-def check_shapes(
+def check_stored(
     path: Path,
-    expected: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
     tensors: Mapping[str, StoredTensor],
-    ignored: Collection[str],
+    *,
+    dtypes: Mapping[str, Collection[torch.dtype]] = MappingProxyType({}),
+    ignored: Collection[str] = (),
 ) -> None:
-    """Raises CheckpointError for a tensor that is missing, left over, misshapen, or not of a float dtype.
+    """Raises CheckpointError for a tensor that is missing, left over, misshapen, or of another dtype.
 
-    ``ignored`` tensors may be there without being expected. Messages have the names in the file.
+    Args:
+        dtypes: allowed for a tensor; by default those of ``WEIGHT_DTYPES``.
+        ignored: tensors that may be there without being expected.
+
+    Messages have the names in the file.
     """
-    missing = [name for name in expected if name not in tensors]
+    missing = [name for name in shapes if name not in tensors]
     if missing:
-        wanted = list(expected[missing[0]])
+        wanted = list(shapes[missing[0]])
         raise CheckpointError(
             f"{path}: tensor {_first_of(missing)} is missing; the config calls for shape {wanted}"
         )
-    left_over = [
-        name
-        for name in tensors
-        if name not in expected and name not in ignored and not name.endswith(_DERIVED_SUFFIXES)
-    ]
+    left_over = [tensors[name].name for name in tensors if name not in shapes and name not in ignored]
     if left_over:
+        source = next(tensor.source for tensor in tensors.values() if tensor.name == left_over[0])
         raise CheckpointError(
-            f"{tensors[left_over[0]].source}: tensor "
-            f"{_first_of([tensors[name].name for name in left_over])} does not belong to the model "
-            f"that the config describes"
+            f"{source}: tensor {_first_of(left_over)} does not belong to the model that the config describes"
         )
-    for name, shape in expected.items():
+    for name, shape in shapes.items():
         tensor = tensors[name]
         if tensor.shape != shape:
             raise CheckpointError(
                 f"{tensor.source}: tensor {tensor.name} has shape {list(tensor.shape)}; "
                 f"the config calls for {list(shape)}"
             )
-        if tensor.dtype not in WEIGHT_DTYPES.values():
+        allowed = dtypes.get(name, WEIGHT_DTYPES.values())
+        if tensor.dtype not in allowed:
             raise CheckpointError(
                 f"{tensor.source}: tensor {tensor.name} has dtype {dtype_name(tensor.dtype)}; "
-                f"expected float32, float16 or bfloat16"
+                f"expected {' or '.join(map(dtype_name, allowed))}"
             )
+
+
+def derived_names(names: Iterable[str]) -> set[str]:
+    """The names of buffers that older files carry and that the config determines."""
+    return {name for name in names if name.endswith("rotary_emb.inv_freq")}
 
 
 def check_vocabulary(path: Path, config: PersimmonConfig, tokenizer: Tokenizer) -> None:

@@ -16,8 +16,8 @@ from adept_fast.checkpoint.base import (
     Checkpoint,
     CheckpointError,
     StoredTensor,
+    check_stored,
     check_vocabulary,
-    dtype_name,
 )
 from adept_fast.checkpoint.huggingface import CONFIG_FILE, SINGLE_FILE, read_tokenizer
 from adept_fast.checkpoint.packed import PackedMatrix, packed_matrices
@@ -77,7 +77,9 @@ def open_native(path: Path, values: dict[str, Any], *, mmap: bool = True) -> Che
     if (found := _packing(file, opened.metadata)) != packing:
         raise CheckpointError(f"{file}: has {found}; config.json says {packing}")
     matrices = packed_matrices(config, packing.weights, packing.layout)
-    _check_tensors(file, stored, tensors_of(config, matrices))
+    expected = tensors_of(config, matrices)
+    shapes = {name: shape for name, (shape, _) in expected.items()}
+    check_stored(file, shapes, stored, dtypes={name: dtypes for name, (_, dtypes) in expected.items()})
     packed = {
         name: partial(
             _read_packed, matrix, stored[f"{name}.values"], stored[f"{name}.scales"], stored[EMBEDDING].dtype
@@ -131,32 +133,6 @@ def _packing(source: Path, description: Mapping[str, Any]) -> Packing:
             f"{source}: has {weights} weights in the order {layout}, which has no such weights"
         )
     return Packing(formats[weights], LAYOUTS[layout])
-
-
-def _check_tensors(
-    file: Path,
-    stored: Mapping[str, StoredTensor],
-    expected: Mapping[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]],
-) -> None:
-    """Raises CheckpointError for a tensor that is missing, left over, misshapen, or of another dtype."""
-    for name, (shape, dtypes) in expected.items():
-        if name not in stored:
-            raise CheckpointError(f"{file}: tensor {name} is missing; the config calls for {list(shape)}")
-        tensor = stored[name]
-        if tensor.shape != shape:
-            raise CheckpointError(
-                f"{file}: tensor {name} has shape {list(tensor.shape)}; the config calls for {list(shape)}"
-            )
-        if tensor.dtype not in dtypes:
-            raise CheckpointError(
-                f"{file}: tensor {name} has dtype {dtype_name(tensor.dtype)}; "
-                f"expected {' or '.join(map(dtype_name, dtypes))}"
-            )
-    for name in stored:
-        if name not in expected:
-            raise CheckpointError(
-                f"{file}: tensor {name} does not belong to the model that the config describes"
-            )
 
 
 def _read_packed(

@@ -22,7 +22,7 @@ from adept_fast.checkpoint import (
     open_checkpoint,
 )
 from adept_fast.checkpoint.atomic import flush, partial_directory, require_space
-from adept_fast.checkpoint.base import check_shapes
+from adept_fast.checkpoint.base import check_stored, derived_names
 from adept_fast.checkpoint.huggingface import (
     CONFIG_FILE,
     INDEX_FILE,
@@ -137,7 +137,7 @@ class PersimmonPreTrainedModel(nn.Module):
         wanted = _wanted(model)
         missing = [name for name in wanted if name not in stored and name in cls.head_names]
         expected = {name: shape for name, shape in wanted.items() if name not in missing}
-        check_shapes(path, expected, stored, _HEADS)
+        check_stored(path, expected, stored, ignored={*_HEADS, *derived_names(stored)})
         model.to(dtype=_chosen_dtype(dtype, stored))
         model.to_empty(device=device)
         model.tie_weights()

@@ -32,13 +32,13 @@ def pair() -> tuple[Any, Any]:
 def tokens_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """How many tokens each prefill of the runtime reads."""
     read: list[int] = []
-    prefill = Persimmon.prefill
+    prefill = Persimmon.prefill_chunk
 
-    def counted(self: Persimmon, ids: Tensor, *args: Any) -> Tensor:
-        read.append(len(ids))
-        return prefill(self, ids, *args)
+    def counted(self: Persimmon, segments: Any, cache: Any) -> Tensor:
+        read.extend(len(segment.ids) for segment in segments)
+        return prefill(self, segments, cache)
 
-    monkeypatch.setattr(Persimmon, "prefill", counted)
+    monkeypatch.setattr(Persimmon, "prefill_chunk", counted)
     return read
 
 
