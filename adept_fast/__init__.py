@@ -10,7 +10,13 @@ if TYPE_CHECKING:
     from adept_fast.config import ConfigError, PersimmonConfig
     from adept_fast.engine.runtime import Runtime
     from adept_fast.engine.scoring import Score
-    from adept_fast.engine.sequence import Generation, GenerationError, TokenLogprob
+    from adept_fast.engine.sequence import (
+        Generation,
+        GenerationError,
+        GenerationEvent,
+        Request,
+        TokenLogprob,
+    )
     from adept_fast.engine.text_stream import TextStream
     from adept_fast.memory.advice import InsufficientMemoryError
     from adept_fast.memory.plan import MemoryPlan
@@ -24,10 +30,12 @@ __all__ = [
     "ConfigError",
     "Generation",
     "GenerationError",
+    "GenerationEvent",
     "InsufficientMemoryError",
     "MemoryPlan",
     "ParameterError",
     "PersimmonConfig",
+    "Request",
     "Runtime",
     "SamplingParams",
     "Score",
@@ -42,10 +50,12 @@ _MODULES = {
     "ConfigError": "config",
     "Generation": "engine.sequence",
     "GenerationError": "engine.sequence",
+    "GenerationEvent": "engine.sequence",
     "InsufficientMemoryError": "memory.advice",
     "MemoryPlan": "memory.plan",
     "ParameterError": "arguments",
     "PersimmonConfig": "config",
+    "Request": "engine.sequence",
     "Runtime": "engine.runtime",
     "SamplingParams": "sampling",
     "Score": "engine.scoring",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from adept_fast import ops
+from adept_fast.arguments import ParameterError
 from adept_fast.engine.model_runner import ModelRunner, PendingStep
 from adept_fast.engine.scheduler import Scheduled, ScheduledSequence, Scheduler
 from adept_fast.engine.scoring import ScoredSequence, Target, TokenLogprobs, score_targets
@@ -33,8 +34,7 @@ class RequestHandle(Iterator[GenerationEvent]):
     """
 
     def __init__(self, engine: Engine, sequence: Sequence) -> None:
-        self.sequence = sequence
-        self._engine = engine
+        self.sequence, self._engine = sequence, engine
 
     def __next__(self) -> GenerationEvent:
         """Raises GenerationError if the logits hold a NaN, and what a step of the engine raises."""
@@ -100,7 +100,7 @@ class Engine:
         return self.runner.cache.max_seq_len
 
     def submit(self, request: Request) -> RequestHandle:
-        """Queue a request. Its prompt must fit into the cache."""
+        """Queue a request. Raises ParameterError for its prompt."""
         return self.submit_all([request])[0]
 
     def submit_all(self, requests: SequenceOf[Request]) -> list[RequestHandle]:
@@ -110,10 +110,24 @@ class Engine:
         return handles
 
     def prepare(self, request: Request) -> RequestHandle:
-        """A handle of a request that is not queued yet."""
+        """A handle of a request that is not queued yet. Raises ParameterError for its prompt."""
+        if not request.prompt_ids:
+            raise ParameterError("prompt has no tokens; expected at least one")
+        self.check_prompt(request.prompt_ids)
         # The last token is never read back, so it needs no position.
         room = self.max_seq_len - len(request.prompt_ids) + 1
         return RequestHandle(self, Sequence(request, self._tokenizer, room))
+
+    def check_prompt(self, ids: SequenceOf[int]) -> None:
+        """Raises ParameterError for ids that are not in the vocabulary, or more than the cache holds."""
+        last_id = self._tokenizer.vocab_size - 1
+        for token_id in ids:
+            if not 0 <= token_id <= last_id:
+                raise ParameterError(f"prompt has the token id {token_id}; expected 0 to {last_id}")
+        if len(ids) > self.max_seq_len:
+            raise ParameterError(
+                f"prompt has {len(ids)} tokens; expected at most max_seq_len {self.max_seq_len}"
+            )
 
     def begin(self, handles: SequenceOf[RequestHandle]) -> None:
         """Queue requests that were prepared."""
@@ -152,14 +166,24 @@ class Engine:
         """Cancel sequences and wait until they have ended, unless this thread is in the middle of a step."""
         for sequence in sequences:
             self.cancel(sequence)
+
+        def interrupt() -> None:
+            for sequence in sequences:
+                sequence.interrupt()
+            self._retire()
+
         if not self._turns.is_held_here():
-            self._turns.work_until(lambda: all(s.is_finished for s in sequences), self._retire)
+            self._turns.work_until(lambda: all(s.is_finished for s in sequences), interrupt)
 
     def warmup(self) -> None:
         """Run the ModelRunner's warm-up, once all requests are served."""
-        self._turns.work_until(lambda: not self._scheduler.sequences(), self.step)
-        with self._turns.hold(), torch.inference_mode():
-            self.runner.warmup()
+        is_done = False
+        while not is_done:
+            self._turns.work_until(lambda: not self._scheduler.sequences(), self.step)
+            with self._turns.hold(), torch.inference_mode():
+                if not self._scheduler.running:  # another thread may have had the turn in between
+                    self.runner.warmup()
+                    is_done = True
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -190,6 +214,7 @@ class Engine:
         self._scheduled = []
         running = [s for s in self._scheduler.running if isinstance(s, Sequence)]
         for sequence in running:
+            sequence.resume()
             self.runner.start(sequence.slot, sequence.params, sequence.ids, sequence.end_ids)
         self.runner.recover()
 

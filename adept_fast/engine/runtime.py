@@ -271,6 +271,8 @@ class Runtime:
         if not batch:
             raise ParameterError("texts is empty; expected at least one")
         encoded = [self._encode(text, add_bos) for text in batch]
+        for ids in encoded:
+            self.engine.check_prompt(ids)
         sequences = [ScoredSequence(ids[:1], [ids[1:]]) for ids in encoded]
         scores = []
         for ids, sequence in zip(encoded, self.engine.score(sequences), strict=True):
@@ -303,21 +305,9 @@ class Runtime:
             yield from zip(own, sequence.likelihoods(), strict=True)
 
     def _encode(self, prompt: Prompt, add_bos: bool | None) -> list[int]:
-        """Token ids, checked against the vocabulary and the context."""
         if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt, add_bos=add_bos)
-        else:
-            ids = token_ids("prompt", prompt, "text or token ids")
-        for token_id in ids:
-            if not 0 <= token_id < self.tokenizer.vocab_size:
-                raise ParameterError(
-                    f"prompt has the token id {token_id}; expected 0 to {self.tokenizer.vocab_size - 1}"
-                )
-        if len(ids) > self.max_seq_len:
-            raise ParameterError(
-                f"prompt has {len(ids)} tokens; expected at most max_seq_len {self.max_seq_len}"
-            )
-        return ids
+            return self.tokenizer.encode(prompt, add_bos=add_bos)
+        return token_ids("prompt", prompt, "text or token ids")
 
     def _requests(
         self, prompts: SequenceOf[Prompt], params: SequenceOf[SamplingParams], add_bos: bool | None

@@ -171,6 +171,10 @@ class Sequence:
         """Record that ``count`` more tokens of the prompt are in the cache."""
         self._prefilled += count
 
+    def resume(self) -> None:
+        """Make the count of prefilled tokens consistent after a step that was cut short."""
+        self._prefilled = len(self.prompt_ids) if self.token_ids else 0
+
     def draft(self, max_tokens: int) -> list[int]:
         """Tokens that may come next, at most ``max_tokens`` and as many as the parameters allow."""
         if self._lookup is None:

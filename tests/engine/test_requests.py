@@ -15,9 +15,8 @@ from fake_graph import READS
 from thread_calls import PROMPTS, Call, half_done, ids
 from torch.overrides import TorchFunctionMode
 
-from adept_fast import GenerationError, Runtime, SamplingParams
+from adept_fast import GenerationError, ParameterError, Request, Runtime, SamplingParams
 from adept_fast.engine.scoring import ScoredSequence
-from adept_fast.engine.sequence import Request
 from adept_fast.model import PREFILL_CHUNK
 
 
@@ -230,3 +229,18 @@ def test_a_chunk_is_read_with_one_wait(runtime: Runtime, penalty: float) -> None
     assert handle.sequence.is_finished
     assert scored.is_finished
     assert reads.count == 1
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ([], "prompt has no tokens; expected at least one"),
+        ([5, -1], "prompt has the token id -1; expected 0 to"),
+        ([4096], "prompt has the token id 4096; expected 0 to 4095"),
+        ([5] * 129, "prompt has 129 tokens; expected at most max_seq_len 128"),
+    ],
+)
+def test_a_prompt_is_checked_before_it_is_queued(runtime: Runtime, ids: list[int], expected: str) -> None:
+    with pytest.raises(ParameterError, match=expected):
+        runtime.engine.submit_all([Request([5], SamplingParams()), Request(ids, SamplingParams())])
+    assert runtime.engine._scheduler.sequences() == ()

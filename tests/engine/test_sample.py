@@ -131,18 +131,18 @@ def defined_choice(logits: torch.Tensor, seen: list[int], params: SamplingParams
     return found
 
 
-@pytest.mark.parametrize("by_host", [True, False])
+@pytest.mark.parametrize("skips_unused", [True, False])
 @pytest.mark.parametrize("settings", EXTREMES, ids=str)
-def test_the_ends_of_the_ranges_are_exact(settings: dict[str, float], by_host: bool) -> None:
+def test_the_ends_of_the_ranges_are_exact(settings: dict[str, float], skips_unused: bool) -> None:
     rows = 24
     generator = torch.Generator().manual_seed(4)
     logits = torch.randn(rows, VOCAB, generator=generator) * 8
     logits[rows // 2 :] -= 40  # all below 0
     seen = [1, 5, 7, 30]
-    sampler = Sampler(rows, VOCAB, torch.device("cpu"), by_host=by_host)
+    sampler = Sampler(rows, VOCAB, torch.device("cpu"), skips_unused=skips_unused)
     params = [SamplingParams(**settings, seed=2**63 - 1 - row) for row in range(rows)]  # type: ignore[arg-type]
     for row in range(rows):
-        sampler.start(row, params[row], torch.tensor(seen))
+        sampler.start(row, params[row], seen)
     chosen = sampler.choose(logits, torch.arange(rows), torch.arange(rows)).tolist()
     penalised = seen if "repetition_penalty" in settings else []
     for row in range(rows):
@@ -229,7 +229,7 @@ def test_a_row_draws_the_same_in_any_slot_and_any_company() -> None:
     def chosen(slots: list[int], rows: list[int]) -> list[int]:
         sampler = Sampler(8, VOCAB, torch.device("cpu"))
         for slot, row in zip(slots, rows, strict=True):
-            sampler.start(slot, params[row], prompt)
+            sampler.start(slot, params[row], prompt.tolist())
         positions = torch.tensor([20 + row for row in rows])
         return sampler.choose(logits[rows], torch.tensor(slots), positions).tolist()
 
@@ -247,9 +247,9 @@ def test_a_slot_forgets_what_its_last_sequence_saw() -> None:
     def choose() -> int:
         return int(sampler.choose(logits, torch.tensor([0]), torch.tensor([1])))
 
-    sampler.start(0, params, torch.tensor([1]))
+    sampler.start(0, params, [1])
     assert [choose(), choose()] == [7, 8]
-    sampler.start(0, params, torch.tensor([1]))
+    sampler.start(0, params, [1])
     assert choose() == 7
 
 
@@ -262,11 +262,14 @@ def test_what_the_host_leaves_out_changes_nothing() -> None:
     ]
     generator = torch.Generator().manual_seed(9)
     for count in range(1, 5):
-        samplers = [Sampler(5, VOCAB, torch.device("cpu"), by_host=by_host) for by_host in (True, False)]
+        samplers = [
+            Sampler(5, VOCAB, torch.device("cpu"), skips_unused=skips_unused)
+            for skips_unused in (True, False)
+        ]
         slots = torch.tensor([*range(count), -1])  # the last row is of no sequence
         for sampler in samplers:
             for slot in range(count):
-                sampler.start(slot, params[slot], torch.tensor([1, 2, 3]))
+                sampler.start(slot, params[slot], [1, 2, 3])
         for position in range(30):
             logits = 2 * torch.randn(count + 1, VOCAB, generator=generator)
             chosen = [
@@ -279,7 +282,7 @@ def test_a_row_of_no_sequence_is_not_seen_by_any() -> None:
     sampler = Sampler(2, VOCAB, torch.device("cpu"))
     params = SamplingParams(repetition_penalty=4.0)
     for slot in (0, 1):
-        sampler.start(slot, params, torch.tensor([1]))
+        sampler.start(slot, params, [1])
     logits = torch.zeros(3, VOCAB)
     logits[:2, 7], logits[:2, 8], logits[2, 9] = 2.0, 1.5, 1.0
     chosen = sampler.choose(logits, torch.tensor([0, 1, -1]), torch.tensor([1, 1, 1]))

@@ -18,7 +18,7 @@ from adept_fast.integrations.transformers.compatibility import (
     with_both_names,
     with_installed_name,
 )
-from adept_fast.model import Persimmon
+from adept_fast.model import Persimmon, Segment
 
 DETAILS = {"return_dict_in_generate": True, "output_logits": True, "do_sample": False}
 
@@ -30,13 +30,13 @@ def pair() -> tuple[Any, Any]:
 
 @pytest.fixture
 def tokens_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """How many tokens each prefill of the runtime reads."""
+    """How many tokens of each sequence every prefill of the runtime reads."""
     read: list[int] = []
     prefill = Persimmon.prefill_chunk
 
-    def counted(self: Persimmon, segments: Any, cache: Any) -> Tensor:
+    def counted(self: Persimmon, segments: list[Segment], *args: Any) -> Tensor:
         read.extend(len(segment.ids) for segment in segments)
-        return prefill(self, segments, cache)
+        return prefill(self, segments, *args)
 
     monkeypatch.setattr(Persimmon, "prefill_chunk", counted)
     return read

@@ -1,0 +1,94 @@
+"""Ctrl-C at any line of the engine: the request that waits is interrupted, and the others lose nothing."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from thread_calls import PROMPTS
+
+import adept_fast.engine.engine
+from adept_fast import Request, Runtime, SamplingParams
+
+NAMES = ("engine", "scheduler", "model_runner", "decode_state", "sequence", "turn")
+FILES = {str(Path(adept_fast.engine.engine.__file__).with_name(f"{name}.py")) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[Runtime]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Runtime.load(
+        "demo", device="cpu", weights="int8", max_seq_len=128, max_batch_size=2, progress=False
+    )
+    torch.set_num_threads(threads)
+
+
+def in_finalizer(frame: FrameType | None) -> bool:
+    """Python prints and ignores what a finalizer raises."""
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt at the ``count``-th line of the engine that runs within it, once."""
+
+    def __init__(self, count: int) -> None:
+        self.where = ""
+        self._left = count
+
+    def __enter__(self) -> None:
+        sys.settrace(self._trace)
+
+    def __exit__(self, *error: object) -> None:
+        sys.settrace(None)
+
+    def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if frame.f_code.co_filename not in FILES or in_finalizer(frame):
+            return None
+        if event == "line":
+            self._left -= 1
+            if self._left == 0:
+                self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+                raise KeyboardInterrupt
+        return self._trace
+
+
+def tokens_beside(runtime: Runtime, request: Request, interrupt: Interrupt) -> list[int]:
+    """The tokens of a request, beside another one that is waited for and may be interrupted."""
+    other = runtime.engine.submit(request)
+    with suppress(KeyboardInterrupt), interrupt:
+        runtime.generate(PROMPTS[1], max_new_tokens=5, repetition_penalty=1.2, seed=1, temperature=0.5)
+    for _ in range(100):  # more steps than the rest can take
+        if other.sequence.is_finished:
+            break
+        runtime.engine.step()
+    return other.sequence.token_ids
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_any_line_of_the_engine(runtime: Runtime) -> None:
+    params = SamplingParams(max_new_tokens=6, repetition_penalty=1.3, ignore_eos=True)
+    request = Request(runtime.tokenizer.encode(PROMPTS[0]), params)
+    expected = runtime.engine.submit(request).result().token_ids
+    places: set[str] = set()
+    count = 1
+    while True:
+        interrupt = Interrupt(count)
+        assert tokens_beside(runtime, request, interrupt) == expected, interrupt.where
+        if not interrupt.where:
+            break  # the call was over before
+        places.add(interrupt.where)
+        count += 3
+    assert count > 300
+    assert len(places) > 100
+    gc.collect()
+    assert runtime.engine.submit(request).result().token_ids == expected
