@@ -62,7 +62,7 @@ class Ends:
         ended = [full or token_id in self._eos for token_id in tokens]
         for criterion in self._others:
             # One result per row, or one for all: a bool, or a tensor without dimensions.
-            now = torch.tensor(ended, device=so_far.device) | criterion(so_far, scores)
+            now = torch.tensor(ended, dtype=torch.bool, device=so_far.device) | criterion(so_far, scores)
             ended = [bool(each) for each in now.tolist()]
         return ended
 
