@@ -136,7 +136,7 @@ def _round_groups(grouped: Tensor, weights: WeightFormat) -> RoundedRows:
 
 
 def _round_signed(grouped: Tensor, scales: Tensor) -> Tensor:
-    """The nearest of −8 to 7 for each weight, 0 where the scale is 0."""
+    """The nearest of −8 to 7 for each weight, 0 if the scale is 0."""
     inverses = scales.reciprocal().masked_fill_(scales == 0, 0)
     return (grouped * inverses).round_().clamp_(-8, 7)
 

@@ -74,7 +74,7 @@ def find_cuda() -> tuple[Path | None, str]:
         candidates = [Path(os.environ["CUDA_HOME"])]
     else:
         on_path = shutil.which("nvcc")
-        # What is on PATH may be a script that calls the real one, so the usual place is looked at too.
+        # nvcc on PATH may be a script that calls the real one, so the default directory is a candidate too.
         candidates = [Path(os.path.realpath(on_path)).parent.parent] if on_path else []
         candidates.append(Path("/usr/local/cuda"))
     missing = [f"{home}: {what}" for home in candidates if (what := _missing_of_cuda(home))]

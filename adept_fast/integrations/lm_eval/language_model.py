@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import lm_eval.models  # noqa: F401 (lm-eval registers its own models only where none is registered yet)
+import lm_eval.models  # noqa: F401 (lm-eval registers its own models only if none is registered yet)
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
