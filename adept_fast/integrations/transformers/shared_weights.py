@@ -117,9 +117,7 @@ def _parameters_of(model: nn.Module, config: PersimmonConfig) -> dict[str, nn.Pa
         ):
             raise NotServedError(f"{name}, a {type(parameter).__name__} of {dtype_name(parameter.dtype)}")
         if tuple(parameter.shape) != shape:
-            raise NotServedError(
-                f"{name} of shape {list(parameter.shape)}, where the config has {list(shape)}"
-            )
+            raise NotServedError(f"{name} of shape {list(parameter.shape)}; the config has {list(shape)}")
         parameters[name] = parameter
     _check_alike(parameters)
     return parameters
