@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -54,15 +55,19 @@ class PersimmonConfig:
             "max_position_embeddings",
         ):
             highest = _MAX_LAYERS if name == "num_hidden_layers" else _MAX_SIZE
-            _require_int(name, getattr(self, name), 1, highest)
+            require_integer(name, getattr(self, name), 1, highest)
         for name in ("bos_token_id", "eos_token_id"):
             if getattr(self, name) is not None:
-                _require_int(name, getattr(self, name), -1, _MAX_SIZE)
+                require_integer(name, getattr(self, name), -1, _MAX_SIZE)
         for name in ("layer_norm_eps", "rope_theta", "partial_rotary_factor"):
-            _require_positive(name, getattr(self, name))
+            require_number(
+                name,
+                getattr(self, name),
+                lambda value: 0 < value <= sys.float_info.max,
+                "a positive finite number",
+            )
         for name in ("qk_layernorm", "tie_word_embeddings"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} is {short_repr(getattr(self, name))}; expected true or false")
+            require_flag(name, getattr(self, name))
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"hidden_size {self.hidden_size} is not a multiple of "
@@ -183,12 +188,17 @@ def _rotary_settings(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _require_int(name: str, value: Any, lowest: int, highest: int) -> None:
+def require_integer(name: str, value: Any, lowest: int, highest: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
         raise ConfigError(f"{name} is {short_repr(value)}; expected an integer from {lowest} to {highest}")
 
 
-def _require_positive(name: str, value: Any) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 < value <= sys.float_info.max:
-        raise ConfigError(f"{name} is {short_repr(value)}; expected a positive finite number")
+def require_number(name: str, value: Any, in_range: Callable[[float], bool], expected: str) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not in_range(value):
+        raise ConfigError(f"{name} is {short_repr(value)}; expected {expected}")
+
+
+def require_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} is {short_repr(value)}; expected true or false")

@@ -30,19 +30,19 @@ _CPU = torch.device("cpu")
 
 
 class PinnedMemoryError(ValueError):
-    """The host gives no pinned memory of the size of the embedding."""
+    """The host cannot pin enough memory for the embedding."""
 
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One layer. Matrices are [out, in] row-major, but for the down-projection, which is transposed so that
-    a hidden unit is a row: a unit that is exactly 0 costs no read."""
+    """One layer. Matrices are [out, in] row-major, except the down-projection: it is transposed so that each
+    neuron has a row, and the rows of inactive neurons are not read."""
 
     input_gamma: Tensor  # [hidden]
     input_beta: Tensor  # [hidden]
     w_qkv: Matrix  # [3 * hidden, hidden], rows laid out [head, (q, k, v), head_dim]
     b_qkv: Tensor  # [3 * hidden]
-    q_gamma: Tensor | None  # [head_dim], None where the model has no q/k LayerNorm
+    q_gamma: Tensor | None  # [head_dim], None if the model has no q/k LayerNorm
     q_beta: Tensor | None  # [head_dim]
     k_gamma: Tensor | None  # [head_dim]
     k_beta: Tensor | None  # [head_dim]
@@ -56,20 +56,46 @@ class LayerWeights:
     b_down: Tensor  # [hidden]
 
 
+def read_layer(
+    prefix: str,
+    qk_layernorm: bool,
+    *,
+    vector: Callable[[str], Tensor],
+    matrix: Callable[[str], Matrix],
+    transposed: Callable[[str], Matrix],
+) -> LayerWeights:
+    """One layer, from functions that take transformers' name of a tensor; ``prefix`` begins each name."""
+
+    def pair(module: str, weight: Callable[[str], Any]) -> tuple[Any, Tensor]:
+        return weight(f"{prefix}{module}.weight"), vector(f"{prefix}{module}.bias")
+
+    in_order: list[Any] = [
+        *pair("input_layernorm", vector),
+        *pair("self_attn.query_key_value", matrix),
+        *(pair("self_attn.q_layernorm", vector) if qk_layernorm else (None, None)),
+        *(pair("self_attn.k_layernorm", vector) if qk_layernorm else (None, None)),
+        *pair("self_attn.dense", matrix),
+        *pair("post_attention_layernorm", vector),
+        *pair("mlp.dense_h_to_4h", matrix),
+        *pair("mlp.dense_4h_to_h", transposed),
+    ]
+    return LayerWeights(*in_order)
+
+
 @dataclass(frozen=True)
 class ModelWeights:
     embedding: Tensor  # [vocab, hidden], on the device or in pinned memory of the host
     layers: tuple[LayerWeights, ...]
     final_gamma: Tensor  # [hidden]
     final_beta: Tensor  # [hidden]
-    lm_head: Matrix  # [vocab, hidden]; where the two are tied, the embedding itself or what was packed of it
+    lm_head: Matrix  # [vocab, hidden]; if tied, the embedding itself or its packed copy
 
     @property
     def device(self) -> torch.device:
         return self.lm_head.device
 
     def bytes_per_step(self, vocab_size: int) -> int:
-        """What a decode step reads: everything but the embedding, of the lm_head ``vocab_size`` rows."""
+        """Bytes that a decode step reads: all but the embedding, with ``vocab_size`` rows of the lm_head."""
         parts: list[Matrix] = [
             part for layer in self.layers for part in vars(layer).values() if part is not None
         ]
@@ -91,20 +117,19 @@ def load_weights(
 ) -> ModelWeights:
     """Move a checkpoint's weights to ``device``, tensor by tensor.
 
-    At any time memory holds what has been moved and one tensor more. On a CPU, what needs no conversion stays
-    memory-mapped: a matrix that is stored in ``dtype`` already, and all that a native checkpoint holds.
+    At any time memory holds the moved tensors and one more. On a CPU, tensors that need no conversion stay
+    memory-mapped: matrices stored in ``dtype``, and all matrices of a packed checkpoint.
 
     Args:
-        dtype: of the matrices, or of the embedding where they are packed.
-        weights: what to pack the matrices in; None for what the checkpoint has.
-        vocab_rows: how many of the first rows of the embedding and of the lm_head are held, and looked at;
-            None for all.
-        embedding_on_host: keep it in pinned memory of the host, where it is not the lm_head too.
-        huge_pages: on a CPU, copy the matrices to where they are read fastest; nothing stays memory-mapped.
+        dtype: of the matrices, or of the embedding if they are packed.
+        weights: the format to pack the matrices in; None for the checkpoint's.
+        vocab_rows: load and check only the first rows of the embedding and of the lm_head; None for all.
+        embedding_on_host: keep the embedding in pinned memory of the host, unless it is the lm_head too.
+        huge_pages: on a CPU, copy the matrices to huge pages; nothing stays memory-mapped.
 
-    Raises CheckpointError naming a tensor with a NaN or an infinity (which a matrix that is packed here never
-    may have, even unchecked), or where the checkpoint's matrices are packed in another format, and
-    PinnedMemoryError where the host has too little.
+    Raises CheckpointError for a tensor with a NaN or an infinity (a matrix packed here is checked even
+    without ``check_finite``) or a checkpoint packed in another format, and PinnedMemoryError if the host
+    cannot pin enough memory.
     """
     weights = weight_format(checkpoint, weights)
     checkpoint = with_vocabulary(checkpoint, vocab_rows)
@@ -119,7 +144,13 @@ def load_weights(
         return ModelWeights(
             embedding=_pinned(embedding) if at != device else embedding,
             layers=tuple(
-                _load_layer(f"model.layers.{index}.", config.qk_layernorm, loader)
+                read_layer(
+                    f"model.layers.{index}.",
+                    config.qk_layernorm,
+                    vector=loader.vector,
+                    matrix=loader.matrix,
+                    transposed=loader.transposed,
+                )
                 for index in range(config.num_hidden_layers)
             ),
             final_gamma=loader.vector("model.final_layernorm.weight"),
@@ -129,39 +160,32 @@ def load_weights(
 
 
 def is_tied(checkpoint: Checkpoint, weights: WeightFormat | None) -> bool:
-    """Whether the embedding is the lm_head too: packed, that has a matrix of its own."""
+    """Whether the embedding is the lm_head too; a packed lm_head is a matrix of its own."""
     return checkpoint.config.tie_word_embeddings and weights is None
 
 
 def with_vocabulary(checkpoint: Checkpoint, rows: int | None) -> Checkpoint:
-    """The checkpoint as if its vocabulary had the first ``rows`` rows only; None for all."""
+    """The checkpoint with only the first ``rows`` rows of its vocabulary; None for all."""
     if rows is None or rows >= checkpoint.config.vocab_size:
         return checkpoint
 
-    def of_tensor(stored: StoredTensor) -> StoredTensor:
+    def first(stored: StoredTensor) -> StoredTensor:
         return replace(stored, shape=(rows, *stored.shape[1:]), read=lambda: stored.read()[:rows])
 
-    def of_packed(read: Callable[[], QuantizedMatrix]) -> Callable[[], QuantizedMatrix]:
+    def first_packed(read: Callable[[], QuantizedMatrix]) -> Callable[[], QuantizedMatrix]:
         return lambda: read().rows(rows)
 
-    cut = {
-        name: of_tensor(checkpoint.tensors[name]) for name in _OF_THE_VOCABULARY if name in checkpoint.tensors
-    }
-    packed = {
-        name: of_packed(checkpoint.packed[name]) for name in _OF_THE_VOCABULARY if name in checkpoint.packed
-    }
-    return replace(
-        checkpoint,
-        config=replace(checkpoint.config, vocab_size=rows),
-        tensors={**checkpoint.tensors, **cut},
-        packed={**checkpoint.packed, **packed},
-    )
+    tensors, packed = checkpoint.tensors, checkpoint.packed
+    cut = {name: first(tensors[name]) for name in _OF_THE_VOCABULARY if name in tensors}
+    cut_packed = {name: first_packed(packed[name]) for name in _OF_THE_VOCABULARY if name in packed}
+    config = replace(checkpoint.config, vocab_size=rows)
+    return replace(checkpoint, config=config, tensors={**tensors, **cut}, packed={**packed, **cut_packed})
 
 
 def weight_format(checkpoint: Checkpoint, weights: WeightFormat | None) -> WeightFormat | None:
-    """How the matrices will be packed, None for not at all; None is what the checkpoint has.
+    """The format of the loaded matrices, by default the checkpoint's; None if they are not packed.
 
-    Raises CheckpointError where they are packed already, and otherwise.
+    Raises CheckpointError if the checkpoint is packed in another format.
     """
     if checkpoint.weights is not None and weights not in (None, checkpoint.weights):
         assert weights is not None
@@ -175,13 +199,13 @@ def weight_format(checkpoint: Checkpoint, weights: WeightFormat | None) -> Weigh
 def matrices_to_pack(
     checkpoint: Checkpoint, weights: WeightFormat | None, device: torch.device
 ) -> Mapping[str, PackedMatrix]:
-    """By name, the matrices that ``load_weights`` holds packed."""
+    """The matrices that ``load_weights`` packs, by name."""
     return packed_matrices(checkpoint.config, weights, layout_of(device)) if weights else {}
 
 
 def embedding_dtype(checkpoint: Checkpoint, dtype: torch.dtype, weights: WeightFormat | None) -> torch.dtype:
-    """That in which ``load_weights`` keeps the embedding."""
-    # Rows are looked up and widened one by one, so a wider table would only cost memory.
+    """The dtype in which ``load_weights`` keeps the embedding."""
+    # A step looks up and widens single rows, so a wider table would only cost memory.
     narrower = checkpoint.dtype.itemsize < dtype.itemsize
     return checkpoint.dtype if narrower and not is_tied(checkpoint, weights) else dtype
 
@@ -234,7 +258,7 @@ class _Loader:
         if self.huge is None:
             return tensor
         copied = self.huge.copy(tensor)
-        release_pages(tensor)  # or a model that fits once would be in memory twice
+        release_pages(tensor)  # so that memory does not hold the model twice
         return copied
 
     def _check(self, tensor: Tensor, name: str) -> None:
@@ -245,32 +269,6 @@ class _Loader:
             )
 
 
-def _load_layer(prefix: str, qk_layernorm: bool, loader: _Loader) -> LayerWeights:
-    vector, matrix = loader.vector, loader.matrix
-
-    def qk(name: str) -> Tensor | None:
-        return vector(f"{prefix}self_attn.{name}") if qk_layernorm else None
-
-    return LayerWeights(
-        input_gamma=vector(prefix + "input_layernorm.weight"),
-        input_beta=vector(prefix + "input_layernorm.bias"),
-        w_qkv=matrix(prefix + "self_attn.query_key_value.weight"),
-        b_qkv=vector(prefix + "self_attn.query_key_value.bias"),
-        q_gamma=qk("q_layernorm.weight"),
-        q_beta=qk("q_layernorm.bias"),
-        k_gamma=qk("k_layernorm.weight"),
-        k_beta=qk("k_layernorm.bias"),
-        w_dense=matrix(prefix + "self_attn.dense.weight"),
-        b_dense=vector(prefix + "self_attn.dense.bias"),
-        mlp_gamma=vector(prefix + "post_attention_layernorm.weight"),
-        mlp_beta=vector(prefix + "post_attention_layernorm.bias"),
-        w_up=matrix(prefix + "mlp.dense_h_to_4h.weight"),
-        b_up=vector(prefix + "mlp.dense_h_to_4h.bias"),
-        w_down_t=loader.transposed(prefix + "mlp.dense_4h_to_h.weight"),
-        b_down=vector(prefix + "mlp.dense_4h_to_h.bias"),
-    )
-
-
 def _pinned(tensor: Tensor) -> Tensor:
     """A copy in pinned memory of the host."""
     try:
@@ -279,13 +277,13 @@ def _pinned(tensor: Tensor) -> Tensor:
         reason = str(error).split("\n")[0]
         raise PinnedMemoryError(
             f"the host could not pin {tensor.nbytes} bytes for the embedding ({reason}); "
-            f"expected embedding to be 'device', or a host with more memory that may be locked"
+            f"expected embedding 'device', or a host that can lock more memory"
         ) from error
     release_pages(tensor)
     return copied
 
 
 def _all_finite(tensor: Tensor) -> bool:
-    # NaN and infinity both show in the extremes, and finding those allocates nothing.
+    # The extremes show both NaN and infinity, and computing them allocates nothing.
     lowest, highest = torch.aminmax(tensor)
     return bool(torch.isfinite(lowest) & torch.isfinite(highest))

@@ -85,14 +85,16 @@ def check_model(
     model's ``lm_head.weight`` and buffers that the config determines are ignored.
     """
     expected = {name: (shape, FLOATS) for name, shape in config.tensor_shapes().items()}
-    ignored = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    relevant = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if name not in ignored and not name.endswith(_DERIVED_SUFFIXES)
-    }
+    relevant = without_derived(tensors)
+    if config.tie_word_embeddings:
+        relevant.pop("lm_head.weight", None)
     check_tensors(path, expected, relevant)
     return {name: replace(tensors[name], name=name) for name in expected}
+
+
+def without_derived(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """All but the buffers that the config determines, which older files carry."""
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith(_DERIVED_SUFFIXES)}
 
 
 def check_tensors(

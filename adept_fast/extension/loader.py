@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch  # noqa: F401  the extension is linked to libraries that torch has to have loaded
+import torch  # noqa: F401  torch must load the libraries that the extension is linked to
 
 from adept_fast.extension import recipe
 from adept_fast.extension.recipe import BuildError, Record
@@ -66,7 +66,7 @@ def load() -> Extension:
 
 
 def missing_for_cuda() -> str:
-    """What the loaded extension needs from torch for CUDA kernels and does not find; empty if it has all."""
+    """The names that CUDA kernels need from torch and that are missing; empty if none is."""
     module = sys.modules[f"adept_fast.{recipe.MODULE}"]
     missing: str = module.missing_for_cuda()
     return missing
@@ -87,21 +87,21 @@ def cache_directory() -> Path:
     try:
         return Path.home() / ".cache" / "adept-fast"
     except RuntimeError as error:
-        raise BuildError(f"no place to build in: {error}; ADEPT_FAST_CACHE can name one") from error
+        raise BuildError(f"no directory to build in: {error}; set ADEPT_FAST_CACHE") from error
 
 
 def _find() -> tuple[Path, Record, str]:
-    # Loaded without its runtime, AddressSanitizer ends the whole process.
+    # Without its preloaded runtime, AddressSanitizer ends the whole process.
     if "address" in os.environ.get("ADEPT_FAST_SANITIZE", "") and "asan" not in os.environ.get(
         "LD_PRELOAD", ""
     ):
-        raise BuildError("AddressSanitizer is to be preloaded: LD_PRELOAD=$(gcc -print-file-name=libasan.so)")
+        raise BuildError("AddressSanitizer is not preloaded: LD_PRELOAD=$(gcc -print-file-name=libasan.so)")
     csrc = find_sources()
     installed = recipe.read_record(PACKAGE)
     if installed and _is_wanted(installed, csrc):
         return PACKAGE, installed, "built when it was installed"
     if csrc is None:
-        raise BuildError("the extension is not built, and its sources are not there")
+        raise BuildError("the extension is not built and its sources are missing")
     key = recipe.build_key(csrc, recipe.read_options())
     directory = cache_directory() / key[:32]
     cached = _read_cached(directory, key)
@@ -113,8 +113,7 @@ def _find() -> tuple[Path, Record, str]:
 
 
 def _is_wanted(record: Record, csrc: Path | None) -> bool:
-    # Flags are not compared: if nvcc is on PATH in one shell and not in another, that is no reason to build;
-    # an explicit request is.
+    # Flags are not compared, so that nvcc on the PATH of one shell only does not cause a build.
     if csrc is not None and record.sources != recipe.sources_hash(csrc):
         return False
     cuda = os.environ.get("ADEPT_FAST_CUDA", "")
@@ -128,11 +127,11 @@ def _read_cached(directory: Path, key: str) -> Record | None:
 
 
 def _build(csrc: Path, directory: Path, key: str) -> Record:
-    recipe.check_prerequisites(csrc)  # before anything is said of building
+    recipe.check_prerequisites(csrc)  # before the message that building starts
     cache = directory.parent
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / "lock"):
-        if built := _read_cached(directory, key):  # by the process that held the lock
+        if built := _read_cached(directory, key):  # by the previous holder of the lock
             return built
         partial, log = cache / "partial", cache / "build.log"
         recipe.say(f"building the extension for these sources, once, which takes minutes: {directory}")
@@ -148,8 +147,8 @@ def _build(csrc: Path, directory: Path, key: str) -> Record:
 
 
 def _run_recipe(csrc: Path, out: Path, objects: Path, log: Path) -> None:
-    # In a process of its own, because setuptools changes the one that it runs in. A sanitizer that is
-    # preloaded here would report on the compiler.
+    # In a separate process, because setuptools changes its own. A preloaded sanitizer would report on the
+    # compiler.
     script = str(Path(recipe.__file__).parent)
     command = [sys.executable, script, f"--csrc={csrc}", f"--out={out}", f"--objects={objects}"]
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
@@ -160,7 +159,7 @@ def _run_recipe(csrc: Path, out: Path, objects: Path, log: Path) -> None:
     if done.returncode:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         reason = lines[-1].removeprefix("adept-fast: ") if lines else f"exit code {done.returncode}"
-        raise BuildError(f"{reason} (all that was printed: {log})")
+        raise BuildError(f"{reason} (full output: {log})")
 
 
 @contextlib.contextmanager
@@ -168,14 +167,14 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         import fcntl
     except ImportError as error:  # Windows
-        raise BuildError("nothing is built at import on this system") from error
+        raise BuildError("building at import is not supported on this system") from error
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             recipe.say("waiting for another process that builds the extension")
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing the file gives the lock up
+        yield  # closing the file releases the lock
 
 
 def _forget_old_builds(cache: Path) -> None:
@@ -187,7 +186,7 @@ def _forget_old_builds(cache: Path) -> None:
 def _load_module(path: Path) -> None:
     package, name = "adept_fast", recipe.MODULE
     full_name = f"{package}.{name}"
-    if full_name in sys.modules:  # a second one would define every operator again, which ends the process
+    if full_name in sys.modules:  # defining an operator twice ends the process
         raise BuildError(f"{full_name} was loaded before, from {sys.modules[full_name].__file__}")
     loader = importlib.machinery.ExtensionFileLoader(full_name, str(path))
     spec = importlib.util.spec_from_file_location(full_name, path, loader=loader)

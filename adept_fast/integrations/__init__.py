@@ -1,1 +1,1 @@
-"""What needs packages that nothing else here needs; each module says which."""
+"""Adapters for optional packages; each module names the package that it needs."""

@@ -1,4 +1,4 @@
-"""Attention of a padded batch, with gradients: torch's own, or spelled out where its weights are wanted."""
+"""Attention of a padded batch, with gradients: torch's own, or an explicit one that returns the weights."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def visible_keys(
     sequences: Tensor | None,
     device: torch.device,
 ) -> Tensor | None:
-    """Which keys each query may see: bool [batch or 1, 1, tokens, past + tokens]; None for all before it.
+    """The keys that each query attends to: bool [batch or 1, 1, tokens, past + tokens]; None if causal.
 
     Args:
-        attention_mask: [batch, past + tokens], 0 or False where there is padding; None for none.
+        attention_mask: [batch, past + tokens], 0 or False for padding; None for no padding.
         sequences: int64 [batch, tokens], the sequence of a packed row that each token belongs to.
 
     Raises ValueError for a mask of another shape.
@@ -26,8 +26,8 @@ def visible_keys(
     total = past + tokens
     if attention_mask is not None and attention_mask.shape != (batch, total):
         raise ValueError(
-            f"attention_mask has shape {list(attention_mask.shape)}; expected {[batch, total]}, "
-            f"the batch, and {past} positions of the cache with the {tokens} new ones"
+            f"attention_mask has shape {list(attention_mask.shape)}; expected {[batch, total]}: "
+            f"the batch, and {past} positions of the cache plus {tokens} new ones"
         )
     padded = attention_mask is not None and not bool(attention_mask.all())
     if not padded and sequences is None and (past == 0 or tokens == 1):
@@ -42,20 +42,20 @@ def visible_keys(
 
 
 def packed_sequences(position_ids: Tensor) -> Tensor | None:
-    """Which sequence of its row each token belongs to, [batch, tokens]; None where no row has several.
+    """The sequence of its row that each token belongs to, [batch, tokens]; None if no row has several.
 
-    Where positions [batch, tokens] do not go on by one, another sequence begins.
+    A position [batch, tokens] that is not its predecessor plus one begins another sequence.
     """
     breaks = position_ids.diff(dim=-1) != 1  # [batch, tokens - 1]
     return F.pad(breaks.cumsum(-1), (1, 0)) if bool(breaks.any()) else None
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scale: float, dropout: float) -> Tensor:
-    """→ [batch, heads, tokens, head_dim]; 0 for a query that sees nothing.
+    """→ [batch, heads, tokens, head_dim]; 0 for a query without visible keys.
 
     Args:
         q: [batch, heads, tokens, head_dim]; k and v have all positions.
-        visible: of ``visible_keys``.
+        visible: the result of ``visible_keys``.
         dropout: of the weights.
     """
     is_causal = visible is None and q.shape[2] > 1
@@ -67,9 +67,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scale: float
 def attend_with_weights(
     q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scale: float, dropout: float
 ) -> tuple[Tensor, Tensor]:
-    """What ``attend`` gives, and the weights [batch, heads, tokens, positions].
+    """The result of ``attend`` and the weights [batch, heads, tokens, positions].
 
-    A query that sees nothing weighs all positions alike, as in transformers' own eager attention.
+    A query without visible keys has equal weights, as in transformers' eager attention.
     """
     tokens, total = q.shape[2], k.shape[2]
     if visible is None:

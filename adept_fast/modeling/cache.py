@@ -1,4 +1,4 @@
-"""KeyValueCache: the cache of a forward pass, static, which knows how far it is filled."""
+"""KeyValueCache: a static cache with its filled length, for forward passes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from adept_fast.system.short_text import short_repr
 
 
 class KeyValueCache:
-    """Keys and values of a batch, in a StaticKVCache whose slots are the batch's rows.
+    """Keys and values of a batch, in a StaticKVCache whose slots are the rows of the batch.
 
-    All rows have seen equally many positions, padding included. When it is full, what it holds moves to one
-    of twice the size. What is written carries no gradient.
+    All rows have the same length, padding included. A full cache is copied to one of twice the size. Written
+    values carry no gradient.
 
     Args:
-        max_batch_size: the rows of every batch that it is used with.
-        max_seq_len: positions that there is room for at first.
+        max_batch_size: the number of rows of every batch.
+        max_seq_len: the initial number of positions.
         dtype, device: those of the model.
     """
 
@@ -46,20 +46,19 @@ class KeyValueCache:
         return self.config.num_hidden_layers
 
     def get_seq_length(self, layer_index: int = 0) -> int:
-        """How many positions of each row are filled."""
+        """The number of filled positions of each row."""
         return self.length
 
     def crop(self, length: int) -> None:
-        """Forget all but the first ``length`` positions; a negative one says how many to forget."""
+        """Keep the first ``length`` positions; a negative length removes as many positions at the end."""
         length = integer("length", length, -self.length, self.length)
-        kept = length if length >= 0 else self.length + length
-        self.length = kept
+        self.length = length if length >= 0 else self.length + length
 
     def make_room(self, batch: int, tokens: int) -> None:
-        """Have place for ``tokens`` more positions; ValueError for a batch of another size."""
+        """Grow if ``tokens`` more positions do not fit. Raises ValueError for a batch of another size."""
         store = self._store
         if batch != store.max_batch_size:
-            raise ValueError(f"the batch has {batch} rows; the cache was made for {store.max_batch_size}")
+            raise ValueError(f"the batch has {batch} rows; expected {store.max_batch_size} as the cache")
         needed = self.length + tokens
         if needed <= store.max_seq_len:
             return
@@ -73,10 +72,10 @@ class KeyValueCache:
         self._store.data[..., : self.length, :] = store.data[..., : self.length, :]
 
     def append(self, index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write a layer's k and v [batch, heads, tokens, head_dim] after what is there.
+        """Write k and v [batch, heads, tokens, head_dim] of one layer after the filled positions.
 
-        The length stays as it is, since every layer appends at the same place. Returns all keys and values,
-        in the dtype of ``k``; those of this call carry gradients, where there are any.
+        The length does not change, since every layer appends at the same positions. Returns all keys and
+        values in the dtype of ``k``; those of this call carry their gradients.
         """
         layer = self._store.layer(index)  # [k/v, batch, heads, position, head_dim]
         start, end = self.length, self.length + k.shape[2]
@@ -90,7 +89,7 @@ class KeyValueCache:
 
 
 def one_cache(cache: KeyValueCache | None, past_key_values: KeyValueCache | None) -> KeyValueCache | None:
-    """The one that is given, by either of its names; ValueError for both."""
+    """The cache given by either of its names. Raises ValueError for both."""
     if cache is not None and past_key_values is not None:
         raise ValueError("cache and past_key_values are both given; expected one of them")
     return past_key_values if cache is None else cache

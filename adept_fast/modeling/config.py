@@ -1,4 +1,4 @@
-"""PersimmonConfig, with what training and classifying need besides the architecture."""
+"""PersimmonConfig with the settings of training and classification."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import sys
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from adept_fast.config import ConfigError
+from adept_fast.config import ConfigError, require_flag, require_integer, require_number
 from adept_fast.config import PersimmonConfig as Architecture
 from adept_fast.system.short_text import short_repr
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-_MOST_LABELS = 1_000_000  # a head has a row for each, and is allocated where the checkpoint has none
+_MAX_LABELS = 1_000_000  # a head without weights in the checkpoint is allocated with a row for each
 _ARCHITECTURE = frozenset(field.name for field in fields(Architecture))
 
 
@@ -34,25 +34,22 @@ class _Fields(Architecture):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("hidden_dropout", "attention_dropout", "classifier_dropout"):
-            _require_probability(name, getattr(self, name), optional=name == "classifier_dropout")
+            if name != "classifier_dropout" or self.classifier_dropout is not None:
+                require_number(
+                    name, getattr(self, name), lambda value: 0 <= value <= 1, "a probability from 0 to 1"
+                )
         for name in ("use_cache", "output_hidden_states", "output_attentions", "return_dict"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} is {short_repr(getattr(self, name))}; expected true or false")
+            require_flag(name, getattr(self, name))
         deviation = self.initializer_range
-        if not _is_number(deviation) or not 0 <= deviation <= sys.float_info.max:
-            raise ConfigError(f"initializer_range is {short_repr(deviation)}; expected a number from 0")
-        pad = self.pad_token_id
-        if pad is not None and (not _is_integer(pad) or not 0 <= pad < self.vocab_size):
-            raise ConfigError(
-                f"pad_token_id is {short_repr(pad)}; expected None or an id from 0 to {self.vocab_size - 1}"
-            )
-        if not _is_integer(self.num_labels) or not 1 <= self.num_labels <= _MOST_LABELS:
-            raise ConfigError(
-                f"num_labels is {short_repr(self.num_labels)}; expected an integer from 1 to {_MOST_LABELS}"
-            )
+        require_number(
+            "initializer_range", deviation, lambda value: 0 <= value <= sys.float_info.max, "a number from 0"
+        )
+        if self.pad_token_id is not None:
+            require_integer("pad_token_id", self.pad_token_id, 0, self.vocab_size - 1)
+        require_integer("num_labels", self.num_labels, 1, _MAX_LABELS)
         if self.id2label is not None and len(self.id2label) != self.num_labels:
             raise ConfigError(
-                f"num_labels is {self.num_labels}, but id2label has {len(self.id2label)}; expected as many"
+                f"num_labels is {self.num_labels}, id2label has {len(self.id2label)} names; expected as many"
             )
         kind = self.problem_type
         if kind not in (None, *PROBLEM_TYPES):
@@ -65,7 +62,7 @@ class _Fields(Architecture):
 class PersimmonConfig(_Fields):
     """``adept_fast.PersimmonConfig`` with the rest of transformers' fields, under its names and defaults.
 
-    What is not of the architecture may be set after it was made, as in ``model.config.pad_token_id = 0``.
+    Fields that do not describe the architecture can be set later, as in ``model.config.pad_token_id = 0``.
 
     Raises ConfigError when a value is out of its range or contradicts another.
     """
@@ -75,17 +72,17 @@ class PersimmonConfig(_Fields):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _ARCHITECTURE:
-            raise ConfigError(f"{name} is of the architecture, and fixed; expected a new config for another")
+            raise ConfigError(f"{name} is fixed by the architecture; expected a new config")
         if name not in {field.name for field in fields(self)}:
-            raise ConfigError(f"{name} is no field of a PersimmonConfig")
+            raise ConfigError(f"{name} is not a field of PersimmonConfig")
         if name == "num_labels" and self.id2label is not None and value != self.num_labels:
             object.__setattr__(self, "id2label", None)
-        replace(self, **{name: value})  # raises where the value is not allowed
+        replace(self, **{name: value})  # raises if the value is not allowed
         object.__setattr__(self, name, value)
 
     @property
     def labels(self) -> dict[int, str]:
-        """The labels' names, ``LABEL_0`` and so on where they have none."""
+        """The names of the labels, by default ``LABEL_0`` and so on."""
         return self.id2label or {at: f"LABEL_{at}" for at in range(self.num_labels)}
 
     @property
@@ -94,7 +91,7 @@ class PersimmonConfig(_Fields):
 
     @classmethod
     def of(cls, config: Architecture) -> PersimmonConfig:
-        """This config itself, or one of the runtime's with the defaults of all else."""
+        """The config itself, or a config of the runtime with the defaults of all other fields."""
         if isinstance(config, cls):
             return config
         if not isinstance(config, Architecture):
@@ -123,28 +120,13 @@ class PersimmonConfig(_Fields):
 
 
 def _labels(labels: Any) -> dict[int, str]:
-    """As JSON has them, in which keys are strings."""
+    """The labels of JSON, whose keys are strings."""
     if not isinstance(labels, dict) or not all(_is_label_id(at) for at in labels):
-        raise ConfigError(f"id2label is {short_repr(labels)}; expected an object of ids and names")
+        raise ConfigError(f"id2label is {short_repr(labels)}; expected an object from ids to names")
     return {int(at): str(label) for at, label in labels.items()}
 
 
 def _is_label_id(key: Any) -> bool:
     if isinstance(key, str):
         return re.fullmatch("[0-9]{1,9}", key) is not None
-    return _is_integer(key) and 0 <= key < _MOST_LABELS
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _require_probability(name: str, value: Any, *, optional: bool) -> None:
-    if optional and value is None:
-        return
-    if not _is_number(value) or not 0 <= value <= 1:
-        raise ConfigError(f"{name} is {short_repr(value)}; expected a probability from 0 to 1")
+    return isinstance(key, int) and not isinstance(key, bool) and 0 <= key < _MAX_LABELS

@@ -1,15 +1,16 @@
 """PersimmonModel: the decoder as torch modules, with gradients.
 
-The modules hold the parameters, under transformers' names; what is computed with them is ``decoder_layer``
-of ``adept_fast.model``, on the operators of ``adept_fast.ops.reference``. So it runs at the speed of plain
-torch: ``Runtime`` is what is fast. Sums, LayerNorms and softmax are float32, and on a CPU the products too,
-whatever the parameters' dtype; what is returned has that dtype. Within a layer no module is called, so hooks
-and adapters that wrap a ``Linear`` of it have no effect.
+The modules hold the parameters under transformers' names. ``decoder_layer`` of ``adept_fast.model`` computes
+with them on the operators of ``adept_fast.ops.reference``, so this runs at the speed of plain torch, not of
+``Runtime``. Sums, LayerNorms and softmax are float32, and so are products on a CPU; outputs have the dtype of
+the parameters. A layer calls no module, so hooks and adapters that wrap one of its ``Linear`` have no effect.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +26,11 @@ from adept_fast.modeling.outputs import BaseModelOutputWithPast
 from adept_fast.modeling.pretrained import PersimmonPreTrainedModel
 from adept_fast.ops import reference
 from adept_fast.system.short_text import short_repr
-from adept_fast.weights import LayerWeights
+from adept_fast.weights import LayerWeights, read_layer
 
 _SMALLEST_CACHE = 64  # positions
+
+Attention: TypeAlias = Callable[[Tensor, LayerWeights], Tensor]  # qkv [tokens, 3 · hidden] → [tokens, hidden]
 
 
 class PersimmonAttention(nn.Module):
@@ -53,49 +56,36 @@ class PersimmonMLP(nn.Module):
 
 
 class PersimmonDecoderLayer(nn.Module):
-    """One layer: the residual sums float32 [tokens, hidden], before and after it."""
+    """One layer, from residual sums float32 [tokens, hidden] to the next."""
 
     def __init__(self, config: PersimmonConfig) -> None:
         super().__init__()
         self.eps = config.layer_norm_eps
         self.hidden_dropout = config.hidden_dropout
-        # In transformers' order, by which the state of an optimiser goes.
+        # The order of transformers, because the state of an optimiser has this order.
         self.self_attn = PersimmonAttention(config)
         self.mlp = PersimmonMLP(config)
         self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=self.eps)
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=self.eps)
 
-    def forward(self, x: Tensor, attend_to: Callable[[Tensor, LayerWeights], Tensor]) -> Tensor:
+    def forward(self, x: Tensor, attend_to: Attention) -> Tensor:
         weights = self.weights()
         operators = _Operators(self.hidden_dropout if self.training else 0.0)
         return decoder_layer(x, weights, self.eps, lambda qkv: attend_to(qkv, weights), operators)
 
     def weights(self) -> LayerWeights:
-        """The parameters as the operators take them: vectors in float32, the down-projection transposed."""
-        attention, mlp = self.self_attn, self.mlp
-        q_norm, k_norm = getattr(attention, "q_layernorm", None), getattr(attention, "k_layernorm", None)
-        return LayerWeights(
-            input_gamma=self.input_layernorm.weight.float(),
-            input_beta=self.input_layernorm.bias.float(),
-            w_qkv=attention.query_key_value.weight,
-            b_qkv=attention.query_key_value.bias.float(),
-            q_gamma=None if q_norm is None else q_norm.weight.float(),
-            q_beta=None if q_norm is None else q_norm.bias.float(),
-            k_gamma=None if k_norm is None else k_norm.weight.float(),
-            k_beta=None if k_norm is None else k_norm.bias.float(),
-            w_dense=attention.dense.weight,
-            b_dense=attention.dense.bias.float(),
-            mlp_gamma=self.post_attention_layernorm.weight.float(),
-            mlp_beta=self.post_attention_layernorm.bias.float(),
-            w_up=mlp.dense_h_to_4h.weight,
-            b_up=mlp.dense_h_to_4h.bias.float(),
-            w_down_t=mlp.dense_4h_to_h.weight.t(),
-            b_down=mlp.dense_4h_to_h.bias.float(),
+        """The parameters as the operators take them: vectors float32, the down-projection transposed."""
+        return read_layer(
+            "",
+            hasattr(self.self_attn, "q_layernorm"),
+            vector=lambda name: attrgetter(name)(self).float(),
+            matrix=lambda name: attrgetter(name)(self),
+            transposed=lambda name: attrgetter(name)(self).t(),
         )
 
 
 class PersimmonModel(PersimmonPreTrainedModel):
-    """The decoder without a head: ids, or their embeddings, to hidden states."""
+    """The decoder without a head, from ids or their embeddings to hidden states."""
 
     base_model_prefix = ""
 
@@ -121,19 +111,19 @@ class PersimmonModel(PersimmonPreTrainedModel):
         *,
         past_key_values: KeyValueCache | None = None,
     ) -> BaseModelOutputWithPast | tuple[object, ...]:
-        """Read [batch, sequence] tokens, after those of ``cache``.
+        """Process [batch, sequence] tokens after those of ``cache``.
 
         Args:
             input_ids: int64 [batch, sequence]; or
             inputs_embeds: [batch, sequence, hidden].
-            attention_mask: [batch, past + sequence], 0 where there is padding, on the left or on the right.
-            position_ids: int64 [batch or 1, sequence]; by default they count on from the past, padding
-                included. Without a mask and a cache, one that does not go on by one begins another sequence,
-                which sees nothing of those before it.
-            cache: what was returned before; it is written to.
-            use_cache: return a cache; the config's by default, and not with gradient checkpointing.
+            attention_mask: [batch, past + sequence], 0 for padding, on the left or on the right.
+            position_ids: int64 [batch or 1, sequence]; by default they continue from the past, padding
+                included. Without a mask and a cache, a position that is not its predecessor plus one begins
+                another sequence, which does not attend to those before it.
+            cache: a cache returned by an earlier call; this call writes to it.
+            use_cache: return a cache; by default as in the config, and never with gradient checkpointing.
             return_dict: False for a tuple.
-            past_key_values: the same as ``cache``, by its name in transformers up to 5.23.
+            past_key_values: the name of ``cache`` in transformers up to 5.23.
 
         Raises ValueError for arguments that contradict each other, TypeError for another package's cache.
         """
@@ -147,7 +137,7 @@ class PersimmonModel(PersimmonPreTrainedModel):
         use_cache = (config.use_cache if use_cache is None else use_cache) and not recomputes
         cache = one_cache(cache, past_key_values)
         if cache is not None and recomputes:
-            raise ValueError("a cache is given; with gradient checkpointing in training expected None")
+            raise ValueError("a cache is given; expected None with gradient checkpointing in training")
         if cache is None and use_cache:
             room = max(_SMALLEST_CACHE, 2 * tokens)
             cache = KeyValueCache(
@@ -164,7 +154,8 @@ class PersimmonModel(PersimmonPreTrainedModel):
         states = [embeds]
         x = embeds.reshape(-1, hidden).float()  # [batch * sequence, hidden]
         for index, layer in enumerate(self.layers):
-            x = self._run(layer, x, call.attention(index, weights), recomputes)
+            attend_to = call.attention(index, weights)
+            x = checkpoint(layer, x, attend_to, use_reentrant=False) if recomputes else layer(x, attend_to)
             states.append(x.view(embeds.shape).to(embeds.dtype))
         norm = self.final_layernorm
         x = reference.layernorm(x, norm.weight.float(), norm.bias.float(), config.layer_norm_eps)
@@ -200,19 +191,9 @@ class PersimmonModel(PersimmonPreTrainedModel):
             )
         return inputs_embeds.to(self.embed_tokens.weight.dtype)
 
-    @staticmethod
-    def _run(
-        layer: nn.Module, x: Tensor, attend_to: Callable[[Tensor, LayerWeights], Tensor], recomputes: bool
-    ) -> Tensor:
-        if recomputes:
-            result: Tensor = checkpoint(layer, x, attend_to, use_reentrant=False)
-            return result
-        out: Tensor = layer(x, attend_to)
-        return out
-
 
 class _Operators:
-    """The reference operators, with dropout of what the MLP adds."""
+    """The reference operators, with dropout of the output of the MLP."""
 
     layernorm_qkv = staticmethod(reference.layernorm_qkv)
     linear_residual = staticmethod(reference.linear_residual)
@@ -226,7 +207,7 @@ class _Operators:
 
 
 class _Call:
-    """What all layers of one forward pass attend with."""
+    """The state that all layers of one forward pass share: visible keys, rotations, the cache."""
 
     def __init__(
         self,
@@ -260,10 +241,8 @@ class _Call:
         self.cos, self.sin = angles.cos(), angles.sin()  # each [batch * sequence, rotary_dim / 2]
         self.dropout = config.attention_dropout if training else 0.0
 
-    def attention(
-        self, index: int, kept_weights: list[Tensor] | None
-    ) -> Callable[[Tensor, LayerWeights], Tensor]:
-        """Rotation and attention of one layer, which keeps its weights where there is a place for them."""
+    def attention(self, index: int, kept_weights: list[Tensor] | None) -> Attention:
+        """Rotation and attention of one layer; ``kept_weights`` receives the weights unless it is None."""
         config, scale = self.config, self.config.head_dim**-0.5
 
         def attend_to(qkv: Tensor, layer: LayerWeights) -> Tensor:

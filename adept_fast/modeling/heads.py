@@ -19,6 +19,7 @@ from adept_fast.modeling.losses import (
 )
 from adept_fast.modeling.outputs import (
     CausalLMOutputWithPast,
+    OutputWithLogits,
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
 )
@@ -26,7 +27,7 @@ from adept_fast.modeling.pretrained import PersimmonPreTrainedModel
 
 
 class PersimmonForCausalLM(PersimmonPreTrainedModel):
-    """The decoder, and the logits of the next token."""
+    """The decoder with the logits of the next token."""
 
     head_names = ("lm_head.weight",)
 
@@ -60,13 +61,13 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
         """As ``PersimmonModel.forward``, to logits [batch, kept, vocab].
 
         Args:
-            labels: int64 [batch, sequence], the ids themselves, -100 where there is nothing to learn; the
-                loss is that of each by what stands before it.
-            logits_to_keep: of the last so many tokens, 0 for all; or int64 [kept], which tokens; or int64
-                [batch, kept], which of each row; or bool [batch, sequence], for logits [kept, vocab].
-            num_items_in_batch: what the loss is divided by, where a batch is read in parts.
+            labels: int64 [batch, sequence], the ids themselves; -100 is ignored. The loss predicts each id
+                from the tokens before it.
+            logits_to_keep: the number of last tokens that get logits, 0 for all; or their indices, int64
+                [kept], or for each row [batch, kept]; or bool [batch, sequence], for logits [kept, vocab].
+            num_items_in_batch: divisor of the loss if a batch is read in parts.
         """
-        outputs = self.model(
+        decoded = self.model(
             input_ids,
             attention_mask,
             position_ids,
@@ -78,29 +79,30 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
             return_dict=True,
             past_key_values=past_key_values,
         )
-        logits = self.lm_head(_kept(outputs.last_hidden_state, logits_to_keep))
+        logits = self.lm_head(_kept(decoded.last_hidden_state, logits_to_keep))
         loss = None if labels is None else next_token_loss(logits, labels, num_items_in_batch)
-        result = CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            cache=outputs.cache,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        result = CausalLMOutputWithPast.of(decoded, loss, logits)
         return result if self.returns_dict(return_dict) else result.to_tuple()
 
 
-class PersimmonForSequenceClassification(PersimmonPreTrainedModel):
-    """The decoder, and logits of ``config.num_labels`` labels by each sequence's last token."""
+class _Classifier(PersimmonPreTrainedModel):
+    """The decoder with a head ``score`` of ``config.num_labels`` labels."""
 
-    head_names = ("score.weight",)
+    output_type: type[OutputWithLogits]
 
     def __init__(self, config: Architecture) -> None:
         super().__init__(config)
         self.num_labels = self.config.num_labels
         self.model = PersimmonModel(config)
-        self.score = nn.Linear(self.config.hidden_size, self.num_labels, bias=False)
+        self.score = nn.Linear(self.config.hidden_size, self.num_labels, bias="score.bias" in self.head_names)
         self.initialise()
+
+    def logits(self, states: Tensor, input_ids: Tensor | None) -> Tensor:
+        """The logits from hidden states [batch, sequence, hidden]."""
+        raise NotImplementedError
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def forward(
         self,
@@ -116,19 +118,9 @@ class PersimmonForSequenceClassification(PersimmonPreTrainedModel):
         return_dict: bool | None = None,
         *,
         past_key_values: KeyValueCache | None = None,
-    ) -> SequenceClassifierOutputWithPast | tuple[object, ...]:
-        """As ``PersimmonModel.forward``, to logits [batch, labels].
-
-        A sequence ends with its last token that is not ``config.pad_token_id``; of ``inputs_embeds`` it is
-        the last of all.
-
-        Args:
-            labels: by ``config.problem_type``: int64 [batch], or floats [batch, labels], or of a regression
-                with one output [batch].
-
-        Raises ValueError for several sequences where the config has no pad_token_id.
-        """
-        outputs = self.model(
+    ) -> OutputWithLogits | tuple[object, ...]:
+        """As ``PersimmonModel.forward``, to the logits and with the labels that the class describes."""
+        decoded = self.model(
             input_ids,
             attention_mask,
             position_ids,
@@ -140,18 +132,32 @@ class PersimmonForSequenceClassification(PersimmonPreTrainedModel):
             return_dict=True,
             past_key_values=past_key_values,
         )
-        states = outputs.last_hidden_state  # [batch, sequence, hidden]
-        last = self._last_token(input_ids, states)
-        logits = self.score(states[torch.arange(len(states), device=states.device), last])  # [batch, labels]
-        loss = None if labels is None else sequence_classification_loss(logits, labels, self.config)
-        result = SequenceClassifierOutputWithPast(
-            loss=loss,
-            logits=logits,
-            cache=outputs.cache,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        logits = self.logits(decoded.last_hidden_state, input_ids)
+        loss = None if labels is None else self.loss(logits, labels)
+        result = self.output_type.of(decoded, loss, logits)
         return result if self.returns_dict(return_dict) else result.to_tuple()
+
+
+class PersimmonForSequenceClassification(_Classifier):
+    """The decoder with logits [batch, labels] from the last token of each sequence.
+
+    A sequence ends with its last token that is not ``config.pad_token_id``; ``inputs_embeds`` end with their
+    last position. ``config.problem_type`` determines the ``labels`` of ``forward``: int64 [batch], floats
+    [batch, labels], or [batch] for a regression with one output.
+
+    ``forward`` raises ValueError for several sequences if the config has no pad_token_id.
+    """
+
+    head_names = ("score.weight",)
+    output_type = SequenceClassifierOutputWithPast
+
+    def logits(self, states: Tensor, input_ids: Tensor | None) -> Tensor:
+        last = self._last_token(input_ids, states)
+        logits: Tensor = self.score(states[torch.arange(len(states), device=states.device), last])
+        return logits
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return sequence_classification_loss(logits, labels, self.config)
 
     def _last_token(self, input_ids: Tensor | None, states: Tensor) -> Tensor | int:
         pad = self.config.pad_token_id
@@ -162,71 +168,38 @@ class PersimmonForSequenceClassification(PersimmonPreTrainedModel):
         if pad is not None and input_ids is None:
             warnings.warn(
                 "inputs_embeds do not show what is padding: the last position of each sequence is classified",
-                stacklevel=3,
+                stacklevel=4,
             )
         if pad is None or input_ids is None:
             return -1
-        places = torch.arange(input_ids.shape[1], device=input_ids.device)
-        return (places * (input_ids != pad)).argmax(-1)
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        return (positions * (input_ids != pad)).argmax(-1)
 
 
-class PersimmonForTokenClassification(PersimmonPreTrainedModel):
-    """The decoder, and logits of ``config.num_labels`` labels of every token."""
+class PersimmonForTokenClassification(_Classifier):
+    """The decoder with logits [batch, sequence, labels] of every token.
+
+    The ``labels`` of ``forward`` are int64 [batch, sequence]; -100 is ignored.
+    """
 
     head_names = ("score.weight", "score.bias")
+    output_type = TokenClassifierOutput
 
     def __init__(self, config: Architecture) -> None:
         super().__init__(config)
-        config = self.config
-        self.num_labels = config.num_labels
-        self.model = PersimmonModel(config)
-        dropout = config.hidden_dropout if config.classifier_dropout is None else config.classifier_dropout
-        self.dropout = nn.Dropout(dropout)
-        self.score = nn.Linear(config.hidden_size, self.num_labels)
-        self.initialise()
+        own, default = self.config.classifier_dropout, self.config.hidden_dropout
+        self.dropout = nn.Dropout(default if own is None else own)
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-        *,
-        past_key_values: KeyValueCache | None = None,
-    ) -> TokenClassifierOutput | tuple[object, ...]:
-        """As ``PersimmonModel.forward``, to logits [batch, sequence, labels].
+    def logits(self, states: Tensor, input_ids: Tensor | None) -> Tensor:
+        logits: Tensor = self.score(self.dropout(states))
+        return logits
 
-        Args:
-            labels: int64 [batch, sequence], -100 for a token that does not count.
-        """
-        outputs = self.model(
-            input_ids,
-            attention_mask,
-            position_ids,
-            cache,
-            inputs_embeds,
-            use_cache,
-            output_hidden_states,
-            output_attentions,
-            return_dict=True,
-            past_key_values=past_key_values,
-        )
-        logits = self.score(self.dropout(outputs.last_hidden_state))
-        loss = None if labels is None else token_classification_loss(logits, labels)
-        result = TokenClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
-        return result if self.returns_dict(return_dict) else result.to_tuple()
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return token_classification_loss(logits, labels)
 
 
 def _kept(states: Tensor, logits_to_keep: int | Tensor) -> Any:
-    """The hidden states [batch, sequence, hidden] whose logits are wanted."""
+    """The hidden states [batch, sequence, hidden] that need logits."""
     if not isinstance(logits_to_keep, Tensor):
         return states[:, -integer("logits_to_keep", logits_to_keep, 0) :]  # 0 keeps all
     if logits_to_keep.dtype == torch.bool and logits_to_keep.dim() == 2:

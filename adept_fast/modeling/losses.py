@@ -1,4 +1,4 @@
-"""The losses of the heads, as transformers computes them, in float32."""
+"""The losses of the heads in float32, as in transformers."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from torch import Tensor
 
 from adept_fast.modeling.config import PersimmonConfig
 
-IGNORED = -100  # a label that does not count
+IGNORED = -100  # a label without a loss
 
 
 def next_token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Cross-entropy of each label but a row's first, by the logits of the token before it.
+    """Cross-entropy of each label except the first of a row, from the logits of the token before it.
 
     Args:
         logits: [batch, sequence, vocab].
-        labels: int64 [batch, sequence], -100 where there is nothing to learn.
-        num_items_in_batch: what the sum is divided by; by default, how many labels count.
+        labels: int64 [batch, sequence], -100 is ignored.
+        num_items_in_batch: divisor of the sum; by default the number of labels that are not ignored.
 
-    Raises ValueError where labels are of another shape.
+    Raises ValueError for labels of another shape.
     """
     if logits.shape[:-1] != labels.shape:
         raise ValueError(
-            f"labels has shape {list(labels.shape)}; expected {list(logits.shape[:-1])}, that of the logits"
+            f"labels has shape {list(labels.shape)}; expected {list(logits.shape[:-1])} as for the logits"
         )
     following = F.pad(labels.to(logits.device)[:, 1:], (0, 1), value=IGNORED)  # [batch, sequence]
     return _cross_entropy(logits, following, num_items_in_batch)
 
 
 def token_classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of int64 labels [batch, sequence] by logits [batch, sequence, labels]."""
+    """Cross-entropy of int64 labels [batch, sequence] from logits [batch, sequence, labels]."""
     return _cross_entropy(logits, labels.to(logits.device))
 
 
 def sequence_classification_loss(logits: Tensor, labels: Tensor, config: PersimmonConfig) -> Tensor:
-    """The loss of logits [batch, labels] by the config's problem_type.
+    """The loss of logits [batch, labels] for the problem_type of the config.
 
-    Where that is None, the labels decide it for good: one output is a regression, integers are single labels
-    [batch], and floats multiple labels [batch, labels].
+    If that is None, the labels set it: one output is a regression, integers are single labels [batch], and
+    floats are multiple labels [batch, labels].
     """
     labels = labels.to(logits.device)
     if config.problem_type is None:

@@ -1,8 +1,9 @@
-"""What a forward pass returns: fields by name, by key or by place, as transformers' outputs have them."""
+"""Outputs of a forward pass: fields by name, key or index, like those of transformers."""
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar, get_type_hints
 
 from torch import Tensor
 
@@ -10,9 +11,11 @@ from adept_fast.modeling.cache import KeyValueCache
 
 _OTHER_NAMES = {"past_key_values": "cache"}  # of fields, in older releases of transformers
 
+WithLogits = TypeVar("WithLogits", bound="OutputWithLogits")
+
 
 class ModelOutput(dict[Any, Any]):
-    """Fields in order; one that is None is left out, and is None as an attribute.
+    """Fields in order. A field that is None has no key; as an attribute it is None.
 
     The cache can be read as ``past_key_values`` too.
     """
@@ -21,16 +24,10 @@ class ModelOutput(dict[Any, Any]):
         super().__init__({name: value for name, value in values.items() if value is not None})
 
     def __getattr__(self, name: str) -> Any:
-        name = _OTHER_NAMES.get(name, name)
-        if name not in _names(type(self)):
-            raise AttributeError(f"{type(self).__name__} has no field {name}; it has {_names(type(self))}")
-        return self.get(name)
+        return self.get(_field(type(self), name))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        name = _OTHER_NAMES.get(name, name)
-        if name not in _names(type(self)):
-            raise AttributeError(f"{type(self).__name__} has no field {name}; it has {_names(type(self))}")
-        self[name] = value
+        self[_field(type(self), name)] = value
 
     def __getitem__(self, key: str | int | slice) -> Any:
         return (
@@ -44,7 +41,7 @@ class ModelOutput(dict[Any, Any]):
         return super().get(_OTHER_NAMES.get(key, key), default)
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The fields that are there, in order."""
+        """The fields that are not None, in order."""
         return tuple(self.values())
 
 
@@ -55,28 +52,42 @@ class BaseModelOutputWithPast(ModelOutput):
     attentions: tuple[Tensor, ...] | None  # of each layer [batch, heads, sequence, past + sequence]
 
 
-class CausalLMOutputWithPast(ModelOutput):
+class OutputWithLogits(ModelOutput):
     loss: Tensor | None
-    logits: Tensor  # [batch, kept, vocab]
+    logits: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+
+    @classmethod
+    def of(
+        cls: type[WithLogits], decoded: BaseModelOutputWithPast, loss: Tensor | None, logits: Tensor
+    ) -> WithLogits:
+        """The output of a head on the decoder's, with the fields of the decoder that this class has."""
+        shared = {name: value for name, value in decoded.items() if name in _names(cls)}
+        return cls(loss=loss, logits=logits, **shared)
+
+
+class CausalLMOutputWithPast(OutputWithLogits):  # logits [batch, kept, vocab]
     cache: KeyValueCache | None
-    hidden_states: tuple[Tensor, ...] | None
-    attentions: tuple[Tensor, ...] | None
 
 
-class SequenceClassifierOutputWithPast(ModelOutput):
-    loss: Tensor | None
-    logits: Tensor  # [batch, labels]
+class SequenceClassifierOutputWithPast(OutputWithLogits):  # logits [batch, labels]
     cache: KeyValueCache | None
-    hidden_states: tuple[Tensor, ...] | None
-    attentions: tuple[Tensor, ...] | None
 
 
-class TokenClassifierOutput(ModelOutput):
-    loss: Tensor | None
-    logits: Tensor  # [batch, sequence, labels]
-    hidden_states: tuple[Tensor, ...] | None
-    attentions: tuple[Tensor, ...] | None
+class TokenClassifierOutput(OutputWithLogits):  # logits [batch, sequence, labels]
+    pass
 
 
+def _field(output: type[ModelOutput], name: str) -> str:
+    """The key of an attribute. Raises AttributeError if the output has no such field."""
+    name = _OTHER_NAMES.get(name, name)
+    if name not in _names(output):
+        allowed = ", ".join(_names(output))
+        raise AttributeError(f"{output.__name__} has no field {name}; expected one of {allowed}")
+    return name
+
+
+@cache
 def _names(output: type[ModelOutput]) -> tuple[str, ...]:
-    return tuple(output.__annotations__)
+    return tuple(get_type_hints(output))

@@ -1,4 +1,4 @@
-"""What all models share: a config, the initialisation, and directories to load from and save to."""
+"""The base class of all models: config, initialisation, loading and saving."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adept_fast.checkpoint import (
     open_checkpoint,
 )
 from adept_fast.checkpoint.atomic import flush, partial_directory, require_space
-from adept_fast.checkpoint.base import unwrap_names, unwrapped_name
+from adept_fast.checkpoint.base import FLOATS, check_tensors, unwrap_names, unwrapped_name, without_derived
 from adept_fast.checkpoint.huggingface import (
     CONFIG_FILE,
     INDEX_FILE,
@@ -41,13 +41,12 @@ from adept_fast.system.short_text import short_repr
 
 _DECODER = ("embed_tokens.", "layers.", "final_layernorm.")
 _HEADS = ("lm_head.weight", "score.weight", "score.bias")
-_DERIVED_SUFFIX = "rotary_emb.inv_freq"  # older files carry it, and the config determines it
 
 Model = TypeVar("Model", bound="PersimmonPreTrainedModel")
 
 
 class PersimmonPreTrainedModel(nn.Module):
-    """A decoder with or without a head. New weights are random, as transformers initialises them."""
+    """A decoder with or without a head. New weights are random, initialised like those of transformers."""
 
     base_model_prefix = "model"
     head_names: tuple[str, ...] = ()
@@ -73,7 +72,7 @@ class PersimmonPreTrainedModel(nn.Module):
         return embeddings
 
     def gradient_checkpointing_enable(self) -> None:
-        """In training, keep only what enters each layer and compute the rest again for the gradients."""
+        """In training, keep only the input of each layer and recompute the rest for the gradients."""
         self._set_gradient_checkpointing(True)
 
     def gradient_checkpointing_disable(self) -> None:
@@ -88,10 +87,10 @@ class PersimmonPreTrainedModel(nn.Module):
         return self.config.return_dict if return_dict is None else return_dict
 
     def tie_weights(self) -> None:
-        """Make one parameter of those that the config ties."""
+        """Share the parameters that the config ties."""
 
     def initialise(self) -> None:
-        """Give the modules that are this class's own random weights, of ``config.initializer_range``."""
+        """Initialise the modules of this class, with deviation ``config.initializer_range``."""
         for child in self.children():
             if not isinstance(child, PersimmonPreTrainedModel):
                 _initialise(child, self.config.initializer_range)
@@ -111,16 +110,15 @@ class PersimmonPreTrainedModel(nn.Module):
     ) -> Model:
         """Load from a local directory, ``"demo"``, or anything that ``Runtime.load`` takes; in eval mode.
 
-        From the hub, a repository without a tokenizer is loaded too.
-
-        A head that the checkpoint does not have is initialised, with a warning.
+        A repository of the hub needs no tokenizer. If the checkpoint has no weights for the head, they are
+        initialised, with a warning.
 
         Args:
             revision: of a hub id: a branch, a tag or a commit; None for ``main``.
-            dtype: ``"auto"`` for the stored one; or float32, float16 or bfloat16, as torch has it or by name.
-            config: instead of the checkpoint's.
+            dtype: ``"auto"`` for the stored one; or float32, float16 or bfloat16, as a torch.dtype or a name.
+            config: replaces the checkpoint's.
             mmap: read the weights memory-mapped, or copied, as ``Runtime.load`` does.
-            changes: fields of the config to be others, such as ``num_labels=3``.
+            changes: fields of the config to change, such as ``num_labels=3``.
 
         Raises CheckpointError or ConfigError naming the file, the tensor and what was expected, and
         ParameterError for an argument of another type.
@@ -136,42 +134,44 @@ class PersimmonPreTrainedModel(nn.Module):
         with torch.device("meta"):
             model = cls(config)
         wanted = _wanted(model)
-        missing = _check(path, cls, wanted, stored)
+        missing = [name for name in wanted if name not in stored and name in cls.head_names]
+        expected = {name: (shape, FLOATS) for name, shape in wanted.items() if name not in missing}
+        used = {name: tensor for name, tensor in stored.items() if name in expected or name not in _HEADS}
+        check_tensors(path, expected, without_derived(used))
         model.to(dtype=_chosen_dtype(dtype, stored))
         model.to_empty(device=device)
         model.tie_weights()
         if missing:
             _initialise_missing(model, missing)
             warnings.warn(
-                f"{path}: has no {' and no '.join(missing)}; what is missing begins random, to be trained",
+                f"{path}: has no {' and no '.join(missing)}; these weights are random and need training",
                 stacklevel=2,
             )
         parameters = {_full_name(name): tensor for name, tensor in model.state_dict().items()}
         with torch.no_grad():
-            for name in wanted:
-                if name not in missing:
-                    values = read_as(stored[name], model.dtype)
-                    parameters[name].copy_(values)
-                    release_pages(values)
+            for name in expected:
+                values = read_as(stored[name], model.dtype)
+                parameters[name].copy_(values)
+                release_pages(values)
         return model.eval()
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write config.json and model.safetensors, which transformers' class of this name loads too.
+        """Write config.json and model.safetensors, which the class of this name in transformers loads too.
 
-        Files of these names are replaced once both are on disk, others stay: a tokenizer's are not written.
+        Files of these names are replaced once both are on disk; other files stay. No tokenizer is written.
 
-        Raises CheckpointError where the directory holds a checkpoint in shards, or the disk is too full.
+        Raises CheckpointError if the directory holds a checkpoint in shards, or the disk is too full.
         """
         path = Path(path_or_str("path", path)).expanduser()
         path.mkdir(parents=True, exist_ok=True)
         if (path / INDEX_FILE).exists():
-            raise CheckpointError(f"{path}: has {INDEX_FILE}, of other weights; expected another directory")
+            raise CheckpointError(f"{path}: has {INDEX_FILE} of other weights; expected another directory")
         tensors = [
             StoredTensor(name, tuple(tensor.shape), tensor.dtype, "the model", partial(_on_cpu, tensor))
             for name, tensor in self.state_dict().items()
             if not (name == "lm_head.weight" and self.config.tie_word_embeddings)
         ]
-        beside = path / "weights"  # a name that no file has; partial files are in a directory of that
+        beside = path / "weights"  # not a file's name; partial files are in a directory beside it
         require_space(beside, sum(size_of(tensor, None) for tensor in tensors) + ROOM_FOR_SMALL_FILES)
         stored = dtype_name(self.dtype)
         values = self.config.to_dict() | {"architectures": [type(self).__name__], "dtype": stored}
@@ -205,7 +205,7 @@ def _initialise_missing(model: PersimmonPreTrainedModel, missing: list[str]) -> 
 
 
 def _open(path: Path, mmap: bool) -> tuple[Architecture, Mapping[str, StoredTensor]]:
-    """The config of what is at ``path``, and its tensors by their names in a model with a head."""
+    """The config at ``path``, and its tensors by their names in a model with a head."""
     values = read_config(path) if path.is_dir() else None
     if values is None:
         checkpoint = open_checkpoint(path, mmap=mmap)
@@ -222,7 +222,7 @@ def _open(path: Path, mmap: bool) -> tuple[Architecture, Mapping[str, StoredTens
 
 
 def _full_name(name: str) -> str:
-    """A checkpoint of the decoder alone has its names without the prefix."""
+    """The name in a model with a head; the decoder alone has names without the prefix."""
     return f"model.{name}" if name.startswith(_DECODER) else name
 
 
@@ -230,49 +230,17 @@ def _changed(config: PersimmonConfig, changes: dict[str, Any]) -> PersimmonConfi
     values = config.to_dict() | {"num_labels": config.num_labels} | changes
     unknown = [name for name in changes if name not in PersimmonConfig.__dataclass_fields__]
     if unknown:
-        raise TypeError(f"from_pretrained has no argument {unknown[0]}, and a PersimmonConfig no such field")
+        raise TypeError(f"from_pretrained has no argument {unknown[0]}, nor PersimmonConfig such a field")
     if "num_labels" in changes and "id2label" not in changes and config.num_labels != changes["num_labels"]:
         values["id2label"] = None
     return PersimmonConfig.from_dict(values)
 
 
 def _wanted(model: PersimmonPreTrainedModel) -> dict[str, tuple[int, ...]]:
-    """The names and shapes that a checkpoint has to have."""
+    """The names and shapes that a checkpoint must have."""
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     shapes = {_full_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     return {name: shape for name, shape in shapes.items() if name not in tied}
-
-
-def _check(
-    path: Path,
-    model_class: type[PersimmonPreTrainedModel],
-    wanted: Mapping[str, tuple[int, ...]],
-    stored: Mapping[str, StoredTensor],
-) -> list[str]:
-    """The names of a head that is not there; CheckpointError where anything else is amiss."""
-    missing = [name for name in wanted if name not in stored]
-    for name in missing:
-        if name not in model_class.head_names:
-            raise CheckpointError(
-                f"{path}: tensor {name} is missing; the config calls for {list(wanted[name])}"
-            )
-    for name, tensor in stored.items():
-        if name not in wanted and name not in _HEADS and not name.endswith(_DERIVED_SUFFIX):
-            raise CheckpointError(
-                f"{tensor.source}: tensor {tensor.name} does not belong to the model "
-                f"that the config describes"
-            )
-        if name in wanted and tensor.shape != wanted[name]:
-            raise CheckpointError(
-                f"{tensor.source}: tensor {tensor.name} has shape {list(tensor.shape)}; "
-                f"the config calls for {list(wanted[name])}"
-            )
-        if name in wanted and tensor.dtype not in WEIGHT_DTYPES.values():
-            raise CheckpointError(
-                f"{tensor.source}: tensor {tensor.name} has dtype {dtype_name(tensor.dtype)}; "
-                f"expected float32, float16 or bfloat16"
-            )
-    return missing
 
 
 def _chosen_dtype(dtype: torch.dtype | str, stored: Mapping[str, StoredTensor]) -> torch.dtype:
@@ -289,8 +257,8 @@ def _chosen_device(device: object) -> torch.device:
         if isinstance(device, (str, torch.device)):
             return torch.device(device)
     except RuntimeError as error:
-        raise ParameterError(f"device is {short_repr(device)}; torch has no such device") from error
-    raise ParameterError(f"device is {short_repr(device)}; expected one as torch has it, or its name")
+        raise ParameterError(f"device is {short_repr(device)}; expected a device of torch") from error
+    raise ParameterError(f"device is {short_repr(device)}; expected a torch.device or its name")
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:

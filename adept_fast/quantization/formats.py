@@ -39,8 +39,7 @@ class WeightFormat:
         values_dtype: of the rounded weights; two of 4 bits share a byte.
         bits: of a rounded weight.
         max_value: the largest magnitude of a rounded weight, before its scale.
-        group_size: weights of one row, side by side, that share a float16 scale; None where an output has one
-            float32 scale.
+        group_size: adjacent weights of a row with one float16 scale; None for one float32 scale per output.
         max_weight: the largest magnitude that can be rounded.
         lm_head: the name of the format of the output matrix.
         description: the definition in words, for the files.
@@ -92,20 +91,19 @@ FORMATS = {
 }
 
 
-# As users write them. Of the formats in 4 bits, kernels of both devices read the one of groups of 128.
+# The names that users write. ``int4`` is the 4-bit format that the kernels of both devices read.
 NAMES = FORMATS | {"int4": FORMATS["int4-g128"]}
 
 
 @dataclass(frozen=True)
 class MatrixSpec:
-    """How one matrix is packed, in whichever order.
+    """How one matrix is packed, in any layout.
 
     Args:
         format: of this matrix.
-        shape: [rows, columns] of what is packed: [out, in], or where ``transposed`` is true [in, out]. Groups
-            lie along the rows.
-        product_dtype: in which a GPU multiplies many tokens: bfloat16 where weights were rounded from that,
-            else float16.
+        shape: [rows, columns] as packed: [out, in], or [in, out] if ``transposed``. Groups lie along rows.
+        product_dtype: the dtype of products with many tokens on a GPU: bfloat16 if the weights were rounded
+            from that, else float16.
     """
 
     format: WeightFormat
@@ -114,7 +112,7 @@ class MatrixSpec:
     product_dtype: torch.dtype = torch.float16
 
     def rounded_from(self, dtype: torch.dtype) -> MatrixSpec:
-        """That of a matrix whose weights were rounded from ``dtype``."""
+        """The spec of a matrix whose weights were rounded from ``dtype``."""
         kept = torch.bfloat16 if dtype == torch.bfloat16 else torch.float16
         return replace(self, product_dtype=kept)
 
@@ -124,7 +122,7 @@ class MatrixSpec:
 
     @property
     def scales_shape(self) -> tuple[int, int]:
-        """That of scales which broadcast over the groups of a row."""
+        """The shape of scales that broadcast over the groups of a row."""
         rows, columns = self.shape
         if self.format.group_size is not None:
             return rows, self.padded_columns // self.format.group_size
@@ -135,8 +133,8 @@ def spec_of(name: str, shape: tuple[int, ...], weights: WeightFormat) -> MatrixS
     """How ``weights`` packs the tensor that transformers calls ``name``; None for vectors and the embedding,
     which stay floats.
 
-    The down-projection is packed transposed: an activation that is 0 is then a row that is not read. Of the
-    embedding a step reads only the rows it looks up, so fewer bits would save no time.
+    The down-projection is packed transposed, so that the rows of inactive neurons are not read. A step reads
+    only a few rows of the embedding, so fewer bits would save no time.
     """
     if not name.endswith(_MATRICES):
         return None

@@ -1,7 +1,7 @@
 """cpu_tiled: the order in which the CPU kernels read packed weights; docs/quantization.md draws it.
 
 [out, in] matrices lie in tiles of 16 rows, transposed ones row by row, with the columns of each 64 bytes
-interleaved. Padding is worth 0 whatever it is multiplied with.
+interleaved. Padding represents weights of 0.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from adept_fast.quantization.formats import FORMATS, MatrixSpec, QuantizationErr
 from adept_fast.quantization.matrix import QuantizedMatrix, Stored
 from adept_fast.quantization.rounding import RoundedRows
 
-TILE = 16  # rows whose weights of the same columns lie together
+TILE = 16  # rows, whose weights of the same columns are adjacent
 _TILED_COLUMNS = 64  # the columns of tiles are padded to a multiple of this
 _TRANSPOSED_COLUMNS = 128  # and those of transposed matrices to a multiple of this
 _GROUP = 32  # weights that share a scale in memory; formats of larger groups repeat theirs
@@ -39,7 +39,7 @@ class TiledMatrix(QuantizedMatrix):
     def stored(cls, spec: MatrixSpec) -> tuple[Stored, Stored]:
         weights, rows, columns = spec.format, spec.shape[0], _padded(spec)
         if weights.values_dtype.is_floating_point:
-            raise QuantizationError(f"{weights.name} has no order for a CPU")
+            raise QuantizationError(f"{weights.name} has no layout for a CPU")
         tiles = -(-rows // TILE)
         values: tuple[int, ...] = (rows, columns * weights.bits // 8)
         if not spec.transposed:
@@ -92,7 +92,7 @@ class TiledMatrix(QuantizedMatrix):
         return RoundedRows(spec.format, values, scales)
 
     def rows(self, count: int) -> TiledMatrix:
-        """The first ``count`` rows, at most all, as a view; of whole tiles where rows lie in tiles."""
+        """The first ``count`` rows, at most all, as a view, of whole tiles if rows are tiled."""
         count = min(count, self.shape[0])
         spec, values, scales = replace(self.spec, shape=(count, self.shape[1])), self.values, self.scales
         by_output = spec.format.group_size is None
@@ -109,7 +109,7 @@ def _padded(spec: MatrixSpec) -> int:
 
 
 def _resized(numbers: Tensor, padding: int, columns: int, spec: MatrixSpec) -> Tensor:
-    """[rows, columns], with ``padding`` up to there and to whole tiles, or without the padding past there."""
+    """[rows, columns], padded with ``padding`` to whole tiles, or cut, to ``columns``."""
     rows = 0 if spec.transposed else -len(numbers) % TILE
     return F.pad(numbers, (0, columns - numbers.shape[1], 0, rows), value=padding).contiguous()
 

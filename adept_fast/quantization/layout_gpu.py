@@ -1,4 +1,4 @@
-"""gpu_row_major: the order in which the CUDA kernels read packed weights: row by row, in long runs."""
+"""gpu_row_major: the layout of packed weights for the CUDA kernels, row by row."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class GpuMatrix(RowMajorMatrix):
     def unscaled(self, start: int, stop: int | None, dtype: torch.dtype) -> Tensor:
         """Rows ``start`` to ``stop``, in 8 bits without the scales of the outputs: [stop - start, columns].
 
-        No wider float lies in memory between.
+        No wider float is allocated.
         """
         if self.bits == 8:
             return self.values[start:stop].to(dtype)

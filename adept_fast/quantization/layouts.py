@@ -1,4 +1,4 @@
-"""Which layout and which formats each device has."""
+"""The layout and the formats of each device."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _ADVISED = {"cpu": ("int8", "int4"), "cuda": ("fp8", "int4")}
 
 
 def layout_of(device: torch.device) -> type[QuantizedMatrix]:
-    """The order of packed matrices on the device."""
+    """The layout of packed matrices on the device."""
     return GpuMatrix if device.type == "cuda" else TiledMatrix
 
 
 def kernel_formats(device: torch.device) -> tuple[WeightFormat, ...]:
-    """Those that the device's kernels read."""
+    """The formats that the kernels of the device read."""
     return tuple(FORMATS[name] for name in _KERNEL_FORMATS[device.type])
 
 
 def advised_formats(device: torch.device) -> tuple[WeightFormat, ...]:
-    """One of each size, from the most bits to the fewest."""
+    """The recommended formats, in order of decreasing bits."""
     return tuple(NAMES[name] for name in _ADVISED[device.type])
 
 
 def formats_of(device: torch.device) -> dict[str, WeightFormat]:
-    """The same by the names that users write."""
+    """The formats that the kernels of the device read, by the names that users write."""
     return {name: known for name, known in NAMES.items() if known in kernel_formats(device)}

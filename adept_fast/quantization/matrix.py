@@ -1,4 +1,4 @@
-"""Packed matrices, whichever the order of their weights."""
+"""Packed matrices of any layout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Packed = TypeVar("Packed", bound="QuantizedMatrix")
 
 @dataclass(frozen=True)
 class QuantizedMatrix:
-    """A matrix that is packed as ``spec`` has it, in the order of its class.
+    """A matrix packed according to ``spec``, in the layout of its class.
 
     ``values`` and ``scales`` have the shapes and dtypes of ``stored``, and are contiguous.
     """
@@ -31,7 +31,7 @@ class QuantizedMatrix:
 
     @classmethod
     def holds(cls, weights: WeightFormat) -> bool:
-        """Whether a model's matrices in that format can have this order."""
+        """Whether the matrices of a model in that format can have this layout."""
         return True
 
     @classmethod
@@ -53,7 +53,7 @@ class QuantizedMatrix:
 
     @classmethod
     def bytes_of(cls, spec: MatrixSpec) -> int:
-        """How many bytes a matrix takes, its padding included."""
+        """The bytes of a matrix, padding included."""
         return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in cls.stored(spec))
 
     @classmethod
@@ -86,7 +86,7 @@ class QuantizedMatrix:
         return replace(self, values=self.values.to(device), scales=self.scales.to(device))
 
     def has_nan_values(self) -> bool:
-        """Whether a value is a NaN, as only a float8 can be; an infinity it cannot be."""
+        """Whether a value is a NaN. Only float8 has NaNs, and it has no infinities."""
         if not self.values.dtype.is_floating_point:
             return False
         blocks = row_blocks(self.spec, self.device)
@@ -102,9 +102,9 @@ Matrix: TypeAlias = Tensor | QuantizedMatrix
 
 
 def quantize(matrix: Tensor, spec: MatrixSpec, layout: type[Packed]) -> Packed:
-    """Round and pack a matrix of ``spec.shape`` on its device; beside the result, memory holds a block of it.
+    """Round and pack a matrix of ``spec.shape`` on its device; beyond the result, memory holds one block.
 
-    Raises QuantizationError where it is not a matrix, or holds a NaN, an infinity or too large a number.
+    Raises QuantizationError if it is not a matrix, or holds a NaN, an infinity or too large a number.
     """
     packed = layout.empty(spec.rounded_from(matrix.dtype), matrix.device)
     for start, rows in round_rows(matrix, spec):
@@ -113,9 +113,9 @@ def quantize(matrix: Tensor, spec: MatrixSpec, layout: type[Packed]) -> Packed:
 
 
 def repack(matrix: QuantizedMatrix, layout: type[QuantizedMatrix], device: torch.device) -> QuantizedMatrix:
-    """The same weights in the order of ``layout``, on ``device``; the matrix itself where they are already.
+    """The same weights in ``layout`` on ``device``; the matrix itself if they are already.
 
-    Beside the result, memory holds a block of it.
+    Beyond the result, memory holds one block.
     """
     if type(matrix) is layout:
         return matrix.to(device)
@@ -131,5 +131,5 @@ def first_rows(matrix: Matrix, count: int) -> Matrix:
 
 
 def parts_of(matrix: Matrix) -> tuple[Tensor, Tensor | None]:
-    """A matrix as the kernels take it: values, and scales where it is packed."""
+    """The tensors of a matrix for the kernels: values, and scales if it is packed."""
     return matrix.parts if isinstance(matrix, QuantizedMatrix) else (matrix, None)

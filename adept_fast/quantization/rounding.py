@@ -15,10 +15,10 @@ from torch import Tensor
 from adept_fast.quantization.formats import MatrixSpec, QuantizationError, WeightFormat
 
 BLOCK_ROWS = 16  # blocks of rows begin at multiples of this
-_BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 22}  # rounded at once: on a CPU they stay in the cache
+_BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 22}  # per block; on a CPU a block stays in the cache
 
-# A scale that clips a group's extremes a little loses less than one that spans them. On gaussian groups of 32
-# these come within 0.1% of the least error that forty find.
+# Clipping the extremes of a group a little reduces the error. On gaussian groups of 32 these candidates come
+# within 0.1% of the minimal error of forty candidates.
 _SPANS = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0, 1.04, 1.08)
 
 
@@ -47,7 +47,7 @@ class RoundedRows:
 
 
 def row_blocks(spec: MatrixSpec, device: torch.device) -> Iterator[tuple[int, int]]:
-    """The first row and the end of each block that is worked on at once."""
+    """The first row and the end of each block."""
     rows, elements = spec.shape[0], _BLOCK_ELEMENTS[device.type]
     step = max(BLOCK_ROWS, elements // max(1, spec.padded_columns) // BLOCK_ROWS * BLOCK_ROWS)
     for start in range(0, rows, step):
@@ -57,9 +57,9 @@ def row_blocks(spec: MatrixSpec, device: torch.device) -> Iterator[tuple[int, in
 def round_rows(matrix: Tensor, spec: MatrixSpec) -> Iterator[tuple[int, RoundedRows]]:
     """The first row and the rounded rows of one block after another of a matrix of ``spec.shape``.
 
-    It may be of any float dtype and strides, and blocks are made on its device.
+    It may have any float dtype and strides; blocks are on its device.
 
-    Raises QuantizationError where it is not a matrix, or holds a NaN, an infinity or too large a number.
+    Raises QuantizationError if it is not a matrix, or holds a NaN, an infinity or too large a number.
     """
     if tuple(matrix.shape) != spec.shape or not matrix.is_floating_point():
         raise QuantizationError(
@@ -90,10 +90,10 @@ def _column_magnitudes(matrix: Tensor, spec: MatrixSpec) -> Tensor:
 
 
 def _output_scales(largest: Tensor, weights: WeightFormat) -> Tensor:
-    """The scales of outputs whose largest magnitudes are given, both float32 [outputs].
+    """The scales of outputs from their largest magnitudes, both float32 [outputs].
 
-    Those of fp8 keep 20 bits, and a float8 has 4: so every product is exact in float32, and packing what was
-    unpacked changes nothing.
+    Scales of fp8 have 20 bits and a float8 has 4, so every product is exact in float32, and packing unpacked
+    weights changes nothing.
     """
     _check_magnitudes(largest, weights.max_weight)
     scales = largest / weights.max_value
@@ -107,7 +107,7 @@ def _round_eight_bits(block: Tensor, scales: Tensor, weights: WeightFormat) -> T
     quotients = block / scales.masked_fill(scales == 0, 1)
     if not weights.values_dtype.is_floating_point:
         quotients.round_()
-    # float8 has no infinity past its end, but NaN.
+    # A float8 past its range is a NaN, not an infinity.
     return quotients.clamp_(-weights.max_value, weights.max_value).to(weights.values_dtype)
 
 
@@ -120,7 +120,7 @@ def _round_groups(grouped: Tensor, weights: WeightFormat) -> RoundedRows:
     _check_magnitudes(magnitudes, weights.max_weight)  # all of them, since argmax may skip a NaN
     extremes = grouped.gather(-1, magnitudes.argmax(-1, keepdim=True))  # [rows, groups, 1]
     scales = torch.zeros_like(extremes)
-    least = torch.full_like(extremes, float("inf"))
+    lowest = torch.full_like(extremes, float("inf"))
     for span in _SPANS:
         rounded = _round_signed(grouped, _as_float16(extremes * (span / -8)))
         squares = rounded.square().sum(-1, keepdim=True)
@@ -128,27 +128,27 @@ def _round_groups(grouped: Tensor, weights: WeightFormat) -> RoundedRows:
         # The scale that suits these integers best; its error is this and the weights' own squares.
         scale = _as_float16(products / squares.clamp(min=1))
         error = scale * (scale * squares - 2 * products)
-        better = error < least
+        better = error < lowest
         scales = torch.where(better, scale, scales)
-        least = torch.where(better, error, least)
+        lowest = torch.where(better, error, lowest)
     values = (_round_signed(grouped, scales) + 8).to(torch.uint8).flatten(1)
     return RoundedRows(weights, values, scales[..., 0].half())
 
 
 def _round_signed(grouped: Tensor, scales: Tensor) -> Tensor:
-    """The nearest of −8 to 7 for each weight, 0 where the scale is 0."""
+    """The nearest of −8 to 7 for each weight, 0 if the scale is 0."""
     inverses = scales.reciprocal().masked_fill_(scales == 0, 0)
     return (grouped * inverses).round_().clamp_(-8, 7)
 
 
 def _as_float16(numbers: Tensor) -> Tensor:
-    """Rounded to what float16 holds, at most its largest."""
+    """The numbers rounded to float16, clamped to its range."""
     largest = torch.finfo(torch.float16).max
     return numbers.clamp(-largest, largest).half().float()
 
 
 def _check_magnitudes(magnitudes: Tensor, limit: float) -> None:
-    """QuantizationError where a magnitude is past ``limit`` or not finite."""
+    """Raises QuantizationError if a magnitude exceeds ``limit`` or is not finite."""
     largest = magnitudes.amax().item() if magnitudes.numel() else 0.0
     if not largest < float("inf"):
         raise QuantizationError("has a NaN or an infinity")

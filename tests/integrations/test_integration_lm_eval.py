@@ -176,7 +176,7 @@ class TestGeneration:
     @pytest.mark.parametrize(
         ("settings", "found"),
         [
-            ({"num_beams": 4}, "generation_kwargs has num_beams 4; expected 1, all that the runtime does"),
+            ({"num_beams": 4}, "generation_kwargs has num_beams 4; expected 1, which the runtime supports"),
             ({"num_beams": True}, "generation_kwargs has num_beams True; expected 1"),
             ({"length_penalty": 0.5}, "generation_kwargs has length_penalty 0.5; expected 1"),
             ({"no_repeat_ngram_size": 3}, "generation_kwargs has no_repeat_ngram_size 3; expected 0"),

@@ -52,7 +52,7 @@ def _nothing_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(acceleration: Acceleration, what: str) -> None:
         raise AssertionError(f"handed over: {what}")
 
-    monkeypatch.setattr(Acceleration, "say_once", refuse)
+    monkeypatch.setattr(Acceleration, "warn_once", refuse)
 
 
 def load(dtype: torch.dtype = torch.float32) -> PersimmonForCausalLM:

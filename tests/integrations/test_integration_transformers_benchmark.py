@@ -19,7 +19,7 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
     output = tmp_path / "accelerated.json"
     done = subprocess.run(
         [
-            *(sys.executable, "benchmarks/accelerated.py", "--model", "demo", "--dtype", "float32"),
+            *(sys.executable, "-m", "benchmarks", "accelerated", "--model", "demo", "--dtype", "float32"),
             *("--samples", "3", "--new-tokens", "3", "--prompt-tokens", "4", "--threads", "1"),
             # A test machine may be busy: no sample is dropped.
             *("--max-others-share", "9", "--max-bandwidth-change", "1", "--output", str(output)),

@@ -170,7 +170,7 @@ def test_other_models_are_refused() -> None:
         (lambda model: setattr(model.config, "hidden_act", "gelu"), "hidden_act is 'gelu'"),
         (
             lambda model: setattr(model.config, "vocab_size", 96),
-            r"\[97, 64\], where the config has \[96, 64\]",
+            r"\[97, 64\]; the config has \[96, 64\]",
         ),
         (
             lambda model: setattr(model.model.layers[0].mlp, "dense_h_to_4h", torch.nn.Identity()),

@@ -54,7 +54,7 @@ def test_a_crop_takes_tokens_back() -> None:
 def test_another_batch_is_refused() -> None:
     ours, _ = pair_of("Model")
     cache = ours(ids_of(ours, (2, 3))).past_key_values
-    with pytest.raises(ValueError, match="the batch has 1 rows; the cache was made for 2"):
+    with pytest.raises(ValueError, match="the batch has 1 rows; expected 2 as the cache"):
         ours(ids_of(ours, (1, 3)), past_key_values=cache)
     assert cache.get_seq_length() == 3
 

@@ -190,7 +190,7 @@ def test_saving_replaces_what_was_saved_and_leaves_the_rest(tmp_path: Path) -> N
     assert torch.equal(again.lm_head.weight, before + 1)
     assert (tmp_path / "tokenizer.model").read_bytes() == b"kept"
     (tmp_path / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"has model.safetensors.index.json, of other weights"):
+    with pytest.raises(CheckpointError, match=r"has model.safetensors.index.json of other weights"):
         ours.save_pretrained(tmp_path)
 
 
@@ -225,7 +225,10 @@ def damaged(path: Path, change: str) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ("missing", r"tensor model.layers.1.mlp.dense_h_to_4h.bias is missing; the config calls for \[53\]"),
+        (
+            "missing",
+            r"tensor model.layers.1.mlp.dense_h_to_4h.bias is missing; the config calls for shape \[53\]",
+        ),
         ("left over", "tensor model.layers.9.mlp.dense_h_to_4h.bias does not belong"),
         ("misshapen", r"tensor model.final_layernorm.bias has shape \[37\]; the config calls for \[36\]"),
         ("of integers", "tensor score.weight has dtype int64"),
@@ -298,13 +301,11 @@ class TestConfig:
         config.pad_token_id = 5
         config.num_labels = 3
         assert config.labels == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
-        with pytest.raises(ConfigError, match="hidden_size is of the architecture, and fixed"):
+        with pytest.raises(ConfigError, match="hidden_size is fixed by the architecture"):
             config.hidden_size = 8
-        with pytest.raises(ConfigError, match="pad_token is no field"):
+        with pytest.raises(ConfigError, match="pad_token is not a field"):
             config.pad_token = 8
-        with pytest.raises(
-            ConfigError, match="pad_token_id is 262144; expected None or an id from 0 to 262143"
-        ):
+        with pytest.raises(ConfigError, match="pad_token_id is 262144; expected an integer from 0 to 262143"):
             config.pad_token_id = 262144
         assert config.pad_token_id == 5
 
@@ -314,7 +315,7 @@ class TestConfig:
             ({"hidden_dropout": 1.5}, "hidden_dropout is 1.5; expected a probability from 0 to 1"),
             ({"attention_dropout": "0"}, "attention_dropout is '0'"),
             ({"num_labels": 0}, "num_labels is 0; expected an integer from 1 to 1000000"),
-            ({"num_labels": 3, "id2label": {0: "a"}}, "num_labels is 3, but id2label has 1"),
+            ({"num_labels": 3, "id2label": {0: "a"}}, "num_labels is 3, id2label has 1 names"),
             ({"problem_type": "ranking"}, "problem_type is 'ranking'; expected None or one of regression,"),
             (
                 {"problem_type": "single_label_classification", "num_labels": 1},

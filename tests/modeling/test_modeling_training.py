@@ -84,7 +84,7 @@ def test_recomputed_gradients_are_those_that_were_kept(head: str) -> None:
     assert "cache" not in out
     assert len(out.attentions) == ours.config.num_hidden_layers
     cache = modeling.KeyValueCache(ours.config, max_batch_size=3, max_seq_len=9)
-    with pytest.raises(ValueError, match="a cache is given; with gradient checkpointing"):
+    with pytest.raises(ValueError, match="a cache is given; expected None with gradient checkpointing"):
         ours(ids, past_key_values=cache)
 
 

@@ -232,7 +232,7 @@ class TestLayouts:
     def test_float8_has_no_order_for_a_cpu(self) -> None:
         assert not TiledMatrix.holds(FORMATS["fp8"])
         assert GpuMatrix.holds(FORMATS["fp8"])
-        with pytest.raises(QuantizationError, match="fp8 has no order for a CPU"):
+        with pytest.raises(QuantizationError, match="fp8 has no layout for a CPU"):
             quantize(gaussian(16, 64), MatrixSpec(FORMATS["fp8"], (16, 64)), TiledMatrix)
 
 

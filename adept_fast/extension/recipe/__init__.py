@@ -1,11 +1,11 @@
 """Builds the extension, with the same steps for an installation and for a first import.
 
-The kernels do not use torch: they are compiled here, those for a CPU once for each instruction set, those for
+The kernels do not use torch. They are compiled here: those for a CPU once for each instruction set, those for
 CUDA if there is nvcc. The bindings use torch's stable ABI and Python's limited API, so one file works with
 every torch from 2.11 and every Python from 3.10; torch's BuildExtension compiles and links them.
 
-This package imports nothing else of adept_fast, and torch only to build, as setup.py needs it before they are
-installed. While working on kernels, this compiles what changed::
+setup.py needs this package before adept_fast and torch are installed, so it imports torch only to build and
+nothing else of adept_fast. While working on kernels, this compiles the changed sources::
 
     python adept_fast/extension/recipe --out adept_fast
 
@@ -15,19 +15,17 @@ TORCH_CUDA_ARCH_LIST; ADEPT_FAST_SANITIZE, such as `address,undefined`.
 
 from .build import build, check_prerequisites, cuda_objects, read_files, say
 from .record import MODULE, RECORD, Record, build_key, place, read_record, source_files, sources_hash
-from .toolchain import BuildError, Options, find_compiler, find_cuda, gencode_flags, read_options
+from .toolchain import BuildError, find_cuda, gencode_flags, read_options
 
 __all__ = [
     "MODULE",
     "RECORD",
     "BuildError",
-    "Options",
     "Record",
     "build",
     "build_key",
     "check_prerequisites",
     "cuda_objects",
-    "find_compiler",
     "find_cuda",
     "gencode_flags",
     "place",

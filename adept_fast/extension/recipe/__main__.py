@@ -11,13 +11,18 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> int:
-    """Build where the command line says; the exit code is 1 where that failed, its reason the last line."""
-    sys.path[0] = str(HERE.parent)  # a directory that is run is no package, until it is imported as one
+    """Build as the command line says. The exit code of a failure is 1, and the last line is the reason."""
+    sys.path[0] = str(HERE.parent)  # Python runs this directory as a script, not as a package
     recipe = importlib.import_module(HERE.name)
     parser = argparse.ArgumentParser(description="Build adept-fast's extension.")
-    parser.add_argument("--out", type=Path, required=True, help="where the extension and its record go")
+    parser.add_argument("--out", type=Path, required=True, help="directory of the extension and its record")
     parser.add_argument("--csrc", type=Path, default=HERE.parents[2] / "csrc", help="the sources")
-    parser.add_argument("--objects", type=Path, default=Path("build/objects"), help="objects to use again")
+    parser.add_argument(
+        "--objects",
+        type=Path,
+        default=Path("build/objects"),
+        help="objects to reuse",
+    )
     arguments = parser.parse_args()
     try:
         recipe.build(arguments.csrc.resolve(), arguments.out.resolve(), arguments.objects.resolve())

@@ -1,4 +1,4 @@
-"""The steps: objects of the kernels, then the bindings, linked with them."""
+"""The steps of a build: compile the kernels, then compile the bindings and link them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from .toolchain import (
 
 
 def build(csrc: Path, out: Path, objects: Path) -> Record:
-    """Build the extension and its record into ``out``, with the unchanged objects of ``objects``.
+    """Build the extension and its record into ``out``; unchanged objects in ``objects`` are reused.
 
     Raises BuildError.
     """
@@ -49,7 +49,7 @@ def build(csrc: Path, out: Path, objects: Path) -> Record:
         try:
             linked += _compile(_cuda_jobs(csrc, compiler, options), csrc, objects)
         except BuildError as error:
-            # A sanitized build without its CUDA sources would pass without checking them.
+            # A sanitized build must not pass without the CUDA sources.
             if os.environ.get("ADEPT_FAST_CUDA") == "1" or options.sanitize:
                 raise
             say(f"continuing without CUDA: {error}")
@@ -77,7 +77,7 @@ def build(csrc: Path, out: Path, objects: Path) -> Record:
 def check_prerequisites(csrc: Path) -> tuple[str, ...]:
     """The compiler's command. Raises BuildError if it, the sources or Python's headers are missing."""
     if not (csrc / "cpu_ops.cpp").is_file():
-        raise BuildError(f"there are no sources in {csrc}")
+        raise BuildError(f"{csrc} has no cpu_ops.cpp; expected the sources of the extension")
     headers = Path(sysconfig.get_path("include"))
     if not (headers / "Python.h").is_file():
         raise BuildError(f"Python's headers are missing from {headers}; python3-dev has them on Debian")
@@ -112,8 +112,8 @@ def _cpu_jobs(
     dispatch = csrc / "cpu" / "dispatch.cpp"
     present = [f"-DADEPT_HAS_{name.upper()}" for name in sets]
     jobs = [_Job(dispatch, "baseline", (*command, *present))]
-    # The plainest set first: if several objects have the same inline function, such as one of std, the linker
-    # keeps the first, which must run on every CPU.
+    # The baseline set first: the linker keeps the first of equal inline functions, such as those of std, and
+    # that one must run on every CPU.
     for name, flags in sets.items():
         kernels = [source for source in sorted((csrc / "cpu").glob("*.cpp")) if source != dispatch]
         jobs += [_Job(source, name, (*command, *flags, f"-DADEPT_ISA={name}")) for source in kernels]
@@ -124,7 +124,7 @@ def _cuda_jobs(
     csrc: Path, compiler: tuple[str, ...], options: Options, others: Sequence[Path] = ()
 ) -> list[_Job]:
     host = [f"-Xcompiler={flag}" for flag in options.sanitizer_flags]
-    if len(compiler) == 1:  # with arguments, such as of ccache, it is no host compiler that nvcc could call
+    if len(compiler) == 1:  # nvcc cannot call a host compiler with arguments, such as ccache
         host += ["-ccbin", compiler[0]]
     command = (f"{options.cuda_home}/bin/nvcc", *NVCC_FLAGS, *options.architectures, *host, f"-I{csrc}", "-c")
     return [_Job(source, "cuda", command) for source in (*sorted((csrc / "cuda").glob("*.cu")), *others)]
@@ -164,11 +164,11 @@ def read_files(source: Path, csrc: Path) -> list[Path]:
         file = to_read.pop()
         text = file.read_text(encoding="utf-8", errors="replace")
         for directive in re.findall(r"^\s*#\s*include\s+(.*)", text, re.MULTILINE):
-            if directive[0] not in '"<':  # a macro: which file that is, only the compiler knows
+            if directive[0] not in '"<':  # a macro: only the compiler knows the file
                 return source_files(csrc)
             name = directive[1:].partition('"' if directive[0] == '"' else ">")[0]
-            # Branches that are not compiled and both directories count, which can only be too many.
-            near = {(place / name).resolve() for place in (csrc, file.parent)}
+            # Uncompiled branches and both directories count: too many files are harmless, too few are not.
+            near = {(directory / name).resolve() for directory in (csrc, file.parent)}
             new = {path for path in near if path.is_file()} - found
             found |= new
             to_read += new
@@ -199,7 +199,7 @@ def _torch_version() -> str:
 
 
 def _link(csrc: Path, compiler: tuple[str, ...], linked: list[Path], options: Options, work: Path) -> Path:
-    """The shared object, made in ``work``. Raises BuildError."""
+    """The shared object, linked in ``work``. Raises BuildError."""
     try:
         from setuptools import Distribution
         from setuptools.errors import BaseError, CCompilerError
@@ -221,7 +221,7 @@ def _link(csrc: Path, compiler: tuple[str, ...], linked: list[Path], options: Op
         extra_link_args=[*link_flags, *options.sanitizer_flags],
         py_limited_api=True,
     )
-    # The compiler that Python itself was built with may not be here, and is not the one that was asked for.
+    # Not the compiler that built Python, which may be missing.
     os.environ["CC"] = os.environ["CXX"] = shlex.join(compiler)
     command = BuildExtension.with_options(use_ninja=False)(Distribution({"ext_modules": [extension]}))
     command.build_lib, command.build_temp = str(work), str(work / "bindings")
@@ -229,7 +229,7 @@ def _link(csrc: Path, compiler: tuple[str, ...], linked: list[Path], options: Op
         command.ensure_finalized()
         command.run()
     except (BaseError, CCompilerError, OSError, subprocess.CalledProcessError) as error:
-        raise BuildError("compiling or linking the bindings failed; the compiler said why") from error
+        raise BuildError("compiling or linking the bindings failed; see the compiler's messages") from error
     return next(work.glob(f"{MODULE}.*"))
 
 

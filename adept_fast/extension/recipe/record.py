@@ -1,4 +1,4 @@
-"""What an extension was built from: hashes of its sources and flags, and the record that lies beside it."""
+"""The record beside a built extension, with hashes of its sources and flags."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RECORD = f"{MODULE}.build.json"
 
 @dataclass(frozen=True)
 class Record:
-    """What stands beside a built file: what it was built from."""
+    """The sources, flags and tools of a built file."""
 
     file: str
     key: str
@@ -38,14 +38,14 @@ def source_files(csrc: Path) -> list[Path]:
 
 
 def sources_hash(csrc: Path) -> str:
-    """Of the sources alone: the same for the same files wherever they lie."""
+    """A hash of the sources, independent of their directory."""
     return content_hash(
         [(file.relative_to(csrc).as_posix(), file.read_bytes()) for file in source_files(csrc)]
     )
 
 
 def build_key(csrc: Path, options: Options) -> str:
-    """Of the sources and all flags: two builds with the same key do the same on the same machine."""
+    """A hash of the sources and all flags: builds with the same key are equal on the same machine."""
     flags = {
         "machine": (sys.platform, platform.machine()),
         "instruction sets": instruction_sets(),
@@ -58,19 +58,19 @@ def build_key(csrc: Path, options: Options) -> str:
 
 
 def read_record(directory: Path) -> Record | None:
-    """What was built in ``directory``; None where nothing usable was."""
+    """The record of the build in ``directory``; None if there is no usable one."""
     try:
         fields = json.loads((directory / RECORD).read_text(encoding="utf-8"))
         record = Record(**{**fields, "instruction_sets": tuple(fields["instruction_sets"])})
     except (OSError, ValueError, TypeError, KeyError):
-        return None  # unfinished, or of another version of this file: as good as not built
+        return None  # unfinished, or from another version of this module
     return record if (directory / record.file).is_file() else None
 
 
 def place(built: Path, record: Record, out: Path) -> None:
     """Put a built file and its record into ``out``."""
-    # Without its record a file counts as not built, so nobody trusts what is half replaced. The file is moved
-    # into place, not written to, because another process may have mapped the one that it replaces.
+    # A file without its record counts as not built, so a half-replaced build is not used. The new file is
+    # moved over the old one, because another process may have mapped that.
     out.mkdir(parents=True, exist_ok=True)
     (out / RECORD).unlink(missing_ok=True)
     partial = out / f".{record.file}.partial"
@@ -80,7 +80,7 @@ def place(built: Path, record: Record, out: Path) -> None:
 
 
 def content_hash(parts: list[tuple[str, bytes]]) -> str:
-    """Of names and what stands under them."""
+    """A hash of named contents."""
     digest = hashlib.sha256()
     for name, content in parts:
         digest.update(f"{name}\0{len(content)}\0".encode() + content)

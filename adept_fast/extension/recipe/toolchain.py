@@ -1,4 +1,4 @@
-"""What there is to build with, which flags it is given, and what the environment asks for."""
+"""Compilers, their flags, and the options in the environment."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0+PTX"
-# GCC takes its own intrinsics' undefined vectors for mistakes.
+# GCC warns about the undefined vectors of its own intrinsics.
 WARNINGS = ("-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized")
 OPTIMIZED = ("-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast")
 KERNEL_FLAGS = (*OPTIMIZED, *WARNINGS, "-std=c++17")
-# No -std: each torch adds the one that its headers need.
+# No -std: each torch adds the one for its headers.
 STABLE_ABI = ("-DTORCH_TARGET_VERSION=0x020b000000000000", "-DPy_LIMITED_API=0x030A0000")
 BINDING_FLAGS = (*OPTIMIZED, "-Wall", *STABLE_ABI)
 NVCC_FLAGS = ("-O3", "-std=c++17", "-lineinfo", "-Xcompiler=-fPIC,-fvisibility=hidden")
@@ -37,7 +37,7 @@ class BuildError(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """What is to be built, as the environment asks for it."""
+    """The options of a build, from the environment."""
 
     cuda_home: Path | None
     cuda_reason: str
@@ -49,13 +49,13 @@ class Options:
         """For compiling and for linking; they come after the others, so that -O1 holds."""
         if not self.sanitize:
             return ()
-        # One flag for each: nvcc cuts what it hands to the host's compiler at commas.
+        # One flag each: nvcc splits the flags of the host compiler at commas.
         names = [name for name in self.sanitize.split(",") if name]
         return (*(f"-fsanitize={name}" for name in names), "-fno-omit-frame-pointer", "-g", "-O1")
 
 
 def read_options() -> Options:
-    """What the environment asks for. Raises BuildError where it cannot be had."""
+    """The options in the environment. Raises BuildError for an invalid or impossible one."""
     sanitize = os.environ.get("ADEPT_FAST_SANITIZE", "")
     if not re.fullmatch(r"[a-z,-]*", sanitize):
         raise BuildError(f"ADEPT_FAST_SANITIZE is {sanitize!r}; expected names such as address,undefined")
@@ -64,17 +64,17 @@ def read_options() -> Options:
 
 
 def find_cuda() -> tuple[Path | None, str]:
-    """The CUDA toolkit, or None, and why. Raises BuildError where a required one is missing."""
+    """The CUDA toolkit or None, and the reason. Raises BuildError if a required one is missing."""
     wanted = os.environ.get("ADEPT_FAST_CUDA", "")
     if wanted not in ("", "0", "1"):
-        raise BuildError(f"ADEPT_FAST_CUDA is {wanted!r}; allowed are 0 and 1")
+        raise BuildError(f"ADEPT_FAST_CUDA is {wanted!r}; expected 0 or 1")
     if wanted == "0":
         return None, "ADEPT_FAST_CUDA is 0"
     if "CUDA_HOME" in os.environ:
         candidates = [Path(os.environ["CUDA_HOME"])]
     else:
         on_path = shutil.which("nvcc")
-        # What is on PATH may be a script that calls the real one, so the usual place is looked at too.
+        # nvcc on PATH may be a script that calls the real one, so the default directory is a candidate too.
         candidates = [Path(os.path.realpath(on_path)).parent.parent] if on_path else []
         candidates.append(Path("/usr/local/cuda"))
     missing = [f"{home}: {what}" for home in candidates if (what := _missing_of_cuda(home))]
@@ -95,13 +95,13 @@ def _missing_of_cuda(home: Path) -> str:
 
 
 def cudart_directory(home: Path) -> Path | None:
-    """Where the toolkit keeps the static runtime library; None where it does not."""
-    places = [home / "lib64", home / "lib", *home.glob("targets/*/lib")]
-    return next((place for place in places if (place / "libcudart_static.a").is_file()), None)
+    """The directory of the toolkit's static runtime library; None if it has none."""
+    directories = [home / "lib64", home / "lib", *home.glob("targets/*/lib")]
+    return next((found for found in directories if (found / "libcudart_static.a").is_file()), None)
 
 
 def gencode_flags() -> tuple[str, ...]:
-    """nvcc's flags for TORCH_CUDA_ARCH_LIST. Raises BuildError where that is not a list of capabilities."""
+    """nvcc's flags for TORCH_CUDA_ARCH_LIST. Raises BuildError if it is not a list of capabilities."""
     flags = []
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or DEFAULT_ARCHITECTURES
     for architecture in re.split(r"[;,\s]+", listed.strip(" ;,")):
@@ -116,7 +116,7 @@ def gencode_flags() -> tuple[str, ...]:
 
 
 def find_compiler() -> tuple[str, ...]:
-    """The command of the C++ compiler. Raises BuildError where there is none."""
+    """The command of the C++ compiler. Raises BuildError if there is none."""
     if named := shlex.split(os.environ.get("CXX", "")):
         found = shutil.which(named[0])
         if found is None:
@@ -129,14 +129,13 @@ def find_compiler() -> tuple[str, ...]:
 
 
 def instruction_sets() -> dict[str, tuple[str, ...]]:
-    """What the CPU's kernels are compiled for on this kind of machine, the plainest first, with the flags."""
+    """The instruction sets of the CPU kernels on this kind of machine, the baseline first, with flags."""
     x86_64 = platform.machine().lower() in ("x86_64", "amd64")
     return {"portable": (), **(X86_INSTRUCTION_SETS if x86_64 else {})}
 
 
 def accepts(compiler: tuple[str, ...], flags: tuple[str, ...]) -> bool:
     """Whether the compiler knows the flags."""
-    # The preprocessor is enough to tell whether flags are known, and takes no time. A compiler that is broken
-    # altogether shows when it compiles.
+    # The preprocessor alone checks flags, and is fast. A broken compiler fails later.
     command = (*compiler, *flags, "-x", "c++", "-E", os.devnull, "-o", os.devnull)
     return not flags or subprocess.run(command, capture_output=True, check=False).returncode == 0

@@ -1,9 +1,8 @@
 """The runtime as a model of lm-eval (0.4); importing this registers it under the name ``adept-fast``.
 
-lm-eval has no plugins: it knows a model once the module that registers it has been imported.
-``python -m adept_fast.integrations.lm_eval`` is lm-eval's own command line after that import, for any task.
-The task files in tools/evaluation import this module themselves, and lm-eval reads the files that it is
-given by path before it looks for the model, so its own command finds it there:
+lm-eval has no plugins: it knows a model after the import of the module that registers it.
+``python -m adept_fast.integrations.lm_eval`` is lm-eval's command line after that import, for any task. The
+task files in tools/evaluation import this module themselves, so lm-eval's own command works with them too:
 ``lm_eval --model adept-fast --tasks tools/evaluation/arc_easy.yaml``.
 """
 

@@ -10,50 +10,33 @@ from adept_fast.sampling import SamplingParams
 from adept_fast.system.short_text import short_repr
 
 DEFAULT_NEW_TOKENS = 256  # if a task sets nothing, as for lm-eval's own models
-# What tasks written for one backend or another call the number of new tokens; the first one given counts.
+# Names of the number of new tokens in tasks for different backends; the first given one counts.
 _NEW_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
 
-# Settings of transformers' generate that change nothing while they have these values, its defaults.
+# Settings of transformers' generate with their default values, which have no effect.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "num_beams": (1,),
-    "num_beam_groups": (1,),
-    "num_return_sequences": (1,),
-    "length_penalty": (1,),
-    "early_stopping": (False,),
-    "diversity_penalty": (0,),
-    "no_repeat_ngram_size": (0,),
-    "encoder_no_repeat_ngram_size": (0,),
-    "encoder_repetition_penalty": (1,),
-    "typical_p": (1,),
-    "epsilon_cutoff": (0,),
-    "eta_cutoff": (0,),
-    "min_length": (0,),
-    "min_new_tokens": (0,),
-    "bad_words_ids": (),
-    "force_words_ids": (),
-    "suppress_tokens": (),
-    "begin_suppress_tokens": (),
-    "sequence_bias": (),
-    "exponential_decay_length_penalty": (),
-    "penalty_alpha": (0,),
-    "guidance_scale": (1,),
-    "remove_invalid_values": (False,),
-    "renormalize_logits": (True, False),  # scales what is drawn from
-    "use_cache": (True, False),  # is about speed alone
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences", "length_penalty"), (1,)),
+    **dict.fromkeys(("encoder_repetition_penalty", "typical_p", "guidance_scale"), (1,)),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "penalty_alpha"), (0,)),
+    **dict.fromkeys(("diversity_penalty", "epsilon_cutoff", "eta_cutoff"), (0,)),
+    **dict.fromkeys(("min_length", "min_new_tokens"), (0,)),
+    **dict.fromkeys(("bad_words_ids", "force_words_ids", "suppress_tokens", "begin_suppress_tokens"), ()),
+    **dict.fromkeys(("sequence_bias", "exponential_decay_length_penalty"), ()),
+    **dict.fromkeys(("early_stopping", "remove_invalid_values"), (False,)),
+    "renormalize_logits": (True, False),  # scales the distribution
+    "use_cache": (True, False),  # concerns only speed
 }
 
 
 def generation_params(settings: dict[str, Any], max_length: int, index: int = 0) -> SamplingParams:
     """The parameters of a task's ``generation_kwargs``.
 
-    Greedy unless ``do_sample`` is true or, where it is not given, ``temperature`` is above 0. Draws depend on
-    the seed alone, so ``index``, of the request among all, is added to it: repeats of one prompt differ.
-    A setting that is None is not given.
+    Greedy unless ``do_sample`` is true or, if it is not given, ``temperature`` is above 0. The index of the
+    request is added to the seed, so that repeats of a prompt differ. None means not given.
 
-    Raises ParameterError for a setting that is unknown, that would change what the runtime does not, or that
-    leaves no room for a prompt.
+    Raises ParameterError for an unknown or unsupported setting, or one that leaves no room for a prompt.
     """
     given = {name: value for name, value in settings.items() if value is not None}
     _check_names(settings)
@@ -76,7 +59,7 @@ def generation_params(settings: dict[str, Any], max_length: int, index: int = 0)
     )
     if sampled is False:
         return replace(params, temperature=0.0)
-    # As transformers has it.
+    # As in transformers.
     return replace(params, temperature=1.0) if sampled and not params.temperature else params
 
 
@@ -90,18 +73,18 @@ def _check_names(settings: dict[str, Any]) -> None:
 def _check_neutral(given: dict[str, Any]) -> None:
     for name, allowed in _NEUTRAL.items():
         value = given.get(name)
-        # A number is no bool here, although Python holds 1 to be equal to True.
+        # Bools and numbers differ here, although 1 equals True in Python.
         alike = [one for one in allowed if isinstance(one, bool) == isinstance(value, bool)]
         if name in given and not (isinstance(value, (bool, int, float)) and value in alike):
             expected = " or ".join(map(str, allowed)) or "None"
             raise ParameterError(
                 f"generation_kwargs has {name} {short_repr(value)}; expected {expected}, "
-                "all that the runtime does"
+                "which the runtime supports"
             )
 
 
 def _whole(name: str, value: Any) -> int:
-    """A command line's settings may be text."""
+    """An integer, also from text as of a command line."""
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20:
         value = int(value)
     if isinstance(value, float) and value.is_integer():
@@ -117,6 +100,6 @@ def _number(name: str, value: Any) -> Any:
 
 
 def _stops(until: Any) -> tuple[str, ...]:
-    """Those that are not empty: tasks have others too."""
+    """The strings of a task that are not empty."""
     texts = [until] if isinstance(until, str) else entries("until", until, "a string, or a list of strings")
     return tuple(text for text in texts if text != "")

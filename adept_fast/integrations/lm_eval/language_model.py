@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import lm_eval.models  # noqa: F401 (lm-eval registers its own models only where none is registered yet)
+import lm_eval.models  # noqa: F401 (lm-eval registers its own models only if none is registered yet)
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -21,8 +21,8 @@ from adept_fast.engine.runtime import Runtime
 from adept_fast.integrations.lm_eval.generation import DEFAULT_NEW_TOKENS, generation_params
 from adept_fast.system.short_text import short_repr
 
-_MAX_ROWS = 16  # sequences that the decode kernels take side by side: the meaning of batch_size=auto
-_BATCHES_AT_ONCE = 4  # prompts, in batches, that are generated before the progress bar moves
+_MAX_ROWS = 16  # sequences in a batch of the decode kernels: the meaning of batch_size=auto
+_BATCHES_AT_ONCE = 4  # batches per update of the progress bar
 
 _log = logging.getLogger(__name__)
 
@@ -34,13 +34,13 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     Args:
         checkpoint: ``demo``, a path or a hub id, as for ``Runtime.load``; so are ``revision``, ``device``,
             ``dtype``, ``weights`` and ``cache_dtype``.
-        max_length: tokens that a sequence may have; by default the model's context, or what fits.
-        batch_size: sequences side by side; ``auto`` is 16.
+        max_length: the maximum tokens of a sequence; by default the model's context, or what fits in memory.
+        batch_size: sequences in a batch; ``auto`` is 16.
         max_batch_size: an upper bound of ``batch_size``.
-        add_bos: whether BOS is put before a prompt; by default what the checkpoint says.
-        trust_remote_code: accepted since lm-eval's command adds it for data sets; a checkpoint has no code.
+        add_bos: whether BOS begins a prompt; by default as in the checkpoint.
+        trust_remote_code: no effect; lm-eval's command adds it for data sets.
 
-    Contexts that are too long lose their beginning, and a warning says so.
+    Contexts that are too long lose their beginning, with a warning.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     @property
     def prefix_token_id(self) -> int | None:
-        """The token before a text that nothing precedes."""
+        """The token before a text without context."""
         return self.runtime.tokenizer.bos_id
 
     @property
@@ -108,7 +108,7 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return self._checkpoint.replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The jinja source of the only template, if one is requested."""
+        """The jinja source of the only template, if ``chat_template`` is true."""
         tokenizer = self.runtime.tokenizer
         return tokenizer.chat_format.source(tokenizer.add_bos) if chat_template else None
 
@@ -125,7 +125,7 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         )
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_unused: Any) -> list[int]:
-        """Token ids; a text that begins with BOS by name, as a chat template may write it, has that token."""
+        """Token ids; BOS by name at the beginning, as from a chat template, becomes that token."""
         tokenizer = self.runtime.tokenizer
         if add_special_tokens is None and tokenizer.chat_format.writes_special_tokens:
             ids = tokenizer.encode_rendered(string)
@@ -149,10 +149,10 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         }
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """The log-probability of each continuation after its context, and whether greedy text would be it.
+        """The log-probability of each continuation after its context, and whether it is the greedy text.
 
-        After an empty context, BOS comes first. Raises ParameterError for a continuation without a token, for
-        which lm-eval's own models fail too.
+        An empty context becomes BOS. Raises ParameterError for a continuation without a token, as lm-eval's
+        own models do.
         """
         for request in requests:
             if not any(request.args):
@@ -200,7 +200,7 @@ class AdeptFastLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The text after each context, up to a stop string; it goes on exactly where the context ends."""
+        """The text after each context, up to a stop string."""
         prompts: list[list[int]] = []
         params = []
         for index, (context, settings) in enumerate(request.args for request in requests):
@@ -247,7 +247,7 @@ def _no_continuation(texts: tuple[str, str] | None) -> ParameterError:
 
 
 def _device(name: str | None) -> str:
-    """What to load on: lm-eval's command asks for cuda:0 where its user named nothing."""
+    """The device to load on; cuda:0 is the default of lm-eval's command, so it may be missing."""
     if name == "cuda:0" and not torch.cuda.is_available():
         _log.warning("this torch sees no CUDA device: running on the CPU")
         return "cpu"

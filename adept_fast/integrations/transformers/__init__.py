@@ -1,4 +1,4 @@
-"""transformers' PersimmonForCausalLM with ``generate`` on this runtime: ``accelerate`` and ``restore``."""
+"""``accelerate`` and ``restore``: ``generate`` of transformers' PersimmonForCausalLM on this runtime."""
 
 from __future__ import annotations
 

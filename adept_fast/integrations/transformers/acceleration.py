@@ -1,4 +1,4 @@
-"""Acceleration: what an accelerated model has of the runtime."""
+"""Acceleration: the runtime of an accelerated model."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from adept_fast.integrations.transformers.token_loop import TokenLoop
 
 
 class Acceleration:
-    """The shared weights of a model, and a loop over them; both made when they are first needed.
+    """The shared weights of a model and a loop over them, both created at first use.
 
-    A copy, or what a pickle holds, has the settings and no more.
+    Copies and pickles have only the settings.
 
     Args:
-        rows, length: what the cache is made for, where a call does not need more.
+        rows, length: the minimal size of the cache.
     """
 
     def __init__(self, rows: int, length: int) -> None:
@@ -28,7 +28,7 @@ class Acceleration:
         self._shared: SharedWeights | None = None
         self._loop: TokenLoop | None = None
         self._turns = Turns()
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Acceleration, (self._rows, self._length)
@@ -38,14 +38,14 @@ class Acceleration:
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """Wait for runs of other threads, and have them wait; inside a run of the same thread, go ahead."""
+        """Exclude runs of other threads; within a run of the same thread, continue without waiting."""
         with ExitStack() as held:
             with suppress(NestedRunError):
                 held.enter_context(self._turns.hold())
             yield
 
     def share(self, model: Any) -> SharedWeights:
-        """The model's weights as they are now. Raises NotServedError where the runtime does not take them."""
+        """The current weights of the model. Raises NotServedError if the runtime does not support them."""
         check_modules(model)
         if self._shared is None or not self._shared.are_of(model):
             self.release()
@@ -54,14 +54,14 @@ class Acceleration:
         return self._shared
 
     def release(self) -> None:
-        """Let go of weights and cache, before the model moves its parameters. A run goes on with those."""
+        """Drop weights and cache before the model moves its parameters. A current run keeps its own."""
         self._shared = self._loop = None
 
     @contextmanager
     def loop(self, model: Any, rows: int, length: int) -> Iterator[TokenLoop]:
-        """A loop for so many rows of so many tokens, and for nobody else meanwhile: other threads wait.
+        """A loop for ``rows`` of up to ``length`` tokens. Other threads wait until the caller is done.
 
-        Raises NotServedError where the model is not served, or its ``generate`` is called while it runs.
+        Raises NotServedError if the model is not supported, or for a ``generate`` within a ``generate``.
         """
         with ExitStack() as held:
             try:
@@ -71,7 +71,7 @@ class Acceleration:
             shared = self.share(model)
             loop = self._loop
             if loop is None or rows > loop.rows or length > loop.length:
-                self._loop = loop = None  # before its successor takes memory
+                self._loop = loop = None  # frees its memory before the next one allocates
                 loop = TokenLoop(
                     shared.config,
                     shared.weights,
@@ -82,9 +82,9 @@ class Acceleration:
                 self._loop = loop
             yield loop
 
-    def say_once(self, what: str) -> None:
-        """Warn that a call runs on transformers' own code, and why."""
-        if what not in self._said:
-            self._said.add(what)
-            message = f"transformers' own generate runs, as the runtime does not do {what}"
+    def warn_once(self, reason: str) -> None:
+        """Warn, once for each reason, that a call runs on transformers' own code."""
+        if reason not in self._warned:
+            self._warned.add(reason)
+            message = f"transformers' own generate runs, as the runtime does not do {reason}"
             warnings.warn(message, UserWarning, stacklevel=4)

@@ -1,8 +1,8 @@
-"""What differs between releases of transformers, read from the signatures of the installed one.
+"""Differences between releases of transformers, read from the signatures of the installed one.
 
-The cache of keys and values was called ``past_key_values`` up to 5.23 and is called ``cache`` since 5.24: in
-arguments of ``generate`` and ``forward``, in what these return, and in what ``generate`` hands to a decoding
-method. No other module of this package names it, so that both names work with every release.
+The cache of keys and values is ``past_key_values`` up to 5.23 and ``cache`` since 5.24, in the arguments and
+results of ``generate`` and ``forward`` and in the arguments of a decoding method. Only this module of the
+package names it, so that both names work with every release.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ CACHE_NAME = _installed_name()
 
 
 def with_installed_name(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments in which the cache, if one is given, has the name that the installed release takes.
+    """The keyword arguments, with the installed release's name for the cache.
 
-    Raises ValueError for a cache under each of the two names.
+    Raises ValueError if both names have a cache.
     """
     given = {name: arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None}
     if len(given) > 1:
@@ -47,7 +47,7 @@ def with_installed_name(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _ReadsNewName:
-    """Of an output of an older release: ``output.cache`` and ``output["cache"]`` too."""
+    """Adds ``output.cache`` and ``output["cache"]`` to an output of an older release."""
 
     @property
     def cache(self) -> Any:
@@ -61,7 +61,7 @@ def _with_new_name(output: type[Any]) -> type[Any]:
     return type(output.__name__, (_ReadsNewName, output), {"__module__": output.__module__})
 
 
-# Each class of outputs with a cache; none where the installed release reads the old name by itself.
+# Each class of outputs with a cache; empty if the installed release has both names itself.
 _BOTH_NAMES = {
     output: _with_new_name(output)
     for output in (CausalLMOutputWithPast, GenerateDecoderOnlyOutput, GenerateBeamDecoderOnlyOutput)
@@ -70,6 +70,6 @@ _BOTH_NAMES = {
 
 
 def with_both_names(output: Any) -> Any:
-    """What a model returned, whose cache can be read by both names."""
+    """The output of a model, with a cache that both names read."""
     both = _BOTH_NAMES.get(type(output))
     return output if both is None else both(**output)

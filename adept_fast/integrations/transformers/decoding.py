@@ -17,7 +17,7 @@ from adept_fast.integrations.transformers.token_loop import TokenLoop
 
 
 class Columns:
-    """The ids of a batch, growing by a column a step: what was read of them stays as it was."""
+    """The ids of a batch, which grow by one column per step; earlier views stay valid."""
 
     def __init__(self, input_ids: Tensor) -> None:
         rows, self._count = input_ids.shape
@@ -40,7 +40,7 @@ class Columns:
 
 
 class Ends:
-    """transformers' stopping criteria; the two that almost every call has, without its tensors."""
+    """transformers' stopping criteria; the two of almost every call are evaluated without tensors."""
 
     def __init__(self, criteria: Sequence[Any]) -> None:
         self.max_length: int | None = None
@@ -53,37 +53,37 @@ class Ends:
                 self.max_length = criterion.max_length
             else:
                 self._others.append(criterion)
-        # Only with such a criterion is a text that has ended filled up with padding.
+        # Only such a criterion pads texts that have ended.
         self.pads = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
 
     def of(self, tokens: list[int], so_far: Tensor, scores: Any) -> list[bool]:
-        """Which rows end with ``tokens``, the last column of ``so_far``."""
+        """Whether each row ends with ``tokens``, the last column of ``so_far``."""
         full = self.max_length is not None and so_far.shape[1] >= self.max_length
         ended = [full or token_id in self._eos for token_id in tokens]
         for criterion in self._others:
-            # A tensor of a row each, or one answer for all: a bool, or a tensor without dimensions.
-            said = torch.zeros(len(ended), dtype=torch.bool, device=so_far.device) | criterion(so_far, scores)
-            ended = [before or bool(now) for before, now in zip(ended, said.tolist(), strict=True)]
+            # One result per row, or one for all: a bool, or a tensor without dimensions.
+            now = torch.tensor(ended, dtype=torch.bool, device=so_far.device) | criterion(so_far, scores)
+            ended = [bool(each) for each in now.tolist()]
         return ended
 
 
 class Details:
-    """What is kept of each step where it is asked for: ``scores`` after the processors, ``logits`` before."""
+    """The requested details of each step: ``scores`` after the processors, ``logits`` before."""
 
     def __init__(self, generation_config: Any, processors: Any, device: torch.device) -> None:
-        self.asked_for = bool(generation_config.return_dict_in_generate)
-        self.scores: Any = () if self.asked_for and generation_config.output_scores else None
-        self.logits: Any = () if self.asked_for and generation_config.output_logits else None
+        self.requested = bool(generation_config.return_dict_in_generate)
+        self.scores: Any = () if self.requested and generation_config.output_scores else None
+        self.logits: Any = () if self.requested and generation_config.output_logits else None
         self._processors = processors
         self._device = device
 
     @property
     def of_every_row(self) -> bool:
-        """Whether something is kept of all rows, those of texts that have ended too."""
+        """Whether details of all rows are kept, including texts that have ended."""
         return self.scores is not None or self.logits is not None
 
     def add(self, so_far: Tensor, logits: Tensor) -> None:
-        """Of the step after the columns ``so_far``: float32 [rows, vocab]."""
+        """Keep the logits float32 [rows, vocab] of the step after the columns ``so_far``."""
         if self.scores is not None:
             self.scores += (self._processors(so_far, logits.to(self._device, copy=True)),)
         if self.logits is not None:
@@ -99,10 +99,10 @@ def decode(
     streamer: Any,
     dtype: torch.dtype,
 ) -> Any:
-    """Continue the prompts until each has ended: what transformers' own decoding returns.
+    """Continue the prompts until each has ended; returns the result of transformers' own decoding.
 
     Args:
-        dtype: of the model, and so of the cache that is returned.
+        dtype: of the model and of the returned cache.
     """
     device = request.input_ids.device
     details = Details(generation_config, processors, device)
@@ -111,9 +111,9 @@ def decode(
     going_on = [True] * len(request.starts)
     rows = list(range(len(going_on)))
     cache = request.cache
-    if cache is None and details.asked_for and request.use_cache:
+    if cache is None and details.requested and request.use_cache:
         cache = new_cache()
-    past = request.past()  # before a random number is drawn, as it may hand the call over
+    past = request.past()  # may raise NotServedError, so before any random number is drawn
     chosen, logits = loop.begin(request.prompts, request.seeded(), request.seen, past)
     while True:
         details.add(columns.so_far, logits)
@@ -129,7 +129,7 @@ def decode(
             streamer.put(column)
         if not any(going_on):
             break
-        # The cache of a text that has ended goes on with padding, as transformers' own does.
+        # In transformers, the cache of a text that has ended continues with padding.
         if ends.pads and not details.of_every_row and cache is None:
             rows = [row for row, goes_on in enumerate(going_on) if goes_on]
         chosen, logits = loop.advance(rows, [tokens[row] for row in rows])
@@ -138,7 +138,7 @@ def decode(
     sequences: Any = columns.so_far.contiguous()
     if cache is not None:
         extend(cache, loop, request.starts, sequences.shape[1] - 1, dtype)  # the last token was not read
-    if not details.asked_for:
+    if not details.requested:
         return sequences
     fields = {"scores": details.scores, "logits": details.logits, CACHE_NAME: cache}
     return GenerateDecoderOnlyOutput(sequences=sequences, **fields)

@@ -1,4 +1,4 @@
-"""Request: what one call of transformers' ``generate`` asks of the runtime."""
+"""Request: one call of transformers' ``generate``, for the runtime."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adept_fast.integrations.transformers.not_served import NotServedError
 from adept_fast.integrations.transformers.returned_cache import continues_from, is_given, read_cache
 from adept_fast.sampling import MOST_DRAFTS, SamplingParams
 
-# What a decoding method or its model is given that is read here, or that only its own way of decoding needs.
+# Arguments of a decoding method or its model that are read here, or that only transformers' decoding needs.
 _KNOWN_KEYWORDS = {
     "attention_mask",
     "cache_position",
@@ -29,22 +29,22 @@ _KNOWN_KEYWORDS = {
     "use_cache",
     CACHE_NAME,
 }
-_KNOWN_CACHES = (None, "dynamic", "dynamic_full", "static")  # which the runtime's own stands in for
+_KNOWN_CACHES = (None, "dynamic", "dynamic_full", "static")  # the cache of the runtime replaces these
 
 
 @dataclass(frozen=True)
 class Request:
-    """The prompts of a batch, and how they are to be continued.
+    """The prompts of a batch and the settings of their continuation.
 
-    ``input_ids`` is int64 [rows, columns]; before column ``starts[row]`` there is padding.
+    ``input_ids`` is int64 [rows, columns]; the columns before ``starts[row]`` are padding.
     """
 
     input_ids: Tensor
     starts: list[int]
-    params: SamplingParams  # of every row, but for the seed
-    seen: list[Tensor]  # of each row, the ids that a repetition penalty counts: int64 [tokens]
-    use_cache: bool = True  # whether a cache is returned, where a caller asks for more than ids
-    cache: Any = None  # a DynamicCache that the runtime returned before, to continue from
+    params: SamplingParams  # of every row, without the seed
+    seen: list[Tensor]  # for each row, the ids that a repetition penalty counts: int64 [tokens]
+    use_cache: bool = True  # whether a cache is returned with more than ids
+    cache: Any = None  # a DynamicCache from the runtime, to continue from
 
     @property
     def prompts(self) -> list[list[int]]:
@@ -52,13 +52,13 @@ class Request:
         return [row[start:] for row, start in zip(rows, self.starts, strict=True)]
 
     def past(self) -> list[Tensor]:
-        """Of each row, the keys and values to continue from; empty without a cache. See ``read_cache``."""
+        """The keys and values of each row to continue from; empty without a cache. See ``read_cache``."""
         if self.cache is None:
             return []
         return read_cache(self.cache, self.starts, self.input_ids.shape[1])
 
     def seeded(self) -> list[SamplingParams]:
-        """Each row's, with a seed from torch's generator, which ``torch.manual_seed`` determines."""
+        """The parameters of each row, with a seed from torch's generator."""
         rows = len(self.starts)
         if self.params.temperature == 0:
             return [self.params] * rows
@@ -73,9 +73,9 @@ def read_request(
     model_kwargs: Mapping[str, Any],
     prompt_lookup: int = 0,
 ) -> Request:
-    """What transformers has prepared for its own decoding: arguments, generation configs and defaults merged.
+    """The request in the merged settings that transformers prepares for its own decoding.
 
-    Raises NotServedError where there is something in it that the runtime does not do.
+    Raises NotServedError for a setting that the runtime does not support.
     """
     _check_keywords(generation_config, model_kwargs)
     cache = _cache_of(model_kwargs)
@@ -83,7 +83,7 @@ def read_request(
     past = 0 if cache is None else cache.get_seq_length()
     _check_positions(model_kwargs.get("position_ids"), starts, input_ids.shape[1], past)
     params, ignored = _read_processors(processors, bool(generation_config.do_sample))
-    if params.repetition_penalty == 1:  # with one, a token's choice depends on the one before
+    if params.repetition_penalty == 1:  # a penalty makes each choice depend on the previous one
         params = replace(params, prompt_lookup=min(prompt_lookup, MOST_DRAFTS))
     return Request(
         input_ids,
@@ -108,10 +108,10 @@ def _check_keywords(generation_config: Any, model_kwargs: Mapping[str, Any]) -> 
 
 
 def _cache_of(model_kwargs: Mapping[str, Any]) -> Any:
-    """The cache to continue from, which the runtime returned before; None where the caller passes none."""
+    """The cache to continue from, which the runtime returned; None if the caller passes none."""
     cache = model_kwargs.get(CACHE_NAME)
     if cache is None or not is_given(cache):
-        return None  # transformers made it, for its own decoding
+        return None  # transformers created it for its own decoding
     if not continues_from(cache):
         raise NotServedError("a cache that the caller made")
     return cache
@@ -135,9 +135,9 @@ def _starts(input_ids: Tensor, mask: Tensor | None) -> list[int]:
 
 
 def _check_positions(positions: Tensor | None, starts: list[int], columns: int, past: int) -> None:
-    """Raises NotServedError but where each row's tokens are counted from 0.
+    """Raises NotServedError unless the positions of each row count from 0.
 
-    Releases of transformers differ in whether the positions of the ``past`` columns are among them.
+    Some releases of transformers include the positions of the ``past`` columns, others do not.
     """
     if positions is None:
         return
@@ -149,17 +149,17 @@ def _check_positions(positions: Tensor | None, starts: list[int], columns: int, 
 
 
 def _read_processors(processors: Iterable[Any], do_sample: bool) -> tuple[SamplingParams, Any]:
-    """Sampling as the prepared processors have it, and the columns that their penalty ignores."""
+    """The parameters of the prepared processors, and the columns that their penalty ignores."""
     settings: dict[str, Any] = {"temperature": 1.0 if do_sample else 0.0}
     ignored = None
     last = -1
     for processor in processors:
-        place = next((at for at, known in enumerate(_PROCESSORS) if type(processor) is known.kind), None)
-        if place is None or place <= last or not (do_sample or _PROCESSORS[place].when_greedy):
+        index = next((at for at, known in enumerate(_PROCESSORS) if type(processor) is known.kind), None)
+        if index is None or index <= last or not (do_sample or _PROCESSORS[index].when_greedy):
             raise NotServedError(f"the logits processor {type(processor).__name__}")
-        last = place
+        last = index
         _check_filter(processor)
-        settings |= _PROCESSORS[place].settings(processor)
+        settings |= _PROCESSORS[index].settings(processor)
         ignored = getattr(processor, "prompt_ignore_length", ignored)
     try:
         return SamplingParams(**settings), ignored
@@ -169,14 +169,14 @@ def _read_processors(processors: Iterable[Any], do_sample: bool) -> tuple[Sampli
 
 @dataclass(frozen=True)
 class _Processor:
-    """A logits processor of transformers, and the settings of SamplingParams that do the same."""
+    """A logits processor of transformers and the equal settings of SamplingParams."""
 
     kind: type
     settings: Callable[[Any], dict[str, Any]]
-    when_greedy: bool = False  # whether the likeliest token is asked for after it, too
+    when_greedy: bool = False  # whether greedy decoding supports it
 
 
-# In the order in which both apply them.
+# In the order in which transformers and the runtime apply them.
 _PROCESSORS = [
     _Processor(
         logits_process.RepetitionPenaltyLogitsProcessor, lambda p: {"repetition_penalty": p.penalty}, True
@@ -185,7 +185,7 @@ _PROCESSORS = [
     _Processor(logits_process.TopKLogitsWarper, lambda p: {"top_k": p.top_k}),
     _Processor(logits_process.TopPLogitsWarper, lambda p: {"top_p": p.top_p}),
     _Processor(logits_process.MinPLogitsWarper, lambda p: {"min_p": float(p.min_p)}),
-    _Processor(logits_process.LogitNormalization, lambda p: {}, True),  # changes scores, and no choice
+    _Processor(logits_process.LogitNormalization, lambda p: {}, True),  # changes scores but no choice
 ]
 
 
@@ -198,7 +198,4 @@ def _check_filter(processor: Any) -> None:
 
 def _first_seen(ignored: int | Tensor | None, rows: int) -> list[int]:
     """The first column of each row that a repetition penalty counts."""
-    if isinstance(ignored, Tensor):
-        first: list[int] = ignored.tolist()
-        return first
-    return [ignored or 0] * rows
+    return list(ignored.tolist()) if isinstance(ignored, Tensor) else [ignored or 0] * rows

@@ -1,7 +1,7 @@
 """The cache that ``generate`` returns: the runtime's keys and values as transformers' DynamicCache.
 
-A later ``generate`` that is given it reads only the tokens that follow. The cache is transformers' in every
-respect: ``forward`` takes it, and decoding with it on transformers' own code continues from it too.
+A later ``generate`` with it processes only the tokens that follow. ``forward`` and transformers' own decoding
+accept it too.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ _GIVEN = "_given_to_adept_fast"
 
 
 def mark_as_given(cache: Any) -> None:
-    """Note that a caller gave this cache to ``generate``, which makes one of its own otherwise."""
+    """Mark a cache as the caller's; without one ``generate`` creates its own."""
     if isinstance(cache, Cache):
         setattr(cache, _GIVEN, True)
 
 
 def is_given(cache: Any) -> bool:
-    """Whether the cache is a caller's, even if it is empty."""
+    """Whether the cache is the caller's, even if it is empty."""
     return getattr(cache, _GIVEN, False) is True or cache.get_seq_length() > 0
 
 
 def new_cache() -> DynamicCache:
-    """An empty cache that the runtime will continue from."""
+    """An empty cache that the runtime can continue from."""
     cache = DynamicCache()
     setattr(cache, _RETURNED, True)
     return cache
 
 
 def continues_from(cache: Any) -> bool:
-    """Whether the runtime returned this cache, or that of which this is a copy."""
+    """Whether the runtime returned this cache, or the original of this copy."""
     return getattr(cache, _RETURNED, False) is True
 
 
 def read_cache(cache: Any, starts: Sequence[int], columns: int) -> list[Tensor]:
-    """Of each row, the keys and values of its tokens so far: [layer, k/v, head, tokens, head_dim].
+    """The keys and values of each row's tokens: [layer, k/v, head, tokens, head_dim].
 
     Args:
-        starts: the column of each row's first token, before which there is padding.
+        starts: the column of each row's first token; the columns before are padding.
         columns: of the prompts that continue the cache.
 
-    Raises NotServedError for a cache of other rows, or of no fewer columns.
+    Raises NotServedError for a cache of other rows, or with as many columns or more.
     """
     layers = [(layer.keys, layer.values) for layer in cache.layers]
     rows, _, held, _ = layers[0][0].shape  # [rows, heads, columns, head_dim]
@@ -68,10 +68,7 @@ def read_cache(cache: Any, starts: Sequence[int], columns: int) -> list[Tensor]:
 
 
 def extend(cache: Any, loop: TokenLoop, starts: Sequence[int], columns: int, dtype: torch.dtype) -> None:
-    """Append what the loop has computed since, up to ``columns``, in the dtype of the model.
-
-    Columns of padding are zeros, which an attention mask hides.
-    """
+    """Append the loop's keys and values up to ``columns``, in the dtype of the model; padding is zeros."""
     held = cache.get_seq_length()
     rows = [
         torch.nn.functional.pad(loop.keys_and_values(row, columns - start), (0, 0, start, 0))

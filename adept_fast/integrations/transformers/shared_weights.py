@@ -1,4 +1,4 @@
-"""SharedWeights: a transformers model's parameters as the runtime takes them, in one and the same memory."""
+"""SharedWeights: the parameters of a transformers model as the runtime's weights, in the same memory."""
 
 from __future__ import annotations
 
@@ -12,50 +12,49 @@ from adept_fast.checkpoint import WEIGHT_DTYPES, Checkpoint, dtype_name
 from adept_fast.checkpoint.base import StoredTensor
 from adept_fast.config import ConfigError, PersimmonConfig
 from adept_fast.integrations.transformers.not_served import NotServedError
-from adept_fast.weights import load_weights
+from adept_fast.weights import EMBEDDING, load_weights
 
-_EMBEDDING = "model.embed_tokens.weight"
 _DOWN_PROJECTION = "mlp.dense_4h_to_h.weight"
 
-# Modules that compute what their class says. Others may have the same parameters and do something else.
+# Packages whose modules compute what their class says; others may compute something else.
 _KNOWN_MODULES = ("torch.nn.modules.", "transformers.", "adept_fast.")
 
-Place = tuple[str, int, torch.dtype, torch.device, torch.Size, tuple[int, ...]]
+Address = tuple[str, int, torch.dtype, torch.device, torch.Size, tuple[int, ...]]
 
 
 class TransposedParameter(nn.Parameter):
-    """A matrix whose memory holds its transpose. It can still be read as one vector, or be written to a file.
+    """A matrix whose memory holds its transpose. It can still be viewed as a vector and written to a file.
 
-    A parameter becomes one by its class, so that whoever holds it, such as an optimizer, goes on doing so.
+    An existing parameter changes its class to this, so that references to it, as of an optimizer, stay valid.
     """
 
     def view(self, *shape: Any) -> Any:
-        """torch's; a copy where the layout has no such view."""
+        """torch's; a copy if the layout has no such view."""
         return super().contiguous().view(*shape)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """As an ordinary parameter, since what is loaded has no runtime."""
+        """As an ordinary parameter, since a loaded model has no runtime."""
         return nn.Parameter(self.data.contiguous(), self.requires_grad).__reduce_ex__(protocol)
 
 
 class SharedWeights:
     """The weights of a PersimmonForCausalLM, without a copy of its matrices.
 
-    Matrices are the parameters themselves. The runtime wants the down-projection transposed, so that becomes
-    its layout in memory and the parameter a transposed view of it: the module computes what it did, and
-    whoever writes to a parameter writes to both. Vectors are float32 in the runtime: those of float32 models
-    are shared too, those of others are copies, which ``refresh`` brings up to date.
+    Matrices are the parameters themselves. The down-projection becomes transposed in memory, as the runtime
+    reads it, and its parameter a transposed view: the module computes the same, and writes to the parameter
+    reach the runtime. Vectors are float32 in the runtime: those of float32 models are shared too, others are
+    copies, which ``refresh`` updates.
 
-    Raises NotServedError for a model that the runtime does not compute, saying what of it.
+    Raises NotServedError for a model that the runtime does not support.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.config = _config_of(model)
         parameters = _parameters_of(model, self.config)
-        self.dtype = parameters[_EMBEDDING].dtype
-        self.device = parameters[_EMBEDDING].device
+        self.dtype = parameters[EMBEDDING].dtype
+        self.device = parameters[EMBEDDING].device
         self._narrow = [p for p in parameters.values() if p.ndim == 1 and p.dtype != torch.float32]
-        # Made in inference mode, they could not be written to outside of it.
+        # Tensors of inference mode cannot be written to outside of it.
         with torch.inference_mode(False), torch.no_grad():
             for name, parameter in parameters.items():
                 _lay_out(name, parameter)
@@ -65,33 +64,33 @@ class SharedWeights:
             self.weights = load_weights(
                 _checkpoint_of(self.config, tensors), dtype=self.dtype, device=self.device, check_finite=False
             )
-        self._places = _places_of(model)
+        self._addresses = _addresses_of(model)
 
     @property
     def cache_dtype(self) -> torch.dtype:
-        """Of the cache that suits the weights: float16, which says more of a key than bfloat16 would."""
+        """The dtype of the cache: float16 unless weights are float32, since bfloat16 is less precise."""
         return torch.float32 if self.dtype == torch.float32 else torch.float16
 
     def refresh(self) -> None:
-        """Take over what has been written to the parameters that are copied."""
+        """Update the copies from their parameters."""
         if self._narrow:
-            # However they were written to: not every way counts as a new version.
+            # Always, since not every write changes a tensor's version.
             with torch.no_grad():
                 torch._foreach_copy_(self._wide, [p.detach() for p in self._narrow])
 
     def are_of(self, model: nn.Module) -> bool:
-        """Whether the parameters are where they were; ``model.to(…)`` moves them."""
-        return self._places == _places_of(model)
+        """Whether the parameters have not moved, as by ``model.to(…)``."""
+        return self._addresses == _addresses_of(model)
 
 
 def check_modules(model: nn.Module) -> None:
-    """Raises NotServedError where the modules compute something else than transformers' Persimmon does."""
+    """Raises NotServedError if a module may not compute what transformers' Persimmon computes."""
     for name, module in model.named_modules():
         kind = type(module)
         if not f"{kind.__module__}.".startswith(_KNOWN_MODULES):
             raise NotServedError(f"{name or 'the model'}, a {kind.__module__}.{kind.__name__}")
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-        # transformers' own hooks record outputs, and stay once they have been asked for.
+        # transformers' own hooks record outputs, and stay after the first request for outputs.
         foreign = any(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks)
         if foreign or "forward" in vars(module):
             raise NotServedError(f"a hook on {name or 'the model'}")
@@ -105,7 +104,7 @@ def _config_of(model: Any) -> PersimmonConfig:
 
 
 def _parameters_of(model: nn.Module, config: PersimmonConfig) -> dict[str, nn.Parameter]:
-    """transformers' name → parameter, of all that the config calls for, checked."""
+    """The parameters that the config calls for, by transformers' names, checked."""
     found = dict(model.named_parameters())
     parameters = {}
     for name, shape in config.tensor_shapes().items():
@@ -118,16 +117,14 @@ def _parameters_of(model: nn.Module, config: PersimmonConfig) -> dict[str, nn.Pa
         ):
             raise NotServedError(f"{name}, a {type(parameter).__name__} of {dtype_name(parameter.dtype)}")
         if tuple(parameter.shape) != shape:
-            raise NotServedError(
-                f"{name} of shape {list(parameter.shape)}, where the config has {list(shape)}"
-            )
+            raise NotServedError(f"{name} of shape {list(parameter.shape)}; the config has {list(shape)}")
         parameters[name] = parameter
     _check_alike(parameters)
     return parameters
 
 
 def _check_alike(parameters: dict[str, nn.Parameter]) -> None:
-    first = parameters[_EMBEDDING]
+    first = parameters[EMBEDDING]
     if first.device.type not in ("cpu", "cuda"):
         raise NotServedError(f"a model on {first.device}")
     for name, parameter in parameters.items():
@@ -135,13 +132,13 @@ def _check_alike(parameters: dict[str, nn.Parameter]) -> None:
             raise NotServedError(f"a model on several devices, {first.device} and {parameter.device}")
         if parameter.ndim == 2 and parameter.dtype != first.dtype:
             raise NotServedError(
-                f"matrices of several dtypes: {_EMBEDDING} is {dtype_name(first.dtype)}, "
+                f"matrices of several dtypes: {EMBEDDING} is {dtype_name(first.dtype)}, "
                 f"{name} {dtype_name(parameter.dtype)}"
             )
 
 
 def _lay_out(name: str, parameter: nn.Parameter) -> None:
-    """Have a parameter lie in memory as the runtime reads it, its values and its shape unchanged."""
+    """Give a parameter the memory layout of the runtime; its values and shape do not change."""
     if name.endswith(_DOWN_PROJECTION):
         if not parameter.t().is_contiguous():
             parameter.data = parameter.data.t().contiguous().t()
@@ -151,7 +148,7 @@ def _lay_out(name: str, parameter: nn.Parameter) -> None:
 
 
 def restore_layout(model: nn.Module) -> None:
-    """Have the down-projections lie in memory as transformers loads them."""
+    """Give the down-projections the memory layout of transformers."""
     for name, parameter in model.named_parameters():
         if name.endswith(_DOWN_PROJECTION):
             parameter.data = parameter.data.contiguous()
@@ -160,7 +157,7 @@ def restore_layout(model: nn.Module) -> None:
 
 
 def _checkpoint_of(config: PersimmonConfig, tensors: dict[str, Tensor]) -> Checkpoint:
-    """Tensors in memory, to be read as those of a checkpoint are; text is transformers' business."""
+    """Tensors in memory as a checkpoint without a tokenizer."""
 
     def stored(name: str, tensor: Tensor) -> StoredTensor:
         return StoredTensor(name, tuple(tensor.shape), tensor.dtype, "transformers", lambda: tensor)
@@ -174,7 +171,7 @@ def _checkpoint_of(config: PersimmonConfig, tensors: dict[str, Tensor]) -> Check
     )
 
 
-def _places_of(model: nn.Module) -> list[Place]:
+def _addresses_of(model: nn.Module) -> list[Address]:
     return [
         (name, p.data_ptr(), p.dtype, p.device, p.shape, p.stride()) for name, p in model.named_parameters()
     ]

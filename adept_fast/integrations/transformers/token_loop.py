@@ -1,4 +1,4 @@
-"""TokenLoop: sequences of token ids, continued side by side, step by step, with their logits."""
+"""TokenLoop: decodes a batch of token ids step by step and returns the logits."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from adept_fast.model import Persimmon, Segment, chunks
 from adept_fast.sampling import SamplingParams
 from adept_fast.weights import ModelWeights
 
-_LENGTH_STEP = 256  # the cache's positions are a multiple of this
+_LENGTH_STEP = 256  # the length of the cache is a multiple of this
 
 
 @dataclass(frozen=True)
 class CheckedToken:
-    """A token of a step with drafts, the one that follows it, and the logits between: float32 [1, vocab]."""
+    """A token of a step with drafts, its logits float32 [1, vocab], and the token chosen from them."""
 
     token_id: int
     following: int
@@ -36,11 +36,11 @@ class CheckedToken:
 class TokenLoop:
     """A ModelRunner in which row i of a batch has slot i.
 
-    The caller decides, step by step, which rows go on and with which tokens; ``begin`` and ``advance`` return
-    what the runtime would choose next. Each step is read before the next is launched.
+    The caller chooses rows and tokens of each step; ``begin`` and ``advance`` return the next tokens that the
+    runtime samples. Each step is read before the next is launched.
 
     Args:
-        rows, length: of the cache. It grows when texts get longer, but has no more rows.
+        rows, length: the size of the cache. Its length grows with the texts, its rows do not.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class TokenLoop:
         rows: int,
         length: int,
     ) -> None:
-        self.rows = rows  # the maximum that ``begin`` takes
+        self.rows = rows  # the maximum of ``begin``
         self._config = config
         self._weights = weights
         self._cache_dtype = cache_dtype
@@ -60,14 +60,14 @@ class TokenLoop:
         self._lookup: PromptLookup | None = None  # of the only row, if it drafts
         self._max_drafts = 0
         self._checked_tokens: deque[CheckedToken] = deque()
-        self._next: list[RowInput] = []  # the inputs that the state has for the next step
-        # Tensors made in inference mode could not be written to outside of it.
+        self._next: list[RowInput] = []  # the inputs of the next step in the decode state
+        # Tensors of inference mode cannot be written to outside of it.
         with torch.inference_mode(False), torch.no_grad():
             self._runner = ModelRunner(*self._model_and_cache(length), config.vocab_size)
 
     @property
     def length(self) -> int:
-        """How many tokens a row may have before the cache has to grow."""
+        """The maximum tokens of a row before the cache grows."""
         return self._runner.cache.max_seq_len
 
     @torch.no_grad()
@@ -78,15 +78,15 @@ class TokenLoop:
         seen: Sequence[Tensor],
         past: Sequence[Tensor] = (),
     ) -> tuple[list[int], Tensor]:
-        """Read the prompts, each at least one token; ends what was begun before.
+        """Start a batch and prefill its prompts, each at least one token.
 
         Args:
-            seen: of each row, the ids that a repetition penalty counts as seen: int64 [tokens].
-            past: of each row, the keys and values of the first tokens of its prompt, which are not read
-                again, at least one fewer than the prompt has: [layer, k/v, head, tokens, head_dim].
+            seen: for each row, the ids that a repetition penalty counts as seen: int64 [tokens].
+            past: for each row, the keys and values of the first tokens of its prompt, which are not processed
+                again, without the last token: [layer, k/v, head, tokens, head_dim].
 
-        Returns the next token of each row, and its logits: float32 [rows, vocab], until the next step. Raises
-        GenerationError if logits hold a NaN or an infinity.
+        Returns the next token of each row and the logits float32 [rows, vocab], valid until the next step.
+        Raises GenerationError if logits hold a NaN or an infinity.
         """
         self._begin_lookup(prompts, params)
         self._next = []
@@ -103,7 +103,7 @@ class TokenLoop:
 
     @torch.no_grad()
     def advance(self, rows: Sequence[int], ids: Sequence[int]) -> tuple[list[int], Tensor]:
-        """Give each of ``rows`` its next token; returns and raises what ``begin`` does, for these rows."""
+        """Append a token to each of ``rows``; returns and raises as ``begin``, for these rows."""
         if self._lookup is not None:
             return self._advance_with_drafts(self._lookup, ids[0])
         self._keep_room(max(self._lengths[row] for row in rows) + 1)
@@ -116,11 +116,11 @@ class TokenLoop:
         return self._checked(chosen, rows), logits
 
     def keys_and_values(self, row: int, tokens: int) -> Tensor:
-        """Of a row's first tokens: [layer, k/v, head, tokens, head_dim], a view until the next step."""
+        """A view of a row's first tokens, valid until the next step: [layer, k/v, head, tokens, head_dim]."""
         return self._runner.cache.data[:, :, row, :, :tokens]
 
     def _advance_with_drafts(self, lookup: PromptLookup, token_id: int) -> tuple[list[int], Tensor]:
-        """Of the only row: a step over its token and drafts, or the result that such a step had already."""
+        """For a single row: a step with drafts, or a result that an earlier such step already has."""
         lookup.push(token_id)
         if not self._checked_tokens or self._checked_tokens[0].token_id != token_id:
             length = self._lengths[0]
@@ -137,16 +137,16 @@ class TokenLoop:
         return self._checked([checked.following], [0]), checked.logits
 
     def _begin_lookup(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> None:
-        # Rows that go on at their own pace would end at different columns of a batch.
+        # Rows that accept different numbers of drafts would be at different columns of the batch.
         self._max_drafts = params[0].prompt_lookup if len(prompts) == 1 else 0
         self._lookup = PromptLookup(prompts[0]) if self._max_drafts else None
         self._checked_tokens.clear()
 
     def _prefill(self, prompts: Sequence[Sequence[int]], held: Sequence[int]) -> Tensor:
-        """The logits after each prompt, float32 [rows, vocab]; equal prompts are read once.
+        """The logits after each prompt, float32 [rows, vocab]; equal prompts are processed once.
 
         Args:
-            held: of each row, how many tokens of its prompt the cache holds; nothing if it holds none.
+            held: for each row, the number of its prompt's tokens in the cache; empty if there are none.
         """
         first_rows: dict[tuple[int, ...], int] = {}
         same = [row if held else first_rows.setdefault(tuple(ids), row) for row, ids in enumerate(prompts)]
@@ -168,7 +168,7 @@ class TokenLoop:
         return self._runner.model.logits(torch.cat([last_states[first] for first in same]))
 
     def _step(self, inputs: list[RowInput]) -> tuple[list[int], Tensor]:
-        """The tokens chosen after each input, and the logits: float32 [inputs, vocab]."""
+        """The token sampled after each input, and the logits float32 [inputs, vocab]."""
         if inputs != self._next:
             self._runner.place(inputs)
         step = self._runner.launch(len(inputs), max(row.position for row in inputs) + 1)
@@ -189,7 +189,7 @@ class TokenLoop:
         return chosen
 
     def _keep_room(self, length: int) -> None:
-        """Make the cache longer if it has to be, and keep its contents."""
+        """Grow the cache to at least ``length`` positions, with its contents."""
         if length <= self.length:
             return
         held = self._runner.cache.data
@@ -200,7 +200,7 @@ class TokenLoop:
             self._runner.use_cache(model, cache, policy)
 
     def _model_and_cache(self, length: int) -> tuple[Persimmon, StaticKVCache]:
-        """For at least ``length`` tokens a row."""
+        """A model and a cache for at least ``length`` tokens per row."""
         length = -(-length // _LENGTH_STEP) * _LENGTH_STEP
         vocab_size = self._config.vocab_size
         model = Persimmon(self._config, self._weights, max_seq_len=length, vocab_size=vocab_size)
