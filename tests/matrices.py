@@ -69,7 +69,13 @@ def _weights(family: str, fmt: str, rows: int, columns: int, layout: Layout, fan
     generator = torch.Generator().manual_seed(rows * 7919 + columns)
     fan_in = fan_in or (columns if layout == "rows" else rows)
     drawn = torch.randn(rows, columns, generator=generator) / fan_in**0.5
-    return _packed(family, fmt, drawn, layout)
+    packed = _packed(family, fmt, drawn, layout)
+    if (family, fmt) != ("cuda", "int8"):
+        return packed
+    packed.values.flatten()[::7] = -128  # which no rounding gives, and any file may hold
+    assert packed.scales is not None
+    scales = packed.scales[:, None] if layout == "rows" else packed.scales
+    return replace(packed, exact=packed.values.double() * scales.double())
 
 
 def weights_of(backend: Backend, fmt: str, values: Tensor, layout: Layout = "rows") -> Weights:
@@ -88,7 +94,6 @@ def _packed(family: str, fmt: str, values: Tensor, layout: Layout) -> Weights:
         scales = largest / (127 if fmt == "int8" else 448)
         if fmt == "int8":
             bytes_ = (values / scales).round().to(torch.int8)
-            bytes_.flatten()[::7] = -128  # which any file may hold
         else:
             bytes_ = (values / scales).to(torch.float8_e4m3fn)
         return Weights(fmt, "cuda", bytes_, scales.flatten(), bytes_.double() * scales.double())

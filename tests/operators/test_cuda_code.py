@@ -40,7 +40,8 @@ class Meant:
         return min(MOST_REGISTERS, REGISTERS // (self.threads * self.blocks) // 8 * 8)
 
 
-F16, FP8, INT4 = r"\(Format\)[12]", r"\(Format\)5", r"\(Format\)6"  # either of the 16-bit formats
+# Either of the formats in 16 bits, and in 8; 4 bits with a scale for 128 weights.
+F16, EIGHT_BITS, INT4 = r"\(Format\)[12]", r"\(Format\)[35]", r"\(Format\)6"
 # By the whole name, as a regular expression; each kernel has one entry.
 KERNELS = {
     r"copy_vectors": Meant(threads=256, blocks=6, loads=4),
@@ -50,14 +51,18 @@ KERNELS = {
     rf"multiply_rows<{F16}, 1, \w+>": Meant(threads=256, blocks=3, loads=8, tensor_cores=True),
     rf"multiply_rows<{F16}, 2, true>": Meant(threads=512, blocks=1, loads=8, tensor_cores=True),
     # Weights in 8 bits come by 8 bytes where a row is no multiple of 16.
-    rf"multiply_rows<{FP8}, 1, \w+>": Meant(threads=256, blocks=3, loads=8, narrow=16, tensor_cores=True),
-    rf"multiply_rows<{FP8}, 2, true>": Meant(threads=512, blocks=1, loads=8, narrow=16, tensor_cores=True),
+    rf"multiply_rows<{EIGHT_BITS}, 1, \w+>": Meant(
+        threads=256, blocks=3, loads=8, narrow=16, tensor_cores=True
+    ),
+    rf"multiply_rows<{EIGHT_BITS}, 2, true>": Meant(
+        threads=512, blocks=1, loads=8, narrow=16, tensor_cores=True
+    ),
     # Each load of weights in 4 bits has its scale.
     rf"multiply_rows<{INT4}, 1, \w+>": Meant(threads=256, blocks=3, loads=8, narrow=8, tensor_cores=True),
     rf"multiply_rows<{INT4}, 2, true>": Meant(threads=512, blocks=1, loads=8, narrow=8, tensor_cores=True),
-    rf"prepare_inputs<(?:{F16}|{FP8}|{INT4})>": Meant(threads=256, blocks=6, loads=6),
+    rf"prepare_inputs<(?:{F16}|{EIGHT_BITS}|{INT4})>": Meant(threads=256, blocks=6, loads=6),
     rf"multiply_active_rows<{F16}, [12]>": Meant(threads=512, blocks=1, loads=8, tensor_cores=True),
-    rf"multiply_active_rows<{FP8}, [12]>": Meant(
+    rf"multiply_active_rows<{EIGHT_BITS}, [12]>": Meant(
         threads=512, blocks=1, loads=8, narrow=16, tensor_cores=True
     ),
     rf"multiply_active_rows<{INT4}, [12]>": Meant(256, blocks=1, loads=12, narrow=16, tensor_cores=True),

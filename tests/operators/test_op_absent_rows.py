@@ -44,7 +44,7 @@ def load(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         monkeypatch.setattr(weights_module, "layout_of", lambda device: GpuMatrix)
 
     def load(fmt: str) -> Persimmon:
-        packed = {"fp8": WEIGHT_FORMATS["fp8"], "int4": WEIGHT_FORMATS["int4-g128"]}.get(fmt)
+        packed = WEIGHT_FORMATS.get("int4-g128" if fmt == "int4" else fmt)
         floats = "float16" if packed else fmt
         config = small_config(hidden_size=128, num_attention_heads=2)
         checkpoint = checkpoint_of(tmp_path, config, getattr(torch, floats))
