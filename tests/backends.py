@@ -288,6 +288,7 @@ def on(backends: Sequence[Backend]) -> Any:
 
 
 every_backend = on(BACKENDS)
+on_the_emulator = pytest.mark.parametrize("backend", [one for one in CUDA if one is EMULATED], ids=str)
 
 
 def in_formats(backends: Sequence[Backend], formats: Sequence[str] = ()) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from backends import BACKENDS, CPU, CUDA, EMULATED, FLOATS, THIN, Backend, on, same_bits
+from backends import BACKENDS, CPU, CUDA, FLOATS, THIN, Backend, on, on_the_emulator, same_bits
 from dispatch_double import as_cuda
 from torch import Tensor
 
@@ -87,8 +87,9 @@ def test_no_tokens_and_no_hidden(backend: Backend) -> None:
     assert embed(backend, torch.randn(5, 0), torch.tensor([2])).shape == (1, 0)
 
 
-def test_a_table_that_the_device_cannot_read_is_refused() -> None:
-    call = EMULATED.operators.embed
+@on_the_emulator
+def test_a_table_that_the_device_cannot_read_is_refused(backend: Backend) -> None:
+    call = backend.operators.embed
     from cuda_on_cpu import library
 
     with (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from backends import CPU, CUDA, EMULATED, Backend, on, same_bits
+from backends import CPU, CUDA, EMULATED, Backend, on, on_the_emulator, same_bits
 from matrices import tiled
 from operator_arguments import CAPACITY, OF_A_GPU, OPERATORS, SLOTS, UNITS, decode_step
 from own_process import run_python
@@ -436,7 +436,6 @@ BESIDE = [
     for name, value in OPERATORS[operator]("float16").items()
     if isinstance(value, Tensor) and name not in ANYWHERE.get(operator, ())
 ]
-on_the_emulator = pytest.mark.parametrize("backend", [one for one in CUDA if one is EMULATED], ids=str)
 
 
 @pytest.mark.parametrize(("operator", "name"), BESIDE)

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from backends import BACKENDS, CPU, CUDA, EMULATED, GPU, THIN, Backend, every_backend, on
+from backends import BACKENDS, CPU, CUDA, GPU, THIN, Backend, every_backend, on, on_the_emulator
 from decode_states import ROWS, SLOTS, VOCAB, State, advanced, extreme_state, random_state, read
 from dispatch_double import as_cuda
 
@@ -196,10 +196,11 @@ def test_no_rows(backend: Backend) -> None:
     assert_right(backend, random_state(0, depth=2, seed=0))
 
 
-def test_a_ring_that_the_device_cannot_write_to_is_refused() -> None:
+@on_the_emulator
+def test_a_ring_that_the_device_cannot_write_to_is_refused(backend: Backend) -> None:
     state = random_state(2, depth=2, seed=0)
     before = {name: tensor.clone() for name, tensor in state.items()}
-    call = EMULATED.operators.update_decode_state
+    call = backend.operators.update_decode_state
     from cuda_on_cpu import library
 
     says = r"^token_ring is in memory of the host that the GPU"
