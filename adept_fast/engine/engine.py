@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
@@ -89,11 +87,10 @@ class Engine:
         self._tokenizer = tokenizer
         self._guard = guard
         self._scheduler = Scheduler(runner.cache.max_batch_size, runner.model.token_bounds)
-        self._turns = Turns()
+        self._turns = Turns(after_fork=self._forget_other_threads)
         self._scheduled: list[ScheduledSequence] = []  # the rows of the steps in flight
         self._pending: deque[tuple[PendingStep, list[ScheduledSequence]]] = deque()
         self._is_unfinished = False  # the last step was cut short
-        _engines.add(self)
 
     @property
     def max_seq_len(self) -> int:
@@ -302,7 +299,7 @@ class Engine:
             logprobs = _logprobs_of(sequence, step.logprobs, entry.rows[: len(kept)])
             sequence.accept_step(kept, logprobs, len(entry.drafts))
 
-    def forget_other_threads(self) -> None:
+    def _forget_other_threads(self) -> None:
         """In the child of a fork: cancel the requests of threads that the child does not have."""
         self._is_unfinished = True  # a thread may have been in the middle of a step
         for sequence in self._scheduler.sequences():
@@ -320,15 +317,3 @@ def _logprobs_of(
 ) -> list[TokenLogprob | None]:
     count = sequence.params.logprobs
     return [None if logprobs is None or count is None else logprobs.of(row, count) for row in rows]
-
-
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for engine in tuple(_engines):
-        engine.forget_other_threads()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

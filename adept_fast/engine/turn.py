@@ -28,9 +28,14 @@ class _Turn:
 
 
 class Turns:
-    """Gives the turn to one thread at a time. After a fork, a turn of another thread is over in the child."""
+    """Gives the turn to one thread at a time. After a fork, a turn of another thread is over in the child.
 
-    def __init__(self) -> None:
+    Args:
+        after_fork: what else the child does, before it works.
+    """
+
+    def __init__(self, after_fork: Callable[[], None] = lambda: None) -> None:
+        self._after_fork = after_fork
         self._changed = threading.Condition()
         self._current: weakref.ref[_Turn] | None = None
         _all.add(self)
@@ -98,6 +103,7 @@ class Turns:
         if holder is not None and holder.thread != threading.get_ident():
             holder.is_over = True
         self._changed = threading.Condition()
+        self._after_fork()
 
 
 def _never() -> bool:
