@@ -12,38 +12,15 @@ import pytest
 import torch
 from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
 from fake_graph import READS
+from shared_runtime import loaded as loaded
+from shared_runtime import one_thread_a_call as one_thread_a_call
+from shared_runtime import runtime as runtime
 from thread_calls import PROMPTS, Call, half_done, ids
 from torch.overrides import TorchFunctionMode
 
 from adept_fast import GenerationError, ParameterError, Request, Runtime, SamplingParams
 from adept_fast.engine.scoring import ScoredSequence
 from adept_fast.model import PREFILL_CHUNK
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread_a_call() -> Iterator[None]:
-    """Else every thread of a test would have as many of its own."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def loaded() -> Runtime:
-    # Of int8, a row's sums do not depend on how many rows a step has.
-    return Runtime.load(
-        "demo", device="cpu", weights="int8", max_seq_len=128, max_batch_size=2, progress=False
-    )
-
-
-@pytest.fixture
-def runtime(loaded: Runtime) -> Iterator[Runtime]:
-    """No request is left when a test has ended."""
-    yield loaded
-    gc.collect()
-    ids(loaded)
-    assert loaded.engine._scheduler.sequences() == ()
 
 
 @pytest.fixture(autouse=True)

@@ -2,51 +2,26 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import random
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch
+from shared_runtime import loaded as loaded
+from shared_runtime import one_thread_a_call as one_thread_a_call
+from shared_runtime import runtime as runtime
 from thread_calls import PROMPTS, Call, half_done, ids
 
 from adept_fast import Runtime, TextStream
 from adept_fast.engine import engine as engine_module
 from adept_fast.engine import model_runner as model_runner_module
 from adept_fast.engine.turn import NestedRunError, Turns
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread_a_call() -> Iterator[None]:
-    """Else every thread of a test would have as many of its own."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def loaded() -> Runtime:
-    # Of int8, a row's sums do not depend on how many rows a step has.
-    return Runtime.load(
-        "demo", device="cpu", weights="int8", max_seq_len=128, max_batch_size=2, progress=False
-    )
-
-
-@pytest.fixture
-def runtime(loaded: Runtime) -> Iterator[Runtime]:
-    """No request is left when a test has ended."""
-    yield loaded
-    gc.collect()
-    ids(loaded)
-    assert loaded.engine._scheduler.sequences() == ()
 
 
 def random_call(runtime: Runtime, seed: int) -> Any:
