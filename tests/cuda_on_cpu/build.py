@@ -135,7 +135,7 @@ def build_operators(kind: Kind) -> Path:
     kernels = sorted((tools.csrc / "cuda").glob("*.cu"))
     bindings = [_bindings(tools.build, tools.csrc / "cuda_ops.cpp"), HERE / "operators.cpp"]
     objects = [
-        *_runtime_objects(tools, kind),
+        _runtime_object(tools, kind),
         *(_binding_object(tools, kind, source) for source in bindings),
         *(_kernel_object(tools, kind, source) for source in kernels),
     ]
@@ -146,7 +146,7 @@ def build_program(kind: Kind, name: str, sources: Sequence[Path]) -> Path:
     """A program of .cu files, of which one has a main."""
     tools = find_toolchain()
     objects = [_kernel_object(tools, kind, source) for source in sources]
-    return _link(tools, kind, name, [*_runtime_objects(tools, kind), *objects], ("-pie",))
+    return _link(tools, kind, name, [_runtime_object(tools, kind), *objects], ("-pie",))
 
 
 def _bindings(build: Path, source: Path) -> Path:
@@ -179,9 +179,16 @@ def _kernel_object(tools: Toolchain, kind: Kind, source: Path) -> _Object:
     return _object(tools, source, flags, _emulator_headers())
 
 
-def _runtime_objects(tools: Toolchain, kind: Kind) -> list[_Object]:
-    sources = sorted((HERE / "runtime").glob("*.cpp"))
-    return [_object(tools, source, FLAGS[kind].all, _emulator_headers()) for source in sources]
+def _runtime_object(tools: Toolchain, kind: Kind) -> _Object:
+    """All of the emulator at once: more than half of compiling its files is reading the same headers."""
+    source = tools.build / "sources" / "runtime.cpp"
+    text = "".join(f'#include "{file}"\n' for file in sorted((HERE / "runtime").glob("*.cpp")))
+    if not source.is_file() or source.read_text(encoding="utf-8") != text:
+        source.parent.mkdir(parents=True, exist_ok=True)
+        partial = source.with_suffix(f".{os.getpid()}")
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, source)
+    return _object(tools, source, FLAGS[kind].all, _emulator_headers())
 
 
 def _binding_object(tools: Toolchain, kind: Kind, source: Path) -> _Object:
