@@ -84,7 +84,8 @@ def run(kind: Kind, backends: Sequence[str], tests: Sequence[str]) -> Result:
         **(_with_address_sanitizer() if kind == "address" else {"ADEPT_FAST_BUILD": "0"}),
     }
     if "emulated" in backends:
-        build.build_operators(kind)  # here, as compilers are slow under a sanitizer's allocator
+        # Here, as compilers are slow under a sanitizer's allocator.
+        environment["ADEPT_CUDA_ON_CPU_LIBRARY"] = str(build.build_operators(kind))
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(
         command, cwd=TESTS, env=environment, capture_output=True, text=True, errors="replace", check=False

@@ -54,12 +54,14 @@ def takes(backend: Backend, tokens: int, hidden: int) -> bool:
     return tokens <= backend.max_tokens and (backend.family == "cpu" or hidden % 8 == 0)
 
 
+# Each shape has one share, or two of a GPU, and others in the next format and instruction set.
 CASES = [
     parameter(one, fmt, shape, share, name=f"{fmt}-{'x'.join(map(str, shape))}-{share} 0")
-    for one in BACKENDS
-    for fmt in one.formats
-    for at, shape in enumerate(SHAPES)
-    for share in (SHARES if one.family == "cuda" else list(SHARES)[at % 2 :: 2])
+    for number, one in enumerate(BACKENDS)
+    for first, fmt in enumerate(one.formats, number)
+    for step in [2 if one.family == "cuda" else 4]
+    for at, shape in enumerate(SHAPES, first)
+    for share in list(SHARES)[at % step :: step]
     if takes(one, *shape[:2])
 ]
 
@@ -100,7 +102,7 @@ def poisoned(down: Weights, rows: Tensor, filler: float) -> Weights:
 
 @in_formats(KERNELS)
 @pytest.mark.parametrize("dead", [0.3, 0.9, 1.0])
-@pytest.mark.parametrize("tokens", [1, 2, 9])
+@pytest.mark.parametrize("tokens", [9] if THIN else [1, 2, 9])
 def test_rows_whose_unit_is_0_are_never_read(backend: Backend, fmt: str, tokens: int, dead: float) -> None:
     mlp = operands(backend, fmt, tokens, 136, 203, dead)
     unneeded = (mlp.pre_activations < -mlp.off).all(0)
@@ -171,7 +173,7 @@ def test_units_of_any_magnitude(backend: Backend, fmt: str, magnitude: float) ->
 
 @in_formats(KERNELS)
 @pytest.mark.parametrize("bad", [NAN, float("inf")])
-@pytest.mark.parametrize("tokens", [1, 2, 6])
+@pytest.mark.parametrize("tokens", [2] if THIN else [1, 2, 6])
 def test_what_is_not_finite_stays_with_its_token(backend: Backend, fmt: str, bad: float, tokens: int) -> None:
     mlp = operands(backend, fmt, tokens, 80, 100)
     clean = mlp.run(backend)
@@ -184,7 +186,9 @@ def test_what_is_not_finite_stays_with_its_token(backend: Backend, fmt: str, bad
 
 
 @in_formats(KERNELS)
-@pytest.mark.parametrize(("tokens", "hidden", "units"), [(1, 72, 1500), (12, 584, 300)])
+@pytest.mark.parametrize(
+    ("tokens", "hidden", "units"), [(12, 136, 300)] if THIN else [(1, 72, 1500), (12, 584, 300)]
+)
 def test_however_work_is_shared_out(backend: Backend, fmt: str, tokens: int, hidden: int, units: int) -> None:
     """The same bits, unless the device has another size, for which the list of units is cut otherwise."""
     mlp = operands(backend, fmt, tokens, hidden, units)
@@ -199,8 +203,8 @@ def test_however_work_is_shared_out(backend: Backend, fmt: str, tokens: int, hid
 
 @in_formats(CPU)
 def test_threads_change_no_bit_of_many_tasks(backend: Backend, fmt: str) -> None:
-    """33 tokens and 2500 columns make more tasks of every kind than there are threads."""
-    mlp = operands(backend, fmt, 33, 2500, 150)
+    """As many tokens and columns as make more tasks of every kind than there are threads."""
+    mlp = operands(backend, fmt, *((17, 700, 100) if THIN else (33, 2500, 150)))
     expected = mlp.run(backend)
     for schedule in backend.schedules():
         with schedule:
