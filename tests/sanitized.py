@@ -1,7 +1,7 @@
 """Runs tests of operators, with few of their shapes, in a process of their own that looks for mistakes.
 
-``address`` is AddressSanitizer with UBSan, of the operators of a CPU and of the emulated ones; ``races`` checks
-every access of the emulated ones. What is built for it stays in build/ of a checkout. By hand, from tests/::
+``address`` is AddressSanitizer with UBSan, of the operators of a CPU and of the emulated ones; ``races``
+checks every access of the emulated ones. What is built stays in build/ of a checkout. By hand, from tests/::
 
     python -m sanitized races operators/test_op_mlp.py -k float16
 """

@@ -1,8 +1,8 @@
 """The CUDA operators for tensors of a CPU, as ``torch.ops.adept_fast_cuda_on_cpu``.
 
 Importing this loads them, or skips the module that does where they cannot be built. Which build it is,
-ADEPT_CUDA_ON_CPU says: plain where it says nothing, address or races where the whole process is such a run, for
-which ADEPT_CUDA_ON_CPU_LIBRARY is the file that was built.
+ADEPT_CUDA_ON_CPU says: plain where it says nothing, address or races where the whole process is such a run;
+ADEPT_CUDA_ON_CPU_LIBRARY is the file if it was built before.
 """
 
 from __future__ import annotations

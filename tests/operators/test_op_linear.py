@@ -62,7 +62,7 @@ def takes(backend: Backend, tokens: int, inputs: int) -> bool:
     return tokens <= backend.max_tokens and (backend.family == "cpu" or inputs % 8 == 0)
 
 
-# Each shape has one operator for each format of each backend, and another in the next format and instruction set.
+# Each shape has one operator in each format of each backend, and another in the next format and backend.
 CASES = [
     parameter(
         one, fmt, operator, shape, dtype, name="-".join([fmt, operator, "x".join(map(str, shape)), dtype])

@@ -54,7 +54,7 @@ def takes(backend: Backend, tokens: int, hidden: int) -> bool:
     return tokens <= backend.max_tokens and (backend.family == "cpu" or hidden % 8 == 0)
 
 
-# Each shape has one share, or two of a GPU, and others in the next format and instruction set.
+# Each shape has one share, or two of a GPU, in each format, and others in the next format and backend.
 CASES = [
     parameter(one, fmt, shape, share, name=f"{fmt}-{'x'.join(map(str, shape))}-{share} 0")
     for number, one in enumerate(BACKENDS)
