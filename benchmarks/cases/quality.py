@@ -6,8 +6,8 @@ The shipped checkpoint answers the questions that lie beside it, in float32 and 
 weights. ``log_likelihood_per_token`` is of the tokens of the right answers, each after the question and what
 of the answer stands before it. Text by greedy choice is held to that of float32 twice: whole answers
 (``answers_as_in_float32``), and stories, of which ``greedy_tokens_as_in_float32`` is the share of tokens up
-to the first that differs. ``kl_divergence_from_float32`` is in nats: the mean, over the tokens of the stories
-that float32 tells, of the Kullback-Leibler divergence of a format's distribution of that token from float32's.
+to the first that differs. ``kl_divergence_from_float32`` is of the distributions of each token of the stories
+that float32 tells, the mean in nats.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def measure(
 
 
 def token_logprobs(runtime: Runtime, prompt: str, token_ids: list[int]) -> torch.Tensor:
-    """The distribution of each of the tokens, after the prompt and those before it: float32 [tokens, vocab]."""
+    """Of every token in each place, after the prompt and what stands before: float32 [tokens, vocab]."""
     runner, context = runtime.engine.runner, runtime.tokenizer.encode(prompt)
     hidden = runner.model.prefill_chunk([Segment(0, 0, context + token_ids[:-1])], runner.cache)
     return runner.model.logits(hidden[len(context) - 1 :]).log_softmax(-1)
