@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -124,9 +124,10 @@ class _Object:
     source: Path
     command: tuple[str, ...]
     key: str
+    suffix: str = "o"
 
     def file(self, directory: Path) -> Path:
-        return directory / f"{self.source.stem}.{self.key[:24]}.o"
+        return directory / f"{self.source.stem}.{self.key[:24]}.{self.suffix}"
 
 
 def build_operators(kind: Kind) -> Path:
@@ -175,8 +176,15 @@ def _emulator_headers() -> bytes:
 
 def _kernel_object(tools: Toolchain, kind: Kind, source: Path) -> _Object:
     # In front of a file that is named C++, a C++ compiler takes CUDA.
-    flags = (*FLAGS[kind].all, *FLAGS[kind].kernels, "-include", str(HERE / "cuda_on_cpu.h"), "-x", "c++")
+    header = _header_object(tools, kind).file(tools.build / kind).with_suffix("")
+    flags = (*FLAGS[kind].all, *FLAGS[kind].kernels, "-include", str(header), "-x", "c++")
     return _object(tools, source, flags, _emulator_headers())
+
+
+def _header_object(tools: Toolchain, kind: Kind) -> _Object:
+    """What stands in front of every kernel, precompiled: most kernels are shorter than the toolkit's."""
+    flags = (*FLAGS[kind].all, *FLAGS[kind].kernels, "-x", "c++-header")
+    return replace(_object(tools, HERE / "cuda_on_cpu.h", flags, _emulator_headers()), suffix="h.gch")
 
 
 def _runtime_object(tools: Toolchain, kind: Kind) -> _Object:
@@ -226,6 +234,7 @@ def _link(tools: Toolchain, kind: Kind, name: str, objects: Sequence[_Object], f
     directory.mkdir(parents=True, exist_ok=True)
     with (tools.build / f"{kind}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed: of several processes of tests, one compiles
+        _compile([_header_object(tools, kind)], directory)
         files = _compile(objects, directory)
         command = (tools.compiler, *FLAGS[kind].link, *map(str, files), *flags)
         linked = directory / f"{name}.{content_hash([('command', json.dumps(command).encode())])[:24]}.so"
@@ -237,11 +246,12 @@ def _link(tools: Toolchain, kind: Kind, name: str, objects: Sequence[_Object], f
         return linked
 
 
-def _forget_outdated(directory: Path, kept: int = 200) -> None:
-    """The files that were built longest ago."""
-    files = sorted(directory.iterdir(), key=lambda file: file.stat().st_mtime, reverse=True)
-    for file in files[kept:]:
-        file.unlink(missing_ok=True)
+def _forget_outdated(directory: Path) -> None:
+    """The files that were built longest ago; precompiled headers are large."""
+    for pattern, kept in (("*.gch", 2), ("*", 200)):
+        files = sorted(directory.glob(pattern), key=lambda file: file.stat().st_mtime, reverse=True)
+        for file in files[kept:]:
+            file.unlink(missing_ok=True)
 
 
 def _run(command: Sequence[str]) -> None:
