@@ -119,7 +119,10 @@ def _sanitized_extension() -> dict[str, str]:
     wanted = [name for name in INSTRUCTION_SETS if name != "avx512" or "avx512_vnni" not in INSTRUCTION_SETS]
     command = [sys.executable, str(TESTS / "sanitized_extension.py"), *wanted]
     paths = {"PYTHONPATH": str(TESTS.parent)}
-    subprocess.run(command, env=os.environ | environment | paths, check=True, stderr=subprocess.DEVNULL)
+    done = subprocess.run(
+        command, env=os.environ | environment | paths, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
     return environment
 
 
