@@ -220,9 +220,9 @@ def test_more_units_than_a_block_looks_at_at_once(backend: Backend, fmt: str) ->
 def test_more_tokens_than_shared_memory_has_room_for(backend: Backend, fmt: str) -> None:
     """The units of two parts of the tokens, most of one token, are read together, and counted once."""
     mlp, counts = operands(backend, fmt, 16, 8192, 40, 0.3), torch.zeros(2, dtype=torch.int64)
-    mlp = replace(mlp, b_up=mlp.b_up - 2.0)
+    mlp = replace(mlp, b_up=mlp.b_up - 1.0)
     needed = mlp.units > 0
-    assert (needed[:4].any(0) & ~needed[4:].any(0)).any()
+    assert (needed[:8].any(0) & ~needed[8:].any(0)).any()
     check(backend, mlp, counts=counts)
     assert counts.tolist() == [int(mlp.units.any(0).sum()), 40]
 
