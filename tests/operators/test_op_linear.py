@@ -55,7 +55,7 @@ NARROW = SHAPES[2:8:2]  # whose inputs come in bfloat16 too
 SHARED = [(1, 4160, 81), (7, 584, 200), (12, 72, 2100)]  # of which several threads or blocks have a part
 if THIN:
     SHAPES, NARROW = [(1, 72, 33), (3, 136, 31), (7, 1000, 47), (9, 72, 150), (17, 33, 18)], []
-    SHARED = [(1, 1104, 81), (12, 72, 600)]
+    SHARED = [(8, 584, 200), (16, 72, 600)]  # whole tiles of tokens, which reach the ends of what they use
 
 
 def takes(backend: Backend, tokens: int, inputs: int) -> bool:

@@ -187,7 +187,7 @@ def test_what_is_not_finite_stays_with_its_token(backend: Backend, fmt: str, bad
 
 @in_formats(KERNELS)
 @pytest.mark.parametrize(
-    ("tokens", "hidden", "units"), [(12, 136, 300)] if THIN else [(1, 72, 1500), (12, 584, 300)]
+    ("tokens", "hidden", "units"), [(16, 136, 300)] if THIN else [(1, 72, 1500), (12, 584, 300)]
 )
 def test_however_work_is_shared_out(backend: Backend, fmt: str, tokens: int, hidden: int, units: int) -> None:
     """The same bits, unless the device has another size, for which the list of units is cut otherwise."""
