@@ -14,7 +14,9 @@ import adept_fast
 PACKAGE = Path(adept_fast.__file__).resolve().parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOT = Path(__file__).resolve().parents[2]
-OTHERS = [file for folder in ("benchmarks", "tools") for file in sorted((ROOT / folder).rglob("*.py"))]
+OTHERS = [
+    file for folder in ("benchmarks", "tests", "tools") for file in sorted((ROOT / folder).rglob("*.py"))
+]
 
 # A module may import those of its own line and of the lines below it.
 ORDER = [
