@@ -10,13 +10,7 @@ if TYPE_CHECKING:
     from adept_fast.config import ConfigError, PersimmonConfig
     from adept_fast.engine.runtime import Runtime
     from adept_fast.engine.scoring import Score
-    from adept_fast.engine.sequence import (
-        Generation,
-        GenerationError,
-        GenerationEvent,
-        Request,
-        TokenLogprob,
-    )
+    from adept_fast.engine.sequence import Generation, GenerationError, GenerationEvent, Request, TokenLogprob
     from adept_fast.engine.text_stream import TextStream
     from adept_fast.memory.advice import InsufficientMemoryError
     from adept_fast.memory.plan import MemoryPlan

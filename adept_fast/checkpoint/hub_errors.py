@@ -61,8 +61,7 @@ def listing_errors(hub_id: str, revision: str) -> Iterator[None]:
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise HubUnavailableError(
-            f"{hub_id}: {constants.ENDPOINT} does not answer as a hub does ({_reason(error)})",
-            no_listing,
+            f"{hub_id}: {constants.ENDPOINT} does not answer as a hub does ({_reason(error)})", no_listing
         ) from error
 
 

@@ -120,13 +120,7 @@ def info(**options: Any) -> None:
 @checkpoint_options
 @placement_options
 @click.option("--batch-size", type=click.IntRange(1, MAX_STEP_TOKENS), default=1, show_default=True)
-@click.option(
-    "--context",
-    type=COUNT,
-    default=64,
-    show_default=True,
-    help="Tokens before the first step.",
-)
+@click.option("--context", type=COUNT, default=64, show_default=True, help="Tokens before the first step.")
 @json_option
 def bench(**options: Any) -> None:
     """Measure decode speed, its limit, and what would be faster."""

@@ -286,12 +286,7 @@ def explain(
     matrix: Matrix = table
     if weights is not None:
         matrix = layout_of(device).empty(MatrixSpec(weights, (1, hidden_size)), device)
-    known = {
-        "Matrix": matrix,
-        "cache_layer": cache_layer,
-        "cache_slot": cache_layer[:, 0],
-        "table": table,
-    }
+    known = {"Matrix": matrix, "cache_layer": cache_layer, "cache_slot": cache_layer[:, 0], "table": table}
     x = example(tokens, 1, dtype=torch.float32)
     choices = []
     for name, definition in DEFINITIONS.items():

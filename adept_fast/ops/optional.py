@@ -118,10 +118,7 @@ def apex_layer_norm(device: torch.device) -> Choice:
 
 def choices(device: torch.device, cache_dtype: torch.dtype, head_dim: int) -> dict[str, Choice]:
     """The choice for each package, for a model on a device."""
-    return {
-        "flash-attn": flash_attention(device, cache_dtype, head_dim),
-        "apex": apex_layer_norm(device),
-    }
+    return {"flash-attn": flash_attention(device, cache_dtype, head_dim), "apex": apex_layer_norm(device)}
 
 
 def forget() -> None:
