@@ -28,8 +28,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch  # noqa: F401  torch must load the libraries that the extension is linked to
-
 from adept_fast.extension import recipe
 from adept_fast.extension.recipe import BuildError, Record
 
@@ -147,14 +145,18 @@ def _build(csrc: Path, directory: Path, key: str) -> Record:
 
 
 def _run_recipe(csrc: Path, out: Path, objects: Path, log: Path) -> None:
-    # In a separate process, because setuptools changes its own. A preloaded sanitizer would report on the
-    # compiler.
-    script = str(Path(recipe.__file__).parent)
-    command = [sys.executable, script, f"--csrc={csrc}", f"--out={out}", f"--objects={objects}"]
-    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    paths = (f"--csrc={csrc}", f"--out={out}", f"--objects={objects}")
+    # It finds the modules that this process finds. A preloaded sanitizer would report on the compiler.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "LD_PRELOAD": ""}
     with log.open("w", encoding="utf-8") as output:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, check=False
+            [sys.executable, "-m", recipe.__name__, *paths],
+            cwd=PACKAGE.parent,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            check=False,
         )
     if done.returncode:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -191,6 +193,8 @@ def _load_module(path: Path) -> None:
     loader = importlib.machinery.ExtensionFileLoader(full_name, str(path))
     spec = importlib.util.spec_from_file_location(full_name, path, loader=loader)
     assert spec is not None
+    import torch  # noqa: F401  (loads the libraries that the extension is linked to)
+
     try:
         module = importlib.util.module_from_spec(spec)
         loader.exec_module(module)

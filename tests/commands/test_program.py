@@ -255,8 +255,8 @@ def test_the_package_imports_torch_only_when_it_is_needed() -> None:
         "adept_fast.Nothing\n"
     )
     done = subprocess.run(
-        [sys.executable, "-S", "-c", "import sys; sys.path += sys.argv[1:]\n" + program, *sys.path],
-        env=ENVIRONMENT,
+        [sys.executable, "-S", "-c", program],
+        env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         check=False,
