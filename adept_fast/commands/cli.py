@@ -6,6 +6,7 @@ then, and torch with it.
 
 from __future__ import annotations
 
+import gc
 import importlib
 from typing import Any
 
@@ -169,4 +170,7 @@ def convert(**options: Any) -> None:
 def _run(command: str, options: dict[str, Any]) -> None:
     with interrupts_exit():
         module = importlib.import_module(f"adept_fast.commands.{command}")
+    if not gc.isenabled():  # in the program, which __main__ starts
+        gc.freeze()  # modules are no garbage; to search them takes half a second at the end of the process
+        gc.enable()
     module.run(options)
