@@ -93,9 +93,8 @@ class Persimmon:
         self.config = config
         self.weights = weights
         self.scale = config.head_dim**-0.5
-        self.cos, self.sin = ops.rotary_table(
-            config.rotary_dim, config.rope_theta, max_seq_len, weights.device
-        )  # each [max_seq_len, rotary_dim / 2]
+        table = ops.rotary_table(config.rotary_dim, config.rope_theta, max_seq_len, weights.device)
+        self.cos, self.sin = table  # each [max_seq_len, rotary_dim / 2]
         self._lm_head = first_rows(weights.lm_head, vocab_size)
         # Numbers of tokens above which another implementation computes the products, and rounds differently.
         self.token_bounds = ops.token_bounds(weights.layers[0].w_down_t)
@@ -253,18 +252,8 @@ def decoder_layer(
         operators: what computes the products.
         neuron_counts: what ``mlp`` counts of the rows of the down-projection.
     """
-    qkv = operators.layernorm_qkv(
-        x, layer.input_gamma, layer.input_beta, eps, layer.w_qkv, layer.b_qkv
-    )  # [tokens, 3 * hidden]
+    # [tokens, 3 * hidden]
+    qkv = operators.layernorm_qkv(x, layer.input_gamma, layer.input_beta, eps, layer.w_qkv, layer.b_qkv)
     x = operators.linear_residual(attend(qkv), layer.w_dense, layer.b_dense, x)  # [tokens, hidden]
-    return operators.mlp(
-        x,
-        layer.mlp_gamma,
-        layer.mlp_beta,
-        eps,
-        layer.w_up,
-        layer.b_up,
-        layer.w_down_t,
-        layer.b_down,
-        neuron_counts,
-    )
+    norm, up = (layer.mlp_gamma, layer.mlp_beta, eps), (layer.w_up, layer.b_up)
+    return operators.mlp(x, *norm, *up, layer.w_down_t, layer.b_down, neuron_counts)  # [tokens, hidden]

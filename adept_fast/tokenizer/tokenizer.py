@@ -7,10 +7,10 @@ import os
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 from adept_fast.arguments import ParameterError, flag, integer, optional_flag, token_ids
-from adept_fast.chat.format import ChatFormat, HumanAdeptFormat
+from adept_fast.chat.format import ChatFormat, HumanAdeptFormat, Messages
 from adept_fast.system.file_limits import max_bytes
 from adept_fast.system.regular_file import FileError, read_regular
 from adept_fast.system.short_text import short_repr
@@ -132,7 +132,7 @@ class Tokenizer:
     @overload
     def apply_chat_template(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         *,
         add_generation_prompt: bool = False,
         tokenize: Literal[True] = True,
@@ -142,7 +142,7 @@ class Tokenizer:
     @overload
     def apply_chat_template(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         *,
         add_generation_prompt: bool = False,
         tokenize: Literal[False],
@@ -151,7 +151,7 @@ class Tokenizer:
 
     def apply_chat_template(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         *,
         add_generation_prompt: bool = False,
         tokenize: bool = True,
