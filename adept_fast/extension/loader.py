@@ -3,8 +3,8 @@
 The extension that an installation built is used while its sources have not changed. Otherwise it is
 built once for the present sources and flags, into a directory of the user's cache.
 
-Read from the environment, besides what the recipe reads: ADEPT_FAST_CACHE, the directory to build in (default
-``~/.cache/adept-fast``); ADEPT_FAST_BUILD, 0 to build nothing at import.
+Read from the environment, besides the recipe's variables: ADEPT_FAST_CACHE, the directory to build in
+(default ``~/.cache/adept-fast``); ADEPT_FAST_BUILD, 0 to build nothing at import.
 
 A build with sanitizers has its own directory in the cache. If there is nvcc, it has the CUDA sources too and
 fails if they do; ADEPT_FAST_CUDA=0 leaves them out. AddressSanitizer must be loaded before Python, and Python
@@ -90,9 +90,8 @@ def cache_directory() -> Path:
 
 def _find() -> tuple[Path, Record, str]:
     # Without its preloaded runtime, AddressSanitizer ends the whole process.
-    if "address" in os.environ.get("ADEPT_FAST_SANITIZE", "") and "asan" not in os.environ.get(
-        "LD_PRELOAD", ""
-    ):
+    sanitizers, preloaded = (os.environ.get(name, "") for name in ("ADEPT_FAST_SANITIZE", "LD_PRELOAD"))
+    if "address" in sanitizers and "asan" not in preloaded:
         raise BuildError("AddressSanitizer is not preloaded: LD_PRELOAD=$(gcc -print-file-name=libasan.so)")
     csrc = find_sources()
     installed = recipe.read_record(PACKAGE)

@@ -14,7 +14,7 @@ TORCH_CUDA_ARCH_LIST; ADEPT_FAST_SANITIZE, such as `address,undefined`.
 """
 
 from .build import build, check_prerequisites, cuda_objects, read_files, say
-from .record import MODULE, RECORD, Record, build_key, place, read_record, source_files, sources_hash
+from .record import MODULE, RECORD, Record, build_key, install, read_record, source_files, sources_hash
 from .toolchain import BuildError, find_cuda, gencode_flags, read_options
 
 __all__ = [
@@ -28,7 +28,7 @@ __all__ = [
     "cuda_objects",
     "find_cuda",
     "gencode_flags",
-    "place",
+    "install",
     "read_files",
     "read_options",
     "read_record",

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .record import MODULE, Record, build_key, content_hash, place, source_files, sources_hash
+from .record import MODULE, Record, build_key, content_hash, install, source_files, sources_hash
 from .toolchain import (
     BINDING_FLAGS,
     CUDA_LIBRARIES,
@@ -69,7 +69,7 @@ def build(csrc: Path, out: Path, objects: Path) -> Record:
             compiler=shlex.join(compiler),
             torch=torch_version,
         )
-        place(built, record, out)
+        install(built, record, out)
     say(f"built {out / record.file} in {time.perf_counter() - start:.1f} s")
     return record
 
