@@ -63,7 +63,7 @@ _budget: ContextVar[Budget] = ContextVar("template_budget")
 
 
 def budget() -> Budget:
-    """The budget of the current rendering. Raises TemplateLimitError outside of one, as in compilation."""
+    """The budget of the current rendering. Raises TemplateLimitError if there is none, as in compilation."""
     try:
         return _budget.get()
     except LookupError as error:

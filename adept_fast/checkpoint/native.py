@@ -34,7 +34,7 @@ SECTION = "quantization_config"
 METHOD = "adept-fast"
 VERSION = 2
 
-# The orders of packed weights in a file, by the names that users write: the first is for every device.
+# The layouts of packed weights in a file, by the names that users write: the first is for every device.
 LAYOUTS: dict[str, type[QuantizedMatrix]] = {kind.layout: kind for kind in (RowMajorMatrix, TiledMatrix)}
 _VERSION_1_FORMATS = {"int8": FORMATS["int8"], "int4": FORMATS["int4-g32"]}  # all of them cpu_tiled
 

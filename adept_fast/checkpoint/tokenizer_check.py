@@ -13,7 +13,7 @@ from adept_fast.checkpoint.sentencepiece_proto import PieceType, SentencePieceMo
 from adept_fast.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, TokenizerError
 
 _SPACE = "▁"
-_MAX_SPECIAL = 12  # special pieces of the model that are tried; a vocabulary may have thousands
+_MAX_SPECIAL = 12  # special pieces of the model to compare; a vocabulary may have thousands
 _SAMPLES = 40
 _PIECES_IN_SAMPLE = 12
 

@@ -1,7 +1,6 @@
 """The ``adept-fast`` program: its commands and their options.
 
-``--help`` and usage errors need nothing else. Each command runs in the module of its name, which is imported
-then, and torch with it.
+``--help`` and usage errors need no other module. A command imports the module of its name, and torch with it.
 """
 
 from __future__ import annotations

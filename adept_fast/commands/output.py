@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-# For characters that the encoding lacks, and lone surrogates: an error would lose the text before them.
+# For characters that the encoding lacks, and for lone surrogates: after an error the rest would be lost.
 _ERRORS = "backslashreplace"
 
 

@@ -26,16 +26,15 @@ class Tokenizer:
     """A vocabulary with Persimmon's conventions.
 
     ``eos_ids`` end a text: ``|ENDOFTEXT|`` if the vocabulary has it, else sentencepiece's own end token, and
-    the end tokens of the checkpoint. Before a prompt ``|ENDOFTEXT|`` is BOS too, unless the checkpoint names
-    another token.
+    the end tokens of the checkpoint. ``|ENDOFTEXT|`` is BOS too, unless the checkpoint names another token.
 
     Args:
         model: the bytes of a ``tokenizer.model``, or a vocabulary read from elsewhere.
         add_bos: whether ``encode`` puts BOS first by default.
         bos_token: the piece of BOS.
         source: the name of the model in errors.
-        special_tokens: the checkpoint's names for special tokens, such as ``eos_token`` → ``<|im_end|>``,
-            which ends texts too; all values are pieces.
+        special_tokens: the checkpoint's special tokens, all of them pieces, such as ``eos_token`` →
+            ``<|im_end|>``, which ends texts too.
         end_ids: further tokens that end a text.
         chat_format: how a conversation becomes a prompt.
 
@@ -184,9 +183,9 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool | None = None) -> str:
         """The text of ``ids``; each byte that is not UTF-8 becomes U+FFFD.
 
-        ``skip_special_tokens`` is about BOS, end tokens, unknown pieces and special added tokens: True leaves
-        them out, False shows all of them, by name if they have no text, and None shows those that have text,
-        as sentencepiece does.
+        ``skip_special_tokens`` concerns BOS, end tokens, unknown pieces and special added tokens: True omits
+        them, False shows all of them, by name if they have no text, and None shows those that have text, as
+        sentencepiece does.
 
         Raises TokenizerError unless ``ids`` is a list of ids of the vocabulary.
         """
