@@ -106,8 +106,8 @@ class Runtime:
             dtype: of the matrices: ``float32``, ``float16``, ``bfloat16``, or ``auto``: on a GPU as stored
                 (float16 for float32), on a CPU float32 if it fits in half the memory, else as stored.
                 If the matrices are packed, of the embedding, and ``auto`` is as stored.
-            weights: pack the matrices while loading: ``int8`` or ``int4``, on a CPU also ``int4-g32``, on a
-                GPU also ``fp8``; None for floats, or for the format of a packed checkpoint.
+            weights: pack the matrices while loading: ``int8``, ``int4`` or ``int4-g32``, on a GPU also
+                ``fp8``; None for floats, or for the format of a packed checkpoint.
             max_seq_len: tokens of a sequence, prompt included; None for the model's context, or what fits.
             max_batch_size: sequences that are generated at once.
             cache_dtype: of keys and values: ``float16``, ``bfloat16`` or ``float32``. Devices and dtypes may
