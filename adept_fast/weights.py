@@ -35,8 +35,7 @@ class PinnedMemoryError(ValueError):
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One layer. Matrices are [out, in], except the transposed down-projection: there a neuron has a row, and
-    the rows of inactive neurons are not read."""
+    """One layer. Matrices are [out, in]; the down-projection is transposed, so that each neuron has a row."""
 
     input_gamma: Tensor  # [hidden]
     input_beta: Tensor  # [hidden]

@@ -98,8 +98,7 @@ def require_free(destination: Path) -> None:
 
 
 def require_space(destination: Path, needed_bytes: int) -> None:
-    """Raises CheckpointError if the disk of ``destination`` has fewer free bytes than needed, after the
-    directories of dead processes are removed."""
+    """Removes what dead processes left; raises CheckpointError if the disk still has fewer free bytes."""
     remove_abandoned(destination)
     free_bytes = shutil.disk_usage(Path(os.path.realpath(destination)).parent).free
     if free_bytes < needed_bytes:

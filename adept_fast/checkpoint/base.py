@@ -26,8 +26,7 @@ _MAX_NAMES = 20  # in the list of names left unread
 # Buffers that older files carry and that the config determines.
 _DERIVED_SUFFIXES = ("rotary_emb.inv_freq",)
 
-# Parts that torch.compile, data parallelism and models of images add to the names of tensors. No name of
-# transformers' Persimmon has one of them.
+# Parts that torch.compile, data parallelism and models of images add to names; Persimmon's have none.
 WRAPPERS = frozenset(("_orig_mod", "module", "language_model"))
 
 

@@ -31,8 +31,7 @@ def print_text(text: str, *, newline: bool = True) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print one object on a line, as JSON: a number that is not finite is null, and characters that stdout's
-    encoding lacks are ``\\uXXXX``."""
+    """Print a line of JSON: numbers that are not finite as null, characters without an encoding escaped."""
     value = _finite(value)
     line = json.dumps(value, ensure_ascii=False, allow_nan=False)
     try:

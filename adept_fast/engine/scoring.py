@@ -168,8 +168,7 @@ def score_targets(model: Persimmon, hidden: Tensor, targets: Sequence[Target]) -
 
 
 class TokenLogprobs:
-    """Log-probabilities of sampled tokens and of the likeliest ones, computed on the device and read at first
-    use."""
+    """Log-probabilities of sampled tokens and of the likeliest ones: on the device until they are used."""
 
     def __init__(self, logits: Tensor, ids: Tensor, max_top: int) -> None:
         """Of ids, int64 [rows], and of the ``max_top`` likeliest tokens; logits are float32 [rows, vocab]."""

@@ -11,8 +11,7 @@ from adept_fast.system.cgroup_memory import cgroup_room
 
 
 def available_bytes(device: torch.device) -> int:
-    """On a GPU, free memory and what torch caches; on the host, what the system and the limits of control
-    groups leave without swapping."""
+    """A GPU's free memory and torch's cache; the host's, within its control groups and without swap."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

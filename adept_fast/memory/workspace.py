@@ -17,12 +17,10 @@ from adept_fast.model import PREFILL_CHUNK
 
 SCORED_ROWS = 64  # logits are computed for this many tokens at once: a row of the 8B's takes a megabyte
 
-# Estimated, not measured: the memory of a GPU for the driver, torch, the code of kernels, cuBLAS's workspaces
-# and allocations that are rounded up.
+# Estimated: a GPU's memory for the driver, torch, kernels' code, cuBLAS and the rounding of allocations.
 CUDA_ALLOWANCE_BYTES = 1 << 29
 
-# Estimated workspaces of the kernels for a row of a decode step, if the extension is not loaded: twice those
-# of the 8B at its whole context.
+# Estimated workspaces of a row's decode step without the extension: twice the 8B's at its whole context.
 ROW_ALLOWANCE_BYTES = 1 << 23
 
 _FLOAT = 4
@@ -44,8 +42,7 @@ class Workspace:
     cache_dtype: torch.dtype = torch.float16
 
     def fixed_bytes(self, max_seq_len: int, max_batch_size: int) -> int:
-        """Allocated at loading: rotary tables, and for every slot the tokens that it has seen and, twice (for
-        the warm-up of graphs), those that end it."""
+        """Allocated at loading: rotary tables, each slot's tokens and, twice for graphs, its end tokens."""
         tables = self.config.rotary_dim * max_seq_len * _FLOAT
         allowance = CUDA_ALLOWANCE_BYTES if self.device.type == "cuda" else 0
         return tables + 3 * max_batch_size * self.vocab_rows + allowance
@@ -64,8 +61,7 @@ class Workspace:
         return max(activations + visible + widened, scored * _FLOAT) + ids * _FLOAT
 
     def step_bytes(self, rows: int, length: int) -> int:
-        """For a decode step of ``rows`` rows over ``length`` positions: activations in float32, logits, and
-        the operators' workspaces, as if no memory were reused within the step."""
+        """For a decode step of ``rows`` rows over ``length`` positions, as if it reused no memory."""
         hidden, intermediate = self.config.hidden_size, self.config.intermediate_size
         if self.device.type == "cpu":
             return rows * ((8 * hidden + 2 * intermediate) * _FLOAT + self.vocab_rows * _EAGER_SAMPLING)

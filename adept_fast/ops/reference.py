@@ -22,8 +22,7 @@ from torch import Tensor
 
 from adept_fast.quantization.matrix import Matrix, QuantizedMatrix
 
-# A matrix of a narrower dtype than its product is widened in blocks of this many elements, which stay in the
-# processor's cache.
+# A matrix of a narrower dtype than its product is widened in blocks of this size, which stay in the cache.
 _WIDEN_ELEMENTS = 1 << 18
 
 ABSENT = -2  # the id that ``update_decode_state`` publishes for an absent row

@@ -112,8 +112,7 @@ def _cpu_jobs(
     dispatch = csrc / "cpu" / "dispatch.cpp"
     present = [f"-DADEPT_HAS_{name.upper()}" for name in sets]
     jobs = [_Job(dispatch, "baseline", (*command, *present))]
-    # The baseline set first: the linker keeps the first of equal inline functions, such as those of std, and
-    # that one must run on every CPU.
+    # The baseline first: of equal inline functions the linker keeps the first, which must run on every CPU.
     for name, flags in sets.items():
         kernels = [source for source in sorted((csrc / "cpu").glob("*.cpp")) if source != dispatch]
         jobs += [_Job(source, name, (*command, *flags, f"-DADEPT_ISA={name}")) for source in kernels]
