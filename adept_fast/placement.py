@@ -20,7 +20,7 @@ from adept_fast.weights import embedding_dtype, weight_format
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a checkpoint runs, and in which dtypes.
+    """The device and the dtypes of a checkpoint.
 
     ``dtype`` is that of the matrices, for ``dtype_reason``, or of the embedding if the matrices are packed as
     ``weights``.

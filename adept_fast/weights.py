@@ -116,7 +116,7 @@ def load_weights(
 ) -> ModelWeights:
     """Move a checkpoint's weights to ``device``, tensor by tensor.
 
-    At any time memory holds the moved tensors and one more. On a CPU, tensors that need no conversion stay
+    Memory never holds more than the moved tensors and another one. On a CPU, tensors without conversion stay
     memory-mapped: matrices stored in ``dtype``, and all matrices of a packed checkpoint.
 
     Args:

@@ -86,8 +86,8 @@ def packed_matrices(
 ) -> dict[str, PackedMatrix]:
     """The matrices that ``weights`` packs, by name.
 
-    With tied embeddings the output matrix is packed from the embedding, which stays unpacked beside it: each
-    step reads the whole output matrix, but only a few rows of the embedding.
+    With tied embeddings the output matrix is packed, and the embedding is not: each step reads the whole
+    output matrix, but only a few rows of the embedding.
     """
     shapes = config.tensor_shapes()
     sources = {name: name for name in shapes}

@@ -78,7 +78,7 @@ class Request:
 
 @dataclass(frozen=True)
 class GenerationEvent:
-    """What one step added to a text.
+    """The tokens and the text of one step.
 
     ``text`` is the part that became certain: bytes of a character, or the beginning of a stop string, are
     held back. ``logprobs`` has an entry for each token, or is None if not requested. ``finish_reason`` is
