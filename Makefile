@@ -90,7 +90,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || $(PYTHON) -m venv --without-pip --clear $(VENV)
 
 # The sources in csrc are no prerequisites: whichever of them changed, the next import builds.
-BUILD := pyproject.toml setup.py build_backend/adept_build.py
+BUILD := pyproject.toml setup.py
 
 # Where the caller has torch, its packages are seen from the environment too, after those installed here.
 CALLERS_PATHS = import sys, torch; print(*filter(lambda path: path.endswith("-packages"), sys.path), sep="\n")

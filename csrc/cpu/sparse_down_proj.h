@@ -17,8 +17,7 @@ constexpr int64_t kStripColumns = 2048;  // a multiple of kTransposedColumns
 constexpr int kRowsAtOnce = 8;
 constexpr int64_t kListPadding = 16;
 
-// The neurons that are active for any token, in order, and their activations; padded to a multiple of 16 with the last
-// neuron and activations of 0.
+// The neurons active for any token, in order, and their activations; padded to multiples of 16 with activations of 0.
 class ActiveNeurons {
  public:
   // activations: [tokens, intermediate]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,13 @@ def test_a_file_is_read_in_one_sitting(file: Path) -> None:
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef):
             assert (node.end_lineno or 0) - node.lineno < 80, node.name
+
+
+def test_no_file_edits_the_path_of_modules() -> None:
+    files = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in files.stdout.split()}
+    edit = re.compile(r"\bsys\.path(\[[^]]*\])? *(\+?=[^=]|\.(append|extend|insert)\()|\baddsitedir\(")
+    assert [name for name, text in texts.items() if edit.search(text)] == []
 
 
 # What torch would make on its default device, and in its default dtype, which a user may have set.

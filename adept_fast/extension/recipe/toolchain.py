@@ -24,11 +24,7 @@ CUDA_LIBRARIES = ("-lcudart_static", "-ldl", "-lrt", "-lpthread", "-Wl,--exclude
 
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mavx2")
-X86_INSTRUCTION_SETS = {
-    "avx2": AVX2,
-    "avx512": AVX512,
-    "avx512_vnni": (*AVX512, "-mavx512vnni"),
-}
+X86_INSTRUCTION_SETS = {"avx2": AVX2, "avx512": AVX512, "avx512_vnni": (*AVX512, "-mavx512vnni")}
 
 
 class BuildError(Exception):
