@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from own_process import run_python
 
 import adept_fast
 
@@ -108,5 +107,5 @@ def test_it_runs_without_what_only_tests_need() -> None:
         "from adept_fast import Runtime\n"
         "print(Runtime.load('demo', progress=False).generate('Once', max_new_tokens=3).finish_reason)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = run_python(program)
     assert (done.stdout, done.returncode) == ("length\n", 0), done.stderr

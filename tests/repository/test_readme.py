@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from own_process import python
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -45,7 +46,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     binaries = place / "venv" / "bin"
     binaries.mkdir(parents=True)
     for name, module in {"adept-fast": "-m adept_fast", "python": "", "lm_eval": "-m lm_eval"}.items():
-        (binaries / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
+        (binaries / name).write_text(f'#!/bin/sh\nexec {shlex.join(python())} {module} "$@"\n')
         (binaries / name).chmod(0o755)
     (place / "tools").symlink_to(ROOT / "tools")
     for marker in ("torch", "installed", "installed-test"):
