@@ -32,7 +32,7 @@ demo: $(VENV)/installed
 
 # A file is one process's, so what a module makes for its tests is made once; in order, as large files come early.
 WORKERS ?= 2
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/installed-test
 	$(PYTEST) $(ARGS)
