@@ -31,7 +31,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if is_slow and config.option.markexpr == "not slow" else None
 
 
+# None of their files takes long, so processes that share the tests come to the end together.
+LAST_FOLDERS = {"checkpoint", "memory"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if SLOW_FOLDERS & set(item.path.relative_to(TESTS).parts):
             item.add_marker("slow")
+    items.sort(key=lambda item: item.path.parent.name in LAST_FOLDERS)
