@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """What these import is not imported either where their tests are left out."""
     is_slow = collection_path.parent == TESTS and collection_path.name in SLOW_FOLDERS
     return True if is_slow and config.option.markexpr == "not slow" else None
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays, so that tests that collect garbage need not wait for a look at all of it."""
+    gc.freeze()
 
 
 # None of their files takes long, so processes that share the tests come to the end together.

@@ -18,6 +18,8 @@ from adept_fast.checkpoint.base import StoredTensor
 from adept_fast.checkpoint.save import save_huggingface
 from adept_fast.tokenizer.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 EOT = "|ENDOFTEXT|"
 TOKENIZERS: dict[str, tuple[Any, bool]] = {
     "demo": (demo_tokenizer, True),
