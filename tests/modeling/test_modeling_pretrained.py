@@ -38,6 +38,7 @@ def theirs_of(head: str) -> Any:
     return getattr(transformers, f"Persimmon{head}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", list(FAMILY))
 @pytest.mark.parametrize("head", HEADS)
 def test_what_ours_saves_theirs_loads_and_back(tmp_path: Path, head: str, changes: str) -> None:
