@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,13 @@ def python() -> list[str]:
     assert server.stdout.readline() == b"ready\n"
     atexit.register(server.communicate)  # its stdin ends with this process, and it with that
     return [sys.executable, "-S", "-E", program, address]
+
+
+def python_file(path: Path, *arguments: str) -> Path:
+    """Write a program that is ``python()`` with these arguments before its own."""
+    path.write_text(f'#!/bin/sh\nexec {shlex.join([*python(), *arguments])} "$@"\n', encoding="utf-8")
+    path.chmod(0o755)
+    return path
 
 
 def run_python(program: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:

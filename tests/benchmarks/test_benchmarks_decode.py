@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from own_process import run_module
+from own_process import python_file, run_module
 
 from benchmarks import sweep
 from benchmarks.baselines.adept_fast import AdeptFastWorker
@@ -45,6 +45,7 @@ def test_decode_runs_every_setting_on_a_cpu(tmp_path: Path) -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("a result names its commit, so it takes a clone")
     output, folder = tmp_path / "decode.json", tmp_path / "models"
+    forks = python_file(tmp_path / "python")
     done = run_module(
         *(
             "benchmarks",
@@ -61,6 +62,7 @@ def test_decode_runs_every_setting_on_a_cpu(tmp_path: Path) -> None:
         *("--batch", "1", "--batch", "3", "--context", "9", "--zeros", "90", "--threads", "1"),
         *("--runtime", "adept-fast:float32", "--runtime", "eager:float32"),
         *("--runtime", "openvino:int8", "--python", "openvino=/no/such/python"),
+        *("--python", f"adept-fast={forks}", "--python", f"eager={forks}"),
         *("--output", str(output), *ANY_SAMPLE),
     )
     assert done.returncode == 0, done.stderr

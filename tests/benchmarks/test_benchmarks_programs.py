@@ -12,7 +12,7 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner
-from own_process import run_module
+from own_process import python_file, run_module
 
 from benchmarks.cases import load, memory, operator_calls, operators, scaling, speed
 from benchmarks.options import Arguments
@@ -61,12 +61,13 @@ def test_the_demo_benchmark_runs(tmp_path: Path) -> None:
 @IN_A_CLONE
 def test_prefill_batch_and_memory_run(toy: Path, tmp_path: Path) -> None:
     ours = ["--checkpoint", str(toy), "--runtime", "adept-fast:float32", *ANY_SAMPLE]
+    forks = ["--python", f"adept-fast={python_file(tmp_path / 'python')}"]
     for name, (program, more) in {
         "prefill": (
             speed.prefill,
-            ["--prompt-tokens", "20", "--prompt-tokens", "7", "--prompt-tokens", "128"],
+            ["--prompt-tokens", "20", "--prompt-tokens", "7", "--prompt-tokens", "128", *forks],
         ),
-        "batch": (speed.batch, ["--batch", "2", "--steps", "4"]),
+        "batch": (speed.batch, ["--batch", "2", "--steps", "4", *forks]),
         "memory": (memory.main, ["--context", "64", "--steps", "4", "--runtime", "eager:float32"]),
     }.items():
         output = tmp_path / f"{name}.json"

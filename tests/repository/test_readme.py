@@ -9,13 +9,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from own_process import python
+from own_process import python_file
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -45,9 +44,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("readme")
     binaries = place / "venv" / "bin"
     binaries.mkdir(parents=True)
-    for name, module in {"adept-fast": "-m adept_fast", "python": "", "lm_eval": "-m lm_eval"}.items():
-        (binaries / name).write_text(f'#!/bin/sh\nexec {shlex.join(python())} {module} "$@"\n')
-        (binaries / name).chmod(0o755)
+    for name, arguments in {
+        "adept-fast": ["-m", "adept_fast"],
+        "python": [],
+        "lm_eval": ["-m", "lm_eval"],
+    }.items():
+        python_file(binaries / name, *arguments)
     (place / "tools").symlink_to(ROOT / "tools")
     for marker in ("torch", "installed", "installed-test"):
         (place / "venv" / marker).touch()
