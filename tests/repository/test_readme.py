@@ -44,12 +44,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("readme")
     binaries = place / "venv" / "bin"
     binaries.mkdir(parents=True)
-    for name, arguments in {
-        "adept-fast": ["-m", "adept_fast"],
-        "python": [],
-        "lm_eval": ["-m", "lm_eval"],
-    }.items():
-        python_file(binaries / name, *arguments)
+    python_file(binaries / "python")
+    for name, module in {"adept-fast": "adept_fast", "lm_eval": "lm_eval"}.items():
+        python_file(binaries / name, "-m", module)
     (place / "tools").symlink_to(ROOT / "tools")
     for marker in ("torch", "installed", "installed-test"):
         (place / "venv" / marker).touch()
