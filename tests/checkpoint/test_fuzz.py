@@ -26,7 +26,7 @@ print(end.kind, end.message)
 
 
 def test_mutated_checkpoints() -> None:
-    program = [sys.executable, TESTS / "fuzz_checkpoints.py", "--count", "110"]
+    program = [sys.executable, TESTS / "fuzz_checkpoints.py", "--count", "200"]
     done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 
