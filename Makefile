@@ -30,9 +30,10 @@ INSTALL = $(PIP) install --quiet --progress-bar off --disable-pip-version-check
 demo: $(VENV)/installed
 	@$(BIN)/adept-fast generate --chat --prompt "What is the capital of France?"
 
-# A file is one process's, so what a module makes for its tests is made once; in order, as large files come early.
+# A file is one process's, so what a module makes for its tests is made once; in order, as short files come last.
+# A test that runs several threads must not have them spin for a core that another process has.
 WORKERS ?= 2
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/installed-test
 	$(PYTEST) $(ARGS)

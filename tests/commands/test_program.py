@@ -14,6 +14,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from click.testing import CliRunner
+from own_process import run_module
 
 from adept_fast import Runtime, choices
 from adept_fast.checkpoint import WEIGHT_DTYPES, convert
@@ -79,10 +80,10 @@ def test_no_file_gets_the_descriptor_of_a_closed_stream() -> None:
 
 
 def test_an_instruction_set_that_there_is_not() -> None:
-    done = shell("$A chat", ADEPT_FAST_CPU="nonsense\x1b[31m" + "x" * 5000)
-    assert (done.returncode, done.stdout) == (1, b"")
+    done = run_module("adept_fast", "chat", ADEPT_FAST_CPU="nonsense\x1b[31m" + "x" * 5000)
+    assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(
-        rb"error: ADEPT_FAST_CPU is 'nonsense[ -~]*'; this machine runs [a-z0-9_, ]*portable\n", done.stderr
+        r"error: ADEPT_FAST_CPU is 'nonsense[ -~]*'; this machine runs [a-z0-9_, ]*portable\n", done.stderr
     )
     assert len(done.stderr) < 700
 

@@ -6,10 +6,10 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from own_process import python
 
 import adept_fast
 from adept_fast.extension import recipe
@@ -65,7 +65,7 @@ def start(checkout: Path, program: str = LOAD, **environment: str) -> subprocess
         "PYTHONPATH": str(checkout),
     }
     return subprocess.Popen(
-        [sys.executable, "-c", program],
+        [*python(), "-c", program],
         cwd=checkout.parent,
         env={**os.environ, **ours, **environment},
         stdout=subprocess.PIPE,
