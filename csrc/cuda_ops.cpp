@@ -118,13 +118,15 @@ struct Gpu {
       check_dtype(name, *scales, ScalarType::Float);
       return {int8 ? Format::kInt8 : Format::kFloat8, values.const_data_ptr(), data<float>(name, *scales), rows, cols};
     }
-    const int64_t padded = round_up(cols, kGroupSize128);
+    const bool by_32 = values.dim() == 2 && scales->dim() == 2 && values.size(1) * 2 == scales->size(1) * kGroupSize32;
+    const int64_t group = by_32 ? kGroupSize32 : kGroupSize128, padded = round_up(cols, group);
     check_dtype(name, values, ScalarType::Byte);
     check_shape(name, values, {rows, padded / 2});
-    check_shape(name, *scales, {rows, padded / kGroupSize128});
+    check_shape(name, *scales, {rows, padded / group});
     check_dtype(name, *scales, ScalarType::Half);
     ADEPT_REQUIRE(scales->numel() <= kMaxSize, name, " has ", scales->numel(), " scales; expected at most ", kMaxSize);
-    return {Format::kInt4G128, values.const_data_ptr(), scales->const_data_ptr(), rows, cols};
+    return {by_32 ? Format::kInt4G32 : Format::kInt4G128, values.const_data_ptr(), scales->const_data_ptr(), rows,
+            cols};
   }
 
   static void check_tokens(int64_t tokens) {

@@ -10,7 +10,7 @@ enum class Format : int32_t {
   kFloat16,
   kBFloat16,
   kInt8,     // one scale an output
-  kInt4G32,  // in groups of 32, for a CPU
+  kInt4G32,  // in groups of 32
   kFloat8,   // e4m3, for a GPU
   kInt4G128  // in groups of 128, for a GPU
 };
@@ -34,8 +34,9 @@ struct Matrix {
 constexpr int64_t kTileRows = 16;            // rows of a tile
 constexpr int64_t kTiledColumns = 64;        // columns of tiles are padded to a multiple of this
 constexpr int64_t kTransposedColumns = 128;  // and those of transposed matrices to a multiple of this
-constexpr int64_t kGroupSize32 = 32;         // weights of kInt4G32 that share a scale
-constexpr int64_t kGroupSize128 = 128;       // weights of kInt4G128 that share a scale; rows are padded to a multiple
+// Weights of a row that share a scale. On a GPU rows are padded to whole groups.
+constexpr int64_t kGroupSize32 = 32;
+constexpr int64_t kGroupSize128 = 128;
 // Sums of products of bytes stay within 32 bits up to here.
 constexpr int64_t kMaxQuantizedInputs = 65536;
 

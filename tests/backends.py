@@ -177,7 +177,7 @@ class Cuda(Backend):
     """CUDA kernels."""
 
     family = "cuda"
-    formats = ("float16", "bfloat16", "int8", "fp8", "int4")
+    formats = ("float16", "bfloat16", "int8", "fp8", "int4-g32", "int4")
     max_tokens = 16
 
     def product_dtype(self, fmt: str) -> torch.dtype:

@@ -50,6 +50,11 @@ class Weights:
         """Whether a CPU puts the inputs of its products into fixed point."""
         return self.family == "cpu" and self.scales is not None
 
+    @property
+    def scales_weights(self) -> bool:
+        """Whether a GPU's product that runs along rows multiplies each weight by its scale, not their sum."""
+        return self.family == "cuda" and self.fmt == "int4-g32"
+
     def first_rows(self, count: int) -> Weights:
         if self.matrix is not None:
             return _of_a_cpu(self.fmt, first_rows(self.matrix, count))
@@ -97,7 +102,7 @@ def _packed(family: str, fmt: str, values: Tensor, layout: Layout) -> Weights:
         else:
             bytes_ = (values / scales).to(torch.float8_e4m3fn)
         return Weights(fmt, "cuda", bytes_, scales.flatten(), bytes_.double() * scales.double())
-    return _in_nibbles(values)
+    return _in_nibbles(fmt, values)
 
 
 def tiled(fmt: str, values: Tensor, layout: Layout = "rows") -> TiledMatrix:
@@ -114,17 +119,17 @@ def _of_a_cpu(fmt: str, matrix: Matrix) -> Weights:
     return Weights(fmt, "cpu", *parts_of(matrix), exact.double(), matrix)
 
 
-def _in_nibbles(values: Tensor) -> Weights:
+def _in_nibbles(fmt: str, values: Tensor) -> Weights:
     """A GPU's 4 bits: (nibble - 8) times the scale of a group, which may be negative."""
-    rows, columns = values.shape
-    groups = -(-columns // GROUPS["cuda"])
-    padded = F.pad(values, (0, groups * GROUPS["cuda"] - columns)).view(rows, groups, GROUPS["cuda"])
+    (rows, columns), group = values.shape, 32 if fmt == "int4-g32" else GROUPS["cuda"]
+    groups = -(-columns // group)
+    padded = F.pad(values, (0, groups * group - columns)).view(rows, groups, group)
     signs = 1 - 2.0 * (torch.arange(groups) % 2)
     scales = (padded.abs().amax(-1) / 7.5 * signs).half()  # [rows, groups]
     per_weight = torch.where(scales == 0, 1, scales.float())[..., None]
     quantized = (padded / per_weight).round().clamp(-8, 7).view(rows, -1)
-    exact = quantized.double() * scales.double().repeat_interleave(GROUPS["cuda"], 1)
-    return Weights("int4", "cuda", packed_nibbles(quantized.long() + 8), scales, exact[:, :columns])
+    exact = quantized.double() * scales.double().repeat_interleave(group, 1)
+    return Weights(fmt, "cuda", packed_nibbles(quantized.long() + 8), scales, exact[:, :columns])
 
 
 def packed_nibbles(nibbles: Tensor) -> Tensor:
@@ -157,13 +162,17 @@ def torch_product(x: Tensor, exact: Tensor, dtype: torch.dtype, family: str) -> 
     return F.linear(x.to(dtype).float(), exact.to(dtype).float()).to(dtype).float()
 
 
-def product_bound(x: Tensor, w: Tensor, dtype: torch.dtype, in_fixed_point: bool = False) -> Tensor:
-    """How far off x · wᵀ may be, [tokens, rows], by rounding of inputs and of sums in float32."""
+def product_bound(
+    x: Tensor, w: Tensor, dtype: torch.dtype, in_fixed_point: bool = False, scaled_weights: bool = False
+) -> Tensor:
+    """How far off x · wᵀ may be, [tokens, rows], by rounding of inputs, of sums in float32, and with
+    ``scaled_weights`` of each weight times its scale."""
     terms = x.double().abs() @ w.abs().T
     if in_fixed_point:
         steps = x.double().abs().amax(-1, keepdim=True) * STEP
         return steps / 2 * w.abs().sum(1) + 8 * EPS32 * terms
-    return terms * (torch.finfo(dtype).eps / 2 + 32 * EPS32)
+    roundings = 2 if scaled_weights else 1
+    return terms * (roundings * torch.finfo(dtype).eps / 2 + 32 * EPS32)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ PROJECTIONS = ("layernorm_qkv", "linear_residual", "lm_head")
 PRODUCTS = (*PROJECTIONS, "mlp")
 CACHE = ("rotary_append", "decode_attention")
 STATE = ("update_decode_state",)
-PACKED_FOR_CPU, PACKED_FOR_GPU = ("int8", "int4-g32"), ("fp8", "int4-g128")
+PACKED_FOR_CPU, PACKED_FOR_GPU = ("int8", "int4-g128"), ("fp8", "int4-g32")
 
 
 @dataclass(frozen=True)

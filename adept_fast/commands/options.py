@@ -65,7 +65,7 @@ placement_options = _together(
     _option("--dtype", default="auto", help="auto, float32, float16 or bfloat16."),
     _option(
         "--weights",
-        help="Pack the matrices: int8 or int4, on a CPU also int4-g32, on a GPU also fp8.  "
+        help="Pack the matrices: int8, int4 or int4-g32, on a GPU also fp8.  "
         "[default: no, or as a packed checkpoint has them]",
     ),
     _option("--cache-dtype", default="float16", help="Of keys and values."),

@@ -106,8 +106,8 @@ class Runtime:
             dtype: of the matrices: ``float32``, ``float16``, ``bfloat16``, or ``auto``: on a GPU as stored
                 (float16 for float32), on a CPU float32 if it fits in half the memory, else as stored.
                 Where the matrices are packed, of the embedding, and ``auto`` is as stored.
-            weights: what to pack the matrices in while loading: ``int8`` or ``int4``, on a CPU also
-                ``int4-g32``, on a GPU also ``fp8``; None for floats, or for what a packed checkpoint holds.
+            weights: what to pack the matrices in while loading: ``int8``, ``int4`` or ``int4-g32``, on a GPU
+                also ``fp8``; None for floats, or for what a packed checkpoint holds.
             max_seq_len: tokens that a sequence may have, prompt included; None for the model's whole context,
                 or as much of it as fits.
             max_batch_size: sequences that are generated side by side.

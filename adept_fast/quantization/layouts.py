@@ -10,7 +10,7 @@ from adept_fast.quantization.layout_gpu import GpuMatrix
 from adept_fast.quantization.matrix import QuantizedMatrix
 
 # By the type of device.
-_KERNEL_FORMATS = {"cpu": ("int8", "int4-g32", "int4-g128"), "cuda": ("int8", "fp8", "int4-g128")}
+_KERNEL_FORMATS = {"cpu": ("int8", "int4-g32", "int4-g128"), "cuda": ("int8", "fp8", "int4-g32", "int4-g128")}
 _ADVISED = {"cpu": ("int8", "int4"), "cuda": ("fp8", "int4")}
 
 

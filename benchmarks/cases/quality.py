@@ -6,7 +6,8 @@ The shipped checkpoint answers the questions that lie beside it, in float32 and 
 weights. ``log_likelihood_per_token`` is of the tokens of the right answers, each after the question and what
 of the answer stands before it. Text by greedy choice is held to that of float32 twice: whole answers
 (``answers_as_in_float32``), and stories, of which ``greedy_tokens_as_in_float32`` is the share of tokens up
-to the first that differs.
+to the first that differs. ``kl_divergence_from_float32`` is of the distributions of each token of the stories
+that float32 tells, the mean in nats.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from adept_fast import Runtime
 from adept_fast.chat.format import STOP, chat_prompt
 from adept_fast.checkpoint import demo_path
+from adept_fast.model import Segment
 from benchmarks.result_file import describe_run, table, write_report
 
 BASELINE = "float32"
@@ -52,8 +54,9 @@ def main(every: int, threads: int, output: Path | None) -> None:
     measured: dict[str, dict[str, Any]] = {}
     baseline: Texts | None = None
     for weights in (BASELINE, *FORMATS):
-        figures, texts = measure(weights, questions)
+        figures, texts = measure(weights, questions, baseline)
         baseline = baseline or texts
+        figures["kl_divergence_from_float32"] = mean_kl_divergence(baseline.logprobs, texts.logprobs)
         figures["answers_as_in_float32"] = share(map(str.__eq__, texts.answers, baseline.answers))
         figures["greedy_tokens_as_in_float32"] = same_tokens(texts.stories, baseline.stories)
         measured[weights] = figures
@@ -65,14 +68,17 @@ def main(every: int, threads: int, output: Path | None) -> None:
 
 @dataclass(frozen=True)
 class Texts:
-    """The answers of a format, and the tokens of its stories."""
+    """The answers of a format, the tokens of its stories, and how likely it finds each token of float32's."""
 
     answers: list[str]
     stories: list[list[int]]
+    logprobs: torch.Tensor  # float32 [tokens of the stories of float32, vocab]
 
 
-def measure(weights: str, questions: list[dict[str, Any]]) -> tuple[dict[str, Any], Texts]:
-    """Figures of one format, and its texts."""
+def measure(
+    weights: str, questions: list[dict[str, Any]], baseline: Texts | None
+) -> tuple[dict[str, Any], Texts]:
+    """Figures of one format, and its texts; ``baseline`` is None for the baseline itself."""
     options: dict[str, Any] = {"dtype": BASELINE} if weights == BASELINE else {"weights": weights}
     runtime = Runtime.load("demo", device="cpu", max_batch_size=BATCH, progress=False, **options)
     prompts = [chat_prompt(question["question"]) for question in questions]
@@ -93,10 +99,25 @@ def measure(weights: str, questions: list[dict[str, Any]]) -> tuple[dict[str, An
         "answer_tokens": len(logprobs),
         "exact_match": right,
     }
-    stories = runtime.generate(
-        [chat_prompt(story) for story in STORIES], max_new_tokens=STORY_TOKENS, ignore_eos=True
-    )
-    return figures, Texts(answers, [story.token_ids for story in stories])
+    requests = [chat_prompt(story) for story in STORIES]
+    told = runtime.generate(requests, max_new_tokens=STORY_TOKENS, ignore_eos=True)
+    stories = [story.token_ids for story in told]
+    heard = stories if baseline is None else baseline.stories
+    logprobs = [token_logprobs(runtime, prompt, story) for prompt, story in zip(requests, heard, strict=True)]
+    return figures, Texts(answers, stories, torch.cat(logprobs))
+
+
+def token_logprobs(runtime: Runtime, prompt: str, token_ids: list[int]) -> torch.Tensor:
+    """Of every token in each place, after the prompt and what stands before: float32 [tokens, vocab]."""
+    runner, context = runtime.engine.runner, runtime.tokenizer.encode(prompt)
+    hidden = runner.model.prefill_chunk([Segment(0, 0, context + token_ids[:-1])], runner.cache)
+    return runner.model.logits(hidden[len(context) - 1 :]).log_softmax(-1)
+
+
+def mean_kl_divergence(baseline: torch.Tensor, logprobs: torch.Tensor) -> float:
+    """Of distributions from the baseline's, each [tokens, vocab] of log-probabilities: in nats."""
+    divergences = torch.nn.functional.kl_div(logprobs, baseline, log_target=True, reduction="none").sum(-1)
+    return float(divergences.mean())
 
 
 def same_tokens(texts: list[list[int]], baseline: list[list[int]]) -> float:

@@ -120,14 +120,29 @@ struct Weights<Format::kInt4G128> {
   }
 };
 
+template <>
+struct Weights<Format::kInt4G32> : Weights<Format::kInt4G128> {};
+
 template <Format kFormat>
 constexpr int kPerLoad = 128 / Weights<kFormat>::kBits;  // weights in 16 bytes
+
+// The weights of a row that share a scale; 0 in other formats than those of 4 bits.
+template <Format kFormat>
+constexpr int kGroup = static_cast<int>(kFormat == Format::kInt4G32    ? kGroupSize32
+                                        : kFormat == Format::kInt4G128 ? kGroupSize128
+                                                                       : 0);
+static_assert(kGroup<Format::kInt4G32> == kPerLoad<Format::kInt4G32>, "a load has weights of one group");
 
 // Columns in memory; in 4 bits they are padded to whole groups.
 template <Format kFormat>
 __device__ constexpr int stored_cols_of(int64_t cols) {
-  constexpr int kMultiple = kFormat == Format::kInt4G128 ? static_cast<int>(kGroupSize128) : 1;
+  constexpr int kMultiple = kGroup<kFormat> == 0 ? 1 : kGroup<kFormat>;
   return (static_cast<int>(cols) + kMultiple - 1) / kMultiple * kMultiple;
+}
+
+// Two weights times two scales, rounded to float16.
+__device__ __forceinline__ uint32_t scale_pair(uint32_t pair, uint32_t scales) {
+  return bits_as<uint32_t>(__hmul2(bits_as<__half2>(pair), bits_as<__half2>(scales)));
 }
 
 // The addresses of the rows of a matrix.

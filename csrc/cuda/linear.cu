@@ -119,6 +119,7 @@ cudaError_t multiply(const Linear& linear, const ActivationMarks& marks, void* w
     case Format::kBFloat16: return multiply_in<Format::kBFloat16>(linear, marks, workspace, stream);
     case Format::kInt8: return multiply_in<Format::kInt8>(linear, marks, workspace, stream);
     case Format::kFloat8: return multiply_in<Format::kFloat8>(linear, marks, workspace, stream);
+    case Format::kInt4G32: return multiply_in<Format::kInt4G32>(linear, marks, workspace, stream);
     case Format::kInt4G128: return multiply_in<Format::kInt4G128>(linear, marks, workspace, stream);
     default: return cudaErrorInvalidValue;
   }

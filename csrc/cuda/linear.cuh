@@ -47,8 +47,14 @@ __device__ __forceinline__ int tile_of_round(int round) {
 // A lane's weights in a step, from rows g and g + 8.
 struct WeightStep {
   uint4 rows[2];
-  uint32_t scale;  // kInt4G128: the first row's in even lanes, the second row's in odd lanes
+  // In groups of 32 the float16 scale of each row. In groups of 128 a lane has one: even lanes the first row's, odd
+  // lanes the second row's.
+  uint32_t scales[2];
 };
+
+// Whether a step has weights of several groups, so that each weight is multiplied by its scale; otherwise the sum is.
+template <Format kFormat>
+constexpr bool kScalesEach = kGroup<kFormat> == 32;
 
 // The weights of one warp, chunk after chunk; `fetch` loads from the current chunk.
 template <Format kFormat, int kTeams>
@@ -75,12 +81,12 @@ class WeightStream {
     const int second = min(row_ + 8, static_cast<int>(w_.rows) - 1);
     to.rows[0] = rows_.load(row_, col);
     to.rows[1] = rows_.load(second, col);
-    if constexpr (kFormat == Format::kInt4G128) {
-      const int groups = rows_.stored_cols / static_cast<int>(kGroupSize128);
-      const int group = min(col / static_cast<int>(kGroupSize128), groups - 1);
-      const uint16_t* scales = static_cast<const uint16_t*>(w_.scales);
+    if constexpr (kGroup<kFormat> != 0) {
+      const int groups = rows_.stored_cols / kGroup<kFormat>;
+      const uint16_t* scales = static_cast<const uint16_t*>(w_.scales) + min(col / kGroup<kFormat>, groups - 1);
       // Not used here: that would wait for the load.
-      to.scale = __ldg(scales + (lane_index() % 2 == 0 ? row_ : second) * groups + group);
+      to.scales[0] = __ldg(scales + (kScalesEach<kFormat> || lane_index() % 2 == 0 ? row_ : second) * groups);
+      if (kScalesEach<kFormat>) to.scales[1] = __ldg(scales + second * groups);
     }
   }
 
@@ -98,11 +104,18 @@ class WeightStream {
   int chunk_;
 };
 
+// The i-th pair of weights of a row of the step.
+template <Format kFormat>
+__device__ __forceinline__ uint32_t pair_of(const WeightStep& step, int row, int i) {
+  const uint32_t pair = Weights<kFormat>::along(step.rows[row], i);
+  if constexpr (!kScalesEach<kFormat>) return pair;
+  return scale_pair(pair, step.scales[row] * 0x10001);
+}
+
 // sums += weights of two rows · inputs. `inputs`: this lane's for the step, of a token of the first tile.
 template <Format kFormat, int kTokenTiles>
-__device__ __forceinline__ void multiply_step(const uint4 (&rows)[2], const uint4* inputs, int stride, int tokens,
+__device__ __forceinline__ void multiply_step(const WeightStep& step, const uint4* inputs, int stride, int tokens,
                                               float (&sums)[kTokenTiles][4]) {
-  using W = Weights<kFormat>;
 #pragma unroll
   for (int j = 0; j < kPerLoad<kFormat> / kRun; ++j) {
     uint4 x[kTokenTiles];
@@ -114,8 +127,8 @@ __device__ __forceinline__ void multiply_step(const uint4 (&rows)[2], const uint
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int pair = 4 * j + 2 * half;
-      const uint32_t a[4] = {W::along(rows[0], pair), W::along(rows[1], pair), W::along(rows[0], pair + 1),
-                             W::along(rows[1], pair + 1)};
+      const uint32_t a[4] = {pair_of<kFormat>(step, 0, pair), pair_of<kFormat>(step, 1, pair),
+                             pair_of<kFormat>(step, 0, pair + 1), pair_of<kFormat>(step, 1, pair + 1)};
 #pragma unroll
       for (int n = 0; n < kTokenTiles; ++n) {
         const uint32_t b[2] = {word_of(x[n], 2 * half), word_of(x[n], 2 * half + 1)};
@@ -130,22 +143,22 @@ __device__ __forceinline__ float scale_of_lane(uint32_t bits, int lane) {
   return __half2float(bits_as<__half>(static_cast<uint16_t>(__shfl_sync(kWholeWarp, bits, lane))));
 }
 
-// multiply_step, times the scale of the step's group of weights.
+// multiply_step, in groups of 128 times the scale of the step's group of weights.
 template <Format kFormat, int kTokenTiles>
 __device__ __forceinline__ void add_step(const WeightStep& step, const uint4* inputs, int stride, int tokens,
                                          float (&sums)[kTokenTiles][4]) {
-  if constexpr (kFormat == Format::kInt4G128) {
-    static_assert(kStepCols<kFormat> == kGroupSize128);
+  if constexpr (kGroup<kFormat> != 0 && !kScalesEach<kFormat>) {
+    static_assert(kStepCols<kFormat> == kGroup<kFormat>);
     float of_group[kTokenTiles][4] = {};
-    multiply_step<kFormat, kTokenTiles>(step.rows, inputs, stride, tokens, of_group);
-    const float first = scale_of_lane(step.scale, lane_index() / 4 * 4);
-    const float second = scale_of_lane(step.scale, lane_index() / 4 * 4 + 1);
+    multiply_step<kFormat, kTokenTiles>(step, inputs, stride, tokens, of_group);
+    const float first = scale_of_lane(step.scales[0], lane_index() / 4 * 4);
+    const float second = scale_of_lane(step.scales[0], lane_index() / 4 * 4 + 1);
 #pragma unroll
     for (int n = 0; n < kTokenTiles; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) sums[n][i] += of_group[n][i] * (i < 2 ? first : second);
   } else {
-    multiply_step<kFormat, kTokenTiles>(step.rows, inputs, stride, tokens, sums);
+    multiply_step<kFormat, kTokenTiles>(step, inputs, stride, tokens, sums);
   }
 }
 

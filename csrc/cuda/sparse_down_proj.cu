@@ -83,6 +83,7 @@ cudaError_t multiply(const SparseDownProj& proj, const Grid& grid, float* partia
     case Format::kBFloat16: return multiply_in<Format::kBFloat16>(proj, grid, partials, stream);
     case Format::kInt8: return multiply_in<Format::kInt8>(proj, grid, partials, stream);
     case Format::kFloat8: return multiply_in<Format::kFloat8>(proj, grid, partials, stream);
+    case Format::kInt4G32: return multiply_in<Format::kInt4G32>(proj, grid, partials, stream);
     case Format::kInt4G128: return multiply_in<Format::kInt4G128>(proj, grid, partials, stream);
     default: return cudaErrorInvalidValue;
   }

@@ -25,11 +25,11 @@ namespace adept::cuda {
 
 // In 4 bits a lane has four times the columns, and their sums need the registers of two threads.
 template <Format kFormat>
-constexpr int kDownProjWarps = kFormat == Format::kInt4G128 ? 8 : 16;
+constexpr int kDownProjWarps = Weights<kFormat>::kBits == 4 ? 8 : 16;
 template <Format kFormat>
 constexpr int kDownProjThreads = kDownProjWarps<kFormat> * kWarpSize;
 template <Format kFormat, int kTokenTiles>
-constexpr int kDownProjSteps = kFormat != Format::kInt4G128 ? 2
+constexpr int kDownProjSteps = Weights<kFormat>::kBits != 4 ? 2
                                : kTokenTiles == 1           ? 4
                                                             : 3;  // in flight
 constexpr int kListedNeurons = 1024;                              // at once
@@ -63,7 +63,9 @@ constexpr size_t handed_bytes(int token_tiles) {
 template <Format kFormat>
 struct DownProjStep {
   uint4 rows[4];
-  uint32_t scale;  // kInt4G128: lane 4 g + t has the scale of row g % 4; these lanes' columns are of one group
+  // In groups of 32 the scale of each row. In groups of 128 four lanes' columns share them: lane 4 g + t has the scale
+  // of row g % 4.
+  uint32_t scales[kGroup<kFormat> == 32 ? 4 : 1];
 };
 
 // The part of W that a lane reads: the columns from `col` on.
@@ -83,12 +85,17 @@ class DownProjColumns {
       const int neuron = static_cast<int>(neurons[i]);
       to.rows[i] = rows_.load(neuron, col_);
     }
-    if constexpr (kFormat == Format::kInt4G128) {
+    if constexpr (kGroup<kFormat> != 0) {
       // Not used here: that would wait for the load.
-      const int group = static_cast<int>(kGroupSize128), i = lane_index() / 4 % 4;
-      to.scale = 0;
-      if (i < count)
-        to.scale = __ldg(scales_ + static_cast<int>(neurons[i]) * (rows_.stored_cols / group) + col_ / group);
+      constexpr int kScales = sizeof(to.scales) / sizeof(to.scales[0]);
+#pragma unroll
+      for (int k = 0; k < kScales; ++k) {
+        const int i = kScales == 1 ? lane_index() / 4 % 4 : k;
+        to.scales[k] = 0;
+        if (i < count)
+          to.scales[k] = __ldg(scales_ + static_cast<int>(neurons[i]) * (rows_.stored_cols / kGroup<kFormat>)+col_ /
+                                             kGroup<kFormat>);
+      }
     }
   }
 
@@ -101,17 +108,19 @@ class DownProjColumns {
 // The scales of rows 2 k and 2 k + 1, in float16.
 template <Format kFormat>
 __device__ __forceinline__ uint32_t scales_of(const DownProjStep<kFormat>& step, int k) {
-  if constexpr (kFormat != Format::kInt4G128) return 0;
+  if constexpr (kGroup<kFormat> == 0) return 0;
+  if constexpr (kGroup<kFormat> == 32) return __byte_perm(step.scales[2 * k], step.scales[2 * k + 1], 0x5410);
   const int lane = lane_index() / 16 * 16 + lane_index() % 4 + 8 * k;
-  return __byte_perm(__shfl_sync(kWholeWarp, step.scale, lane), __shfl_sync(kWholeWarp, step.scale, lane + 4), 0x5410);
+  const uint32_t first = __shfl_sync(kWholeWarp, step.scales[0], lane);
+  return __byte_perm(first, __shfl_sync(kWholeWarp, step.scales[0], lane + 4), 0x5410);
 }
 
 // Column i of rows 2 k and 2 k + 1.
 template <Format kFormat>
 __device__ __forceinline__ uint32_t column_of(const DownProjStep<kFormat>& step, int k, int i, uint32_t scales) {
   const uint32_t pair = Weights<kFormat>::across(step.rows[2 * k], step.rows[2 * k + 1], i);
-  if constexpr (kFormat != Format::kInt4G128) return pair;
-  return bits_as<uint32_t>(__hmul2(bits_as<__half2>(pair), bits_as<__half2>(scales)));
+  if constexpr (kGroup<kFormat> == 0) return pair;
+  return scale_pair(pair, scales);
 }
 
 // sums += 16 neurons' rows · activations. `activations`: this lane's four, of a token of the first tile.

@@ -41,7 +41,7 @@ class Meant:
 
 
 # Either of the formats in 16 bits, and in 8; 4 bits with a scale for 128 weights.
-F16, EIGHT_BITS, INT4 = r"\(Format\)[12]", r"\(Format\)[35]", r"\(Format\)6"
+F16, EIGHT_BITS, INT4 = r"\(Format\)[12]", r"\(Format\)[35]", r"\(Format\)[46]"
 # By the whole name, as a regular expression; each kernel has one entry.
 KERNELS = {
     r"copy_vectors": Meant(threads=256, blocks=6, loads=4),

@@ -101,9 +101,9 @@ def case(
     out = torch.float32 if operator == "lm_head" else FLOATS[dtype]
     exact = normed64 @ w.exact.T + added.double()
     torchs = (torch_product(normed32, w.exact, product_dtype, w.family) + added).to(out)
-    bound = product_bound(normed64, w.exact, product_dtype, w.in_fixed_point) + 8 * EPS32 * (
-        size + exact.abs()
-    )
+    bound = product_bound(
+        normed64, w.exact, product_dtype, w.in_fixed_point, w.scales_weights
+    ) + 8 * EPS32 * (size + exact.abs())
     is_narrow = out != torch.float32 or w.values.dtype == product_dtype  # a result is rounded to 16 bits
     bound += (
         torch.finfo(product_dtype if out == torch.float32 else out).eps * (exact.abs() + size) * is_narrow
@@ -191,7 +191,7 @@ def test_outliers_zeros_and_scales(backend: Backend, fmt: str) -> None:
     x[7] *= 1e-8
     x[8] *= 1e5
     ours, shifted = residual_sum(backend, x, w), residual_sum(backend, x, w, b)
-    bound = product_bound(x, w.exact, backend.product_dtype(fmt), w.in_fixed_point)
+    bound = product_bound(x, w.exact, backend.product_dtype(fmt), w.in_fixed_point, w.scales_weights)
     assert_within(ours, x.double() @ w.exact.T, bound, f"linear_residual on {backend}, {fmt}")
     assert not ours[:, zeros].any()
     assert not ours[2].any()
@@ -204,7 +204,7 @@ def test_inputs_far_from_0(backend: Backend, fmt: str) -> None:
     x, (gamma, beta) = inputs(3, 72) + 4096, norm(72)
     w, b = weights(backend, fmt, 33, 72), torch.randn(33)
     normed = layernorm64(x, gamma, beta)
-    bound = 2 * product_bound(normed, w.exact, backend.product_dtype(fmt), w.in_fixed_point)
+    bound = 2 * product_bound(normed, w.exact, backend.product_dtype(fmt), w.in_fixed_point, w.scales_weights)
     # The mean is off by a rounding of itself, and so is each input less the mean.
     bound += 4096 * 4 * EPS32 / 3 * (gamma.double().abs() @ w.exact.abs().T)
     ours = run(backend, "layernorm_qkv", w, x=x, gamma=gamma, beta=beta, eps=EPS, b=b)

@@ -119,7 +119,9 @@ class Mlp:
     @functools.cached_property
     def off(self) -> Tensor:
         """Of a pre-activation."""
-        bound = product_bound(self.normed, self.up.exact, self.dtype, self.up.in_fixed_point)
+        bound = product_bound(
+            self.normed, self.up.exact, self.dtype, self.up.in_fixed_point, self.up.scales_weights
+        )
         if self.is_narrow:
             bound = bound + torch.finfo(self.dtype).eps * (self.normed @ self.up.exact.T).abs()
         return bound + 8 * EPS32 * self.b_up.abs()
@@ -172,8 +174,9 @@ class Mlp:
             total += torch.finfo(self.dtype).eps * sizes
         if self.down.in_fixed_point:
             return total + fixed_units_off(units, self.down)
-        rounded = product_bound(units, down.T, self.dtype)
-        return total + rounded * (2 if self.down.fmt == "int4" else 1)  # scaled weights are rounded too
+        return total + product_bound(
+            units, down.T, self.dtype, scaled_weights=self.down.fmt in ("int4", "int4-g32")
+        )
 
     def count_bounds(self) -> tuple[int, int]:
         """Of the units that are not 0 for some token: rounding decides a few."""
