@@ -112,16 +112,11 @@ class Sequence:
         self.drafted_tokens = self.accepted_tokens = 0
         self._tokenizer = tokenizer
         self._prefilled = 0  # tokens of the prompt that the cache holds
-        self._piece = ""  # text of the next event
         self._published = 0  # tokens that are in events
         self._steps = 0
         self._chosen = 0  # tokens, the one that ended the text included
         self._started_at = self._first_token_at = self._ended_at = 0.0
-        # The text goes on where the prompt ends, so its leading space counts, unlike that of a new text.
-        self._detokenizer = StreamingDetokenizer(tokenizer)
-        self._detokenizer.extend(self.prompt_ids)
-        self._stops = StopMatcher(self.params.stop)
-        self._lookup = PromptLookup(self.prompt_ids) if self.params.prompt_lookup else None
+        self._derive_text()
         limit = self.params.max_new_tokens
         self._max_tokens = context_room if limit is None else min(limit, context_room)
         if self._max_tokens == 0:
@@ -171,8 +166,12 @@ class Sequence:
         self._prefilled += count
 
     def resume(self) -> None:
-        """Make the count of prefilled tokens consistent after a step that was cut short."""
+        """Make the state consistent with the tokens so far, after a step that was cut short."""
         self._prefilled = len(self.prompt_ids) if self.token_ids else 0
+        del self.logprobs[len(self.token_ids) :]
+        self._derive_text()
+        if not self.is_finished and (self.room == 0 or self._stops.stopped):
+            self._end("length")
 
     def draft(self, max_tokens: int) -> list[int]:
         """Tokens that may come next, at most ``max_tokens`` and as many as the parameters allow."""
@@ -236,17 +235,27 @@ class Sequence:
             timings=timings,
         )
 
+    def _derive_text(self) -> None:
+        """Set what follows from the tokens so far."""
+        # The text goes on where the prompt ends, so its leading space counts, unlike that of a new text.
+        self._detokenizer = StreamingDetokenizer(self._tokenizer)
+        self._detokenizer.extend(self.prompt_ids)
+        self._stops = StopMatcher(self.params.stop)
+        self._lookup = PromptLookup(self.ids) if self.params.prompt_lookup else None
+        certain = "".join(self._stops.push(self._detokenizer.push(token_id)) for token_id in self.token_ids)
+        self._piece = certain[len(self.text) :]  # text of the next event
+
     def _add(self, token_id: int, logprob: TokenLogprob | None) -> FinishReason | None:
         """Add one token; returns why the text ends with it, or None."""
         if token_id in self._tokenizer.eos_ids and not self.params.ignore_eos:
             return "eos"
         if token_id in self.params.stop_token_ids:
             return "stop"
+        if logprob is not None:
+            self.logprobs.append(logprob)
         self.token_ids.append(token_id)
         if self._lookup is not None:
             self._lookup.push(token_id)
-        if logprob is not None:
-            self.logprobs.append(logprob)
         self._piece += self._stops.push(self._detokenizer.push(token_id))
         if self._stops.stopped:
             return "stop"
@@ -261,9 +270,10 @@ class Sequence:
 
     def _publish(self, reason: FinishReason | None) -> None:
         """Make an event of the tokens and the text since the last one."""
-        start, self._published = self._published, len(self.token_ids)
-        piece, self._piece = self._piece, ""
-        self.text += piece
-        logprobs = None if self.params.logprobs is None else tuple(self.logprobs[start:])
-        self.events.append(GenerationEvent(tuple(self.token_ids[start:]), piece, logprobs, reason))
+        token_ids = tuple(self.token_ids[self._published :])
+        logprobs = None if self.params.logprobs is None else tuple(self.logprobs[self._published :])
+        event = GenerationEvent(token_ids, self._piece, logprobs, reason)
+        self._published = len(self.token_ids)
+        self.text, self._piece = self.text + self._piece, ""
+        self.events.append(event)
         self.finish_reason = reason  # last, so that a reader in another thread misses no event

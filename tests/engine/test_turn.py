@@ -63,8 +63,13 @@ def test_whatever_threads_do_one_has_the_turn(seed: int) -> None:
 
 def test_a_turn_that_was_left_is_free() -> None:
     turns = Turns()
-    with turns.hold(), pytest.raises(NestedRunError), turns.hold():
-        pass
+
+    def nested() -> None:
+        with turns.hold(), turns.hold():
+            pass
+
+    with pytest.raises(NestedRunError):
+        Call(nested).result()
     with pytest.raises(ZeroDivisionError), turns.hold():
         raise ZeroDivisionError
     with turns.hold():

@@ -28,7 +28,7 @@ STEPS = 64
 PACKED_AS = {"int8": ("float32", FORMATS["int8"]), "int4": ("float32", FORMATS["int4-g32"])}  # dtype, weights
 
 # Sizes that are no multiples of a vector, of a tile or of a group.
-ODD = {"hidden_size": 120, "num_attention_heads": 3, "intermediate_size": 203, "num_hidden_layers": 3}
+ODD = {"hidden_size": 108, "num_attention_heads": 3, "intermediate_size": 203, "num_hidden_layers": 3}
 MODELS: dict[str, dict[str, Any]] = {
     "odd sizes": ODD,
     "no qk_layernorm, tied": {**ODD, "qk_layernorm": False, "tie_word_embeddings": True},

@@ -50,6 +50,18 @@ def test_a_wrong_argument_is_named_before_anything_is_written(backend: Backend, 
         assert same_bits(tensor, before[name])
 
 
+@pytest.mark.parametrize("backend", REFUSING, ids=str)
+def test_a_position_past_the_rotary_tables(backend: Backend) -> None:
+    """That the cache has: a CPU refuses the position, a GPU such tables."""
+    says = "positions holds 11; expected 0 to 10" if backend.kind == "cpu" else r"cos has shape \[11, 4"
+    for operator in ("rotary_append", "decode_step"):
+        if has(backend, operator):
+            arguments = arguments_of(backend, operator)
+            arguments |= {name: arguments[name][:11].clone() for name in ("cos", "sin")}
+            with pytest.raises(RuntimeError, match=says):
+                getattr(backend.operators, operator)(**arguments)
+
+
 @pytest.mark.parametrize("fmt", PACKED)
 def test_more_inputs_than_32_bits_can_sum(fmt: str) -> None:
     call, w = torch.ops.adept_fast, tiled(fmt, torch.ones(1, 65537))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
 from chat_templates import CHATML, TURNS
 
+from adept_fast.chat.budget import MAX_STEPS
 from adept_fast.chat.chat_template import MAX_SOURCE, ChatTemplate
 from adept_fast.chat.format import ChatError
 
@@ -89,6 +91,12 @@ def test_time_and_memory_are_bounded(name: str) -> None:
     ) as caught:
         ChatTemplate(HOSTILE[name], "here").text(TURNS)
     assert len(str(caught.value)) < 700
+
+
+def test_steps_are_bounded_where_no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "thread_time", lambda: 0.0)
+    with pytest.raises(ChatError, match=f"takes more than {MAX_STEPS} steps"):
+        ChatTemplate("{% for i in range(99999) %}{% endfor %}" * 2, "here").text(TURNS)
 
 
 @pytest.mark.parametrize(
