@@ -18,7 +18,7 @@ class SparseDownProj {
 
   template <class Weight>
   void floats() const {
-    const DownProjTasks tasks(active_.count(), w_.cols);
+    const DownProjTasks tasks(active_, w_.cols);
     Buffer<float> parts(tasks.parts() * part_size(w_.cols));
     tasks.run(threads_, [&](const DownProjTasks::Task& task) {
       float* sums = parts + task.part * part_size(w_.cols);
@@ -32,7 +32,7 @@ class SparseDownProj {
   void int8() const {
     const int64_t stride = round_up(w_.cols, kTransposedColumns);
     const FixedActivations activations(active_);
-    const DownProjTasks tasks(active_.padded(), stride);
+    const DownProjTasks tasks(active_, stride);
     Buffer<int32_t> parts(tasks.parts() * 2 * part_size(stride));  // [parts, tokens, high and low, stride]
     tasks.run(threads_, [&](const DownProjTasks::Task& task) {
       add_int8_rows(static_cast<const int8_t*>(w_.values), stride, active_, activations, task,
@@ -53,7 +53,7 @@ class SparseDownProj {
 
   void int4() const {
     const int64_t stride = round_up(w_.cols, kTransposedColumns);
-    const DownProjTasks tasks(active_.padded(), stride);
+    const DownProjTasks tasks(active_, stride);
     Buffer<float> parts(tasks.parts() * part_size(stride));
     tasks.run(threads_, [&](const DownProjTasks::Task& task) {
       const ScaledActivations activations(static_cast<const Half*>(w_.scales), stride / kGroupSize32, active_, task);

@@ -12,11 +12,17 @@ namespace adept::ADEPT_ISA {
 
 // Sums must stay in registers, so every loop over them is unrolled by a pragma; without it GCC keeps them in memory.
 
+// A float sum of a row has kChains parts that do not wait for each other: part p % kChains has columns 16 p to 16 p + 15.
+// That order is the same for all numbers of rows and tokens, so a token's results do not depend on the other tokens.
 #if defined(__AVX512F__)
-constexpr int kFloatTokens = 6, kFloatRows = 4;  // 24 sums, 4 weights and an input in 32 registers
+constexpr int kChains = 4;
+constexpr int kFloatTokens = 3, kFloatRows = 2;  // 24 sums, 2 weights and an input in 32 registers
+constexpr int kStreamedRows = 1;                 // of one token: one straight stream of weights
 constexpr int kQuantizedTokens = 6, kTiles = 2;  // 24 sums, 2 weights and 2 inputs
 #else
+constexpr int kChains = 1;
 constexpr int kFloatTokens = 2, kFloatRows = 2;
+constexpr int kStreamedRows = 2;
 constexpr int kQuantizedTokens = 2, kTiles = 1;
 #endif
 
@@ -31,12 +37,14 @@ inline void for_blocks(int64_t begin, int64_t end, const Block& block) {
 // sums[r][t] = row r · token t, for rows that lie one after the other.
 template <int Rows, int Tokens, class Weight>
 inline void dot_rows(const Weight* w, int64_t cols, const float* x, int64_t x_stride, float (&sums)[Rows][Tokens]) {
-  F32x16 acc[Rows][Tokens];
+  F32x16 parts[kChains][Rows][Tokens];
 #pragma GCC unroll 16
-  for (auto& row : acc)
+  for (auto& part : parts)
 #pragma GCC unroll 16
-    for (F32x16& lane_sums : row) lane_sums = broadcast(0.0f);
-  for_columns(cols, [&](int64_t c, int lanes) {
+    for (auto& row : part)
+#pragma GCC unroll 16
+      for (F32x16& lane_sums : row) lane_sums = broadcast(0.0f);
+  const auto add_columns = [&](int64_t c, int lanes, bool begins_line, F32x16(&part)[Rows][Tokens]) {
     F32x16 weights[Rows];
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
@@ -44,58 +52,56 @@ inline void dot_rows(const Weight* w, int64_t cols, const float* x, int64_t x_st
       weights[r] = lanes == kLanes ? load(at) : load_first(at, lanes);
       // Past the end of a row, the prefetch continues with the row that will replace it.
       const int64_t jump = c + kStreamAhead / int64_t(sizeof(Weight)) < cols ? 0 : (Rows - 1) * cols;
-      if (c * int64_t(sizeof(Weight)) % kCacheLine == 0) prefetch_stream(at, at + jump);
+      if (begins_line) prefetch_stream(at, at + jump);
     }
 #pragma GCC unroll 16
     for (int t = 0; t < Tokens; ++t) {
       const F32x16 input = load(x + t * x_stride + c);
 #pragma GCC unroll 16
-      for (int r = 0; r < Rows; ++r) acc[r][t] = fma(weights[r], input, acc[r][t]);
+      for (int r = 0; r < Rows; ++r) part[r][t] = fma(weights[r], input, part[r][t]);
     }
-  });
+  };
+  constexpr int64_t kStep = kChains * kLanes, kLine = kCacheLine / int64_t(sizeof(Weight));
+  int64_t c = 0;
+  for (; c + kStep <= cols; c += kStep)
+#pragma GCC unroll 16
+    for (int chain = 0; chain < kChains; ++chain)
+      add_columns(c + chain * kLanes, kLanes, (kStep % kLine ? c : chain * kLanes) % kLine == 0, parts[chain]);
+#pragma GCC unroll 16
+  for (int chain = 0; chain < kChains; ++chain)
+    if (const int64_t at = c + chain * kLanes; at < cols)
+      add_columns(at, int(std::min<int64_t>(kLanes, cols - at)), false, parts[chain]);
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 16
-    for (int t = 0; t < Tokens; ++t) sums[r][t] = sum(acc[r][t]);
-}
-
-// One row and one token: four sums hide the latency of the multiply-add, and weights come in one straight stream.
-template <class Weight>
-inline float dot_row(const Weight* w, int64_t cols, const float* x) {
-  constexpr int kUnroll = 4;
-  F32x16 acc[kUnroll];
+    for (int t = 0; t < Tokens; ++t) {
+      F32x16 total = parts[0][r][t];
 #pragma GCC unroll 16
-  for (F32x16& lane_sums : acc) lane_sums = broadcast(0.0f);
-  int64_t c = 0;
-  for (; c + kUnroll * kLanes <= cols; c += kUnroll * kLanes) {
-    for (int64_t line = 0; line < kUnroll * kLanes; line += kCacheLine / int64_t(sizeof(Weight)))
-      prefetch_stream(w + c + line);
-#pragma GCC unroll 16
-    for (int u = 0; u < kUnroll; ++u) acc[u] = fma(load(w + c + u * kLanes), load(x + c + u * kLanes), acc[u]);
-  }
-  for (; c < cols; c += kLanes)
-    acc[0] = fma(load_first(w + c, int(std::min<int64_t>(kLanes, cols - c))), load(x + c), acc[0]);
-  return sum(add(add(acc[0], acc[1]), add(acc[2], acc[3])));
+      for (int chain = 1; chain < kChains; ++chain) total = add(total, parts[chain][r][t]);
+      sums[r][t] = sum(total);
+    }
 }
 
 // emit(token, row, sum) for rows [begin, end) and all tokens.
 template <class Weight, class Emit>
 void float_rows(const Weight* w, int64_t cols, int64_t begin, int64_t end, const FloatInputs& x, int64_t tokens,
                 const Emit& emit) {
+  const auto dot = [&](int64_t row, auto rows, int64_t token, auto count) {
+    constexpr int kRows = decltype(rows)::value, kTokens = decltype(count)::value;
+    float sums[kRows][kTokens];
+    dot_rows(w + row * cols, cols, x.token(token), x.stride, sums);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 16
+      for (int t = 0; t < kTokens; ++t) emit(token + t, row + r, sums[r][t]);
+  };
   if (tokens == 1) {
-    for (int64_t row = begin; row < end; ++row) emit(0, row, dot_row(w + row * cols, cols, x.token(0)));
+    for_blocks<kStreamedRows>(begin, end,
+                              [&](int64_t row, auto rows) { dot(row, rows, 0, std::integral_constant<int, 1>()); });
     return;
   }
   for_blocks<kFloatRows>(begin, end, [&](int64_t row, auto rows) {
-    for_blocks<kFloatTokens>(0, tokens, [&](int64_t token, auto count) {
-      constexpr int kRows = decltype(rows)::value, kTokens = decltype(count)::value;
-      float sums[kRows][kTokens];
-      dot_rows(w + row * cols, cols, x.token(token), x.stride, sums);
-#pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 16
-        for (int t = 0; t < kTokens; ++t) emit(token + t, row + r, sums[r][t]);
-    });
+    for_blocks<kFloatTokens>(0, tokens, [&](int64_t token, auto count) { dot(row, rows, token, count); });
   });
 }
 
@@ -112,19 +118,19 @@ class Int8Tiles {
   template <int Tiles, int Tokens>
   void dot(int64_t first, const FixedInputs& x, int64_t token, F32x16 (&sums)[Tiles][Tokens]) const {
     // With one token two sums would wait for each other, so odd steps get sums of their own.
-    constexpr int kChains = Tiles * Tokens == 1 ? 2 : 1;
-    I32x16 high[kChains][Tiles][Tokens], low[kChains][Tiles][Tokens];
+    constexpr int kSums = Tiles * Tokens == 1 ? 2 : 1;
+    I32x16 high[kSums][Tiles][Tokens], low[kSums][Tiles][Tokens];
 #pragma GCC unroll 16
-    for (int chain = 0; chain < kChains; ++chain)
+    for (int chain = 0; chain < kSums; ++chain)
 #pragma GCC unroll 16
       for (int i = 0; i < Tiles; ++i)
 #pragma GCC unroll 16
         for (int t = 0; t < Tokens; ++t) high[chain][i][t] = low[chain][i][t] = zero_i32();
     const int8_t* w = values_ + first * tile_bytes();
     const int8_t *x_high = x.high(token), *x_low = x.low(token);
-    for (int64_t step = 0; step < steps_; step += kChains) {
+    for (int64_t step = 0; step < steps_; step += kSums) {
 #pragma GCC unroll 16
-      for (int chain = 0; chain < kChains; ++chain) {
+      for (int chain = 0; chain < kSums; ++chain) {
         U8x64 weights[Tiles];
 #pragma GCC unroll 16
         for (int i = 0; i < Tiles; ++i) {
@@ -149,7 +155,7 @@ class Int8Tiles {
 #pragma GCC unroll 16
       for (int t = 0; t < Tokens; ++t) {
 #pragma GCC unroll 16
-        for (int chain = 1; chain < kChains; ++chain) {
+        for (int chain = 1; chain < kSums; ++chain) {
           high[0][i][t] = add(high[0][i][t], high[chain][i][t]);
           low[0][i][t] = add(low[0][i][t], low[chain][i][t]);
         }

@@ -128,7 +128,11 @@ inline F32x16 mul(F32x16 a, F32x16 b) {
 
 // a * b + c; whether it rounds once depends on the machine.
 inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+#ifdef __FP_FAST_FMAF
+  for (int i = 0; i < 16; ++i) c.lane[i] = __builtin_fmaf(a.lane[i], b.lane[i], c.lane[i]);
+#else
   for (int i = 0; i < 16; ++i) c.lane[i] += a.lane[i] * b.lane[i];
+#endif
   return c;
 }
 
