@@ -43,6 +43,7 @@ class ActiveNeurons {
   int64_t count() const { return count_; }
   int64_t padded() const { return padded_; }
   int64_t tokens() const { return tokens_; }
+  int64_t part_rows() const { return step_; }  // of a part at most, padding included
   int64_t row(int64_t index) const { return rows_.data()[index]; }
   const float* activations(int64_t token) const { return values_.data() + token * padded_; }
   // Those that have an active neuron.
