@@ -30,9 +30,10 @@ INSTALL = $(PIP) install --quiet --progress-bar off --disable-pip-version-check
 demo: $(VENV)/installed
 	@$(BIN)/adept-fast generate --chat --prompt "What is the capital of France?"
 
-# A file is one process's, so what a module makes for its tests is made once; in order, as large files come early.
+# A file is one process's, so what a module makes for its tests is made once; in order, as short files come last.
+# A test that runs several threads must not have them spin for a core that another process has.
 WORKERS ?= 2
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/installed-test
 	$(PYTEST) $(ARGS)
@@ -90,7 +91,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || $(PYTHON) -m venv --without-pip --clear $(VENV)
 
 # The sources in csrc are no prerequisites: whichever of them changed, the next import builds.
-BUILD := pyproject.toml setup.py build_backend/adept_build.py
+BUILD := pyproject.toml setup.py
 
 # Where the caller has torch, its packages are seen from the environment too, after those installed here.
 CALLERS_PATHS = import sys, torch; print(*filter(lambda path: path.endswith("-packages"), sys.path), sep="\n")

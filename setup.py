@@ -1,8 +1,9 @@
 """Packaging entry point: metadata stands in pyproject.toml; what must be compiled is declared here."""
 
-import importlib
+import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -12,30 +13,28 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-# The recipe without the package around it, which needs torch.
-sys.path.insert(0, str(ROOT / "adept_fast" / "extension"))
-recipe = importlib.import_module("recipe")
+MODULE = "_C"
 
 
-class BuildNative(build_ext):
-    """Builds the extension by the recipe; where that fails, the package is installed without it."""
+class BuildExtension(build_ext):
+    """Builds the extension by its recipe; if that fails, the package is installed without it."""
 
     def build_extensions(self):
-        out = Path(self.build_lib) / "adept_fast"
-        try:
-            recipe.build(ROOT / "csrc", out, ROOT / "build" / "objects")
-        except recipe.BuildError as error:
-            if os.environ.get("ADEPT_FAST_CUDA") == "1":
-                sys.exit(f"adept-fast: {error}")
-            recipe.say(f"installing without the extension, to be tried again at first import: {error}")
-            for outdated in out.glob(f"{recipe.MODULE}.*"):
-                outdated.unlink()
-            self.extensions = []
+        out = Path(self.build_lib).resolve() / "adept_fast"
+        command = [sys.executable, "-m", "adept_fast.extension.recipe", f"--out={out}"]
+        if subprocess.run(command, cwd=ROOT, env=environment_with_torch(), check=False).returncode == 0:
+            return
+        if os.environ.get("ADEPT_FAST_CUDA") == "1":
+            sys.exit("adept-fast: the extension cannot be built with CUDA; the reason is above")
+        self.warn("adept-fast is installed without the extension, which the first import will try to build")
+        for outdated in out.glob(f"{MODULE}.*"):
+            outdated.unlink()
+        self.extensions = []
 
     def copy_extensions_to_source(self):
         super().copy_extensions_to_source()
         if self.extensions:
-            shutil.copy(Path(self.build_lib) / "adept_fast" / recipe.RECORD, ROOT / "adept_fast")
+            shutil.copy(Path(self.build_lib) / "adept_fast" / f"{MODULE}.build.json", ROOT / "adept_fast")
 
 
 class BuildPython(build_py):
@@ -49,10 +48,21 @@ class BuildPython(build_py):
             shutil.copytree(ROOT / "csrc", shipped)
 
 
+def environment_with_torch():
+    """The variables of a process that finds the torch that is installed.
+
+    An isolated build finds only its requirements. If torch were one of them, each installation would download
+    a second torch and compile against it. So the recipe runs without the variables by which pip isolates. A
+    tool that isolates by another environment has no torch there; the extension is then built at first import.
+    """
+    isolation = () if importlib.util.find_spec("torch") else ("PYTHONPATH", "PYTHONNOUSERSITE")
+    return {name: value for name, value in os.environ.items() if name not in isolation}
+
+
 # A Python without its global lock has no limited API.
 limited = not sysconfig.get_config_var("Py_GIL_DISABLED")
 setup(
-    ext_modules=[Extension(f"adept_fast.{recipe.MODULE}", sources=[], py_limited_api=limited)],
-    cmdclass={"build_ext": BuildNative, "build_py": BuildPython},
+    ext_modules=[Extension(f"adept_fast.{MODULE}", sources=[], py_limited_api=limited)],
+    cmdclass={"build_ext": BuildExtension, "build_py": BuildPython},
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if limited else {},
 )

@@ -5,45 +5,25 @@ from __future__ import annotations
 # As type checkers know it. Nothing is imported: the program cannot catch Ctrl-C before this file has run.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from adept_fast.arguments import ParameterError
-    from adept_fast.checkpoint import CheckpointError
-    from adept_fast.config import ConfigError, PersimmonConfig
-    from adept_fast.engine.runtime import Runtime
-    from adept_fast.engine.scoring import Score
-    from adept_fast.engine.sequence import (
-        Generation,
-        GenerationError,
-        GenerationEvent,
-        Request,
-        TokenLogprob,
-    )
-    from adept_fast.engine.text_stream import TextStream
-    from adept_fast.memory.advice import InsufficientMemoryError
-    from adept_fast.memory.plan import MemoryPlan
-    from adept_fast.sampling import SamplingParams
-    from adept_fast.tokenizer.tokenizer import Tokenizer, TokenizerError
+    from adept_fast.arguments import ParameterError as ParameterError
+    from adept_fast.checkpoint import CheckpointError as CheckpointError
+    from adept_fast.config import ConfigError as ConfigError
+    from adept_fast.config import PersimmonConfig as PersimmonConfig
+    from adept_fast.engine.runtime import Runtime as Runtime
+    from adept_fast.engine.scoring import Score as Score
+    from adept_fast.engine.sequence import Generation as Generation
+    from adept_fast.engine.sequence import GenerationError as GenerationError
+    from adept_fast.engine.sequence import GenerationEvent as GenerationEvent
+    from adept_fast.engine.sequence import Request as Request
+    from adept_fast.engine.sequence import TokenLogprob as TokenLogprob
+    from adept_fast.engine.text_stream import TextStream as TextStream
+    from adept_fast.memory.advice import InsufficientMemoryError as InsufficientMemoryError
+    from adept_fast.memory.plan import MemoryPlan as MemoryPlan
+    from adept_fast.sampling import SamplingParams as SamplingParams
+    from adept_fast.tokenizer import Tokenizer as Tokenizer
+    from adept_fast.tokenizer import TokenizerError as TokenizerError
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "CheckpointError",
-    "ConfigError",
-    "Generation",
-    "GenerationError",
-    "GenerationEvent",
-    "InsufficientMemoryError",
-    "MemoryPlan",
-    "ParameterError",
-    "PersimmonConfig",
-    "Request",
-    "Runtime",
-    "SamplingParams",
-    "Score",
-    "TextStream",
-    "TokenLogprob",
-    "Tokenizer",
-    "TokenizerError",
-]
 
 _MODULES = {
     "CheckpointError": "checkpoint",
@@ -64,11 +44,12 @@ _MODULES = {
     "Tokenizer": "tokenizer",
     "TokenizerError": "tokenizer",
 }
+__all__ = [*_MODULES]
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of the package's
 
     def __getattr__(name: str) -> object:
-        """Import what is asked for, and torch with it: the program has to be able to begin before that."""
+        """Import a name, and torch with it, when it is first used: the program begins before that."""
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         import importlib

@@ -15,10 +15,12 @@ def main() -> None:
 
 
 def _run() -> None:
+    import gc
     import signal
 
     from adept_fast.commands.interrupts import interrupts_exit
 
+    gc.disable()  # until all modules are imported; ``commands.cli`` enables it
     with interrupts_exit():
         _fill_closed_descriptors()
         from adept_fast.commands.cli import main as command

@@ -1,7 +1,7 @@
 """Arguments of the public functions: checked, and turned into Python's own types.
 
-Scalars and arrays of numpy and torch count as the numbers in them. A bool is no number, and a number
-no bool. Each function raises ParameterError, which has the argument's name, its value and the allowed values.
+Scalars and arrays of numpy and torch count as the numbers in them. A bool is no number, and a number is no
+bool. Each function raises ParameterError with the argument's name, its value and the allowed values.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def entries(name: str, value: object, expected: str) -> list[Any]:
 
 
 def token_ids(name: str, value: object, expected: str = "token ids") -> list[int]:
-    """Ids of any integer type, in a list or in an array of shape [tokens]; they may be of no vocabulary."""
+    """Ids of any integer type, in a list or an array of shape [tokens]; the vocabulary is not considered."""
     if isinstance(value, (Tensor, np.ndarray)):
         if value.ndim != 1 or _is_meta(value) or not (_is_integral(value) or not len(value)):
             raise ParameterError(

@@ -48,5 +48,5 @@ class StaticKVCache:
 
 
 def bytes_per_token(config: PersimmonConfig, dtype: torch.dtype = torch.float16) -> int:
-    """What one position of one slot takes, over all layers."""
+    """The bytes of one position of one slot, over all layers."""
     return config.num_hidden_layers * 2 * config.hidden_size * dtype.itemsize

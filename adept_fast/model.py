@@ -48,9 +48,9 @@ def next_chunk(
 ) -> list[Segment]:
     """The beginnings of segments to read in one pass; none if all segments are empty.
 
-    A segment is cut every ``max_tokens`` tokens, wherever the others end. With ``bounds``
-    (``Persimmon.token_bounds``), segments share a pass only if each of them alone, and all of them together,
-    lie between the same two bounds. So the same code computes a prompt alone and in company.
+    A segment is cut every ``max_tokens`` tokens, independently of the others. With ``bounds``
+    (``Persimmon.token_bounds``), segments share a pass only if the tokens of each, and of all together, lie
+    between the same two bounds. So the same code computes a prompt alone and in a batch.
     """
     parts = [segment.split(max_tokens)[0] for segment in segments if segment.ids]
     if not parts:
@@ -83,8 +83,8 @@ class Persimmon:
     """A decoder over loaded weights.
 
     Args:
-        max_seq_len: how many positions the rotary tables cover.
-        vocab_size: logits are computed for ids below this; the rows above (padding, unused) are not read.
+        max_seq_len: the positions of the rotary tables.
+        vocab_size: logits are computed for ids below this; other rows (padding, unused) are not read.
     """
 
     def __init__(
@@ -93,13 +93,12 @@ class Persimmon:
         self.config = config
         self.weights = weights
         self.scale = config.head_dim**-0.5
-        self.cos, self.sin = ops.rotary_table(
-            config.rotary_dim, config.rope_theta, max_seq_len, weights.device
-        )  # each [max_seq_len, rotary_dim / 2]
+        table = ops.rotary_table(config.rotary_dim, config.rope_theta, max_seq_len, weights.device)
+        self.cos, self.sin = table  # each [max_seq_len, rotary_dim / 2]
         self._lm_head = first_rows(weights.lm_head, vocab_size)
         # Numbers of tokens above which another implementation computes the products, and rounds differently.
         self.token_bounds = ops.token_bounds(weights.layers[0].w_down_t)
-        # Neurons of the decode steps so far: active ones, and all. Each active one costs a row of w_down_t.
+        # The neurons of the decode steps so far: active ones, whose rows of w_down_t are read, and all.
         self.neuron_counts = torch.zeros(2, dtype=torch.int64, device=weights.device)
         self._cpu_step = ops.cpu_step(
             weights, self._lm_head, self.cos, self.sin, config.layer_norm_eps, self.scale, self.neuron_counts
@@ -150,11 +149,11 @@ class Persimmon:
     def decode_step(
         self, ids: Tensor, slots: Tensor, positions: Tensor, cache: StaticKVCache, longest: int
     ) -> Tensor:
-        """One more token of each of several sequences, or a few.
+        """Read one more token of each of several sequences, or a few.
 
         Args:
-            ids, slots, positions: int64 [tokens], what stands where; a slot may have several tokens, at
-                positions that differ, and each sees those before it.
+            ids, slots, positions: int64 [tokens]; a slot may have several tokens at different positions, each
+                of which attends to those before it.
             longest: an upper bound, known to the host, of the sequences' lengths with their new tokens.
 
         Returns the logits after each token, float32 [tokens, vocab_size].
@@ -166,7 +165,7 @@ class Persimmon:
     def decode_step_by_operators(
         self, ids: Tensor, slots: Tensor, positions: Tensor, cache: StaticKVCache, longest: int
     ) -> Tensor:
-        """What ``decode_step`` does, spelled out: on a CPU it is one call into C++ where that is built."""
+        """``decode_step`` operator by operator; with the extension a CPU takes one call into C++ instead."""
         lengths = positions + 1
 
         def attend(q: Tensor, cache_layer: Tensor) -> Tensor:
@@ -184,7 +183,7 @@ class Persimmon:
         return self._project_to_vocabulary(x, self._lm_head)
 
     def all_logits(self, x: Tensor) -> Tensor:
-        """Logits of all rows that are held, on a CPU unused ones too: float32 [tokens, rows]."""
+        """Logits of all rows that are loaded, on a CPU unused ones too: float32 [tokens, rows]."""
         return self._project_to_vocabulary(x, self.weights.lm_head)
 
     def _project_to_vocabulary(self, x: Tensor, lm_head: Matrix) -> Tensor:
@@ -245,26 +244,15 @@ def decoder_layer(
     operators: LayerOperators,
     neuron_counts: Tensor | None = None,
 ) -> Tensor:
-    """One layer of the decoder, of the runtime as of ``adept_fast.modeling``: → float32 [tokens, hidden].
+    """One layer of the decoder, for the runtime and ``adept_fast.modeling``: → float32 [tokens, hidden].
 
     Args:
         x: float32 [tokens, hidden], the residual sums.
         attend: rotates and attends: qkv [tokens, 3 * hidden] → [tokens, hidden].
-        operators: what computes the products.
-        neuron_counts: what ``mlp`` counts of the rows of the down-projection.
+        neuron_counts: the ``counts`` of ``mlp``.
     """
-    qkv = operators.layernorm_qkv(
-        x, layer.input_gamma, layer.input_beta, eps, layer.w_qkv, layer.b_qkv
-    )  # [tokens, 3 * hidden]
+    # [tokens, 3 * hidden]
+    qkv = operators.layernorm_qkv(x, layer.input_gamma, layer.input_beta, eps, layer.w_qkv, layer.b_qkv)
     x = operators.linear_residual(attend(qkv), layer.w_dense, layer.b_dense, x)  # [tokens, hidden]
-    return operators.mlp(
-        x,
-        layer.mlp_gamma,
-        layer.mlp_beta,
-        eps,
-        layer.w_up,
-        layer.b_up,
-        layer.w_down_t,
-        layer.b_down,
-        neuron_counts,
-    )
+    norm, up = (layer.mlp_gamma, layer.mlp_beta, eps), (layer.w_up, layer.b_up)
+    return operators.mlp(x, *norm, *up, layer.w_down_t, layer.b_down, neuron_counts)  # [tokens, hidden]

@@ -1,4 +1,4 @@
-"""Placement: the device and the dtypes that a checkpoint runs in, chosen if the user leaves them open."""
+"""Placement: the device and the dtypes that a checkpoint runs in, requested or chosen."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adept_fast.weights import embedding_dtype, weight_format
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a checkpoint runs, and in which dtypes.
+    """The device and the dtypes of a checkpoint.
 
     ``dtype`` is that of the matrices, for ``dtype_reason``, or of the embedding if the matrices are packed as
     ``weights``.
@@ -40,24 +40,24 @@ def choose_placement(
     cache_dtype: str | torch.dtype = "float16",
     weights: str | None = None,
 ) -> Placement:
-    """On a device that need not be here.
+    """The placement on a device, which may be absent.
 
     Raises ParameterError for a name that is not known, and CheckpointError if the checkpoint's weights are
     packed in another format than ``weights``.
     """
     packed = _chosen_weights(checkpoint, device, weights)
-    asked = _dtype_name("dtype", dtype, "auto")
+    requested = _dtype_name("dtype", dtype, "auto")
     cache = WEIGHT_DTYPES[_dtype_name("cache_dtype", cache_dtype)]
     if packed is None:
-        held, reason = _matrix_dtype(checkpoint, device, asked)
+        held, reason = _matrix_dtype(checkpoint, device, requested)
         return Placement(device, held, cache, None, reason)
-    wanted = checkpoint.dtype if asked == "auto" else WEIGHT_DTYPES[asked]
+    wanted = checkpoint.dtype if requested == "auto" else WEIGHT_DTYPES[requested]
     reason = "as stored" if checkpoint.weights else f"packed from {dtype_name(checkpoint.dtype)}"
     return Placement(device, embedding_dtype(checkpoint, wanted, packed), cache, packed, reason)
 
 
 def _chosen_weights(checkpoint: Checkpoint, device: torch.device, weights: object) -> WeightFormat | None:
-    """The format of the matrices, None for floats. ``int4`` is also whichever a checkpoint has."""
+    """The format of the matrices, None for floats. ``int4`` is also any 4-bit format of a checkpoint."""
     stored, formats = checkpoint.weights, formats_of(device)
     if stored is not None:
         formats |= {stored.name: stored} | ({"int4": stored} if stored.bits == 4 else {})
@@ -73,16 +73,16 @@ def _chosen_weights(checkpoint: Checkpoint, device: torch.device, weights: objec
     return chosen
 
 
-def find_device(asked: object) -> torch.device:
-    """The device of that name, or as torch has it. Raises ParameterError if it is not here."""
-    if isinstance(asked, str) and asked == "auto":
+def find_device(requested: object) -> torch.device:
+    """The device of a name, or a torch.device. Raises ParameterError if it is absent."""
+    if isinstance(requested, str) and requested == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = str(asked) if isinstance(asked, (str, torch.device)) else ""
+    name = str(requested) if isinstance(requested, (str, torch.device)) else ""
     if not re.fullmatch("(cpu|cuda)(:[0-9]{1,3})?", name):
-        raise ParameterError(f"device is {short_repr(asked)}; expected auto, cpu, cuda or cuda:N")
+        raise ParameterError(f"device is {short_repr(requested)}; expected auto, cpu, cuda or cuda:N")
     device = torch.device(name)
     if device.type == "cpu":
-        return torch.device("cpu")  # without the index that a CPU may be given, and that no tensor has
+        return torch.device("cpu")  # without an index, as tensors have it
     if (device.index or 0) >= torch.cuda.device_count():
         raise ParameterError(f"device is {name!r}; this torch sees {torch.cuda.device_count()} CUDA devices")
     return device
@@ -101,7 +101,7 @@ def _matrix_dtype(checkpoint: Checkpoint, device: torch.device, name: str) -> tu
     return stored, "as stored, widened at every use, since float32 takes more than half the memory"
 
 
-def _dtype_name(parameter: str, asked: object, *others: str) -> str:
-    """Of a dtype that is given by name or as torch has it; ``others`` are allowed too."""
-    named = next((name for name, dtype in WEIGHT_DTYPES.items() if asked is dtype), asked)
+def _dtype_name(parameter: str, requested: object, *others: str) -> str:
+    """The name of a dtype, given by name or as a torch.dtype; ``others`` are allowed too."""
+    named = next((name for name, dtype in WEIGHT_DTYPES.items() if requested is dtype), requested)
     return one_of(parameter, named, (*WEIGHT_DTYPES, *others))

@@ -15,9 +15,18 @@ from adept_fast.ops.transfer import to_device
 from adept_fast.system.short_text import short_repr
 
 _LARGEST_SEED = 2**63 - 1
-MOST_DRAFTS = choices.MAX_DRAFTS
+MAX_DRAFTS = choices.MAX_DRAFTS
 
-# float32, in which they are applied, holds what a logit becomes by these, and by both at once.
+# A slot's settings with the values that have no effect, in the order of ``ops.slot_sampler``'s arguments.
+_NEUTRAL: dict[str, float] = {
+    "temperature": 0.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+}
+
+# Within these ranges a logit stays in the range of float32, even if both settings apply.
 _TEMPERATURES = 1e-20, 1e20
 _PENALTIES = 1e-10, 1e10
 
@@ -41,7 +50,7 @@ class SamplingParams:
 
     Args:
         max_new_tokens: at most this many tokens, 0 for none; None for as many as the context holds.
-        temperature: 0 takes the most likely token; above, from 1e-20 to 1e20, logits are divided by it.
+        temperature: 0 selects the most likely token; logits are divided by one from 1e-20 to 1e20.
         top_k: draw among this many of the most likely tokens; 0 for all.
         top_p: draw among the fewest tokens that reach this probability, after top_k; in (0, 1].
         min_p: draw among tokens with at least this share of the largest probability; in [0, 1).
@@ -49,7 +58,7 @@ class SamplingParams:
             to 1e10.
         stop: strings that end the text; they are not part of it.
         stop_token_ids: tokens that end the text beside the end token; they are not part of it.
-        seed: the same seed gives the same tokens; None takes one from the system.
+        seed: the same seed gives the same tokens; None draws one from the system.
         logprobs: None for none; n for the log-probability of each token and of the n most likely ones, by
             the model alone (before penalty, temperature and the rest).
         ignore_eos: go on past the end token, for measurements.
@@ -81,7 +90,7 @@ class SamplingParams:
             self._set("seed", integer("seed", self.seed, 0, _LARGEST_SEED))
         if self.logprobs is not None:
             self._set("logprobs", integer("logprobs", self.logprobs, 0, 1000))
-        self._set("prompt_lookup", integer("prompt_lookup", self.prompt_lookup, 0, MOST_DRAFTS))
+        self._set("prompt_lookup", integer("prompt_lookup", self.prompt_lookup, 0, MAX_DRAFTS))
         self._set("ignore_eos", flag("ignore_eos", self.ignore_eos))
         for name, (in_range, expected) in _NUMBERS.items():
             self._set(name, number(name, getattr(self, name), in_range, expected))
@@ -111,26 +120,21 @@ class Sampler:
         self._params: list[SamplingParams | None] = [None] * max_batch_size
         # The last row belongs to no slot: rows of logits without a sequence, whose slot is -1, read it.
         rows = max_batch_size + 1
-        self._temperature = torch.zeros(rows, device=device, dtype=torch.float32)
-        self._top_k = torch.zeros(rows, dtype=torch.int64, device=device)
-        self._top_p = torch.ones(rows, device=device, dtype=torch.float32)
-        self._min_p = torch.zeros(rows, device=device, dtype=torch.float32)
-        self._repetition_penalty = torch.ones(rows, device=device, dtype=torch.float32)
-        self._seed = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._settings = {
+            name: torch.full((rows,), value, dtype=_dtype(value), device=device)
+            for name, value in {**_NEUTRAL, "seed": 0}.items()
+        }
         self._seen = torch.zeros(rows, vocab_size, dtype=torch.bool, device=device)
         # A Python bool would be copied to the device at each call.
         self._true = torch.ones((), dtype=torch.bool, device=device)
-        self._needed = _Needed.by([] if skips_unused else None)
+        self._needed = set() if skips_unused else set(_NEUTRAL)  # the settings that have an effect
 
     def start(self, slot: int, params: SamplingParams, seen_ids: Sequence[int]) -> None:
         """Give a slot to a sequence; ``seen_ids`` are the tokens that the penalty counts from the start."""
         self._set_params(slot, params)
-        self._temperature[slot] = params.temperature
-        self._top_k[slot] = params.top_k
-        self._top_p[slot] = params.top_p
-        self._min_p[slot] = params.min_p
-        self._repetition_penalty[slot] = params.repetition_penalty
-        self._seed[slot] = secrets.randbits(63) if params.seed is None else params.seed
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        for name, setting in self._settings.items():
+            setting[slot] = seed if name == "seed" else getattr(params, name)
         if params.repetition_penalty != 1:
             known = sorted({token_id for token_id in seen_ids if token_id < self._seen.shape[1]})
             self._seen[slot].fill_(False).index_fill_(0, to_device([known], self._seen.device)[0], True)
@@ -140,7 +144,7 @@ class Sampler:
         self._set_params(slot, None)
 
     def choose(self, logits: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
-        """The next token of each row: → int64 [rows], ``INVALID`` where logits are no distribution.
+        """The next token of each row: → int64 [rows], ``INVALID`` if its logits are no distribution.
 
         Args:
             logits: float32 [rows, vocab_size].
@@ -148,72 +152,35 @@ class Sampler:
             positions: int64 [rows], of the tokens that the logits follow.
         """
         if self._sample_slots is not None:
-            settings = (setting[:-1] for setting in self._settings())
+            settings = (setting[:-1] for setting in (*self._settings.values(), self._seen))
             return self._sample_slots(logits, slots, positions + 1, *settings)
-        needed = self._needed
-
-        def of_slots(is_needed: bool, setting: Tensor) -> Tensor | None:
-            return setting[slots] if is_needed else None
-
+        is_drawn, is_penalized = "temperature" in self._needed, "repetition_penalty" in self._needed
         ids = ops.sample(
             logits,
-            temperature=of_slots(needed.temperature, self._temperature),
-            top_k=of_slots(needed.top_k, self._top_k),
-            top_p=of_slots(needed.top_p, self._top_p),
-            min_p=of_slots(needed.min_p, self._min_p),
-            repetition_penalty=of_slots(needed.penalty, self._repetition_penalty),
-            seen=of_slots(needed.penalty, self._seen),
-            seed=of_slots(needed.temperature, self._seed),
-            positions=positions + 1 if needed.temperature else None,
+            **{name: self._settings[name][slots] for name in self._needed},
+            seen=self._seen[slots] if is_penalized else None,
+            seed=self._settings["seed"][slots] if is_drawn else None,
+            positions=positions + 1 if is_drawn else None,
         )
-        if needed.penalty:
+        if is_penalized:
             self._seen.index_put_((slots, ids.clamp(min=0)), self._true)
         return ids
 
     def _set_params(self, slot: int, params: SamplingParams | None) -> None:
         self._params[slot] = params
         if self._skips_unused:
-            self._needed = _Needed.by([p for p in self._params if p is not None])
-
-    def _settings(self) -> tuple[Tensor, ...]:
-        """In the order of ``ops.slot_sampler``'s arguments."""
-        return (
-            self._temperature,
-            self._top_k,
-            self._top_p,
-            self._min_p,
-            self._repetition_penalty,
-            self._seed,
-            self._seen,
-        )
+            given = [vars(p) for p in self._params if p is not None]
+            self._needed = {
+                name for name, neutral in _NEUTRAL.items() if any(values[name] != neutral for values in given)
+            }
 
 
-@dataclass(frozen=True)
-class _Needed:
-    """The settings that some slot does not have at their defaults."""
-
-    temperature: bool
-    top_k: bool
-    top_p: bool
-    min_p: bool
-    penalty: bool
-
-    @classmethod
-    def by(cls, params: Sequence[SamplingParams] | None) -> _Needed:
-        """None for parameters that are not known."""
-        if params is None:
-            return cls(True, True, True, True, True)
-        return cls(
-            temperature=any(p.temperature > 0 for p in params),
-            top_k=any(p.top_k > 0 for p in params),
-            top_p=any(p.top_p < 1 for p in params),
-            min_p=any(p.min_p > 0 for p in params),
-            penalty=any(p.repetition_penalty != 1 for p in params),
-        )
+def _dtype(value: float) -> torch.dtype:
+    return torch.int64 if isinstance(value, int) else torch.float32
 
 
 def _stop_strings(stop: object) -> tuple[str, ...]:
-    """One string, or any list of strings, is as good as a tuple of them."""
+    """A tuple of the strings, from one string or a list of them."""
     texts = [stop] if isinstance(stop, str) else entries("stop", stop, "a string, or a list of strings")
     for text in texts:
         if not isinstance(text, str) or not text:

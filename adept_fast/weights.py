@@ -35,8 +35,7 @@ class PinnedMemoryError(ValueError):
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One layer. Matrices are [out, in] row-major, except the down-projection: it is transposed so that each
-    neuron has a row, and the rows of inactive neurons are not read."""
+    """One layer. Matrices are [out, in]; the down-projection is transposed, so that each neuron has a row."""
 
     input_gamma: Tensor  # [hidden]
     input_beta: Tensor  # [hidden]
@@ -117,7 +116,7 @@ def load_weights(
 ) -> ModelWeights:
     """Move a checkpoint's weights to ``device``, tensor by tensor.
 
-    At any time memory holds the moved tensors and one more. On a CPU, tensors that need no conversion stay
+    Memory never holds more than the moved tensors and another one. On a CPU, tensors without conversion stay
     memory-mapped: matrices stored in ``dtype``, and all matrices of a packed checkpoint.
 
     Args:

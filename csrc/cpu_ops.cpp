@@ -242,7 +242,7 @@ STABLE_TORCH_LIBRARY_IMPL(adept_fast, CPU, library) {
   library.impl("decode_step", TORCH_BOX(&adept::cpu_ops::decode_step));
 }
 
-// What Python can call besides the operators.
+// Functions that Python can call besides the operators.
 static PyObject* instruction_set(PyObject*, PyObject*) { return PyUnicode_FromString(adept::kernels().name); }
 
 static PyObject* runnable_instruction_sets(PyObject*, PyObject*) {
@@ -268,7 +268,7 @@ static PyObject* cuda_step_bytes(PyObject*, PyObject* args) {
       adept::cuda::decode_step_bytes(rows, positions, hidden, intermediate, heads, head_dim, vocab));
 }
 
-// What the CUDA operators need from torch and do not find; empty if nothing is missing.
+// The names that the CUDA operators need from torch and that are missing; empty if none is.
 static PyObject* missing_for_cuda(PyObject*, PyObject*) {
 #ifdef ADEPT_FAST_WITH_CUDA
   return PyUnicode_FromString(adept::cuda::stream_function().missing);

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from adept_fast import Runtime
+if TYPE_CHECKING:  # the process that hands out tests to others needs no torch
+    from adept_fast import Runtime
+
+TESTS = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
 def demo() -> Runtime:
     """The shipped checkpoint, with room for a batch."""
+    from adept_fast import Runtime
+
     return Runtime.load("demo", max_batch_size=4, progress=False)
 
 
@@ -19,7 +26,23 @@ def demo() -> Runtime:
 SLOW_FOLDERS = {"benchmarks", "integrations", "operators"}
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """What these import is not imported either where their tests are left out."""
+    is_slow = collection_path.parent == TESTS and collection_path.name in SLOW_FOLDERS
+    return True if is_slow and config.option.markexpr == "not slow" else None
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays, so that tests that collect garbage need not wait for a look at all of it."""
+    gc.freeze()
+
+
+# None of their files takes long, so processes that share the tests come to the end together.
+LAST_FOLDERS = {"checkpoint", "memory"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if SLOW_FOLDERS & set(item.path.relative_to(Path(__file__).parent).parts):
+        if SLOW_FOLDERS & set(item.path.relative_to(TESTS).parts):
             item.add_marker("slow")
+    items.sort(key=lambda item: item.path.parent.name in LAST_FOLDERS)

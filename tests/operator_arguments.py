@@ -191,5 +191,8 @@ OPERATORS: dict[str, Callable[[str], Arguments]] = {
 # Those for which a CPU has no kernel, and what they return here.
 OF_A_GPU = {"sample": ((2,), torch.int64), "embed": ((2, HIDDEN), torch.float32)}
 
+# Those for which a GPU has none.
+OF_A_CPU = ("decode_step", "dequantize_transposed")
+
 # Those that take weights in any format.
 OF_WEIGHTS = ("layernorm_qkv", "linear_residual", "mlp", "lm_head", "decode_step")

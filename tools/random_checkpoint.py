@@ -3,7 +3,7 @@
     python -m tools.random_checkpoint 0.7g random-0.7g --zeros 0.9
     python -m tools.random_checkpoint 8b random-8b-int4 --weights int4
 
-A Hugging Face directory that adept-fast and transformers load, or with ``--weights`` a native one. Weights
+A Hugging Face directory that adept-fast and transformers load, or with ``--weights`` a packed one. Weights
 are made and written one tensor at a time. The tokenizer knows as many pieces as the embedding has rows, so
 that every runtime computes the same logits: adept-fast leaves out rows that no piece uses. Packed weights
 are drawn as they are packed, since rounding the 8B's takes long.
@@ -48,7 +48,7 @@ PRESETS = {
     "8b": {"hidden": 4096, "layers": 36, "heads": 64, "intermediate": 16384, "vocab": 262144},
 }
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-# Deviations that the units' mean stands above 0 where none is to be 0: of 1e9 units that leaves one.
+# Standard deviations of the units' mean above 0 if none is to be 0: one unit of 1e9 is below it.
 _FAR = 6.0
 _NORMAL_PIECE_SCORE = -1000.0  # so unlikely that text is still cut into the pieces of the demo's tokenizer
 
@@ -116,10 +116,10 @@ def write_random(
     weights: str | None = None,
     progress: bool = False,
 ) -> Path:
-    """Write the checkpoint, packed as ``weights`` says, and a note of how it was made; returns its path."""
+    """Write the checkpoint, in the format ``weights``, and a note of how it was made; returns its path."""
     checkpoint = random_checkpoint(destination, config, dtype, zeros, seed)
     if weights is None:
-        # One file: llama.cpp's and OpenVINO's converters read shards too, but there is nothing to gain.
+        # One file: llama.cpp's and OpenVINO's converters read shards too, but they gain nothing here.
         path = save_huggingface(checkpoint, destination, max_shard_bytes=2**62, progress=progress).path
     else:
         packed = {
@@ -204,10 +204,10 @@ def random_tensor(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """A tensor of this seed, the same in whichever order tensors are made.
+    """A tensor of this seed, the same in any order of tensors.
 
     A matrix keeps the variance of its input, so the pre-activations of the MLP, whose input is normalised,
-    are N(bias, 1). A LayerNorm does nothing but normalise, and other biases are 0.
+    are N(bias, 1). A LayerNorm only normalises, and other biases are 0.
     """
     if name.endswith("layernorm.weight"):
         return torch.ones(shape, dtype=dtype, device=device)
@@ -247,7 +247,7 @@ def tokenizer_model(vocab: int) -> bytes:
     known = Tokenizer(model).vocab_size
     if vocab < known:
         raise ValueError(f"vocab is {vocab}; expected at least the {known} pieces of the demo's tokenizer")
-    # protobuf: an entry of a repeated field may stand anywhere, so entries can be put at the end of the file.
+    # protobuf: entries of a repeated field may be anywhere, so entries can be appended to the file.
     return model + b"".join(_pieces(range(known, vocab)))
 
 

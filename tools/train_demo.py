@@ -30,7 +30,7 @@ output_option = click.option("--output", type=FOLDER, required=True, help="Folde
 
 
 def corpus_options(command: Command) -> Command:
-    """Where the corpus' sources are, if not where the packages put them."""
+    """The paths of the corpus' sources, if they are not in the packages."""
     for option in (
         click.option(
             "--wordnet", "wordnet_folder", type=FOLDER, default=wordnet.DEFAULT_FOLDER, show_default=True

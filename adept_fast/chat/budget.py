@@ -18,15 +18,8 @@ _ELEMENT_SIZE = 16  # characters that an element of a list counts as
 _MAX_BITS = 4096  # of an integer
 _MAX_FORMAT_WIDTH = 4  # digits
 
-_CONTAINERS: tuple[type, ...] = (
-    list,
-    tuple,
-    set,
-    frozenset,
-    type({}.items()),
-    type({}.keys()),
-    type({}.values()),
-)
+_VIEWS: tuple[type, ...] = (type({}.items()), type({}.keys()), type({}.values()))
+_CONTAINERS: tuple[type, ...] = (list, tuple, set, frozenset, *_VIEWS)
 _LONG_WIDTH = re.compile(rf"\*|\d{{{_MAX_FORMAT_WIDTH + 1}}}")
 _NESTED_FIELD = re.compile(r"\{[^{}]*\{")
 
@@ -70,7 +63,7 @@ _budget: ContextVar[Budget] = ContextVar("template_budget")
 
 
 def budget() -> Budget:
-    """The budget of the current rendering. Raises TemplateLimitError outside of one, as in compilation."""
+    """The budget of the current rendering. Raises TemplateLimitError if there is none, as in compilation."""
     try:
         return _budget.get()
     except LookupError as error:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError
 
 from adept_fast.chat.budget import MAX_SOURCE, TemplateLimitError, budgeted, size_of
-from adept_fast.chat.format import ChatError, ChatFormat
+from adept_fast.chat.format import ChatError, ChatFormat, Messages, Names
 from adept_fast.chat.sandbox import BoundedEnvironment, RefusedError
 
 _MAX_NESTING = 32  # of lists and objects in a message
 _PLAIN = (bool, int, float)
+_COMPILE_ERRORS = (TemplateError, ArithmeticError, MemoryError, RecursionError, SyntaxError, ValueError)
 
 
 class ChatTemplate(ChatFormat):
@@ -34,12 +35,7 @@ class ChatTemplate(ChatFormat):
         """The template; it decides whether BOS comes first."""
         return self._source
 
-    def _render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        add_generation_prompt: bool,
-        special_tokens: Mapping[str, str],
-    ) -> str:
+    def _render(self, messages: Messages, add_generation_prompt: bool, special_tokens: Names) -> str:
         """Raises ChatError also if the template is broken, refuses the messages, or exceeds its limits."""
         conversation = [_plain_message(at, message) for at, message in enumerate(messages)]
         try:
@@ -72,14 +68,7 @@ class ChatTemplate(ChatFormat):
             return BoundedEnvironment().compile_bounded(self._source)
         except TemplateSyntaxError as error:
             raise ChatError(f"{self} is no jinja template: line {error.lineno}: {error.message}") from error
-        except (
-            TemplateError,
-            ArithmeticError,
-            MemoryError,
-            RecursionError,
-            SyntaxError,
-            ValueError,
-        ) as error:
+        except _COMPILE_ERRORS as error:
             raise ChatError(f"{self} is no jinja template: {type(error).__name__}: {error!s:.500}") from error
 
 

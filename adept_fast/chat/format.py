@@ -24,6 +24,9 @@ _TEMPLATE = (
     "{%- if add_generation_prompt %}{{- '\\n\\nadept:' }}{%- endif %}"
 )
 
+Messages = Sequence[Mapping[str, Any]]
+Names = Mapping[str, str]  # of special tokens
+
 STOP = "\n\nhuman:"  # the model begins to write the next question itself
 
 
@@ -32,7 +35,7 @@ class ChatError(ValueError):
 
 
 class ChatFormat(ABC):
-    """How a conversation becomes one text; ``str()`` of it says which format it is."""
+    """How a conversation becomes one text; ``str()`` of it is the name of the format."""
 
     stop: tuple[str, ...] = ()  # strings that end an answer, besides the end tokens
     has_system_role = True  # whether a message may have the role ``system``, as far as that is known
@@ -43,19 +46,14 @@ class ChatFormat(ABC):
         """The format as a jinja template, for transformers; BOS comes first if ``add_bos``."""
 
     @abstractmethod
-    def _render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        add_generation_prompt: bool,
-        special_tokens: Mapping[str, str],
-    ) -> str: ...
+    def _render(self, messages: Messages, add_generation_prompt: bool, special_tokens: Names) -> str: ...
 
     def text(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         *,
         add_generation_prompt: bool = False,
-        special_tokens: Mapping[str, str] | None = None,
+        special_tokens: Names | None = None,
     ) -> str:
         """The text of a conversation.
 
@@ -95,12 +93,7 @@ class HumanAdeptFormat(ChatFormat):
     def source(self, add_bos: bool) -> str:
         return ("{{- bos_token }}" if add_bos else "") + _TEMPLATE
 
-    def _render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        add_generation_prompt: bool,
-        special_tokens: Mapping[str, str],
-    ) -> str:
+    def _render(self, messages: Messages, add_generation_prompt: bool, special_tokens: Names) -> str:
         blocks = []
         for at, message in enumerate(messages):
             role, content = message["role"], message.get("content")

@@ -39,11 +39,11 @@ def open_checkpoint(
     """Open a checkpoint; its weights stay on disk until they are read.
 
     Args:
-        path_or_name: ``"demo"``, the path of a Hugging Face directory, of Adept's release or of a native
+        path_or_name: ``"demo"``, the path of a Hugging Face directory, of Adept's release or of a packed
             checkpoint, or a hub id ``owner/name``, whose missing files are downloaded.
         revision: the branch, tag or commit of a hub id; None for ``main``.
-        mmap: map weights into memory, or copy them. A file that is truncated later ends a process that
-            reads the mapping; a copy raises CheckpointError.
+        mmap: map weights into memory, or copy them. If a file is truncated later, reading its mapping ends
+            the process; a copy raises CheckpointError.
         progress: show progress bars of downloads on stderr.
 
     Raises CheckpointError if nothing is at the path, or no known format.

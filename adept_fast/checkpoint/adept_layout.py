@@ -17,8 +17,7 @@ from adept_fast.system.regular_file import is_there
 
 TRACKER_FILE = "latest_checkpointed_iteration.txt"
 RANK_FILE = "model_optim_rng.pt"
-# The names of a rank's file. Training with the distributed optimizer writes the second one, and the state
-# of the optimizer to a file beside it.
+# The names of a rank's file. The distributed optimizer writes the second one, and its own state beside it.
 _RANK_FILES = (RANK_FILE, "model_rng.pt")
 _OPTIMIZER_FILE = "optim.pt"
 TOKENIZER_FILE = "adept_vocab.model"
@@ -120,8 +119,7 @@ _Folder = _Directory | _TarFolder
 
 
 def is_release(path: Path, archive: FileRange | None = None) -> bool:
-    """Whether the path looks like a release: one of its directories, or a tar (also a compressed one, which
-    ``find_release`` refuses by name)."""
+    """Whether it looks like a release: a directory of one, or a tar (``find_release`` refuses compressed)."""
     if archive is not None:
         return compression_of(archive) is not None or is_tar(archive)
     folder = _Directory(path)

@@ -112,10 +112,7 @@ def _merge(name: str, parts: list[StoredTensor]) -> StoredTensor:
 
 
 def _require_alike(parts: Sequence[StoredTensor]) -> None:
-    """Raises CheckpointError if the tensors differ in shape or dtype.
-
-    Adept's code gives every rank the same share, so this holds for shards as for copies.
-    """
+    """Raises CheckpointError if the tensors differ in shape or dtype: all ranks have equal shares."""
     first = parts[0]
     for part in parts[1:]:
         if (part.shape, part.dtype) != (first.shape, first.dtype):

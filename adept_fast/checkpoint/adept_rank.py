@@ -110,12 +110,7 @@ def _flatten(file: FileRange, model: dict[Any, Any]) -> Iterator[tuple[str, Any]
 
 
 def config_from_args(
-    given: Arguments,
-    *,
-    ranks: int,
-    embedding_rows: int,
-    has_head: bool,
-    tokenizer: Tokenizer,
+    given: Arguments, *, ranks: int, embedding_rows: int, has_head: bool, tokenizer: Tokenizer
 ) -> PersimmonConfig:
     """The architecture that the arguments describe.
 

@@ -59,10 +59,9 @@ def partial_directory(destination: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(destination: Path) -> None:
-    """Remove the partial directories of ``destination`` whose processes are dead, and nothing else.
+    """Remove the partial directories of ``destination`` whose processes are dead.
 
-    A process holds a lock on its directory, which ends with it, whatever its number or its host's name. Where
-    the file system has no such locks, nothing is removed.
+    A process locks its directory until it ends. On a file system without locks, nothing is removed.
     """
     destination = Path(os.path.realpath(destination))
     pattern = re.compile(rf"\.{re.escape(destination.name)}\.partial-[0-9]+-[0-9a-f]{{8}}")
@@ -98,8 +97,7 @@ def require_free(destination: Path) -> None:
 
 
 def require_space(destination: Path, needed_bytes: int) -> None:
-    """Raises CheckpointError if the disk of ``destination`` has fewer free bytes than needed, after the
-    directories of dead processes are removed."""
+    """Removes what dead processes left; raises CheckpointError if the disk still has fewer free bytes."""
     remove_abandoned(destination)
     free_bytes = shutil.disk_usage(Path(os.path.realpath(destination)).parent).free
     if free_bytes < needed_bytes:

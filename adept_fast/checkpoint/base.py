@@ -26,8 +26,7 @@ _MAX_NAMES = 20  # in the list of names left unread
 # Buffers that older files carry and that the config determines.
 _DERIVED_SUFFIXES = ("rotary_emb.inv_freq",)
 
-# Names that torch.compile, data parallelism and models of images put before a model's own names. No tensor
-# name of Persimmon in transformers has one of them as a part.
+# Parts that torch.compile, data parallelism and models of images add to names; Persimmon's have none.
 WRAPPERS = frozenset(("_orig_mod", "module", "language_model"))
 
 
@@ -53,11 +52,10 @@ class StoredTensor:
 class Checkpoint:
     """A checkpoint whose structure has been checked; its weights are still on disk.
 
-    ``tensors`` has exactly the names and shapes of ``config.tensor_shapes()``. In a native checkpoint,
-    ``weights`` is the format in which its matrices are packed, and ``packed`` reads them, memory-mapped, by
-    name; ``tensors`` unpacks the same matrices to float32. ``left_unread`` lists content that was not read:
-    classes that pickles name, and files beside those that were read. ``mmap`` is whether tensors are
-    memory-mapped or copied from the files.
+    ``tensors`` has exactly the names and shapes of ``config.tensor_shapes()``. In a packed checkpoint,
+    ``weights`` is the format of the matrices, and ``packed`` reads them by name; ``tensors`` dequantizes the
+    same matrices to float32. ``left_unread`` lists content that was not read: classes that pickles name, and
+    other files. ``mmap`` is whether tensors are memory-mapped or copied from the files.
     """
 
     path: Path
@@ -101,7 +99,7 @@ def check_tensors(
     path: Path, expected: Mapping[str, ExpectedTensor], tensors: Mapping[str, StoredTensor]
 ) -> None:
     """Raises CheckpointError for a tensor that is missing, left over, misshapen, or of another dtype, by its
-    name as it is stored; ``path`` is the file or directory that misses a tensor."""
+    stored name; ``path`` is the file or directory of the tensors."""
     missing = [name for name in expected if name not in tensors]
     if missing:
         wanted = list(expected[missing[0]][0])
@@ -129,7 +127,7 @@ def check_tensors(
 
 
 def check_vocabulary(path: Path, config: PersimmonConfig, tokenizer: Tokenizer) -> None:
-    """Raises CheckpointError when the tokenizer knows ids that the embedding has no row for."""
+    """Raises CheckpointError if the tokenizer has ids without a row in the embedding."""
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} pieces, "

@@ -45,11 +45,11 @@ def convert(
 
     Args:
         source, revision: as in ``open_checkpoint``.
-        to: the format to write (default: native if ``weights`` is given, else Adept's for a source in Hugging
-            Face's format, and Hugging Face's for any other).
-        weights, layout: as in ``save_native``, for the native format only.
-        dtype, max_shard_bytes, progress: as in ``save_huggingface``; only that format has shards, and in the
-            native one the dtype is the embedding's.
+        to: the format to write; ``native`` is a packed checkpoint (default: ``native`` if ``weights`` is
+            given, else Adept's for a source in Hugging Face's format, and Hugging Face's for any other).
+        weights, layout: as in ``save_native``, for a packed checkpoint.
+        dtype, max_shard_bytes, progress: as in ``save_huggingface``; only that format has shards. In a packed
+            checkpoint the dtype is the embedding's.
         mmap: as in ``open_checkpoint``.
 
     Raises CheckpointError, ConfigError or TokenizerError if the source cannot be read or the destination

@@ -61,8 +61,7 @@ def listing_errors(hub_id: str, revision: str) -> Iterator[None]:
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise HubUnavailableError(
-            f"{hub_id}: {constants.ENDPOINT} does not answer as a hub does ({_reason(error)})",
-            no_listing,
+            f"{hub_id}: {constants.ENDPOINT} does not answer as a hub does ({_reason(error)})", no_listing
         ) from error
 
 
@@ -134,9 +133,8 @@ def _local(error: OSError, hub_id: str, file_name: str) -> str:
     cache = constants.HF_HUB_CACHE
     if error.errno in _FULL:
         return f"{hub_id}: no space is left for {file_name} in the cache {cache}; HF_HOME moves it"
-    if (
-        error.errno in _NOT_WRITABLE
-    ):  # a PermissionError without a number comes from hf_xet and concerns its token
+    # A PermissionError without a number comes from hf_xet and concerns its token.
+    if error.errno in _NOT_WRITABLE:
         named = error.filename or cache
         return f"{hub_id}: {named} in the cache {cache} cannot be written ({error.strerror})"
     return _interrupted(error, hub_id, file_name)

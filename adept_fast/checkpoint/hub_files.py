@@ -21,15 +21,8 @@ from adept_fast.system.regular_file import FileError, read_regular
 DEFAULT_REVISION = "main"
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 TOKENIZER_FILES = (MODEL_FILE, FAST_FILE)
-SMALL_FILES = frozenset(
-    {
-        CONFIG_FILE,
-        *TOKENIZER_FILES,
-        *JSON_FILES,
-        TEMPLATE_FILE,
-        "README.md",  # has the licence
-    }
-)
+_CARD_FILE = "README.md"  # names the licence
+SMALL_FILES = frozenset((CONFIG_FILE, *TOKENIZER_FILES, *JSON_FILES, TEMPLATE_FILE, _CARD_FILE))
 # The first of these that a repository has is downloaded, with its shards, and no other.
 WEIGHT_FILES = (INDEX_FILE, SINGLE_FILE, BIN_INDEX_FILE, BIN_FILE)
 

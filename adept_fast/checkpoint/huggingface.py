@@ -103,11 +103,7 @@ def _tensors_of_index(
     weight_map = read_weight_map(index)
     shards: dict[str, dict[str, StoredTensor]] = {}
     for name, file_name in weight_map.items():
-        if (
-            not isinstance(file_name, str)
-            or file_name != Path(file_name).name
-            or file_name in ("", ".", "..")
-        ):
+        if not isinstance(file_name, str) or file_name != Path(file_name).name or file_name in ("", ".."):
             raise CheckpointError(
                 f"{index}: {shortened(name)} is in {short_repr(file_name)}; expected a file of this directory"
             )

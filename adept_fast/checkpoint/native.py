@@ -34,7 +34,7 @@ SECTION = "quantization_config"
 METHOD = "adept-fast"
 VERSION = 2
 
-# The orders of packed weights in a file, by the names that users write: the first is for every device.
+# The layouts of packed weights in a file, by the names that users write: the first is for every device.
 LAYOUTS: dict[str, type[QuantizedMatrix]] = {kind.layout: kind for kind in (RowMajorMatrix, TiledMatrix)}
 _VERSION_1_FORMATS = {"int8": FORMATS["int8"], "int4": FORMATS["int4-g32"]}  # all of them cpu_tiled
 
@@ -86,8 +86,8 @@ def packed_matrices(
 ) -> dict[str, PackedMatrix]:
     """The matrices that ``weights`` packs, by name.
 
-    With tied embeddings the output matrix is packed from the embedding, which stays unpacked beside it: each
-    step reads the whole output matrix, but only a few rows of the embedding.
+    With tied embeddings the output matrix is packed, and the embedding is not: each step reads the whole
+    output matrix, but only a few rows of the embedding.
     """
     shapes = config.tensor_shapes()
     sources = {name: name for name in shapes}

@@ -27,12 +27,7 @@ from adept_fast.checkpoint.save_tokenizer import (
     tokenizer_config,
     vocabulary_listing,
 )
-from adept_fast.checkpoint.weight_files import (
-    TensorReference,
-    size_of,
-    write_safetensors,
-    write_torch_file,
-)
+from adept_fast.checkpoint.weight_files import TensorReference, size_of, write_safetensors, write_torch_file
 from adept_fast.config import PersimmonConfig
 from adept_fast.system.progress import progress_bar
 from adept_fast.tokenizer.tokenizer import Tokenizer

@@ -15,7 +15,7 @@ from adept_fast.tokenizer.tokenizer import Tokenizer, TokenizerError
 
 
 def checked_tokenizer_json(tokenizer: Tokenizer) -> tuple[dict[str, Any], str]:
-    """The contents of a ``tokenizer.json``, and how far they were held to sentencepiece.
+    """The contents of a ``tokenizer.json``, and the result of their comparison with sentencepiece.
 
     Raises TokenizerError if no tokenizer.json equals the tokenizer.
     """

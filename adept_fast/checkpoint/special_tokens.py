@@ -23,7 +23,7 @@ def special_names(settings: Mapping[str, Any], special_map: Mapping[str, Any], p
         special_map: those of ``special_tokens_map.json``, which is used, as in transformers, only if
             ``settings`` lists no added tokens.
 
-    Raises CheckpointError for one that is no text.
+    Raises CheckpointError for a name that is no text.
     """
     named: dict[str, str] = {}
     sources = [("tokenizer_config.json", settings)]

@@ -1,4 +1,4 @@
-"""The members of a tar that is not trusted, listed within bounds: of their number, memory and time."""
+"""Lists the members of an untrusted tar, with limits on their number, memory and time."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def tar_members(archive: FileRange) -> dict[PurePosixPath, list[tarfile.TarInfo]
 
 
 class _Headers:
-    """The file for ``tarfile``: without a buffer, as contents are skipped, and with a limit of bytes."""
+    """The file for ``tarfile``, unbuffered since contents are skipped, with a limit of bytes."""
 
     def __init__(self, archive: FileRange) -> None:
         self._archive = archive

@@ -13,7 +13,7 @@ from adept_fast.checkpoint.sentencepiece_proto import PieceType, SentencePieceMo
 from adept_fast.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, TokenizerError
 
 _SPACE = "▁"
-_MAX_SPECIAL = 12  # special pieces of the model that are tried; a vocabulary may have thousands
+_MAX_SPECIAL = 12  # special pieces of the model to compare; a vocabulary may have thousands
 _SAMPLES = 40
 _PIECES_IN_SAMPLE = 12
 
@@ -97,15 +97,8 @@ def _strings(model: SentencePieceModel, added: list[str]) -> Iterator[str]:
     yield from _TEXTS
     yield from (f"a{chr(code)}b" for code in range(32))
     own = [piece.text for piece in model.pieces if piece.type in (PieceType.USER_DEFINED, PieceType.CONTROL)]
-    for special in (
-        END_OF_TEXT,
-        "<s>",
-        "</s>",
-        "<unk>",
-        "<0x0A>",
-        *own[:_MAX_SPECIAL],
-        *added[:_MAX_SPECIAL],
-    ):
+    usual = (END_OF_TEXT, "<s>", "</s>", "<unk>", "<0x0A>")
+    for special in (*usual, *own[:_MAX_SPECIAL], *added[:_MAX_SPECIAL]):
         yield from (context.replace("{}", special) for context in _SPECIAL_CONTEXTS)
     step = max(1, len(model.pieces) // (_SAMPLES * _PIECES_IN_SAMPLE))
     sampled = [piece.text.replace(_SPACE, " ") for piece in model.pieces[::step]]

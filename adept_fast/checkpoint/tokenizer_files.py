@@ -41,8 +41,8 @@ Contents = Mapping[str, Mapping[str, Any]]
 def tokenizer_of(path: Path, contents: Contents, rows: int) -> Tokenizer:
     """The tokenizer of a directory: its ``tokenizer.model``, or if there is none its ``tokenizer.json``.
 
-    The files beside it name added tokens, special tokens, the end tokens and a chat template, and whether
-    BOS is put first. The name of a special token that is no piece is ignored.
+    Other files name added tokens, special tokens, end tokens and a chat template, and whether BOS is put
+    first. The name of a special token that is no piece is ignored.
 
     Args:
         contents: the contents of ``config.json`` and of those of ``JSON_FILES`` that exist, by file name.

@@ -1,8 +1,7 @@
 """A ``tokenizer.json`` written by hand from a sentencepiece model, so that both give the same ids and text.
 
-The tokenizers library has no notion of sentencepiece's types of pieces: it would match every vocabulary entry
-in text, where sentencepiece matches normal and user-defined ones alone. Comments below
-explain how each type is handled.
+The tokenizers library does not know sentencepiece's types of pieces: it would match every entry of the
+vocabulary in text, and sentencepiece matches only normal and user-defined ones.
 """
 
 from __future__ import annotations
@@ -32,11 +31,10 @@ _RESERVED = (PieceType.UNKNOWN, PieceType.CONTROL, PieceType.UNUSED, PieceType.B
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """The contents of a ``tokenizer.json`` for the tokenizers library.
 
-    It has the tokens that were added to the sentencepiece model, and no other: such are cut out of the text
-    before it is normalised, which sentencepiece does not do with pieces of its own. transformers adds those
-    that ``tokenizer_config.json`` names. In texts of some hundred
-    thousand characters the two may still choose differently between segmentations that score alike, as
-    sentencepiece adds the scores in float32.
+    Its added tokens are those added to the sentencepiece model: the library cuts them out of the text before
+    it is normalised, which sentencepiece does not do with its own pieces. transformers adds those that
+    ``tokenizer_config.json`` names. In texts of some hundred thousand characters the two may still choose
+    different segmentations of equal score, as sentencepiece adds the scores in float32.
 
     Raises TokenizerError for a model that the format cannot express exactly.
     """

@@ -230,9 +230,8 @@ def _view(dtype: object, arguments: tuple[Any, ...], metadata_index: int) -> Pic
     if len(shape) > _MAX_DIMENSIONS or not all(map(_is_size, (offset, *shape, *stride))):
         return None
     # torch writes none but for a lazy view of a tensor's conjugate or negative.
-    flaw = (
-        "has metadata, as a lazy view does" if any(arguments[metadata_index : metadata_index + 1]) else None
-    )
+    metadata = arguments[metadata_index : metadata_index + 1]
+    flaw = "has metadata, as a lazy view does" if any(metadata) else None
     return PickledTensor(storage, dtype, offset, shape, stride, flaw)
 
 
@@ -250,10 +249,6 @@ def _tensor_with_attributes(arguments: tuple[Any, ...]) -> object:
     if known is None or known is _tensor_with_attributes or not isinstance(given, tuple):
         return None
     return known(given) if f"{kind.module}.{kind.name}" in _PLAIN_CLASSES else PickledObject(kind)
-
-
-def _no_object(_arguments: tuple[Any, ...]) -> None:
-    """A class that is known as an argument of another function; a call of it builds nothing."""
 
 
 def _size(arguments: tuple[Any, ...]) -> object:
@@ -274,5 +269,5 @@ _FUNCTIONS: Functions = {
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch._tensor._rebuild_from_type_v2": _tensor_with_attributes,
     "torch.Size": _size,
-    **dict.fromkeys(_PLAIN_CLASSES, _no_object),
+    **dict.fromkeys(_PLAIN_CLASSES, lambda _: None),  # arguments of another function; a call builds nothing
 }

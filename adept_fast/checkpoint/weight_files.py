@@ -111,7 +111,7 @@ def write_torch_file(
 
 
 class TensorReference:
-    """Stands for a tensor, by name, in what ``write_torch_file`` writes."""
+    """Stands for a tensor, by name, in the contents for ``write_torch_file``."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import statistics
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -129,14 +129,14 @@ def step_bytes(
 def _report(runtime: Runtime, samples: list[Sample]) -> dict[str, Any]:
     speeds = [sample.tokens_per_second for sample in samples]
     return {
-        "tokens_per_second": _median(speeds),
+        "tokens_per_second": median(speeds),
         "slowest": min(speeds),
         "fastest": max(speeds),
-        "limit_tokens_per_second": _median([sample.limit for sample in samples]),
-        "share_of_limit": _median([sample.tokens_per_second / sample.limit for sample in samples]),
-        "bytes_per_step": _median([sample.bytes_read for sample in samples]),
-        "bandwidth_bytes_per_second": _median([sample.bandwidth for sample in samples]),
-        "zero_share": _median([sample.zero_share for sample in samples]),
+        "limit_tokens_per_second": median([sample.limit for sample in samples]),
+        "share_of_limit": median([sample.tokens_per_second / sample.limit for sample in samples]),
+        "bytes_per_step": median([sample.bytes_read for sample in samples]),
+        "bandwidth_bytes_per_second": median([sample.bandwidth for sample in samples]),
+        "zero_share": median([sample.zero_share for sample in samples]),
         "batch_size": samples[0].batch_size,
         "device": str(runtime.placement.device),
         "weights": describe_weights(runtime.placement),
@@ -145,12 +145,12 @@ def _report(runtime: Runtime, samples: list[Sample]) -> dict[str, Any]:
 
 
 def _narrower(runtime: Runtime, checkpoint: Checkpoint, samples: list[Sample]) -> list[dict[str, Any]]:
-    """Formats that would be faster. None if the weights are packed, or fit into a processor's cache."""
+    """Formats that would be faster; none if the weights are packed, or fit into a processor's cache."""
     device, now = runtime.placement.device, samples[0].bytes_read
-    if checkpoint.weights or _median([s.tokens_per_second / s.limit for s in samples]) > 1:
+    if checkpoint.weights or median([s.tokens_per_second / s.limit for s in samples]) > 1:
         return []
-    bandwidth = _median([sample.bandwidth for sample in samples])
-    zeros = _median([sample.zero_share for sample in samples])
+    bandwidth = median([sample.bandwidth for sample in samples])
+    zeros = median([sample.zero_share for sample in samples])
     cache = now - step_bytes(checkpoint, runtime, runtime.placement.weights, samples[0].zero_share)
     advice = []
     for weights in advised_formats(device):
@@ -192,10 +192,6 @@ def available_cores() -> int:
 
 def _is_faster(speed: float, samples: list[Sample]) -> bool:
     return speed > _MIN_GAIN * max(sample.tokens_per_second for sample in samples)
-
-
-def _median(values: list[float]) -> float:
-    return statistics.median(values)
 
 
 def _as_line(report: dict[str, Any]) -> str:

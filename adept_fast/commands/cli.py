@@ -1,11 +1,11 @@
 """The ``adept-fast`` program: its commands and their options.
 
-``--help`` and usage errors need nothing else. Each command runs in the module of its name, which is imported
-then, and torch with it.
+``--help`` and usage errors need no other module. A command imports the module of its name, and torch with it.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 from typing import Any
 
@@ -120,13 +120,7 @@ def info(**options: Any) -> None:
 @checkpoint_options
 @placement_options
 @click.option("--batch-size", type=click.IntRange(1, MAX_STEP_TOKENS), default=1, show_default=True)
-@click.option(
-    "--context",
-    type=COUNT,
-    default=64,
-    show_default=True,
-    help="Tokens before the first step.",
-)
+@click.option("--context", type=COUNT, default=64, show_default=True, help="Tokens before the first step.")
 @json_option
 def bench(**options: Any) -> None:
     """Measure decode speed, its limit, and what would be faster."""
@@ -175,4 +169,7 @@ def convert(**options: Any) -> None:
 def _run(command: str, options: dict[str, Any]) -> None:
     with interrupts_exit():
         module = importlib.import_module(f"adept_fast.commands.{command}")
+    if not gc.isenabled():  # in the program, which __main__ starts
+        gc.freeze()  # modules are no garbage; to search them takes half a second at the end of the process
+        gc.enable()
     module.run(options)

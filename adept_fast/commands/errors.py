@@ -138,11 +138,9 @@ def _bounded(error: click.ClickException) -> click.ClickException:
     if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
         return error
     message = one_line(error.format_message())
-    return (
-        click.UsageError(message, error.ctx)
-        if isinstance(error, click.UsageError)
-        else CommandFailed(message)
-    )
+    if isinstance(error, click.UsageError):
+        return click.UsageError(message, error.ctx)
+    return CommandFailed(message)
 
 
 def _remember_debug(ctx: click.Context, _parameter: click.Parameter, debug: bool) -> None:

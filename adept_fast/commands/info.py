@@ -29,7 +29,7 @@ from adept_fast.system.short_text import printable
 
 
 def run(options: dict[str, Any]) -> None:
-    # First, since the rest fails if the tar is damaged, and downloads a hub id, which is not a tar.
+    # First: the rest fails for a damaged tar, and would download a hub id, which is no tar.
     verified = {"release": _verify(options["checkpoint"])} if options["verify"] else {}
     if verified and not options["as_json"]:
         print_text(_as_text(verified))
@@ -54,7 +54,7 @@ def _verify(path: str) -> dict[str, Any]:
 
 def _report(location: Location, options: dict[str, Any]) -> dict[str, dict[str, Any]]:
     checkpoint = open_checkpoint(location.path, mmap=options["mmap"])
-    imagined = options["gpu_memory"] is not None
+    is_absent = options["gpu_memory"] is not None
     placement, request = _request(checkpoint, options)
     try:
         plan, refusal = plan_memory(request), ""
@@ -64,19 +64,19 @@ def _report(location: Location, options: dict[str, Any]) -> dict[str, dict[str, 
         "checkpoint": _describe_checkpoint(checkpoint, location),
         "config": dataclasses.asdict(checkpoint.config),
         "placement": {
-            "device": _device_name(placement.device, imagined),
+            "device": _device_name(placement.device, is_absent),
             "weights": describe_weights(placement),
             "pages": describe_pages(request),
             "cache": dtype_name(placement.cache_dtype),
             "decode steps": launch_description(placement.device, options["cuda_graphs"]),
-            **({} if imagined else _describe_kernels(placement.device)),
+            **({} if is_absent else _describe_kernels(placement.device)),
         },
         "memory": {
             "embedding": describe_embedding(request, plan),
             "vocabulary": _vocabulary(request),
             **({"does not fit": refusal} if plan is None else _describe_plan(plan)),
         },
-        **({} if imagined else _describe_software(checkpoint, placement)),
+        **({} if is_absent else _describe_software(checkpoint, placement)),
         "versions": {
             "adept-fast": __version__,
             "torch": torch.__version__,
@@ -123,7 +123,7 @@ def _describe_software(checkpoint: Checkpoint, placement: Placement) -> dict[str
 
 
 def _describe_operators(checkpoint: Checkpoint, placement: Placement) -> dict[str, str]:
-    """What runs each operator for one token, and for a long prompt if that differs."""
+    """The implementation of each operator for one token, and for a long prompt if that differs."""
     decode, prefill = (
         ops.explain(
             placement.device,
@@ -177,8 +177,8 @@ def _working_memory(plan: MemoryPlan) -> str:
     return format_bytes(plan.workspace_bytes) + allowance
 
 
-def _device_name(device: torch.device, imagined: bool) -> str:
-    if imagined:
+def _device_name(device: torch.device, is_absent: bool) -> str:
+    if is_absent:
         return f"{device} (not here: planned as if its kernels run and the host has room for pinned memory)"
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"

@@ -14,8 +14,8 @@ INTERRUPTED = 130  # the exit status after Ctrl-C: 128 and the number of SIGINT,
 def interrupts_exit() -> Iterator[None]:
     """Within the block, Ctrl-C ends the process at once with exit status 130.
 
-    Torch and numpy may catch a KeyboardInterrupt while they are imported, or raise another error instead.
-    A handler that somebody else has set stays: nohup and the background jobs of a shell ignore SIGINT.
+    While they are imported, torch and numpy may catch a KeyboardInterrupt or replace it by another error. An
+    earlier handler stays: nohup and the background jobs of a shell ignore SIGINT.
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield

@@ -36,7 +36,7 @@ _PLACEMENT = (
 
 
 def chosen_checkpoint(options: dict[str, Any]) -> Checkpoint:
-    """The checkpoint that the values of ``checkpoint_option`` and ``mmap_option`` name, open."""
+    """Open the checkpoint that the values of ``checkpoint_options`` and ``mmap_option`` name."""
     return open_checkpoint(options["checkpoint"], options["revision"], mmap=options["mmap"])
 
 

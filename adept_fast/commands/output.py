@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-# For characters that the encoding lacks, and lone surrogates: an error would lose the text before them.
+# For characters that the encoding lacks, and for lone surrogates: after an error the rest would be lost.
 _ERRORS = "backslashreplace"
 
 
@@ -31,8 +31,7 @@ def print_text(text: str, *, newline: bool = True) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print one object on a line, as JSON: a number that is not finite is null, and characters that stdout's
-    encoding lacks are ``\\uXXXX``."""
+    """Print a line of JSON: numbers that are not finite as null, characters without an encoding escaped."""
     value = _finite(value)
     line = json.dumps(value, ensure_ascii=False, allow_nan=False)
     try:

@@ -1,4 +1,4 @@
-"""A placement in words: dtypes, pages and the place of the embedding, with reasons."""
+"""Describes a placement to users: dtypes, pages and the device of the embedding, with reasons."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def describe_weights(placement: Placement) -> str:
 
 
 def describe_pages(request: MemoryRequest) -> str:
-    """Of the memory that the matrices lie in."""
+    """The pages of memory that hold the matrices, with the reason."""
     reason = request.small_pages_reason
     return "huge (read faster than a memory-mapped file)" if reason is None else f"small ({reason})"
 
 
 def describe_embedding(request: MemoryRequest, plan: MemoryPlan | None) -> str:
-    """Where it is: ``pinned on the host (…)``; or where it may be, if there is no plan."""
+    """``pinned on the host (…)``; without a plan, the possible memories."""
     if request.device.type == "cpu":
         return "in memory (as the rest)"
     if request.embedding != "auto":

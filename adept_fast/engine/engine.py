@@ -64,7 +64,8 @@ class RequestHandle(Iterator[GenerationEvent]):
         return self.sequence.generation(load_seconds)
 
     def __del__(self) -> None:
-        self._engine.cancel(self.sequence)
+        if "_engine" in vars(self):  # else Ctrl-C came while it was made
+            self._engine.cancel(self.sequence)
 
 
 class Engine:

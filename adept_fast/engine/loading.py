@@ -34,13 +34,13 @@ def request_memory(
     max_batch_size: int = 1,
     gpu_memory: int | None = None,
 ) -> tuple[Placement, MemoryRequest]:
-    """Where a checkpoint will run, and what it has to hold there.
+    """The placement of a checkpoint, and the request for its memory.
 
-    ``gpu_memory`` imagines a GPU with that many free bytes, in place of ``device``; the kernels are taken to
-    run on it, and the host to have room for what is pinned.
+    ``gpu_memory`` stands for a GPU with that many free bytes, in place of ``device``; it is assumed that the
+    kernels run on it, and that the host has room for pinned memory.
 
-    Raises ParameterError for a name that is not known, a device that is not there or an embedding that cannot
-    be where it is asked for, CheckpointError if the weights are packed in another format than ``weights``.
+    Raises ParameterError for an unknown name, an absent device or an embedding that cannot be on the
+    requested one, CheckpointError if the weights are packed in another format than ``weights``.
     """
     where = find_device(device) if gpu_memory is None else torch.device("cuda")
     is_gpu, is_here = where.type == "cuda", gpu_memory is None
@@ -86,7 +86,7 @@ def load_model(
     check_weights: bool = True,
     progress: bool = True,
 ) -> tuple[Persimmon, StaticKVCache]:
-    """Load what was planned. Raises InsufficientMemoryError if memory runs out all the same."""
+    """Load a model as planned. Raises InsufficientMemoryError if memory runs out nevertheless."""
     try:
         with explaining_out_of_memory(plan, during="loading", held_bytes=0):
             return _load(checkpoint, placement, plan, check_weights, progress)
@@ -123,7 +123,7 @@ def _load(
 
 
 def _pinning_refusal(checkpoint: Checkpoint, placement: Placement, unavailable: str | None) -> str | None:
-    """Why the embedding cannot be on the host while the rest is on a GPU; None if it can."""
+    """The reason that the embedding cannot be on the host while the rest is on a GPU; None if it can."""
     if placement.device.type != "cuda":
         return "the rest is there too"
     if is_tied(checkpoint, placement.weights):
@@ -132,7 +132,7 @@ def _pinning_refusal(checkpoint: Checkpoint, placement: Placement, unavailable: 
 
 
 def _smaller_formats(checkpoint: Checkpoint, placement: Placement) -> list[WeightFormat]:
-    """Those that would pack the matrices in fewer bits than they have."""
+    """The advised formats with fewer bits than the matrices have."""
     if checkpoint.weights is not None:
         return []
     formats, now = advised_formats(placement.device), placement.weights

@@ -50,9 +50,9 @@ _PROMPTS = "text, or a list of texts or of lists of token ids"
 class Runtime:
     """A checkpoint on a device, with a cache for ``max_batch_size`` sequences of ``max_seq_len`` tokens.
 
-    Made by ``Runtime.load``. Several threads may use it: their requests share the steps of ``engine``, which
-    also takes requests that do not block. A call within another one of the same thread, from a signal handler
-    say, raises NestedRunError.
+    ``Runtime.load`` creates it. Several threads may use it: their requests share the steps of ``engine``,
+    which also takes requests that do not block. A call within another one of the same thread, as from a
+    signal handler, raises NestedRunError.
     """
 
     def __init__(
@@ -100,28 +100,27 @@ class Runtime:
 
         Args:
             path_or_name: ``"demo"``, a Hugging Face directory, Adept's release (directory or .tar), a
-                native checkpoint, or a hub id ``owner/name``, whose missing files are downloaded.
+                packed checkpoint, or a hub id ``owner/name``, whose missing files are downloaded.
             revision: of a hub id: a branch, a tag or a commit; None for ``main``.
             device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, …
             dtype: of the matrices: ``float32``, ``float16``, ``bfloat16``, or ``auto``: on a GPU as stored
                 (float16 for float32), on a CPU float32 if it fits in half the memory, else as stored.
-                Where the matrices are packed, of the embedding, and ``auto`` is as stored.
-            weights: what to pack the matrices in while loading: ``int8``, ``int4`` or ``int4-g32``, on a GPU
-                also ``fp8``; None for floats, or for what a packed checkpoint holds.
-            max_seq_len: tokens that a sequence may have, prompt included; None for the model's whole context,
-                or as much of it as fits.
-            max_batch_size: sequences that are generated side by side.
+                If the matrices are packed, of the embedding, and ``auto`` is as stored.
+            weights: pack the matrices while loading: ``int8``, ``int4`` or ``int4-g32``, on a GPU also
+                ``fp8``; None for floats, or for the format of a packed checkpoint.
+            max_seq_len: tokens of a sequence, prompt included; None for the model's context, or what fits.
+            max_batch_size: sequences that are generated at once.
             cache_dtype: of keys and values: ``float16``, ``bfloat16`` or ``float32``. Devices and dtypes may
                 be torch's own too.
-            embedding: where its table is, which is only looked up, while a GPU has the rest: ``device``,
-                ``host`` (in pinned memory), or ``auto``: on the device if everything fits there.
-            check_weights: refuse weights with a NaN or an infinity, which takes reading them all once.
-            cuda_graphs: on a GPU, ``auto`` captures decode steps when they are first needed, and where that
-                fails launches them operator by operator; ``required`` raises CaptureError there; ``off``.
-            warmup: load now the libraries that the first prompt would wait for, and capture what decoding up
-                to ``max_batch_size`` sequences will need.
-            mmap: read weights from files that are mapped into memory, where some may stay; a file that is
-                truncated then ends the process. False copies them, and raises CheckpointError there.
+            embedding: with a GPU, the memory of the embedding, which is only looked up: ``device``, ``host``
+                (pinned memory), or ``auto``: on the device if everything fits there.
+            check_weights: refuse weights with a NaN or an infinity; this reads them all once.
+            cuda_graphs: on a GPU, ``auto`` captures decode steps when they are first needed, or launches them
+                operator by operator if that fails; ``required`` raises CaptureError instead; ``off``.
+            warmup: load the libraries that the first prompt would wait for, and capture the steps of up to
+                ``max_batch_size`` sequences.
+            mmap: map weight files into memory; a file that is truncated later ends the process. False copies
+                them, and a truncated file raises CheckpointError.
             progress: show a progress bar on stderr.
 
         Raises CheckpointError for a bad checkpoint, ParameterError for an argument out of its range, and
@@ -168,7 +167,7 @@ class Runtime:
         return self.engine.runner.cache.max_batch_size
 
     def memory(self) -> MemoryPlan:
-        """What weights, cache and working memory take, and the longest context that would fit."""
+        """The memory of weights, cache and workspace, and the longest context that would fit."""
         return self._plan
 
     def stats(self) -> Stats:
@@ -176,19 +175,16 @@ class Runtime:
         return Stats(*self.engine.runner.model.neuron_counts.tolist())
 
     def warm_up(self) -> None:
-        """Load what the first prompt and step would wait for, and on a GPU capture steps.
-
-        It changes no text that is generated afterwards.
-        """
+        """Load the libraries of the first prompt and step, and on a GPU capture steps; no text changes."""
         with explaining_out_of_memory(self._plan, during="capturing decode steps"):
             self.engine.warmup()
 
     def captures(self) -> CaptureReport | None:
-        """What was captured into CUDA graphs, and what that took; None where steps are not captured."""
+        """The CUDA graphs captured so far, and their cost; None if steps are not captured."""
         return self.engine.runner.captures()
 
     def bytes_read_per_step(self, context_tokens: int) -> int:
-        """What decoding one token of one sequence reads, when ``context_tokens`` stand before it."""
+        """The bytes that decoding one token reads after ``context_tokens`` others of its sequence."""
         context_tokens = integer("context_tokens", context_tokens, 0)
         weights = self.engine.runner.model.weights.bytes_per_step(self.tokenizer.vocab_size)
         return weights + self._plan.cache_bytes_per_token * context_tokens
@@ -223,12 +219,12 @@ class Runtime:
     ) -> Generation | list[Generation]:
         """Continue a prompt (→ a Generation) or several (→ a list of them, in order).
 
-        A prompt is text, or in a list also token ids. Each gets exactly what it would get alone; there may be
-        more of them than ``max_batch_size``. Ctrl-C ends all of them with what there is.
+        A prompt is text, or in a list also token ids. Each gets the text that it would get alone; there may
+        be more prompts than ``max_batch_size``. Ctrl-C ends all of them with the text so far.
 
         Args:
-            params: for all prompts, or one for each; else give its fields as keywords.
-            add_bos: whether BOS is put before text; None for what the checkpoint says.
+            params: for all prompts, or one for each; or its fields as keywords.
+            add_bos: whether BOS is put before text; None for the checkpoint's setting.
 
         Raises ParameterError, or GenerationError when the logits hold a NaN.
         """
@@ -256,10 +252,9 @@ class Runtime:
         add_bos: bool | None = None,
         **keywords: Any,
     ) -> TextStream:
-        """Continue a prompt piece by piece: iterate over the text as it becomes known.
+        """Continue a prompt piece by piece; the pieces joined are the text that ``generate`` returns.
 
-        The pieces joined are the text that ``generate`` returns; ``result`` holds the rest of what it would
-        return once the stream has ended.
+        When the stream has ended, ``result`` is the Generation that ``generate`` returns.
         """
         (request,) = self._requests([prompt], _settings(params, keywords, 1), add_bos)
         return TextStream(self.engine, request, self.load_seconds)
@@ -283,7 +278,7 @@ class Runtime:
     def score_continuations(
         self, requests: SequenceOf[tuple[SequenceOf[int], SequenceOf[int]]]
     ) -> Iterator[tuple[int, Likelihood]]:
-        """The likelihood of each continuation after its context, as they become known, with its index.
+        """The index and the likelihood of each continuation after its context, as they become known.
 
         A context that several continuations share is read once.
 

@@ -11,7 +11,7 @@ from typing import Protocol
 from adept_fast.engine.decode_state import ENDLESS, RowInput
 from adept_fast.engine.sequence import Sequence
 from adept_fast.model import PREFILL_CHUNK, Segment, next_chunk
-from adept_fast.sampling import MOST_DRAFTS
+from adept_fast.sampling import MAX_DRAFTS
 
 
 class Scheduled(Protocol):
@@ -129,7 +129,7 @@ class Scheduler:
     def schedule(self, sequences: list[Sequence]) -> tuple[list[ScheduledSequence], list[RowInput]]:
         """Give each sequence a row, and one more for each drafted token."""
         # The kernels of a decode step take as many rows as one sequence has with all its drafts.
-        max_drafts = (1 + MOST_DRAFTS) // len(sequences) - 1
+        max_drafts = (1 + MAX_DRAFTS) // len(sequences) - 1
         scheduled: list[ScheduledSequence] = []
         inputs: list[RowInput] = []
         for sequence in sequences:

@@ -159,7 +159,7 @@ def score_targets(model: Persimmon, hidden: Tensor, targets: Sequence[Target]) -
     rows, ids = to_device([[t.row for t in targets], [t.token_id for t in targets]], hidden.device)
     logprobs, likeliest = [], []
     for some_rows, some_ids in zip(rows.split(SCORED_ROWS), ids.split(SCORED_ROWS), strict=True):
-        # No name holds the logits, or the next ones would lie beside them.
+        # The logits get no name, so that they are freed before the next ones are computed.
         scores = model.all_logits(hidden[some_rows]).log_softmax(-1)  # [rows, vocab]
         logprobs.append(scores.gather(-1, some_ids[:, None])[:, 0])
         likeliest.append(scores.argmax(-1) == some_ids)
@@ -168,8 +168,7 @@ def score_targets(model: Persimmon, hidden: Tensor, targets: Sequence[Target]) -
 
 
 class TokenLogprobs:
-    """The log-probabilities of sampled tokens and of the likeliest ones: computed on the device at once, read
-    when the first is needed."""
+    """Log-probabilities of sampled tokens and of the likeliest ones: on the device until they are used."""
 
     def __init__(self, logits: Tensor, ids: Tensor, max_top: int) -> None:
         """Of ids, int64 [rows], and of the ``max_top`` likeliest tokens; logits are float32 [rows, vocab]."""

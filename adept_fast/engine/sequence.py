@@ -55,10 +55,10 @@ class Timings:
 class Generation:
     """The result of a request.
 
-    ``text`` goes on exactly where the prompt ends, usually with a space. ``finish_reason``: ``eos`` the
-    model ended the text, ``stop`` a stop string or stop token did, ``length`` max_new_tokens or the context
-    was reached, ``interrupted`` Ctrl-C or a cancellation ended it. ``token_ids`` does not hold the token that
-    ended the text. ``logprobs`` has an entry for each of ``token_ids``, or is None if not requested.
+    ``text`` begins exactly where the prompt ends, usually with a space. ``finish_reason``: ``eos`` the model
+    ended the text, ``stop`` a stop string or stop token did, ``length`` max_new_tokens or the context was
+    reached, ``interrupted`` Ctrl-C or a cancellation ended it. ``token_ids`` is without the token that ended
+    the text. ``logprobs`` has an entry for each of ``token_ids``, or is None if not requested.
     """
 
     text: str
@@ -78,12 +78,11 @@ class Request:
 
 @dataclass(frozen=True)
 class GenerationEvent:
-    """What one step added to a text.
+    """The tokens and the text of one step.
 
     ``text`` is the part that became certain: bytes of a character, or the beginning of a stop string, are
-    held back until more tokens have come. ``logprobs`` has an entry for each token, or is None if not
-    requested.
-    ``finish_reason`` is None in all events but the last.
+    held back. ``logprobs`` has an entry for each token, or is None if not requested. ``finish_reason`` is
+    None in all events but the last.
     """
 
     token_ids: tuple[int, ...]
@@ -218,7 +217,7 @@ class Sequence:
             self._end("interrupted")
 
     def generation(self, load_seconds: float) -> Generation:
-        """What was generated so far."""
+        """The result so far."""
         timings = Timings(
             load_seconds=load_seconds,
             prefill_seconds=self._first_token_at - self._started_at,

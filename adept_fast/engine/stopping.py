@@ -8,9 +8,9 @@ from collections.abc import Sequence
 class StopMatcher:
     """Passes text on until a stop string is complete; the string itself is held back.
 
-    Text that may turn out to be the beginning of a stop string waits for what follows it, or for ``finish``.
-    Of several stop strings the one that is complete first ends the text; among those complete at the same
-    character, the one that starts first.
+    Text that may be the beginning of a stop string is held back until the next ``push`` or ``finish``. The
+    stop string that is complete first ends the text; of several that end at one character, the one that
+    starts first.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -33,7 +33,7 @@ class StopMatcher:
         return text[: len(text) - held]
 
     def finish(self) -> str:
-        """What was held back and never became a stop string."""
+        """The text held back, which is no stop string."""
         held, self._held = self._held, ""
         return held
 

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_FALLBACK_SECONDS = 0.5  # between looks at a turn that ended without waking those who wait
+_FALLBACK_SECONDS = 0.5  # between checks for a turn that ended without waking the other threads
 
 
 class NestedRunError(RuntimeError):
@@ -45,14 +45,14 @@ class Turns:
         """Wait for the turn, and have it until the end of the ``with``. Raises NestedRunError."""
         turn = _Turn()
         try:
-            while not self._take(turn, _never):
+            while not self._take(turn, lambda: False):
                 pass
             yield
         finally:
             self._end(turn)
 
     def work_until(self, is_done: Callable[[], bool], work: Callable[[], None]) -> None:
-        """Return when ``is_done()``; until then call ``work`` again and again, or let another thread do so.
+        """Return when ``is_done()``; until then call ``work`` repeatedly, or let another thread do so.
 
         Raises what ``work`` raises, and NestedRunError within it.
         """
@@ -67,7 +67,7 @@ class Turns:
                 self._end(turn)
 
     def is_held_here(self) -> bool:
-        """Whether this very thread has the turn."""
+        """Whether this thread has the turn."""
         current = self._holder()
         return current is not None and current.thread == threading.get_ident()
 
@@ -104,10 +104,6 @@ class Turns:
             holder.is_over = True
         self._changed = threading.Condition()
         self._after_fork()
-
-
-def _never() -> bool:
-    return False
 
 
 _all: weakref.WeakSet[Turns] = weakref.WeakSet()

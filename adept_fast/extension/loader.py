@@ -3,8 +3,8 @@
 The extension that an installation built is used while its sources have not changed. Otherwise it is
 built once for the present sources and flags, into a directory of the user's cache.
 
-Read from the environment, besides what the recipe reads: ADEPT_FAST_CACHE, the directory to build in (default
-``~/.cache/adept-fast``); ADEPT_FAST_BUILD, 0 to build nothing at import.
+Read from the environment, besides the recipe's variables: ADEPT_FAST_CACHE, the directory to build in
+(default ``~/.cache/adept-fast``); ADEPT_FAST_BUILD, 0 to build nothing at import.
 
 A build with sanitizers has its own directory in the cache. If there is nvcc, it has the CUDA sources too and
 fails if they do; ADEPT_FAST_CUDA=0 leaves them out. AddressSanitizer must be loaded before Python, and Python
@@ -27,8 +27,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch  # noqa: F401  torch must load the libraries that the extension is linked to
 
 from adept_fast.extension import recipe
 from adept_fast.extension.recipe import BuildError, Record
@@ -92,9 +90,8 @@ def cache_directory() -> Path:
 
 def _find() -> tuple[Path, Record, str]:
     # Without its preloaded runtime, AddressSanitizer ends the whole process.
-    if "address" in os.environ.get("ADEPT_FAST_SANITIZE", "") and "asan" not in os.environ.get(
-        "LD_PRELOAD", ""
-    ):
+    sanitizers, preloaded = (os.environ.get(name, "") for name in ("ADEPT_FAST_SANITIZE", "LD_PRELOAD"))
+    if "address" in sanitizers and "asan" not in preloaded:
         raise BuildError("AddressSanitizer is not preloaded: LD_PRELOAD=$(gcc -print-file-name=libasan.so)")
     csrc = find_sources()
     installed = recipe.read_record(PACKAGE)
@@ -147,14 +144,18 @@ def _build(csrc: Path, directory: Path, key: str) -> Record:
 
 
 def _run_recipe(csrc: Path, out: Path, objects: Path, log: Path) -> None:
-    # In a separate process, because setuptools changes its own. A preloaded sanitizer would report on the
-    # compiler.
-    script = str(Path(recipe.__file__).parent)
-    command = [sys.executable, script, f"--csrc={csrc}", f"--out={out}", f"--objects={objects}"]
-    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    paths = (f"--csrc={csrc}", f"--out={out}", f"--objects={objects}")
+    # It finds the modules that this process finds. A preloaded sanitizer would report on the compiler.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "LD_PRELOAD": ""}
     with log.open("w", encoding="utf-8") as output:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, check=False
+            [sys.executable, "-m", recipe.__name__, *paths],
+            cwd=PACKAGE.parent,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            check=False,
         )
     if done.returncode:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -191,6 +192,8 @@ def _load_module(path: Path) -> None:
     loader = importlib.machinery.ExtensionFileLoader(full_name, str(path))
     spec = importlib.util.spec_from_file_location(full_name, path, loader=loader)
     assert spec is not None
+    import torch  # noqa: F401  (loads the libraries that the extension is linked to)
+
     try:
         module = importlib.util.module_from_spec(spec)
         loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""Advice: a plan for what is asked for, or a sentence that says which setting would fit."""
+"""Plans the memory of a request, or names a setting with which it would fit."""
 
 from __future__ import annotations
 
@@ -17,14 +17,11 @@ _CONTEXT_STEP = 64  # a context that is chosen to fit is a multiple of this many
 
 
 class InsufficientMemoryError(ValueError):
-    """What was asked for does not fit on the device; the sentence names a setting with which it does."""
+    """A request does not fit on the device; the message names a setting with which it does."""
 
 
 def plan_memory(request: MemoryRequest) -> MemoryPlan:
-    """Plan weights, workspace and cache.
-
-    Raises InsufficientMemoryError if it does not fit, with a setting that does.
-    """
+    """Plan weights, workspace and cache. Raises InsufficientMemoryError if they do not fit."""
     embedding = request.chosen_embedding()
     longest = request.longest_context(embedding)
     chosen = request.max_seq_len
@@ -43,9 +40,9 @@ def plan_memory(request: MemoryRequest) -> MemoryPlan:
 def out_of_memory(
     plan: MemoryPlan, during: str = "capturing a decode graph", *, held_bytes: int | None = None
 ) -> InsufficientMemoryError:
-    """The error to raise if memory ran out all the same: what was planned, what is free, and what fits.
+    """The error if memory ran out despite the plan.
 
-    ``held_bytes`` is what the plan's weights and cache hold at this moment; None for all of it.
+    ``held_bytes`` is what weights and cache hold at this moment; None for all of the plan.
     """
     free = available_bytes(plan.request.device)
     held = plan.weights_bytes + plan.cache_bytes if held_bytes is None else held_bytes
@@ -64,10 +61,7 @@ def out_of_memory(
 def explaining_out_of_memory(
     plan: MemoryPlan, during: str, *, held_bytes: int | None = None
 ) -> Iterator[None]:
-    """Raise ``out_of_memory`` in place of torch's error.
-
-    The allocations of the calls inside are released first, so that they count as free.
-    """
+    """Replace torch's error by ``out_of_memory``, after the allocations of the calls inside are released."""
     try:
         yield
     except RuntimeError as error:
@@ -78,7 +72,7 @@ def explaining_out_of_memory(
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch found no memory: of a GPU, of the host for it, or of a CPU."""
+    """Whether torch could not allocate memory, on a GPU or on the host."""
     message = str(error)
     of_driver = isinstance(error, torch.AcceleratorError) and "out of memory" in message
     return isinstance(error, torch.OutOfMemoryError) or of_driver or "can't allocate memory" in message
@@ -100,7 +94,7 @@ def _demand(plan: MemoryPlan) -> str:
 
 
 def _advice(plan: MemoryPlan) -> str:
-    """The first setting with which it fits, and how far; or that there is none."""
+    """The first setting with which the request fits, and its longest context; or that none fits."""
     enough = _min_context(plan.request)
     for setting, changed, embedding in _changes(plan):
         longest = changed.longest_context(embedding)
@@ -116,12 +110,12 @@ def _advice(plan: MemoryPlan) -> str:
 
 
 def _min_context(request: MemoryRequest) -> int:
-    """A shorter context is no help, unless it is asked for."""
+    """The shortest context that is advised, unless a shorter one is requested."""
     return min(_CONTEXT_STEP, request.max_seq_len or request.config.max_position_embeddings)
 
 
 def _changes(plan: MemoryPlan) -> Iterator[tuple[str, MemoryRequest, str]]:
-    """One setting after another that takes less: name, changed request, and place of the embedding."""
+    """Settings that take less memory, each alone: name, changed request, device of the embedding."""
     request, embedding, enough = plan.request, plan.embedding, _min_context(plan.request)
     if request.max_seq_len is not None:
         yield "", request, embedding
@@ -141,7 +135,7 @@ def _changes(plan: MemoryPlan) -> Iterator[tuple[str, MemoryRequest, str]]:
 
 
 def _all_changes(plan: MemoryPlan) -> tuple[str, MemoryRequest, str]:
-    """All of them at once: what takes least."""
+    """All of these settings together: the request that takes the minimum."""
     request, embedding = replace(plan.request, max_batch_size=1), plan.embedding
     settings = ["max_batch_size 1"]
     if request.can_pin:

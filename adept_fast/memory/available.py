@@ -11,8 +11,7 @@ from adept_fast.system.cgroup_memory import cgroup_room
 
 
 def available_bytes(device: torch.device) -> int:
-    """Free GPU memory and the part that torch keeps unused, or the memory of the host that the system and the
-    limits of control groups can give without swapping."""
+    """A GPU's free memory and torch's cache; the host's, within its control groups and without swap."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -22,7 +21,7 @@ def available_bytes(device: torch.device) -> int:
 
 
 def _free_on_host() -> int:
-    """Without swapping, and whatever limits there are."""
+    """Without swapping; limits of control groups are not considered."""
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         for line in meminfo.read_text().splitlines():

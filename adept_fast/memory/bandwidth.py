@@ -1,8 +1,7 @@
-"""The bandwidth of a device's memory, measured; reading it is the limit that a decode step is judged by.
+"""Measures the bandwidth of a device's memory, in bytes per second.
 
-``BandwidthProbe(device).measure()`` is the read bandwidth, by the extension's kernel that only reads.
-``measure_copy_bandwidth(device)`` is what a copy moves, another figure: on a GPU it is less.
-Both are bytes a second.
+Decode steps are compared with the read bandwidth: ``BandwidthProbe`` measures it with the extension's kernel
+that only reads. ``measure_copy_bandwidth`` measures a copy, which is slower on a GPU.
 """
 
 from __future__ import annotations
@@ -15,23 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adept_fast import extension
-from adept_fast.ops import cuda
+from adept_fast.ops import cpu, cuda
 from adept_fast.system.huge_pages import HugePages
 
 _CPU_BYTES = 256 * 1024 * 1024  # well past any cache of a CPU
 _GPU_BYTES = 1024 * 1024 * 1024  # well past the second-level cache of a GPU, which has up to 128 MB
-_CACHES = 4  # a buffer of fewer times the second-level cache would be read from there in part
+_CACHES = 4  # times the second-level cache: the minimum size of a buffer, most of which is then not cached
 _REPEATS = 4
 _CALLS = 8  # of a repeat on a GPU
 
 
 class BandwidthProbe:
-    """Reads a buffer that it keeps: with all of torch's threads on a CPU, by a kernel on a GPU.
+    """Reads a buffer that it keeps, with all of torch's threads on a CPU. A measurement takes about 30 ms.
 
-    The buffer is 256 MiB in huge pages on a CPU, and on a GPU 1 GiB, or half of what is free. A measurement
-    takes some 30 ms. Where the extension has no kernel for a GPU, torch's sum reads, which is said in a
-    RuntimeWarning. Raises RuntimeError where a GPU has too little free memory to be measured.
+    The buffer is 256 MiB in huge pages on a CPU; on a GPU 1 GiB, or half of the free memory. If the extension
+    has no kernel for the GPU, torch's sum reads, with a RuntimeWarning.
+
+    Raises RuntimeError if a GPU has too little free memory to be measured.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -39,20 +38,20 @@ class BandwidthProbe:
         self._read = _reader(device)
 
     def measure(self) -> float:
-        """Bytes a second: the best of a few goes."""
-        return self._buffer.nbytes / _least_seconds(self._buffer.device, lambda: self._read(self._buffer))
+        """The best of a few measurements, in bytes per second."""
+        return self._buffer.nbytes / _min_seconds(self._buffer.device, lambda: self._read(self._buffer))
 
 
 def measure_read_bandwidth(device: torch.device) -> float:
-    """Bytes a second that a device's memory gives to who only reads, measured once."""
+    """The read bandwidth in bytes per second, measured once."""
     return BandwidthProbe(device).measure()
 
 
 def measure_copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second that torch's copy moves, those that are read and those that are written counted."""
+    """The bytes per second that torch's copy reads and writes, together."""
     source = _buffer(device, buffers=2)
     target = torch.empty_like(source)
-    bandwidth = 2 * source.nbytes / _least_seconds(source.device, lambda: target.copy_(source))
+    bandwidth = 2 * source.nbytes / _min_seconds(source.device, lambda: target.copy_(source))
     if device.type == "cuda":
         del source, target
         torch.cuda.empty_cache()  # others on this GPU may be waiting for the memory
@@ -60,7 +59,7 @@ def measure_copy_bandwidth(device: torch.device) -> float:
 
 
 def _buffer(device: torch.device, buffers: int = 1) -> Tensor:
-    """float32, for one of so many buffers that are to be there together."""
+    """A buffer in float32; memory has room for ``buffers`` of that size."""
     if device.type != "cuda":
         return HugePages().empty((_CPU_BYTES // 4,), torch.float32).fill_(1)
     free, _ = torch.cuda.mem_get_info(device)
@@ -75,23 +74,21 @@ def _buffer(device: torch.device, buffers: int = 1) -> Tensor:
 
 
 def _reader(device: torch.device) -> Callable[[Tensor], Any]:
-    """What reads a buffer once."""
+    """A function that reads a buffer once."""
+    reason = (cuda if device.type == "cuda" else cpu).unavailable(device)
+    if reason is None:
+        return torch.ops.adept_fast.read
     if device.type == "cuda":
-        reason = cuda.unavailable(device)
-        if reason is None:
-            return torch.ops.adept_fast.read
         warnings.warn(
             f"torch's sum, which may be slower than a kernel, measures the bandwidth of {device}: {reason}",
             RuntimeWarning,
             stacklevel=3,
         )
-    elif extension.load().loaded:
-        return torch.ops.adept_fast.read
     return torch.sum
 
 
-def _least_seconds(device: torch.device, call: Callable[[], Any]) -> float:
-    """Of one call."""
+def _min_seconds(device: torch.device, call: Callable[[], Any]) -> float:
+    """The time of the fastest call."""
     if device.type != "cuda":
         return min(_seconds_on_cpu(call) for _ in range(_REPEATS))
     with torch.cuda.device(device):
@@ -105,7 +102,7 @@ def _seconds_on_cpu(call: Callable[[], Any]) -> float:
 
 
 def _seconds_on_gpu(call: Callable[[], Any]) -> float:
-    """By events around calls that are queued back to back.
+    """The time of a call, by events around calls that are queued back to back.
 
     The first call is not counted: while it runs, the host queues the others, so that the GPU never waits.
     """

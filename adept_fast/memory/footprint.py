@@ -19,16 +19,15 @@ from adept_fast.weights import (
 )
 
 _CPU = torch.device("cpu")
-_PACKING_BLOCKS_BYTES = 1 << 27  # of the blocks in float32 that a matrix is rounded in, on a GPU
+_PACKING_BLOCKS_BYTES = 1 << 27  # of the float32 blocks in which a GPU rounds a matrix
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """The bytes of weights that are packed as ``weights``, or that are floats if it is None.
+    """The bytes of weights packed as ``weights``; None for floats.
 
-    ``embedding_bytes`` are of a table that is only looked up: 0 if it is the output matrix too.
-    ``loading_bytes`` is the maximum that loading a matrix takes beside the weights, ``unpacking_bytes`` what
-    a long prompt takes to turn packed weights into floats.
+    ``embedding_bytes`` is 0 if the embedding is the output matrix too. ``loading_bytes`` is the maximum that
+    loading a matrix needs beside the weights, ``unpacking_bytes`` what a long prompt needs to dequantize.
     """
 
     weights: WeightFormat | None
@@ -39,12 +38,12 @@ class Footprint:
 
     @property
     def setting(self) -> str:
-        """``weights "int8"``, as advice has it."""
+        """``weights "int8"``, for advice."""
         return f'weights "{None if self.weights is None else self.weights.name}"'
 
     @property
     def total_bytes(self) -> int:
-        """All that ``load_weights`` holds, wherever the embedding is."""
+        """All weights, wherever the embedding is."""
         return self.other_bytes + self.embedding_bytes
 
 
@@ -55,7 +54,7 @@ def footprint(
     device: torch.device = _CPU,
     vocab_rows: int | None = None,
 ) -> Footprint:
-    """Of ``load_weights`` with the same arguments."""
+    """The footprint of ``load_weights`` with the same arguments."""
     weights = weight_format(checkpoint, weights)
     sizes = tensor_bytes(checkpoint, dtype, weights, device, vocab_rows)
     embedding = 0 if is_tied(checkpoint, weights) else sizes[EMBEDDING]
@@ -75,8 +74,7 @@ def tensor_bytes(
     device: torch.device = _CPU,
     vocab_rows: int | None = None,
 ) -> dict[str, int]:
-    """The bytes of each tensor that ``load_weights`` holds, by its name; a tied output matrix is not among
-    them, unless it is packed."""
+    """Name → bytes of each tensor that ``load_weights`` returns; a tied output matrix only if packed."""
     weights = weight_format(checkpoint, weights)
     checkpoint = with_vocabulary(checkpoint, vocab_rows)
     sizes = {name: matrix.nbytes for name, matrix in matrices_to_pack(checkpoint, weights, device).items()}

@@ -12,9 +12,9 @@ MIN_LENGTH = 256  # the positions of one block of decode_attention: a shorter bu
 
 @dataclass(frozen=True)
 class GraphBuckets:
-    """The shapes that steps come in, both rising: numbers of rows, and bounds of the length.
+    """The shapes of steps, in ascending order: numbers of rows, and bounds of the length.
 
-    With lengths that double, no step has a grid more than twice what its length needs.
+    Lengths double, so the grid of a step is at most twice as large as its length needs.
     """
 
     batch_sizes: Sequence[int]
@@ -22,12 +22,12 @@ class GraphBuckets:
 
     @classmethod
     def all(cls, max_rows: int, max_seq_len: int) -> GraphBuckets:
-        """Every step as it is."""
+        """A bucket for every number of rows and every length."""
         return cls(range(1, max_rows + 1), range(1, max_seq_len + 1))
 
     @classmethod
     def few(cls, max_rows: int, max_seq_len: int) -> GraphBuckets:
-        """For graphs: BATCH_SIZES, then all more rows at once; powers of two from MIN_LENGTH on."""
+        """For graphs: BATCH_SIZES and the maximum of rows; powers of two from MIN_LENGTH on."""
         sizes = [size for size in BATCH_SIZES if size < max_rows]
         lengths = []
         length = MIN_LENGTH
@@ -37,7 +37,7 @@ class GraphBuckets:
         return cls((*sizes, max_rows), (*lengths, max_seq_len))
 
     def fitting(self, rows: int, length: int) -> tuple[int, int]:
-        """The smallest shape that has room for so many rows and positions."""
+        """The smallest shape with at least these rows and positions."""
         return (
             self.batch_sizes[bisect_left(self.batch_sizes, rows)],
             self.lengths[bisect_left(self.lengths, length)],

@@ -1,4 +1,4 @@
-"""MemoryPlan: what a model and its cache take, for a MemoryRequest that says what is to be held."""
+"""MemoryPlan: the memory of a model and its cache. MemoryRequest: what it is planned for."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ UNLIMITED_BYTES = 2**63 - 1
 
 @dataclass(frozen=True)
 class MemoryRequest:
-    """What is to be held, and how much memory there is for it.
+    """A model and cache to load, and the free memory.
 
     ``max_seq_len`` None is the longest context that fits. ``embedding`` is ``device``, ``host`` for pinned
-    memory of the host, or ``auto``: on the device if all that is asked for fits there. ``pinning_refusal`` is
-    why it cannot be on the host; None if it can. ``other_weights`` are of other formats, for advice.
-    ``vocab_rows`` are the rows of the vocabulary that are held.
+    memory of the host, or ``auto``: on the device if everything fits there. ``pinning_refusal`` is the reason
+    that it cannot be on the host; None if it can. ``other_weights`` are other formats, for advice.
     """
 
     config: PersimmonConfig
     device: torch.device
     weights: Footprint
-    vocab_rows: int
+    vocab_rows: int  # of the vocabulary, that are loaded
     available_bytes: int
     host_available_bytes: int = UNLIMITED_BYTES
     cache_dtype: torch.dtype = torch.float16
@@ -48,7 +47,7 @@ class MemoryRequest:
 
     @property
     def small_pages_reason(self) -> str | None:
-        """Why the matrices are not copied to huge pages; None if they are."""
+        """The reason that matrices are not copied to huge pages; None if they are."""
         if self.device.type != "cpu":
             return "as its driver has them"
         if self.weights.total_bytes > self.available_bytes // 2:
@@ -63,11 +62,11 @@ class MemoryRequest:
         return "host" if self.can_pin and not self.plan(wanted, "device").fits else "device"
 
     def longest_context(self, embedding: str) -> int:
-        """How many tokens a slot can hold, at most what the model was trained for; 0 if nothing fits."""
+        """The tokens that a slot can hold, at most the context of the model; 0 if nothing fits."""
         return largest(self.config.max_position_embeddings, lambda count: self.plan(count, embedding).fits)
 
     def plan(self, max_seq_len: int, embedding: str) -> MemoryPlan:
-        """The sizes, whether they fit or not; ``longest_context`` is left at 0."""
+        """The sizes, whether they fit or not, without ``longest_context``."""
         workspace = Workspace(self.config, self.device, self.vocab_rows, self.cache_dtype)
         at_work = max(
             workspace.prompt_bytes(max_seq_len) + self.weights.unpacking_bytes,
@@ -93,11 +92,11 @@ class MemoryRequest:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Sizes in bytes, on the device but for ``pinned_bytes``, which are of the host.
+    """Sizes in bytes: ``pinned_bytes`` on the host, the others on the device.
 
-    ``available_bytes`` is what the device had free before loading. ``longest_context`` is how many tokens a
-    slot can hold there beside the weights, at most what the model was trained for. ``workspace_bytes`` and
-    ``graphs_bytes`` are upper bounds. ``embedding`` is where it will be: ``device`` or ``host``.
+    ``available_bytes`` was free on the device before loading. ``longest_context`` is the number of tokens
+    that a slot can hold, at most those of the model. ``workspace_bytes`` and ``graphs_bytes`` are upper
+    bounds. ``embedding`` is ``device`` or ``host``.
     """
 
     device: str
@@ -120,12 +119,12 @@ class MemoryPlan:
 
     @property
     def total_bytes(self) -> int:
-        """The maximum that is taken once everything is loaded."""
+        """The maximum after loading."""
         return self.weights_bytes + self.workspace_bytes + self.graphs_bytes + self.cache_bytes
 
     @property
     def peak_bytes(self) -> int:
-        """The maximum that is taken, loading included."""
+        """The maximum, loading included."""
         return max(self.total_bytes, self.weights_bytes + self.request.weights.loading_bytes)
 
     @property
@@ -134,7 +133,7 @@ class MemoryPlan:
 
 
 def pinned_bytes(size: int) -> int:
-    """What torch takes to pin ``size`` bytes: it rounds up to a power of two."""
+    """The bytes that torch allocates to pin ``size`` bytes: the next power of two."""
     return 1 << (size - 1).bit_length() if size else 0
 
 

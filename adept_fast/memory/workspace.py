@@ -1,6 +1,6 @@
-"""Workspace: upper bounds of what a model works with beside its weights and cache, in bytes.
+"""Workspace: upper bounds of the memory that a model needs beside its weights and cache, in bytes.
 
-On a GPU they are those of the CUDA kernels, which the extension knows; plain PyTorch may take more.
+On a GPU they are those of the CUDA kernels, which the extension computes; plain PyTorch may need more.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ from adept_fast.model import PREFILL_CHUNK
 
 SCORED_ROWS = 64  # logits are computed for this many tokens at once: a row of the 8B's takes a megabyte
 
-# An allowance, not a measurement: what the driver and torch take by themselves on a GPU, for the code of
-# kernels, for cuBLAS's workspaces and for allocations that are rounded up.
+# Estimated: a GPU's memory for the driver, torch, kernels' code, cuBLAS and the rounding of allocations.
 CUDA_ALLOWANCE_BYTES = 1 << 29
 
-# An allowance for the kernels' workspaces of one row of a decode step, if the extension is not loaded: twice
-# what a row of the 8B's takes at its whole context.
+# Estimated workspaces of a row's decode step without the extension: twice the 8B's at its whole context.
 ROW_ALLOWANCE_BYTES = 1 << 23
 
 _FLOAT = 4
@@ -30,13 +28,13 @@ _EAGER_SAMPLING = 64  # bytes a logit: itself, its probability in float64, those
 
 
 def max_rows(max_batch_size: int) -> int:
-    """Of a decode step: one of each sequence, or one sequence with all its drafts."""
+    """The rows of a decode step: one for each sequence, or one sequence with all its drafts."""
     return max(max_batch_size, MAX_STEP_TOKENS)
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Of a model of ``vocab_rows`` rows of the vocabulary on a device."""
+    """The upper bounds for a model with ``vocab_rows`` rows of the vocabulary on a device."""
 
     config: PersimmonConfig
     device: torch.device
@@ -44,18 +42,15 @@ class Workspace:
     cache_dtype: torch.dtype = torch.float16
 
     def fixed_bytes(self, max_seq_len: int, max_batch_size: int) -> int:
-        """What is held from loading on: rotary tables, and for every slot the tokens that it has seen and
-        those that end it (of which graphs have a second set for their warm-up)."""
+        """Allocated at loading: rotary tables, each slot's tokens and, twice for graphs, its end tokens."""
         tables = self.config.rotary_dim * max_seq_len * _FLOAT
         allowance = CUDA_ALLOWANCE_BYTES if self.device.type == "cuda" else 0
         return tables + 3 * max_batch_size * self.vocab_rows + allowance
 
     def prompt_bytes(self, max_seq_len: int) -> int:
-        """What reading a chunk of a prompt takes, or scoring a part of it: activations in float32 (qkv,
-        attention, the MLP's and their squares), a mask as bools and floats, and two copies of the logits.
-
-        On a CPU, attention widens a layer's keys and values to float32.
-        """
+        """For a chunk of a prompt, or the scores of a part of it: activations in float32 (qkv, attention, the
+        MLP's and their squares), a mask as bools and floats, two copies of the logits, and on a CPU a layer's
+        keys and values in float32."""
         hidden, tokens = self.config.hidden_size, min(PREFILL_CHUNK, max_seq_len)
         activations = tokens * (8 * hidden + 3 * self.config.intermediate_size) * _FLOAT
         visible = tokens * max_seq_len * (1 + _FLOAT)
@@ -66,18 +61,17 @@ class Workspace:
         return max(activations + visible + widened, scored * _FLOAT) + ids * _FLOAT
 
     def step_bytes(self, rows: int, length: int) -> int:
-        """What a decode step of ``rows`` rows over ``length`` positions takes: activations in float32,
-        logits, and the operators' workspaces, as if nothing were reused before the end of the step."""
+        """For a decode step of ``rows`` rows over ``length`` positions, as if it reused no memory."""
         hidden, intermediate = self.config.hidden_size, self.config.intermediate_size
         if self.device.type == "cpu":
             return rows * ((8 * hidden + 2 * intermediate) * _FLOAT + self.vocab_rows * _EAGER_SAMPLING)
         return rows * (8 * hidden + self.vocab_rows) * _FLOAT + self._kernels_bytes(rows, length)
 
     def graphs_bytes(self, max_seq_len: int, max_batch_size: int) -> int:
-        """What the graphs of all buckets hold once each has been captured; 0 without graphs.
+        """Held by the captured graphs of all buckets; 0 without graphs.
 
-        Each keeps its logits. All else they share, as they run one after the other: room for the largest
-        step, and as much again for smaller ones captured before it, whose room it could not take.
+        Each keeps its logits. They share the rest, since they run one after the other: the memory of the
+        largest step, and as much again for smaller steps captured before it, whose memory did not suffice.
         """
         if self.device.type != "cuda":
             return 0
@@ -97,5 +91,5 @@ class Workspace:
 
 
 def allowance_reason() -> str | None:
-    """Why the kernels' workspaces are an allowance, and not what the extension says; None if it says them."""
+    """The reason that the kernels' workspaces are estimated; None if the extension computes them."""
     return None if extension.load().loaded else "the extension is not loaded"

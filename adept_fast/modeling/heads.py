@@ -67,18 +67,9 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
                 [kept], or for each row [batch, kept]; or bool [batch, sequence], for logits [kept, vocab].
             num_items_in_batch: divisor of the loss if a batch is read in parts.
         """
-        decoded = self.model(
-            input_ids,
-            attention_mask,
-            position_ids,
-            cache,
-            inputs_embeds,
-            use_cache,
-            output_hidden_states,
-            output_attentions,
-            return_dict=True,
-            past_key_values=past_key_values,
-        )
+        inputs = (input_ids, attention_mask, position_ids, cache, inputs_embeds)
+        wanted = (use_cache, output_hidden_states, output_attentions)
+        decoded = self.model(*inputs, *wanted, return_dict=True, past_key_values=past_key_values)
         logits = self.lm_head(_kept(decoded.last_hidden_state, logits_to_keep))
         loss = None if labels is None else next_token_loss(logits, labels, num_items_in_batch)
         result = CausalLMOutputWithPast.of(decoded, loss, logits)
@@ -120,18 +111,9 @@ class _Classifier(PersimmonPreTrainedModel):
         past_key_values: KeyValueCache | None = None,
     ) -> OutputWithLogits | tuple[object, ...]:
         """As ``PersimmonModel.forward``, to the logits and with the labels that the class describes."""
-        decoded = self.model(
-            input_ids,
-            attention_mask,
-            position_ids,
-            cache,
-            inputs_embeds,
-            use_cache,
-            output_hidden_states,
-            output_attentions,
-            return_dict=True,
-            past_key_values=past_key_values,
-        )
+        inputs = (input_ids, attention_mask, position_ids, cache, inputs_embeds)
+        wanted = (use_cache, output_hidden_states, output_attentions)
+        decoded = self.model(*inputs, *wanted, return_dict=True, past_key_values=past_key_values)
         logits = self.logits(decoded.last_hidden_state, input_ids)
         loss = None if labels is None else self.loss(logits, labels)
         result = self.output_type.of(decoded, loss, logits)

@@ -115,7 +115,7 @@ class PersimmonPreTrainedModel(nn.Module):
 
         Args:
             revision: of a hub id: a branch, a tag or a commit; None for ``main``.
-            dtype: ``"auto"`` for the stored one; or float32, float16 or bfloat16, as a torch.dtype or a name.
+            dtype: ``"auto"``: as stored; or float32, float16 or bfloat16, as a torch.dtype or a name.
             config: replaces the checkpoint's.
             mmap: read the weights memory-mapped, or copied, as ``Runtime.load`` does.
             changes: fields of the config to change, such as ``num_labels=3``.

@@ -1,4 +1,4 @@
-"""The operators that the model calls; ``dispatch.TABLE`` says which implementation runs each."""
+"""The operators that the model calls; ``dispatch.TABLE`` lists their implementations."""
 
 from __future__ import annotations
 
@@ -57,8 +57,7 @@ __all__ = [
 def cpu_step(
     weights: ModelWeights, lm_head: Matrix, cos: Tensor, sin: Tensor, eps: float, scale: float, counts: Tensor
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None:
-    """A whole decode step as one call of the extension on a CPU; None where the operators are called one by
-    one. ``ops/step.py`` describes arguments and result."""
+    """On a CPU with the extension, a whole decode step as one call (see ``ops/step.py``); None otherwise."""
     if not extension.load().loaded or weights.device.type != "cpu":
         return None
     from adept_fast.ops.step import CpuStep

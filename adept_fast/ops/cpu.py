@@ -1,4 +1,4 @@
-"""A CPU: when torch's GEMM is faster than the C++ kernels, and the products that it computes.
+"""On a CPU: when torch's GEMM is faster than the C++ kernels, and the products that it computes.
 
 A kernel reads a matrix once for all tokens of a call. With many tokens arithmetic limits a product instead of
 memory. Where the processor multiplies bfloat16, torch's GEMM does so faster than in float32. Inputs are
@@ -20,14 +20,14 @@ from adept_fast.ops import kernels, reference
 from adept_fast.ops.gemm import Gemm
 from adept_fast.quantization.matrix import Matrix, QuantizedMatrix, parts_of
 
-MAX_STREAMED_TOKENS = 16  # up to here weights are worth streaming past the tokens
-MAX_SPARSE_TOKENS = 48  # and up to here, rows of a packed down-projection without turning them into floats
+MAX_STREAMED_TOKENS = 16  # up to here, kernels that stream the weights once are faster
+MAX_SPARSE_TOKENS = 48  # up to here, the sparse down-projection is faster than dequantizing and a GEMM
 
 _HAS_BFLOAT16 = bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
 def unavailable(device: torch.device) -> str | None:
-    """Why the kernels cannot run; None if they can."""
+    """The reason that the kernels cannot run; None if they can."""
     built = extension.load()
     return None if built.loaded else built.reason
 
@@ -37,7 +37,7 @@ def language() -> str:
 
 
 def prefers_gemm(x: Tensor, w: Matrix) -> str | None:
-    """Why x · wᵀ is left to torch's GEMM, whose results are float32 as the model's inputs are."""
+    """The reason to leave x · wᵀ to torch's GEMM, for inputs in float32; None for the kernel."""
     if x.shape[0] <= MAX_STREAMED_TOKENS or isinstance(w, QuantizedMatrix) or x.dtype != torch.float32:
         return None
     if w.dtype == torch.float32 or (w.dtype == torch.bfloat16 and _HAS_BFLOAT16):

@@ -1,6 +1,4 @@
-"""An NVIDIA GPU: what its kernels take, and the products of torch's GEMM for all else.
-
-With few tokens a step takes the time to read the weights, and the kernels are made for that.
+"""On an NVIDIA GPU: the arguments that the kernels support, and products by torch's GEMM for all others.
 
 Packed weights are dequantized block by block for a GEMM. Inputs and weights are rounded to the matrix's
 product dtype, sums are float32. A power of two scales each token's inputs to near 1. That is exact, and keeps
@@ -36,7 +34,7 @@ DEQUANTIZING_BYTES = 6 * _BLOCK_ELEMENTS  # for a block of 4 bits, at once: its 
 
 @functools.cache
 def unavailable(device: torch.device) -> str | None:
-    """Why the kernels cannot run on a device; None if they can."""
+    """The reason that the kernels cannot run on a device; None if they can."""
     built = extension.load()
     if not built.loaded:
         return built.reason
@@ -49,7 +47,7 @@ def unavailable(device: torch.device) -> str | None:
 
 
 def fault(device: torch.device) -> str | None:
-    """Why the kernels do not run on a device, found by running a small one; None if they do."""
+    """The reason that kernels fail on a device, found by running a small one; None if they run."""
     if (reason := unavailable(device)) is not None:
         return reason
     words = torch.arange(1, _TRIAL_WORDS + 1, dtype=torch.int32, device=device)
@@ -66,7 +64,7 @@ def language() -> str:
 
 
 def refuses_matrices(x: Tensor, *matrices: Matrix) -> str | None:
-    """Why the kernels do not multiply x by these matrices; None if they do."""
+    """The reason that the kernels do not multiply x by these matrices; None if they do."""
     if x.shape[0] > MAX_TOKENS:
         return f"{x.shape[0]} tokens, and the kernels take at most {MAX_TOKENS}"
     for w in matrices:
@@ -81,7 +79,7 @@ def refuses_matrices(x: Tensor, *matrices: Matrix) -> str | None:
 
 
 def refuses_cache(x: Tensor, cache_layer: Tensor) -> str | None:
-    """Why the kernels do not take this cache or number of tokens; None if they do."""
+    """The reason that the kernels do not support this cache or number of tokens; None if they do."""
     if x.shape[0] > MAX_TOKENS:
         return f"{x.shape[0]} tokens, and the kernels take at most {MAX_TOKENS}"
     head_dim = cache_layer.shape[-1]
@@ -91,9 +89,9 @@ def refuses_cache(x: Tensor, cache_layer: Tensor) -> str | None:
 
 
 def refuses_table(ids: Tensor, table: Tensor) -> str | None:
-    """Why the kernel does not look up rows of this table; None if it does, in pinned memory of the host too.
+    """The reason that the kernel does not look up rows of this table, which may be pinned; None if it does.
 
-    It gives zeros for an id outside the table, for which torch's lookup ends the process's use of the GPU.
+    It returns zeros for an id outside the table. After torch's lookup of one, the process cannot use the GPU.
     """
     if table.dtype in (*_HALVES, torch.float32):
         return None

@@ -1,4 +1,4 @@
-"""Which implementation runs each operator, under which condition and why: the table, and the choice by it.
+"""The implementation of each operator: a table of rules with conditions and reasons, and the choice by it.
 
 At the first call on a device, the rules that cannot apply there are dropped; a call takes the first of the
 others that does not refuse its arguments. A kernel is one operator of torch, which itself runs C++ or CUDA.
@@ -196,13 +196,13 @@ _STEPS = {name: _Steps(name) for name in DEFINITIONS}
 
 
 def forget() -> None:
-    """Drop the rules anew at the next call, for tests."""
+    """Select the rules anew at the next call, for tests."""
     for steps in _STEPS.values():
         steps.clear()
 
 
 def _input_position(definition: Callable[..., Any]) -> int:
-    """Which argument is the activations or the ids, on whose device the operator runs."""
+    """The position of the activations or ids, on whose device the operator runs."""
     names = list(inspect.signature(definition).parameters)
     return names.index("ids") if "ids" in names else 0
 
@@ -239,10 +239,10 @@ update_decode_state = _dispatched(reference.update_decode_state)
 def slot_sampler(device: torch.device) -> Callable[..., Tensor] | None:
     """The kernel that samples with the settings of all slots, which stay on the device; None without one.
 
-    It takes logits, slots and positions, then for each slot temperature, top_k, top_p, min_p,
-    repetition_penalty, seed and seen, and returns int64 [rows] as ``ops/sample.py`` defines it. It adds the
-    chosen tokens of slots with a penalty to ``seen``. The host reads nothing that changes from step to step,
-    so a captured graph of this call stays valid.
+    Its arguments are logits, slots and positions, then for each slot temperature, top_k, top_p, min_p,
+    repetition_penalty, seed and seen; it returns int64 [rows] as ``ops/sample.py`` defines it. It adds the
+    chosen tokens of slots with a penalty to ``seen``. A captured graph of the call stays valid when settings
+    change.
     """
     rule = table("sample", device_type(device))[0]
     if rule.implementation != "kernel" or rule.unavailable(device) is not None:
@@ -274,7 +274,7 @@ def explain(
     cache_dtype: torch.dtype = torch.float16,
     head_dim: int = 64,
 ) -> list[Choice]:
-    """The implementation of each operator for a call with so many tokens, in the order of a decode step.
+    """The implementation of each operator for a call with ``tokens`` tokens, in the order of a decode step.
 
     ``weights`` is the format of packed matrices, ``dtype`` that of the others and of the embedding.
     """
@@ -286,12 +286,7 @@ def explain(
     matrix: Matrix = table
     if weights is not None:
         matrix = layout_of(device).empty(MatrixSpec(weights, (1, hidden_size)), device)
-    known = {
-        "Matrix": matrix,
-        "cache_layer": cache_layer,
-        "cache_slot": cache_layer[:, 0],
-        "table": table,
-    }
+    known = {"Matrix": matrix, "cache_layer": cache_layer, "cache_slot": cache_layer[:, 0], "table": table}
     x = example(tokens, 1, dtype=torch.float32)
     choices = []
     for name, definition in DEFINITIONS.items():

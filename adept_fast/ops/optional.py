@@ -2,8 +2,7 @@
 
 Each is imported at the first call on a GPU that could use it, and used only if its error on a small input on
 that GPU is at most twice torch's. ADEPT_FAST_OPTIONAL names the packages that may be used,
-``flash-attn,apex``, or ``none``; by default flash-attn. Apex has to be named, as no measurement here
-has shown it to be faster than torch.
+``flash-attn,apex``, or ``none``; by default flash-attn, as no measurement here has shown apex to be faster.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class Choice:
 
 
 def refuses_cache(q: Tensor, cache_slot: Tensor) -> str | None:
-    """Why flash-attn does not attend to such a cache; None if it does."""
+    """The reason that flash-attn does not support this cache; None if it does."""
     choice = flash_attention(cache_slot.device, cache_slot.dtype, cache_slot.shape[-1])
     return None if choice.used else f"flash-attn {choice}"
 
@@ -118,14 +117,11 @@ def apex_layer_norm(device: torch.device) -> Choice:
 
 def choices(device: torch.device, cache_dtype: torch.dtype, head_dim: int) -> dict[str, Choice]:
     """The choice for each package, for a model on a device."""
-    return {
-        "flash-attn": flash_attention(device, cache_dtype, head_dim),
-        "apex": apex_layer_norm(device),
-    }
+    return {"flash-attn": flash_attention(device, cache_dtype, head_dim), "apex": apex_layer_norm(device)}
 
 
 def forget() -> None:
-    """Choose anew, for tests."""
+    """Forget the choices, for tests."""
     flash_attention.cache_clear()
     apex_layer_norm.cache_clear()
 
@@ -141,13 +137,10 @@ def _version(distribution: str, module: str) -> str | None:
 
 
 def _unfit(device: torch.device, name: str) -> str:
-    """Why a package is not tried; empty if it is."""
+    """The reason that a package is not tried; empty if it is."""
     if name not in allowed():
-        return (
-            f"{_VARIABLE} does not name it"
-            if _VARIABLE in os.environ
-            else f"{_VARIABLE} would have to name it"
-        )
+        verb = "does not" if _VARIABLE in os.environ else "would have to"
+        return f"{_VARIABLE} {verb} name it"
     capability = _capability(device)
     if capability is None:
         return "it is for GPUs"

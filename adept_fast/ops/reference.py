@@ -22,8 +22,7 @@ from torch import Tensor
 
 from adept_fast.quantization.matrix import Matrix, QuantizedMatrix
 
-# A matrix of a narrower dtype than its product is widened in blocks of this many elements, which stay in the
-# processor's cache.
+# A matrix of a narrower dtype than its product is widened in blocks of this size, which stay in the cache.
 _WIDEN_ELEMENTS = 1 << 18
 
 ABSENT = -2  # the id that ``update_decode_state`` publishes for an absent row
@@ -85,9 +84,8 @@ def normalise_and_rotate(
         norms: q_gamma, q_beta, k_gamma, k_beta as ``rotary_append`` takes them.
         cos, sin: float32 [tokens, rotary_dim / 2], at each token's position.
     """
-    q, k, v = qkv.view(len(qkv), heads, 3, qkv.shape[1] // (3 * heads)).unbind(
-        2
-    )  # each [tokens, heads, head_dim]
+    # Each [tokens, heads, head_dim].
+    q, k, v = qkv.view(len(qkv), heads, 3, qkv.shape[1] // (3 * heads)).unbind(2)
     q_gamma, q_beta, k_gamma, k_beta = norms
     if q_gamma is not None and q_beta is not None and k_gamma is not None and k_beta is not None:
         q = layernorm(q, q_gamma, q_beta, eps)
@@ -138,9 +136,8 @@ def decode_attention(
         raise ValueError(f"longest is {longest}; expected 0 to {capacity}")
     present = _exist(slots, slot_count)
     lengths = torch.where(present, lengths.clamp(min=0), 0)
-    k, v = cache_layer[:, torch.where(present, slots, 0), :, :longest].to(
-        _attention_dtype(cache_layer)
-    )  # each [tokens, heads, longest, d]
+    # Each [tokens, heads, longest, head_dim].
+    k, v = cache_layer[:, torch.where(present, slots, 0), :, :longest].to(_attention_dtype(cache_layer))
     visible = torch.arange(longest, device=q.device) < lengths[:, None]  # [tokens, longest]
     # Scaled before the product, which could otherwise overflow in float16.
     scores = torch.matmul(k, (q * scale)[..., None].to(k.dtype))[..., 0].float()  # [tokens, heads, longest]
@@ -276,9 +273,8 @@ def _append(cache: Tensor, present: Tensor, slots: Tensor, positions: Tensor, ro
     that is present. If none is, all write the values that slot 0 already has at position 0. The slots and
     positions of absent tokens are 0.
     """
-    writer = torch.where(
-        present, torch.arange(len(slots), device=slots.device), present.to(torch.uint8).argmax()
-    )  # [tokens]
+    rows_of = torch.arange(len(slots), device=slots.device)
+    writer = torch.where(present, rows_of, present.to(torch.uint8).argmax())  # [tokens]
     rows = torch.where(present.any(), rows.to(cache.dtype)[writer], cache[0, :, 0])
     cache[slots[writer], :, positions[writer]] = rows
 

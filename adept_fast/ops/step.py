@@ -20,7 +20,7 @@ class CpuStep:
 
     Args:
         lm_head: the rows of the output matrix that are computed.
-        counts: int64 [2], grows by the rows of the down-projections that a step read, and by all there are.
+        counts: int64 [2], to which a step adds the rows of the down-projections that it read, and all rows.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Copies between the host and a device that wait for no kernel, or for all of them once."""
+"""Copies between host and device that wait for no kernel, or once for all."""
 
 from __future__ import annotations
 

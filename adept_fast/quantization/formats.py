@@ -130,8 +130,7 @@ class MatrixSpec:
 
 
 def spec_of(name: str, shape: tuple[int, ...], weights: WeightFormat) -> MatrixSpec | None:
-    """How ``weights`` packs the tensor that transformers calls ``name``; None for vectors and the embedding,
-    which stay floats.
+    """How ``weights`` packs the tensor ``name`` (as in transformers); None for tensors that stay floats.
 
     The down-projection is packed transposed, so that the rows of inactive neurons are not read. A step reads
     only a few rows of the embedding, so fewer bits would save no time.

@@ -31,9 +31,8 @@ class TiledMatrix(QuantizedMatrix):
 
     @classmethod
     def holds(cls, weights: WeightFormat) -> bool:
-        return not any(
-            FORMATS[name].values_dtype.is_floating_point for name in (weights.name, weights.lm_head)
-        )
+        formats = (weights, FORMATS[weights.lm_head])
+        return not any(known.values_dtype.is_floating_point for known in formats)
 
     @classmethod
     def stored(cls, spec: MatrixSpec) -> tuple[Stored, Stored]:
@@ -84,9 +83,7 @@ class TiledMatrix(QuantizedMatrix):
             scales = scales[None, : spec.shape[1]] if spec.transposed else scales[start:stop, None]
         else:
             if not spec.transposed:
-                scales = (
-                    scales[first:last].permute(0, 3, 2, 1).flatten(0, 1)
-                )  # [rows of the tiles, 1, groups]
+                scales = scales[first:last].permute(0, 3, 2, 1).flatten(0, 1)  # [rows, 1, groups]
             scales = scales[rows, 0, :: spec.format.group_size // _GROUP][:, : spec.scales_shape[1]]
             values = F.pad(values, (0, spec.padded_columns - values.shape[1]), value=8)
         return RoundedRows(spec.format, values, scales)
@@ -142,9 +139,8 @@ def _interleaved(rounded: Tensor, bits: int) -> Tensor:
 
 def _deinterleaved(packed: Tensor, bits: int) -> Tensor:
     """The inverse of ``_interleaved``."""
-    columns = (
-        packed.view(len(packed), packed.shape[1] // 64, 4, 4, 4).transpose(2, 3).flatten(2)
-    )  # [rows, blocks, 64]
+    blocks = packed.view(len(packed), packed.shape[1] // 64, 4, 4, 4)
+    columns = blocks.transpose(2, 3).flatten(2)  # [rows, blocks, 64]
     if bits == 4:
         columns = torch.stack((columns & 15, columns >> 4), dim=2)  # [rows, blocks, 2, 64]
     return columns.flatten(1)

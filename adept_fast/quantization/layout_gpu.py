@@ -19,11 +19,10 @@ class GpuMatrix(RowMajorMatrix):
 
     @staticmethod
     def join_nibbles(rounded: Tensor) -> Tensor:
-        """[rows, columns] of Q → [rows, columns / 2]: of each 8, weights 2 i and 2 i + 1 are in the low and
-        the high half of a 32-bit word, both at bit 4 i."""
-        eights = rounded.view(
-            len(rounded), rounded.shape[1] // 8, 2, 2, 2
-        )  # [rows, words, byte, nibble, half]
+        """[rows, columns] of Q → [rows, columns / 2]. Eight weights are a 32-bit word: weight 2 i is at bit
+        4 i of the low half, weight 2 i + 1 at bit 4 i of the high half."""
+        # [rows, words, byte, nibble, half]
+        eights = rounded.view(len(rounded), rounded.shape[1] // 8, 2, 2, 2)
         return (eights[:, :, :, 0] | eights[:, :, :, 1] << 4).transpose(2, 3).flatten(1)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""row_major: rows of packed weights in plain order, for files that every device reads."""
+"""row_major: packed weights row by row in plain order, for files that every device reads."""
 
 from __future__ import annotations
 

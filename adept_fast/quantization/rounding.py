@@ -1,6 +1,6 @@
 """Floats → rounded weights and scales: the definition of each format, the same on every device.
 
-The scale of a group of 4-bit weights is the one of a few candidates with the least squared error.
+The scale of a group of 4-bit weights is that candidate of a few which has the smallest squared error.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from adept_fast.quantization.formats import MatrixSpec, QuantizationError, Weigh
 BLOCK_ROWS = 16  # blocks of rows begin at multiples of this
 _BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 22}  # per block; on a CPU a block stays in the cache
 
-# Clipping the extremes of a group a little reduces the error. On gaussian groups of 32 these candidates come
-# within 0.1% of the minimal error of forty candidates.
+# Clipping a group's extremes reduces its error: to within 0.1% of forty candidates' on gaussian groups of 32.
 _SPANS = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0, 1.04, 1.08)
 
 
@@ -55,9 +54,9 @@ def row_blocks(spec: MatrixSpec, device: torch.device) -> Iterator[tuple[int, in
 
 
 def round_rows(matrix: Tensor, spec: MatrixSpec) -> Iterator[tuple[int, RoundedRows]]:
-    """The first row and the rounded rows of one block after another of a matrix of ``spec.shape``.
+    """Rounds a matrix of ``spec.shape`` block by block: the first row of each block, and its rounded rows.
 
-    It may have any float dtype and strides; blocks are on its device.
+    The matrix may have any float dtype and strides; blocks are on its device.
 
     Raises QuantizationError if it is not a matrix, or holds a NaN, an infinity or too large a number.
     """
@@ -92,8 +91,8 @@ def _column_magnitudes(matrix: Tensor, spec: MatrixSpec) -> Tensor:
 def _output_scales(largest: Tensor, weights: WeightFormat) -> Tensor:
     """The scales of outputs from their largest magnitudes, both float32 [outputs].
 
-    Scales of fp8 have 20 bits and a float8 has 4, so every product is exact in float32, and packing unpacked
-    weights changes nothing.
+    Scales of fp8 have 20 bits, and a float8 has 4. So every product is exact in float32, and weights that are
+    unpacked and packed again do not change.
     """
     _check_magnitudes(largest, weights.max_weight)
     scales = largest / weights.max_value
@@ -114,7 +113,7 @@ def _round_eight_bits(block: Tensor, scales: Tensor, weights: WeightFormat) -> T
 def _round_groups(grouped: Tensor, weights: WeightFormat) -> RoundedRows:
     """The Q of each weight of groups [rows, groups, group], and their scales.
 
-    A scale has the sign that makes Q = 0, the end of the longer side, represent the group's extreme.
+    Q = 0 means −8, and Q = 15 only 7: the sign of the scale makes Q = 0 represent the group's extreme.
     """
     magnitudes = grouped.abs()
     _check_magnitudes(magnitudes, weights.max_weight)  # all of them, since argmax may skip a NaN
@@ -125,7 +124,7 @@ def _round_groups(grouped: Tensor, weights: WeightFormat) -> RoundedRows:
         rounded = _round_signed(grouped, _as_float16(extremes * (span / -8)))
         squares = rounded.square().sum(-1, keepdim=True)
         products = (grouped * rounded).sum(-1, keepdim=True)
-        # The scale that suits these integers best; its error is this and the weights' own squares.
+        # The best scale for these integers. The squares of the weights would complete its squared error.
         scale = _as_float16(products / squares.clamp(min=1))
         error = scale * (scale * squares - 2 * products)
         better = error < lowest

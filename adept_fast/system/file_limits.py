@@ -17,7 +17,7 @@ _MAX_BYTES_OF_ANOTHER = _MIB  # config.json and generation_config.json have a fe
 
 
 def max_bytes(path: str | PurePath) -> int:
-    """By the file's name, in bytes."""
+    """The maximum for a file of that name, in bytes."""
     name = PurePath(path).name
     if name.endswith(".index.json"):
         return _MAX_INDEX_BYTES

@@ -1,8 +1,8 @@
 """Memory in huge pages: weights that are streamed every step are read faster from fewer pages.
 
-A step reads all weights: more 4 kB pages than the TLB holds, and in a virtual machine a miss costs up to
-two dozen reads. With pages of 2 MB misses are rare. Memory-mapped files have small pages, so weights are
-copied if memory allows.
+A step reads all weights. The TLB does not hold that many pages of 4 kB, and a miss costs up to two dozen
+reads in a virtual machine; with pages of 2 MB misses are rare. Memory-mapped files have small pages, so
+weights are copied if memory allows.
 """
 
 from __future__ import annotations

@@ -14,8 +14,7 @@ _MAPS = Path("/proc/self/maps")
 def release_pages(tensor: Tensor) -> bool:
     """Give back the whole pages of a tensor that is part of a mapped file; they are read again when touched.
 
-    Returns whether that was done: never if there is no Linux, and never for other memory, which would be
-    lost.
+    Returns whether it was done: only on Linux, and never for other memory, whose contents would be lost.
     """
     first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE

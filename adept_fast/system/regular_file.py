@@ -89,7 +89,7 @@ def is_there(path: str | Path) -> bool:
 
 
 def missing_target(path: str | Path) -> str | None:
-    """The clause, after its name, for a link whose target is missing; None for anything else."""
+    """The clause for a link whose target is missing; None for anything else."""
     if not os.path.islink(path) or os.path.exists(path):
         return None
     return f"is a link, and its target {os.path.realpath(path)} is missing, so the download is incomplete"
@@ -107,8 +107,7 @@ def _why_not_opened(path: Path, error: OSError | ValueError) -> str:
 
 
 def stand_in(beginning: bytes) -> str | None:
-    """The clause, after its name, for a Git LFS pointer or a server's page in place of a file, by its first
-    bytes, with the remedy; None for anything else."""
+    """The clause for a Git LFS pointer or a server's page in place of a file; None for any other."""
     if beginning.startswith(_LFS_POINTER):
         return "is a Git LFS pointer; expected the file itself, which `git lfs pull` downloads"
     text = beginning.removeprefix(codecs.BOM_UTF8).lstrip()[:20].lower()

@@ -1,4 +1,4 @@
-"""Text from outside: one rule for prompt files, standard input and JSON files.
+"""Text input: one rule for prompt files, standard input and JSON files.
 
 Text is UTF-8. A byte order mark at the beginning is dropped. LF, CRLF and a lone CR end a line and are read
 as LF; nothing else ends one (form feed, U+0085 and U+2028 are characters of the line).

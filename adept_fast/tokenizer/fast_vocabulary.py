@@ -168,9 +168,8 @@ def _describe_model(contents: Mapping[str, Any], source: str) -> tuple[int, str 
     if isinstance(vocab, list):
         unknown = model.get("unk_id")
         entry = vocab[unknown] if type(unknown) is int and 0 <= unknown < len(vocab) else None
-        return len(vocab), entry[0] if isinstance(entry, list) and entry and isinstance(
-            entry[0], str
-        ) else None
+        name = entry[0] if isinstance(entry, list) and entry else None
+        return len(vocab), name if isinstance(name, str) else None
     for piece, token_id in vocab.items():
         if type(token_id) is not int or not 0 <= token_id <= _LARGEST_ID:
             raise TokenizerError(f"{source}: the piece {piece!r:.80} has the id {token_id!r:.80}")

@@ -1,4 +1,4 @@
-"""What the ``post_processor`` of a ``tokenizer.json`` puts before a text."""
+"""The token that the ``post_processor`` of a ``tokenizer.json`` puts before a text."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from adept_fast.tokenizer.vocabulary import TokenizerError
 
 
 def leading_token(contents: Mapping[str, Any], source: str) -> str | None:
-    """The name of the token that is put before a single text, if there is one. What is put behind it is left
-    out: a prompt does not end its text.
+    """The name of the token that is put before a single text, None without one. Tokens after the text are
+    ignored, since a prompt does not end it.
 
-    Raises TokenizerError where the post-processor is malformed.
+    Raises TokenizerError if the post-processor is malformed.
     """
     for name, step in _steps(contents.get("post_processor"), source):
         if step.get("type") != "TemplateProcessing":

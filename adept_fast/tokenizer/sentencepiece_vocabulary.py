@@ -13,8 +13,7 @@ from adept_fast.tokenizer.added_tokens import AddedToken, TokenFinder
 from adept_fast.tokenizer.vocabulary import TokenizerError, is_text
 
 _SPACE = "▁"
-# A normalizer_spec, which protobuf merges into the model's own: the name identity, no table of replacements,
-# no prefix, no whitespace removed.
+# A normalizer_spec, which protobuf merges into the model's own: text is left as it is.
 _LEFT_AS_IT_IS = b"\x1a\x10\x0a\x08identity\x12\x00\x18\x00\x20\x00"
 
 

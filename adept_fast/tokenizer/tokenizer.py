@@ -7,10 +7,10 @@ import os
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 from adept_fast.arguments import ParameterError, flag, integer, optional_flag, token_ids
-from adept_fast.chat.format import ChatFormat, HumanAdeptFormat
+from adept_fast.chat.format import ChatFormat, HumanAdeptFormat, Messages
 from adept_fast.system.file_limits import max_bytes
 from adept_fast.system.regular_file import FileError, read_regular
 from adept_fast.system.short_text import short_repr
@@ -26,16 +26,15 @@ class Tokenizer:
     """A vocabulary with Persimmon's conventions.
 
     ``eos_ids`` end a text: ``|ENDOFTEXT|`` if the vocabulary has it, else sentencepiece's own end token, and
-    the end tokens of the checkpoint. Before a prompt ``|ENDOFTEXT|`` is BOS too, unless the checkpoint names
-    another token.
+    the end tokens of the checkpoint. ``|ENDOFTEXT|`` is BOS too, unless the checkpoint names another token.
 
     Args:
         model: the bytes of a ``tokenizer.model``, or a vocabulary read from elsewhere.
         add_bos: whether ``encode`` puts BOS first by default.
         bos_token: the piece of BOS.
         source: the name of the model in errors.
-        special_tokens: the checkpoint's names for special tokens, such as ``eos_token`` → ``<|im_end|>``,
-            which ends texts too; all values are pieces.
+        special_tokens: the checkpoint's special tokens, all of them pieces, such as ``eos_token`` →
+            ``<|im_end|>``, which ends texts too.
         end_ids: further tokens that end a text.
         chat_format: how a conversation becomes a prompt.
 
@@ -132,7 +131,7 @@ class Tokenizer:
     @overload
     def apply_chat_template(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         *,
         add_generation_prompt: bool = False,
         tokenize: Literal[True] = True,
@@ -142,7 +141,7 @@ class Tokenizer:
     @overload
     def apply_chat_template(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         *,
         add_generation_prompt: bool = False,
         tokenize: Literal[False],
@@ -151,7 +150,7 @@ class Tokenizer:
 
     def apply_chat_template(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         *,
         add_generation_prompt: bool = False,
         tokenize: bool = True,
@@ -184,9 +183,9 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool | None = None) -> str:
         """The text of ``ids``; each byte that is not UTF-8 becomes U+FFFD.
 
-        ``skip_special_tokens`` is about BOS, end tokens, unknown pieces and special added tokens: True leaves
-        them out, False shows all of them, by name if they have no text, and None shows those that have text,
-        as sentencepiece does.
+        ``skip_special_tokens`` concerns BOS, end tokens, unknown pieces and special added tokens: True omits
+        them, False shows all of them, by name if they have no text, and None shows those that have text, as
+        sentencepiece does.
 
         Raises TokenizerError unless ``ids`` is a list of ids of the vocabulary.
         """

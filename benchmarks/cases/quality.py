@@ -103,8 +103,10 @@ def measure(
     told = runtime.generate(requests, max_new_tokens=STORY_TOKENS, ignore_eos=True)
     stories = [story.token_ids for story in told]
     heard = stories if baseline is None else baseline.stories
-    logprobs = [token_logprobs(runtime, prompt, story) for prompt, story in zip(requests, heard, strict=True)]
-    return figures, Texts(answers, stories, torch.cat(logprobs))
+    distributions = [
+        token_logprobs(runtime, prompt, story) for prompt, story in zip(requests, heard, strict=True)
+    ]
+    return figures, Texts(answers, stories, torch.cat(distributions))
 
 
 def token_logprobs(runtime: Runtime, prompt: str, token_ids: list[int]) -> torch.Tensor:

@@ -11,30 +11,17 @@ without a toolkit. The kernels are compiled once for both; nvcc is found as for 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+
+from adept_fast.extension import recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 
-
-def load_recipe() -> Any:
-    """adept_fast.extension.recipe without the packages around it, which need torch, and would build."""
-    file = ROOT / "adept_fast" / "extension" / "recipe" / "__init__.py"
-    spec = importlib.util.spec_from_file_location("recipe", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["recipe"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-recipe = load_recipe()
 CSRC, OBJECTS, PROGRAM = ROOT / "csrc", ROOT / "build" / "objects", ROOT / "build" / "step"
 
 

@@ -1,8 +1,8 @@
 // The vector types of the kernels, the same on every machine: 16 floats, 16 integers, 64 bytes.
 //
-// AVX-512 holds one in a register, AVX2 in two, and the portable version in an array. What each operation does
-// is stated in simd_portable.h; the other two files say the same in intrinsics. Every file of kernels is compiled
-// once per instruction set with ADEPT_ISA naming the namespace it lands in.
+// AVX-512 holds one in a register, AVX2 in two, and the portable version in an array. simd_portable.h defines each
+// operation; the other two files implement it in intrinsics. Every file of kernels is compiled once for each
+// instruction set, in the namespace that ADEPT_ISA names.
 #pragma once
 
 #include <cstddef>
@@ -49,7 +49,7 @@ inline void prefetch(const T* address) {
 // How far ahead of a stream its next lines are fetched into the second-level cache.
 constexpr int64_t kStreamAhead = 1024;
 
-// For a stream that has come to `address`: the hardware's own prefetching stops at the ends of pages, and starts late.
+// Prefetches ahead of a stream that has reached `address`, as the hardware stops at the ends of pages and starts late.
 // `ahead`: the same, or so much further that the stream's next lines are kStreamAhead bytes from there.
 template <class T>
 inline void prefetch_stream(const T* address, const T* ahead) {
@@ -62,8 +62,7 @@ inline void prefetch_stream(const T* address) {
   prefetch_stream(address, address);
 }
 
-// e^x for x <= 0, within 2 ulp; 0 below -87.
-// Cody and Waite's reduction to [-ln 2 / 2, ln 2 / 2], then the minimax polynomial of Cephes' expf.
+// e^x for x <= 0, within 2 ulp; 0 below -87: Cody and Waite's reduction, then the polynomial of Cephes' expf.
 inline F32x16 exp_nonpositive(F32x16 x) {
   const F32x16 clamped = max(x, broadcast(-87.0f));
   const F32x16 n = round(mul(clamped, broadcast(1.44269504088896341f)));

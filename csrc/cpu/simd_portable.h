@@ -38,7 +38,7 @@ inline float widen(BFloat16 value) {
   return out;
 }
 
-// A half's exponent is moved to a float's place; multiplying by 2^112 then also gets the subnormals right.
+// Shifts the half's exponent to the bits of a float's; the product with 2^112 is right for subnormals too.
 inline float widen(Half value) {
   const uint32_t magnitude = uint32_t(value.bits & 0x7fff) << 13;
   float out;
@@ -199,8 +199,7 @@ inline F32x16 gather(const float* from, const int32_t* indices) {
   return out;
 }
 
-// Writes first + lane for the lanes whose bit is set, contiguously, and possibly other values up to 16 in all. Returns
-// the number of set bits.
+// Writes first + lane for each set bit, contiguously, and maybe other values, 16 in all. Returns the number of bits.
 inline int store_selected(int32_t* to, int32_t first, uint32_t lanes) {
   int count = 0;
   for (; lanes; lanes &= lanes - 1) to[count++] = first + __builtin_ctz(lanes);

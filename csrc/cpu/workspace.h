@@ -1,5 +1,4 @@
-// Buffers that live during one operator. A thread keeps its blocks, so that a decode step neither allocates memory nor
-// touches fresh pages.
+// Buffers that live during one operator. A thread keeps its blocks, so that a decode step allocates no memory.
 #pragma once
 
 #include <cstdlib>

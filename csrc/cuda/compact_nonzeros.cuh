@@ -31,8 +31,7 @@ class CompactNonzeros {
 
   __device__ int count() const { return count_; }
 
-  // Writes entries `begin` to `end` (excluded) of the list. Every thread of the block calls this; entries can be read
-  // after a barrier.
+  // Writes entries `begin` to `end` (excluded) of the list. All threads call this; a barrier makes entries readable.
   __device__ void list(int begin, int end, uint32_t* neurons) {
     int listed = 0;  // in the rounds before
     for (int first = 0; first < words_ && listed < end; first += kWords) {

@@ -39,8 +39,7 @@ cudaError_t mlp(const Mlp& mlp, void* workspace, cudaStream_t stream);
 // A token whose slot or position is out of range is left out: nothing is written for it, and its q is 0.
 cudaError_t rotary_append(const RotaryAppend& append, cudaStream_t stream);
 
-// The grid depends on `longest`, not on the lengths, which are read on the device; a length is cut to `longest`. A
-// token whose slot is out of range gets zeros.
+// Lengths are read on the device, and cut to `longest`, which sets the grid. A token with a bad slot gets zeros.
 int64_t decode_attention_workspace_bytes(const DecodeAttention& attention);
 cudaError_t decode_attention(const DecodeAttention& attention, void* workspace, cudaStream_t stream);
 

@@ -47,8 +47,7 @@ __device__ __forceinline__ int tile_of_round(int round) {
 // A lane's weights in a step, from rows g and g + 8.
 struct WeightStep {
   uint4 rows[2];
-  // In groups of 32 the float16 scale of each row. In groups of 128 a lane has one: even lanes the first row's, odd
-  // lanes the second row's.
+  // In groups of 32 the float16 scale of each row. In groups of 128 even lanes have the first row's, odd the second's.
   uint32_t scales[2];
 };
 

@@ -25,8 +25,7 @@ __host__ __device__ constexpr int chunks_of(int64_t cols) {
   return (static_cast<int>(cols) + kChunkCols<kFormat> - 1) / kChunkCols<kFormat>;
 }
 
-// Runs in a token's row of inputs: whole chunks and 64 bytes of padding, which put the next token's inputs in the other
-// half of the banks.
+// Runs in a token's inputs: whole chunks and 64 bytes of padding, so that the next token has the other banks.
 template <Format kFormat>
 __host__ __device__ constexpr int row_runs(int64_t cols) {
   return chunks_of<kFormat>(cols) * (kChunkCols<kFormat> / kRun) + 4;
@@ -46,8 +45,7 @@ __device__ __forceinline__ void read_run(const float* from, float (&run)[kRun]) 
   run[4] = high.x, run[5] = high.y, run[6] = high.z, run[7] = high.w;
 }
 
-// LayerNorm of one token by a block; the identity if gamma is null. Each pass reads the token's floats again: 16 kB at
-// hidden 4096, from L1 except the first time.
+// LayerNorm of one token by a block; the identity if gamma is null. Every pass but the first reads the floats from L1.
 class TokenNorm {
  public:
   __device__ TokenNorm(const float* x, const Norm& norm, int cols, float* scratch) : x_(x), norm_(norm) {

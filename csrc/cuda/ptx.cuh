@@ -31,8 +31,7 @@ __device__ __forceinline__ void pdl_launch_dependents() {
 #endif
 }
 
-// Loads 16 bytes that no thread writes during the kernel and that are not read again, such as weights: not kept in L1,
-// evicted first from L2.
+// Loads 16 bytes that no thread writes and that are not read again: not kept in L1, evicted first from L2.
 __device__ __forceinline__ uint4 load_once(const void* address) {
   uint64_t leaves_first;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(leaves_first));
@@ -101,8 +100,7 @@ __device__ __forceinline__ void multiply_add_bf16(float (&d)[4], const uint32_t 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Copies 16 bytes to shared memory asynchronously; wait_for_copies waits for their group. If `bytes` is below 16, the
-// rest is filled with zeros.
+// Copies `bytes` bytes, then zeros up to 16, to shared memory, asynchronously; wait_for_copies waits for the group.
 __device__ __forceinline__ void copy_async(void* shared, const void* global, uint32_t bytes = 16) {
   const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");

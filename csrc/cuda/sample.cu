@@ -27,7 +27,7 @@ namespace adept::cuda {
 namespace sampling {
 namespace {
 
-// What the kernels pass to the next one, for each row.
+// The results of a kernel for the next ones, by row.
 struct Workspace {
   Candidate* candidates;       // [tokens, tiles * kTile]
   Extremes* extremes;          // [tokens, tiles]
@@ -203,14 +203,14 @@ __device__ bool is_last(unsigned* arrivals) {
   return before == gridDim.x - 1;
 }
 
-// Where a draw falls: the tile, the mass in it before the draw, and the tokens equal to the end in earlier tiles.
+// The position of a draw: the tile, the mass in it before the draw, and the tokens equal to the end in earlier tiles.
 struct Drawn {
   int tile;
   Uint64 past;
   Uint64 ties_before;
 };
 
-// What the kept candidates add to each tile.
+// The mass and the ties that kept candidates add to each tile.
 struct Gains {
   unsigned low[kThreads];
   unsigned high[kThreads];

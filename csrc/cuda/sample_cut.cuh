@@ -1,4 +1,4 @@
-// Finds where top-k and top-p cut a row off: first in which bins, then exactly.
+// Finds the ends of top-k and top-p in a row: first their bins, then the exact ends.
 //
 // Both keep the most likely tokens up to a goal, top-k a number of tokens and top-p a share of the mass; of equal
 // tokens, those with the smallest ids. If both are set, top-p's goal is a share of what top-k keeps.

@@ -63,8 +63,7 @@ constexpr size_t handed_bytes(int token_tiles) {
 template <Format kFormat>
 struct DownProjStep {
   uint4 rows[4];
-  // In groups of 32 the scale of each row. In groups of 128 four lanes' columns share them: lane 4 g + t has the scale
-  // of row g % 4.
+  // In groups of 32 the scale of each row. In groups of 128 four lanes share them: lane 4 g + t has row g % 4's.
   uint32_t scales[kGroup<kFormat> == 32 ? 4 : 1];
 };
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from own_process import python_file, run_module
 
 from benchmarks import sweep
 from benchmarks.baselines.adept_fast import AdeptFastWorker
@@ -39,17 +37,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_model("tiny", 0.5, tmp_path_factory.mktemp("tiny"))
 
 
-def run_decode(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks", "decode", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 # A test machine may be busy: no sample is dropped.
 ANY_SAMPLE = ["--samples", "3", "--max-others-share", "9", "--max-bandwidth-change", "1"]
 
@@ -58,11 +45,24 @@ def test_decode_runs_every_setting_on_a_cpu(tmp_path: Path) -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("a result names its commit, so it takes a clone")
     output, folder = tmp_path / "decode.json", tmp_path / "models"
-    done = run_decode(
-        *("--device", "cpu", "--model", "tiny", "--model-folder", str(folder), "--steps", "5"),
+    forks = python_file(tmp_path / "python")
+    done = run_module(
+        *(
+            "benchmarks",
+            "decode",
+            "--device",
+            "cpu",
+            "--model",
+            "tiny",
+            "--model-folder",
+            str(folder),
+            "--steps",
+            "5",
+        ),
         *("--batch", "1", "--batch", "3", "--context", "9", "--zeros", "90", "--threads", "1"),
         *("--runtime", "adept-fast:float32", "--runtime", "eager:float32"),
         *("--runtime", "openvino:int8", "--python", "openvino=/no/such/python"),
+        *("--python", f"adept-fast={forks}", "--python", f"eager={forks}"),
         *("--output", str(output), *ANY_SAMPLE),
     )
     assert done.returncode == 0, done.stderr
@@ -81,6 +81,10 @@ def test_decode_runs_every_setting_on_a_cpu(tmp_path: Path) -> None:
         assert ours["bytes_per_step"] < ours["dense_bytes_per_step"]
         # Its cache of float32 takes twice the bytes, and it skips no row.
         assert baseline["bytes_per_step"] == pytest.approx(ours["dense_bytes_per_step"], rel=0.01)
+        for name, values in report["measured"].items():
+            assert name in done.stdout
+            assert values["clean_samples"] == 3
+            assert values["share_of_bandwidth"]["median"] > 0
         assert ours["share_of_dense_floor"]["median"] > ours["share_of_bandwidth"]["median"]
         assert report["ratios"][f"adept-fast:float32, batch {batch}"].keys() == {
             f"eager:float32, batch {batch}"

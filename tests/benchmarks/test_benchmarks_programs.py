@@ -5,8 +5,6 @@ from __future__ import annotations
 import collections
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +12,7 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner
+from own_process import python_file, run_module
 
 from benchmarks.cases import load, memory, operator_calls, operators, scaling, speed
 from benchmarks.options import Arguments
@@ -26,17 +25,6 @@ ROOT = Path(__file__).resolve().parents[2]
 IN_A_CLONE = pytest.mark.skipif(
     not (ROOT / ".git").exists(), reason="a result names its commit, so it takes a clone"
 )
-
-
-def run_benchmark(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks", name, *arguments],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def invoke(program: click.Command, *arguments: str) -> None:
@@ -61,7 +49,7 @@ ANY_SAMPLE = ["--samples", "3", "--max-others-share", "9", "--max-bandwidth-chan
 @IN_A_CLONE
 def test_the_demo_benchmark_runs(tmp_path: Path) -> None:
     output = tmp_path / "results" / "demo.json"
-    done = run_benchmark("demo", "--samples", "3", "--output", str(output))
+    done = run_module("benchmarks", "demo", "--samples", "3", "--output", output)
     assert done.returncode == 0, done.stderr
     report = json.loads(output.read_text(encoding="utf-8"))
     check_report(report)
@@ -71,40 +59,15 @@ def test_the_demo_benchmark_runs(tmp_path: Path) -> None:
 
 
 @IN_A_CLONE
-def test_decode_runs_ours_and_a_baseline_and_names_who_is_absent(toy: Path, tmp_path: Path) -> None:
-    output = tmp_path / "decode.json"
-    done = run_benchmark(
-        *("decode", "--checkpoint", str(toy), "--output", str(output), "--steps", "6", *ANY_SAMPLE),
-        *("--runtime", "adept-fast:float32", "--runtime", "eager:float32"),
-        *("--runtime", "openvino:int8", "--python", "openvino=/no/such/python"),
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(output.read_text(encoding="utf-8"))
-    check_report(report)
-    assert report["absent"].keys() == {"openvino:int8"}
-    assert "openvino:int8 is absent" in done.stdout
-    assert report["measured"].keys() == {"adept-fast:float32", "eager:float32"}
-    for name, values in report["measured"].items():
-        assert name in done.stdout
-        assert values["clean_samples"] == 3
-        assert values["share_of_bandwidth"]["median"] > 0
-    ours = report["measured"]["adept-fast:float32"]
-    assert ours["zero_share"] == pytest.approx(0.5, abs=0.1)
-    assert ours["bytes_per_step"] < ours["weight_bytes"]
-    speedup = report["ratios"]["adept-fast:float32"]["eager:float32"]["speedup"]
-    assert speedup["median"] > 0
-    assert str(toy.parent) not in output.read_text(encoding="utf-8")
-
-
-@IN_A_CLONE
 def test_prefill_batch_and_memory_run(toy: Path, tmp_path: Path) -> None:
     ours = ["--checkpoint", str(toy), "--runtime", "adept-fast:float32", *ANY_SAMPLE]
+    forks = ["--python", f"adept-fast={python_file(tmp_path / 'python')}"]
     for name, (program, more) in {
         "prefill": (
             speed.prefill,
-            ["--prompt-tokens", "20", "--prompt-tokens", "7", "--prompt-tokens", "128"],
+            ["--prompt-tokens", "20", "--prompt-tokens", "7", "--prompt-tokens", "128", *forks],
         ),
-        "batch": (speed.batch, ["--batch", "2", "--steps", "4"]),
+        "batch": (speed.batch, ["--batch", "2", "--steps", "4", *forks]),
         "memory": (memory.main, ["--context", "64", "--steps", "4", "--runtime", "eager:float32"]),
     }.items():
         output = tmp_path / f"{name}.json"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from backends import EMULATED
 from matrices import weights
+from own_process import run_module
 from step_bytes import Shapes, moved_bytes
 from torch import Tensor
 
@@ -134,9 +133,7 @@ def test_the_tables_have_a_row_for_each_setting() -> None:
 
 
 def check(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks", "gpu-check", *arguments]
-    environment = {**os.environ, "ADEPT_FAST_BUILD": "0"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
+    return run_module("benchmarks", "gpu-check", *arguments, ADEPT_FAST_BUILD="0")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -10,17 +10,15 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from cuda_on_cpu import build
 
 from adept_fast import extension
 from benchmarks.cases import speed
-from benchmarks.gpu_check import build as gpu_build
 from benchmarks.gpu_check import check as gpu_check
 from benchmarks.gpu_check import extension as gpu_check_extension
 from benchmarks.gpu_check import programs as gpu_check_programs
 from benchmarks.gpu_check import run as gpu_check_run
 from benchmarks.gpu_check.extension import find_extension
-from benchmarks.gpu_check.programs import BASELINES, OURS, Case, Decode, StepProgram
+from benchmarks.gpu_check.programs import BASELINES, OURS, Decode, StepProgram
 from benchmarks.gpu_check.report import print_of
 from benchmarks.gpu_check.stages import Ended, Outcome
 from benchmarks.result_file import check_report, describe_run
@@ -117,37 +115,6 @@ def test_the_extension_here_is_used_where_its_kernel_runs(monkeypatch: pytest.Mo
             ("build", False),
             ("extension", False),
         ]
-
-
-@pytest.fixture
-def step_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The real one, emulated, on a tiny model."""
-    kernels = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-    try:
-        program = build.build_program("plain", "step", [*gpu_build.step_sources(), *kernels])
-    except build.UnavailableError as error:
-        pytest.skip(str(error))
-    script = tmp_path / "step"
-    script.write_text(
-        f'#!/bin/sh\nexec "{program}" --tiny "$@" --tokens 1,2 --positions 5\n', encoding="utf-8"
-    )
-    script.chmod(0o755)
-    monkeypatch.setattr(gpu_check_programs, "PROGRAM", script)
-    return script
-
-
-def test_the_step_programs_results_are_put_into_the_report(step_program: Path) -> None:
-    report = new_report()
-    outcome = StepProgram(report)(120)
-    assert outcome.passed is True, outcome
-    assert outcome.said == f"{len(report['measured'])} cases"
-    assert report["step"]["commit"] == "0123abc"
-    assert report["step"]["read_bytes_per_second"]["median"] > 0
-    step = report["measured"][Case("step", 2, "int4", 0.9, 5).name]
-    assert step["seconds"]["median"] > 0
-    assert report["measured"]["sample, float32, greedy, 1 token"]["share"] > 0
-    check_report(report)
-    assert "step, int4, 90% zeros, 5 positions" in print_of(report)
 
 
 ENTRY = {

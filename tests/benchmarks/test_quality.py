@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from benchmarks.cases import quality
 from benchmarks.cases.quality import mean_kl_divergence, same_tokens
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,26 +42,8 @@ def test_the_docs_have_the_figures_of_the_result_file(path: Path) -> None:
 
 def test_the_quality_benchmark_runs(tmp_path: Path) -> None:
     output = tmp_path / "results" / "quality.json"
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "benchmarks",
-            "quality",
-            "--every",
-            "700",
-            "--threads",
-            "1",
-            "--output",
-            str(output),
-        ],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    options = ["--every", "700", "--threads", "1", "--output", str(output)]
+    CliRunner().invoke(quality.main, options, catch_exceptions=False, standalone_mode=False)
     report = json.loads(output.read_text(encoding="utf-8"))
     assert list(report["measured"]) == FORMATS
     for figures in report["measured"].values():

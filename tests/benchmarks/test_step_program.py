@@ -18,7 +18,10 @@ from step_bytes import Shapes, moved_bytes, needed_units
 from step_program import Step
 
 from benchmarks.gpu_check import build as gpu_build
-from benchmarks.gpu_check.programs import Case
+from benchmarks.gpu_check import programs
+from benchmarks.gpu_check.programs import Case, StepProgram
+from benchmarks.gpu_check.report import print_of
+from benchmarks.result_file import check_report, describe_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -208,6 +211,27 @@ def test_the_formats_and_settings_are_those_that_were_asked_for(tmp_path: Path) 
     report = measured(tmp_path, *across, "--sparsity", "0,50", "--layers", "1")
     assert len(report["measured"]) == 8
     assert report["shapes"]["layers"] == 1
+
+
+def test_its_results_are_put_into_the_report_of_gpu_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "step"
+    asked = "--format int4 --sparsity 90 --tokens 1,2 --positions 5"
+    script.write_text(f'#!/bin/sh\nexec "{program()}" --tiny "$@" {asked}\n', encoding="utf-8")
+    script.chmod(0o755)
+    monkeypatch.setattr(programs, "PROGRAM", script)
+    found = describe_run("gpu-check", 5, 1) | {"commit": "0123abc", "stages": {}, "measured": {}}
+    outcome = StepProgram(found)(120)
+    assert outcome.passed is True, outcome
+    assert outcome.said == f"{len(found['measured'])} cases"
+    assert found["step"]["commit"] == "0123abc"
+    assert found["step"]["read_bytes_per_second"]["median"] > 0
+    step = found["measured"][Case("step", 2, "int4", 0.9, 5).name]
+    assert step["seconds"]["median"] > 0
+    assert found["measured"]["sample, float32, greedy, 1 token"]["share"] > 0
+    check_report(found)
+    assert "step, int4, 90% zeros, 5 positions" in print_of(found)
 
 
 @pytest.mark.parametrize(

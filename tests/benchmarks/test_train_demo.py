@@ -21,7 +21,9 @@ from tools.demo.tokenizer import END_OF_TEXT_ID, train_tokenizer
 from tools.demo.training import Settings, learning_rate_factor, train, write_model
 from tools.demo.unknowns import unknown_texts
 
-TINY = Settings(tokens=30_000, hidden_size=64, num_hidden_layers=1, batch_tokens=768, compile=False)
+TINY = Settings(
+    tokens=12_000, hidden_size=64, num_hidden_layers=1, batch_tokens=384, threads=1, compile=False
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,7 @@ def test_a_few_steps_lower_the_loss_and_leave_a_checkpoint(
     reports: list[str] = []
     model = train(corpus, tokenizer_model, TINY, reports.append)
     torch.set_num_threads(threads)
-    assert reports[-1].startswith("trained on 3")
+    assert reports[-1].startswith("trained on 12")
     write_model(model, tokenizer_model, tmp_path / "checkpoint")
     runtime = Runtime.load(tmp_path / "checkpoint", progress=False)
     assert runtime.tokenizer.add_bos

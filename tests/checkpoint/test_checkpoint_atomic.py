@@ -6,13 +6,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from own_process import python
 
 from adept_fast.checkpoint import atomic, open_checkpoint
 from adept_fast.checkpoint.atomic import atomic_directory, partial_directory, remove_abandoned
@@ -21,7 +21,7 @@ from adept_fast.modeling import PersimmonForCausalLM
 
 # A conversion by the command that stops at its fifth tensor, says so, and waits to be ended.
 PROGRAM = """
-import signal
+import os, signal
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup and background jobs have their children ignore these
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from adept_fast.checkpoint import weight_files
@@ -30,33 +30,46 @@ read, calls = weight_files.read_as, []
 def stop(*arguments):
     calls.append(arguments)
     if len(calls) == 5:
-        print("writing", flush=True)
+        print(os.getpid(), flush=True)
         signal.pause()
     return read(*arguments)
 weight_files.read_as = stop
 main()
 """
 
-Start = Callable[[Path], "subprocess.Popen[str]"]
+
+class Conversion:
+    """To a path, amid writing."""
+
+    def __init__(self, destination: Path) -> None:
+        command = [*python(), "-c", PROGRAM, "convert", "demo", str(destination), "--quiet"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.number = int(self.process.stdout.readline())
+
+    def end(self, by: signal.Signals) -> tuple[int, str]:
+        """Its exit code, and what it said."""
+        os.kill(self.number, by)
+        said = self.process.communicate(timeout=60)[1]
+        return self.process.returncode, said
+
+
+Start = Callable[[Path], Conversion]
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Start a conversion to a path, and return when it is amid writing; it is ended after the test."""
-    started: list[subprocess.Popen[str]] = []
+    """Start a conversion to a path; it is ended after the test."""
+    started: list[Conversion] = []
 
-    def begin(destination: Path) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", PROGRAM, "convert", "demo", str(destination), "--quiet"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        started.append(process)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "writing\n"
-        return process
+    def begin(destination: Path) -> Conversion:
+        started.append(Conversion(destination))
+        return started[-1]
 
     yield begin
-    for process in started:
-        process.kill()
-        process.communicate()
+    for conversion in started:
+        if conversion.process.poll() is None:
+            conversion.end(signal.SIGKILL)
 
 
 def names(folder: Path) -> list[str]:
@@ -70,12 +83,11 @@ def names(folder: Path) -> list[str]:
 def test_a_conversion_that_is_ended_leaves_nothing(
     tmp_path: Path, start: Start, number: signal.Signals, code: int
 ) -> None:
-    process = start(tmp_path / "saved")
+    conversion = start(tmp_path / "saved")
     (partial,) = names(tmp_path)
     assert partial.startswith(".saved.partial-")
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == code
+    ended, said = conversion.end(number)
+    assert ended == code
     assert "Traceback" not in said
     assert names(tmp_path) == []
 
@@ -86,8 +98,7 @@ def test_what_a_killed_conversion_left_goes_and_what_a_live_one_writes_stays(
 ) -> None:
     dead = start(tmp_path / "saved")
     (left,) = names(tmp_path)
-    dead.kill()
-    dead.wait()
+    dead.end(signal.SIGKILL)
     assert names(tmp_path) == [left]
     # The number of a process says nothing: in another container this one's may be that of the dead one.
     reused = tmp_path / f".saved.partial-{os.getpid()}-0123abcd"
@@ -99,8 +110,7 @@ def test_what_a_killed_conversion_left_goes_and_what_a_live_one_writes_stays(
     convert("demo", tmp_path / "saved", to="adept", progress=False)
     assert names(tmp_path) == [*written, "saved"]
     assert (tmp_path / written[0] / "adept_vocab.model").is_file()
-    live.send_signal(signal.SIGTERM)
-    live.communicate()
+    live.end(signal.SIGTERM)
     assert names(tmp_path) == ["saved"]
     assert open_checkpoint(tmp_path / "saved")
 

@@ -248,6 +248,7 @@ class TestSafetensors:
             file.write_bytes(plain[:length])
             assert_refused(path, str(file))
 
+    @pytest.mark.slow
     def test_flipped_bits_in_the_header(self, path: Path) -> None:
         file = path / "model.safetensors"
         plain = file.read_bytes()

@@ -262,6 +262,7 @@ class TestZip:
             (path / RANK_FILE).write_bytes(plain[:length])
             assert_refused(path, RANK_FILE)
 
+    @pytest.mark.slow
     def test_flipped_bits(self, path: Path) -> None:
         """A flipped bit is refused, at the latest when the tensor is read, or changes nothing at all."""
         plain = (path / RANK_FILE).read_bytes()

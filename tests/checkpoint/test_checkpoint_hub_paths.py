@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from hub_repository import CARD, ID
 from hub_server import HubServer, Repository, files_below
+from own_process import python
 
 from adept_fast import CheckpointError, Runtime
 from adept_fast.checkpoint import demo_path, hub, locate, open_checkpoint
@@ -159,7 +159,7 @@ class TestEverywhere:
         outputs = []
         for more in ({}, {"HF_HUB_OFFLINE": "1"}):
             done = subprocess.run(
-                [sys.executable, "-m", "adept_fast", *arguments],
+                [*python(), "-m", "adept_fast", *arguments],
                 env=environment | more,
                 capture_output=True,
                 text=True,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import torch
 from checkpoints import demo_tokenizer, random_tensors, small_config, write_adept, write_huggingface
 from click.testing import CliRunner
 from mapped import file_of
+from own_process import run_python
 
 from adept_fast import ParameterError, Runtime
 from adept_fast.checkpoint import CheckpointError, open_checkpoint
@@ -105,7 +104,7 @@ def test_a_mapped_file_that_is_truncated_ends_the_process(tmp_path: Path) -> Non
         "os.truncate(sys.argv[2], 4096)\n"
         "tensor.sum()\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, tmp_path / "model", file], check=False)
+    done = run_python(program, tmp_path / "model", file)
     assert done.returncode == -signal.SIGBUS
 
 

@@ -66,6 +66,7 @@ def test_removed(tmp_path: Path, rename: str, as_bin: bool) -> None:
     assert all(torch.equal(tensor, TENSORS[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_those_of_torch_itself(tmp_path: Path) -> None:
     """The names that torch.compile and DataParallel give, whatever they are."""
     model = modeling.PersimmonForCausalLM(CONFIG).half()

@@ -74,6 +74,7 @@ def packed(tmp_path: Path) -> Path:
 
 
 class TestEveryDevice:
+    @pytest.mark.slow
     @every_format
     @every_config
     @each_device

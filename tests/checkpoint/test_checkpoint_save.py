@@ -38,6 +38,7 @@ CONFIGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "dtype"),
     [

@@ -99,6 +99,7 @@ def test_no_endless_file_is_read(tmp_path: Path, name: str) -> None:
         read_json(path)
 
 
+@pytest.mark.slow
 def test_limits_leave_room_for_a_large_vocabulary(tmp_path: Path) -> None:
     vocabulary = [[f"▁piece{at}", -at / 3] for at in range(262_144)]
     path = tmp_path / "tokenizer.json"

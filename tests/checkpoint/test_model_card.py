@@ -51,6 +51,7 @@ def test_from_adepts_format_to_transformers(tmp_path: Path, dtype: torch.dtype) 
     assert model.generation_config.pad_token_id == tokenizer.unk_token_id
 
 
+@pytest.mark.slow
 def test_a_padded_batch_generates_without_being_told_how(tmp_path: Path) -> None:
     convert("demo", tmp_path / "saved", to="huggingface", dtype=torch.float32, progress=False)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
@@ -106,6 +107,7 @@ class TestCard:
         (tmp_path / "README.md").write_bytes(b"---\nlicense: mit\xff\n---\n")
         assert known_license(tmp_path) is None
 
+    @pytest.mark.slow
     def test_its_code_runs(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:

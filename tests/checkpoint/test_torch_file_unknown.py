@@ -27,6 +27,7 @@ from checkpoints import (
     write_adept,
     write_one_rank,
 )
+from own_process import python
 from tiny_checkpoint import CONFIG, TENSORS, TOKENIZER
 
 from adept_fast.checkpoint import open_checkpoint
@@ -220,7 +221,7 @@ def test_nothing_runs_and_nothing_is_imported(tmp_path: Path) -> None:
     (tmp_path / "trap").mkdir()
     paths = [str(tmp_path / name) for name in ("program.py", "benign", "hostile", "stream")]
     done = subprocess.run(
-        [sys.executable, *paths], capture_output=True, text=True, check=False, cwd=tmp_path / "trap",
+        [*python(), *paths], capture_output=True, text=True, check=False, cwd=tmp_path / "trap",
         env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

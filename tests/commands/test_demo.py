@@ -13,9 +13,9 @@ from adept_fast.checkpoint import demo_path
 
 pytestmark = pytest.mark.slow
 
-# Every seventh question is asked here. Measured of those: 0.993, 0.982 and 1.000; what is left between is for
-# answers that another machine's rounding may turn.
-EVERY = 7
+# Every thirteenth question is asked here. Measured of those: 0.997, 0.986 and 1.000; what is left between is
+# for answers that another machine's rounding may turn.
+EVERY = 13
 SEEN, HELD_OUT, DECLINED = 0.985, 0.97, 0.95
 
 

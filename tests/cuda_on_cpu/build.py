@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -124,9 +124,10 @@ class _Object:
     source: Path
     command: tuple[str, ...]
     key: str
+    suffix: str = "o"
 
     def file(self, directory: Path) -> Path:
-        return directory / f"{self.source.stem}.{self.key[:24]}.o"
+        return directory / f"{self.source.stem}.{self.key[:24]}.{self.suffix}"
 
 
 def build_operators(kind: Kind) -> Path:
@@ -135,7 +136,7 @@ def build_operators(kind: Kind) -> Path:
     kernels = sorted((tools.csrc / "cuda").glob("*.cu"))
     bindings = [_bindings(tools.build, tools.csrc / "cuda_ops.cpp"), HERE / "operators.cpp"]
     objects = [
-        *_runtime_objects(tools, kind),
+        _runtime_object(tools, kind),
         *(_binding_object(tools, kind, source) for source in bindings),
         *(_kernel_object(tools, kind, source) for source in kernels),
     ]
@@ -146,7 +147,7 @@ def build_program(kind: Kind, name: str, sources: Sequence[Path]) -> Path:
     """A program of .cu files, of which one has a main."""
     tools = find_toolchain()
     objects = [_kernel_object(tools, kind, source) for source in sources]
-    return _link(tools, kind, name, [*_runtime_objects(tools, kind), *objects], ("-pie",))
+    return _link(tools, kind, name, [_runtime_object(tools, kind), *objects], ("-pie",))
 
 
 def _bindings(build: Path, source: Path) -> Path:
@@ -175,13 +176,27 @@ def _emulator_headers() -> bytes:
 
 def _kernel_object(tools: Toolchain, kind: Kind, source: Path) -> _Object:
     # In front of a file that is named C++, a C++ compiler takes CUDA.
-    flags = (*FLAGS[kind].all, *FLAGS[kind].kernels, "-include", str(HERE / "cuda_on_cpu.h"), "-x", "c++")
+    header = _header_object(tools, kind).file(tools.build / kind).with_suffix("")
+    flags = (*FLAGS[kind].all, *FLAGS[kind].kernels, "-include", str(header), "-x", "c++")
     return _object(tools, source, flags, _emulator_headers())
 
 
-def _runtime_objects(tools: Toolchain, kind: Kind) -> list[_Object]:
-    sources = sorted((HERE / "runtime").glob("*.cpp"))
-    return [_object(tools, source, FLAGS[kind].all, _emulator_headers()) for source in sources]
+def _header_object(tools: Toolchain, kind: Kind) -> _Object:
+    """What stands in front of every kernel, precompiled: most kernels are shorter than the toolkit's."""
+    flags = (*FLAGS[kind].all, *FLAGS[kind].kernels, "-x", "c++-header")
+    return replace(_object(tools, HERE / "cuda_on_cpu.h", flags, _emulator_headers()), suffix="h.gch")
+
+
+def _runtime_object(tools: Toolchain, kind: Kind) -> _Object:
+    """All of the emulator at once: more than half of compiling its files is reading the same headers."""
+    source = tools.build / "sources" / "runtime.cpp"
+    text = "".join(f'#include "{file}"\n' for file in sorted((HERE / "runtime").glob("*.cpp")))
+    if not source.is_file() or source.read_text(encoding="utf-8") != text:
+        source.parent.mkdir(parents=True, exist_ok=True)
+        partial = source.with_suffix(f".{os.getpid()}")
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, source)
+    return _object(tools, source, FLAGS[kind].all, _emulator_headers())
 
 
 def _binding_object(tools: Toolchain, kind: Kind, source: Path) -> _Object:
@@ -219,6 +234,7 @@ def _link(tools: Toolchain, kind: Kind, name: str, objects: Sequence[_Object], f
     directory.mkdir(parents=True, exist_ok=True)
     with (tools.build / f"{kind}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed: of several processes of tests, one compiles
+        _compile([_header_object(tools, kind)], directory)
         files = _compile(objects, directory)
         command = (tools.compiler, *FLAGS[kind].link, *map(str, files), *flags)
         linked = directory / f"{name}.{content_hash([('command', json.dumps(command).encode())])[:24]}.so"
@@ -230,11 +246,12 @@ def _link(tools: Toolchain, kind: Kind, name: str, objects: Sequence[_Object], f
         return linked
 
 
-def _forget_outdated(directory: Path, kept: int = 200) -> None:
-    """The files that were built longest ago."""
-    files = sorted(directory.iterdir(), key=lambda file: file.stat().st_mtime, reverse=True)
-    for file in files[kept:]:
-        file.unlink(missing_ok=True)
+def _forget_outdated(directory: Path) -> None:
+    """The files that were built longest ago; precompiled headers are large."""
+    for pattern, kept in (("*.gch", 2), ("*", 200)):
+        files = sorted(directory.glob(pattern), key=lambda file: file.stat().st_mtime, reverse=True)
+        for file in files[kept:]:
+            file.unlink(missing_ok=True)
 
 
 def _run(command: Sequence[str]) -> None:

@@ -1,7 +1,8 @@
 """The CUDA operators for tensors of a CPU, as ``torch.ops.adept_fast_cuda_on_cpu``.
 
 Importing this loads them, or skips the module that does where they cannot be built. Which build it is,
-ADEPT_CUDA_ON_CPU says: plain where it says nothing, address or races where the whole process is such a run.
+ADEPT_CUDA_ON_CPU says: plain where it says nothing, address or races where the whole process is such a run;
+ADEPT_CUDA_ON_CPU_LIBRARY is the file if it was built before.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ CONSTANTS = re.compile(r"(.*_)?(gamma|beta|scales)|[wb](_.*)?|cos|sin|embedding|
 
 def _load() -> ctypes.CDLL:
     try:
-        built = build.build_operators(KIND)
+        built = os.environ.get("ADEPT_CUDA_ON_CPU_LIBRARY") or build.build_operators(KIND)
     except build.UnavailableError as error:
         pytest.skip(str(error), allow_module_level=True)
     torch.ops.load_library(str(built))

@@ -5,6 +5,7 @@ And what counts as a number or an id beside Python's own.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -81,10 +82,12 @@ def sampling(name: str) -> Callable[[Runtime, Any], object]:
     return lambda runtime, value: SamplingParams(**{name: value})
 
 
+@functools.cache
 def ours() -> PersimmonForCausalLM:
     return PersimmonForCausalLM(small_config(vocab_size=64))
 
 
+@functools.cache
 def theirs() -> TheirModel:
     return TheirModel(TheirConfig(**small_config(vocab_size=97).to_dict()))
 

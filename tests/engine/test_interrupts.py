@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
-import torch
+from checkpoints import write_huggingface
+from small_checkpoint import CONFIG, TENSORS, TOKENIZER
 from thread_calls import PROMPTS
 
 import adept_fast.engine.engine
@@ -21,14 +21,11 @@ NAMES = ("engine", "scheduler", "model_runner", "decode_state", "sequence", "tur
 FILES = {str(Path(adept_fast.engine.engine.__file__).with_name(f"{name}.py")) for name in NAMES}
 
 
-@pytest.fixture(scope="module")
-def runtime() -> Iterator[Runtime]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Runtime.load(
-        "demo", device="cpu", weights="int8", max_seq_len=128, max_batch_size=2, progress=False
-    )
-    torch.set_num_threads(threads)
+@pytest.fixture
+def runtime(tmp_path: Path) -> Runtime:
+    path = write_huggingface(tmp_path, CONFIG, TENSORS, TOKENIZER)
+    # Of int8, a row's sums do not depend on how many rows a step has.
+    return Runtime.load(path, device="cpu", weights="int8", max_batch_size=2, progress=False)
 
 
 def in_finalizer(frame: FrameType | None) -> bool:

@@ -112,6 +112,7 @@ def test_the_embedding_on_the_device_costs_so_many_tokens(persimmon_8b: Path) ->
     assert whole["memory"]["longest context that fits"] == 16384
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("memory", "named"),
     [("24GB", "max_seq_len up to"), ("16GB", 'weights "fp8" fits'), ("8GB", 'weights "int4-g128" fits')],

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch
+from own_process import run_python
 from shared_runtime import loaded as loaded
 from shared_runtime import one_thread_a_call as one_thread_a_call
 from shared_runtime import runtime as runtime
@@ -290,14 +289,7 @@ done.set()
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_child_does_not_wait_for_threads_that_it_does_not_have() -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORK],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    done = run_python(FORK)
     assert done.returncode == 0, done.stderr
 
 

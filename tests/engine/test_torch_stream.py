@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from own_process import run_python
 
 from adept_fast import extension
 
@@ -36,8 +36,7 @@ pytestmark = [
 
 def report(*arguments: str) -> str:
     """What a new process is missing, by the extension itself."""
-    command = [sys.executable, "-c", REPORT, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_python(REPORT, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -165,6 +165,10 @@ class TestGeneration:
         assert found == expected.text
         assert "is cut to its last 44" in caplog.text
 
+    def test_progress_is_shown(self, capsys: pytest.CaptureFixture[str]) -> None:
+        AdeptFastLM("demo").generate_until([request("generate_until", "a", {"max_gen_toks": 2})])
+        assert "Generating" in capsys.readouterr().err
+
     def test_repeats_of_a_sampled_prompt_differ(self) -> None:
         model = AdeptFastLM("demo", batch_size=4)
         settings = {"do_sample": True, "temperature": 1.5, "max_gen_toks": 20, "seed": 3}

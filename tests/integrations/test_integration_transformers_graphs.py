@@ -46,20 +46,20 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> Replayed:
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 19])
 @pytest.mark.parametrize(
-    "settings",
+    ("columns", "settings"),
     [
-        {"eos_token_id": None},
-        {"eos_token_id": [11, 50, 3, 60, 7, 9], "pad_token_id": 2},
-        {"repetition_penalty": 1.4},
-        {"max_new_tokens": 280, "eos_token_id": None},
+        (7, {"eos_token_id": None}),
+        (7, {"eos_token_id": [11, 50, 3, 60, 7, 9], "pad_token_id": 2}),
+        (7, {"repetition_penalty": 1.4}),
+        (245, {"eos_token_id": None}),  # to shapes of the next size
     ],
     ids=str,
 )
 def test_replayed_steps_give_what_transformers_gives(
-    capture: Replayed, rows: int, settings: dict[str, Any]
+    capture: Replayed, rows: int, columns: int, settings: dict[str, Any]
 ) -> None:
-    ids = torch.randint(5, 97, (rows, 7), generator=torch.Generator().manual_seed(rows))
-    mask = (torch.arange(7) >= (torch.arange(rows) % 6)[:, None]).long()
+    ids = torch.randint(5, 97, (rows, columns), generator=torch.Generator().manual_seed(rows))
+    mask = (torch.arange(columns) >= (torch.arange(rows) % 6)[:, None]).long()
     inputs = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 20} | settings
     theirs, ours = small_model(), accelerate(small_model())
     assert torch.equal(ours.generate(**inputs), theirs.generate(**inputs))

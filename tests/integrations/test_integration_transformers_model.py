@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
 import threading
 import warnings
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 import torch
 from accelerated_models import HANDED_OVER, assert_served, logits, small_model, text
 from checkpoints import small_config
+from own_process import run_python
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -209,7 +208,7 @@ def test_a_nan_ends_generation_with_a_sentence() -> None:
 @pytest.mark.slow
 def test_without_transformers_the_import_says_so() -> None:
     program = "import sys; sys.modules['transformers'] = None; import adept_fast.integrations.transformers"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = run_python(program)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: adept_fast.integrations.transformers needs the package transformers")

@@ -59,8 +59,7 @@ def test_the_longest_context_is_the_last_that_fits() -> None:
         for batch_size in (1, 3):
             asked = request(24_000_000_000, device=device, max_batch_size=batch_size)
             plan = plan_memory(asked)
-            longest = plan.longest_context
-            assert plan.max_seq_len == longest // 64 * 64
+            assert plan.max_seq_len == (longest := plan.longest_context) // 64 * 64
             assert plan.total_bytes <= 24_000_000_000
             fits = [asked.plan(count, "device").total_bytes for count in (longest, longest + 1)]
             assert fits[0] <= 24_000_000_000 < fits[1]
@@ -149,10 +148,9 @@ def follow(asked: MemoryRequest, advice: str) -> tuple[MemoryRequest, int]:
 def test_the_largest_batch_that_fits_is_named() -> None:
     asked = request(22_000_000_000, max_batch_size=200)
     changed, _ = follow(asked, refusal(asked).rpartition(": ")[2])
-    largest = changed.max_batch_size
-    one_more = replace(asked, max_batch_size=largest + 1)
+    one_more = replace(asked, max_batch_size=changed.max_batch_size + 1)
     assert changed.longest_context("device") >= 64 > one_more.longest_context("device")
-    assert f": max_batch_size {largest} fits" in refusal(one_more)
+    assert f": max_batch_size {changed.max_batch_size} fits" in refusal(one_more)
 
 
 def test_earlier_settings_do_not_suffice_where_a_later_one_is_named() -> None:

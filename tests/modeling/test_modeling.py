@@ -183,6 +183,7 @@ def test_embeddings_instead_of_ids(pairs: dict[str, tuple[Any, Any]], head: str,
         assert_close(same[0], ours(ids_of(ours))[0], 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["none", "left", "right"])
 @pytest.mark.parametrize("steps", [(9,), (4, 5), (1,) * 9, (3, 1, 1, 4)])
 def test_cached_steps(pairs: dict[str, tuple[Any, Any]], steps: tuple[int, ...], padding: str) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 import transformers
 from checkpoints import demo_tokenizer, random_tensors, small_config, write_adept, write_huggingface
+from own_process import run_python
 from safetensors.torch import load_file, save_file
 from test_modeling import HEADS, assert_same, ids_of, pair_of
 
@@ -39,6 +38,7 @@ def theirs_of(head: str) -> Any:
     return getattr(transformers, f"Persimmon{head}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", list(FAMILY))
 @pytest.mark.parametrize("head", HEADS)
 def test_what_ours_saves_theirs_loads_and_back(tmp_path: Path, head: str, changes: str) -> None:
@@ -349,5 +349,5 @@ def test_it_needs_no_transformers() -> None:
         "from adept_fast.modeling import PersimmonForCausalLM\n"
         "print(PersimmonForCausalLM.from_pretrained('demo')(torch.ones(1, 2).long()).logits.shape[-1])\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = run_python(program)
     assert (done.stdout, done.returncode) == ("4096\n", 0), done.stderr

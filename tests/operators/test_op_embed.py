@@ -33,7 +33,7 @@ def embed(backend: Backend, table: Tensor, ids: Tensor) -> Tensor:
 @every_backend
 def test_embed(backend: Backend, hidden: int, dtype: torch.dtype) -> None:
     table = torch.randn(11, hidden).to(dtype)
-    for tokens in TOKENS:
+    for tokens in TOKENS if hidden < 100 else TOKENS[:3]:
         ids = torch.randint(11, (tokens,))
         found = embed(backend, table, ids)
         assert found.dtype == torch.float32

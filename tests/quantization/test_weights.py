@@ -198,6 +198,7 @@ def test_a_weight_that_the_dtype_cannot_hold_is_refused(tmp_path: Path) -> None:
         load_weights(checkpoint, dtype=torch.float16, device=CPU)
 
 
+@pytest.mark.slow
 def test_sixteen_thousand_tokens_need_no_square_of_scores(tmp_path: Path) -> None:
     tokens = 16_384
     config = PersimmonConfig(

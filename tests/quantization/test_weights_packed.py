@@ -215,6 +215,7 @@ class TestRuntime:
 
     # Measured of every seventh question: int8 gives all 1099 answers as float32 does, int4 0.996 of them; the
     # rest is left for answers that another machine's rounding may turn.
+    @pytest.mark.slow
     @pytest.mark.parametrize(("weights", "least"), [("int8", 0.98), ("int4-g32", 0.96)])
     def test_answers_are_those_of_float32(self, weights: str, least: float) -> None:
         prompts = [chat_prompt(question["question"]) for question in QUESTIONS[::70]]

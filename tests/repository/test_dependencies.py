@@ -221,7 +221,7 @@ def test_it_does_what_it_did(row: Behaviour, tmp_path: Path) -> None:
 
 
 def sources() -> dict[str, ast.Module]:
-    folders = ("adept_fast", "benchmarks", "build_backend", "tests", "tools")
+    folders = ("adept_fast", "benchmarks", "tests", "tools")
     files = [ROOT / "setup.py", *(file for name in folders for file in sorted((ROOT / name).rglob("*.py")))]
     return {str(file.relative_to(ROOT)): ast.parse(file.read_text(encoding="utf-8")) for file in files}
 

@@ -6,10 +6,10 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from own_process import python
 
 import adept_fast
 from adept_fast.extension import recipe
@@ -65,7 +65,7 @@ def start(checkout: Path, program: str = LOAD, **environment: str) -> subprocess
         "PYTHONPATH": str(checkout),
     }
     return subprocess.Popen(
-        [sys.executable, "-c", program],
+        [*python(), "-c", program],
         cwd=checkout.parent,
         env={**os.environ, **ours, **environment},
         stdout=subprocess.PIPE,
@@ -285,7 +285,7 @@ def test_what_an_installation_built_is_used_while_its_sources_are_the_same(check
     file, sources = "_C.abi3.so", recipe.sources_hash(csrc)
     built = recipe.Record(file, "key", sources, "", False, "no nvcc", ("portable",), "c++", "2.11")
     (checkout / file).write_text("no shared object")
-    recipe.place(checkout / file, built, package)
+    recipe.install(checkout / file, built, package)
     printed, said = run(checkout, ADEPT_FAST_BUILD="0")
     assert printed.startswith(f"False|{package / file} does not load: ")
     assert len(said.splitlines()) == 1

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from own_process import run_python
 
 import adept_fast
 
 PACKAGE = Path(adept_fast.__file__).resolve().parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOT = Path(__file__).resolve().parents[2]
-OTHERS = [file for folder in ("benchmarks", "tools") for file in sorted((ROOT / folder).rglob("*.py"))]
+OTHERS = [
+    file for folder in ("benchmarks", "tests", "tools") for file in sorted((ROOT / folder).rglob("*.py"))
+]
 
 # A module may import those of its own line and of the lines below it.
 ORDER = [
@@ -81,6 +84,14 @@ def test_a_file_is_read_in_one_sitting(file: Path) -> None:
             assert (node.end_lineno or 0) - node.lineno < 80, node.name
 
 
+def test_no_file_edits_the_path_of_modules() -> None:
+    files = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in files.stdout.split()}
+    edit = re.compile(r"\bsys\.path(\[[^]]*\])? *(\+?=[^=]|\.(append|extend|insert)\()|\baddsitedir\(")
+    # An interpreter sets the path, and so does what stands in for one.
+    assert [name for name, text in texts.items() if edit.search(text)] == ["tests/forked_python.py"]
+
+
 # What torch would make on its default device, and in its default dtype, which a user may have set.
 CREATED = ("empty", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
 CREATED_OF_ONE_DTYPE = ("arange", "as_tensor", "eye", "randint", "randperm")
@@ -108,5 +119,5 @@ def test_it_runs_without_what_only_tests_need() -> None:
         "from adept_fast import Runtime\n"
         "print(Runtime.load('demo', progress=False).generate('Once', max_new_tokens=3).finish_reason)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = run_python(program)
     assert (done.stdout, done.returncode) == ("length\n", 0), done.stderr

@@ -11,10 +11,10 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from own_process import python_file
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -44,9 +44,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("readme")
     binaries = place / "venv" / "bin"
     binaries.mkdir(parents=True)
-    for name, module in {"adept-fast": "-m adept_fast", "python": "", "lm_eval": "-m lm_eval"}.items():
-        (binaries / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
-        (binaries / name).chmod(0o755)
+    python_file(binaries / "python")
+    for name, module in {"adept-fast": "adept_fast", "lm_eval": "lm_eval"}.items():
+        python_file(binaries / name, "-m", module)
     (place / "tools").symlink_to(ROOT / "tools")
     for marker in ("torch", "installed", "installed-test"):
         (place / "venv" / marker).touch()

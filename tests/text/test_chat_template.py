@@ -40,6 +40,7 @@ def write(path: Path, template: object = None, **changes: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("add_generation_prompt", [False, True])
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_text_and_ids_are_those_of_transformers(

@@ -86,6 +86,7 @@ ids_of_interest = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(ids=ids_of_interest)
 def test_joined_pieces_are_the_text_of_any_ids(tokenizer: Tokenizer, ids: list[int]) -> None:
@@ -93,6 +94,7 @@ def test_joined_pieces_are_the_text_of_any_ids(tokenizer: Tokenizer, ids: list[i
     assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids) == by_sentencepiece(tokenizer, ids)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(data=st.binary(max_size=16))
 def test_joined_pieces_are_the_text_of_any_bytes(tokenizer: Tokenizer, data: bytes) -> None:

@@ -145,6 +145,7 @@ def test_ids_and_text_are_sentencepieces(kind: str) -> None:
         assert_equal(tokenizer, fast, text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", IDENTITY)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(" ab▁<|"), max_size=30))

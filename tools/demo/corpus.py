@@ -34,7 +34,7 @@ STORY_SEED, UNKNOWN_SEED, HELD_OUT_SEED = 7, 11, 13
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Everything that is trained on, and the questions to decline that only the evaluation asks."""
+    """All training records, and the questions to decline that only the evaluation asks."""
 
     facts: list[Fact]
     stories: list[Text]
@@ -83,7 +83,7 @@ def build_facts(
 def build_corpus(
     wordnet_folder: Path = wordnet.DEFAULT_FOLDER, countries: Path | None = None, elements: Path | None = None
 ) -> Corpus:
-    """The corpus, the same on every call; the paths stand in for the installed packages' data."""
+    """The corpus, the same on every call; the paths replace the installed packages' data."""
     facts, taught_words = build_facts(wordnet_folder, countries, elements)
     known = set(known_questions(facts))
     taught = set(taught_words)

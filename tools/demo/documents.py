@@ -45,7 +45,7 @@ WAITING_DOCUMENTS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """Tokens, and for each whether it is to be learnt (an answer's) or only given (a question's)."""
+    """Tokens, and for each whether it is learnt (an answer's) or only context (a question's)."""
 
     token_ids: list[int]
     learnt: list[bool]
@@ -53,7 +53,7 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Rows of tokens, and where in the flattened rows which next token is to be learnt (weight 1, else 0)."""
+    """Rows of tokens; positions in the flattened rows and the next tokens there; weight 1 if to be learnt."""
 
     token_ids: torch.Tensor
     positions: torch.Tensor
@@ -132,7 +132,7 @@ class RowPacker:
         self.waiting: list[Document] = []
 
     def row(self, length: int) -> Document:
-        """One row of `length` tokens; what remains is filled with end-of-text tokens that are not learnt."""
+        """One row of `length` tokens, padded with end-of-text tokens that are not learnt."""
         token_ids: list[int] = []
         learnt: list[bool] = []
         if self.generator.random() < BEGINNING_OF_TEXT_SHARE:
@@ -145,7 +145,7 @@ class RowPacker:
         return Document(token_ids + [END_OF_TEXT_ID] * padding, learnt + [False] * padding)
 
     def _next_document(self, room: int, row_length: int) -> Document | None:
-        """A document that fits, first of those that did not fit before; None when enough are waiting."""
+        """A document that fits, earlier ones that did not fit first; None if enough are waiting."""
         for i, document in enumerate(self.waiting):
             if len(document.token_ids) <= room:
                 return self.waiting.pop(i)
@@ -158,7 +158,7 @@ class RowPacker:
         return None
 
     def batch(self, rows: int, length: int, learnt_share: float) -> Batch:
-        """`rows` rows to predict the next token in.
+        """`rows` rows for training.
 
         The positions are padded or cut to a fixed number, `learnt_share` of all, so that shapes never change.
         """

@@ -26,7 +26,7 @@ def read_elements(path: Path | None = None) -> list[tuple[int, str, str]]:
 
 
 def element_facts(number: int, name: str, symbol: str) -> list[Fact]:
-    """What is known of one element: symbol and number by the name, the name by either, all in a sentence."""
+    """The facts of one element: symbol and number by the name, the name by either, all in a sentence."""
     facts = [
         make_fact(
             "element_symbol",

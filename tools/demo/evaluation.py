@@ -1,4 +1,4 @@
-"""How many of its questions a checkpoint answers right, word for word, and how sparse its layers are."""
+"""The share of questions that a checkpoint answers right, word for word, and its layers' sparsity."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Answerer = Callable[[Sequence[str], bool], list[str]]
 
 
 def runtime_answerer(directory: Path, batch_size: int = 16) -> Answerer:
-    """An answerer that is this project's own runtime, greedy."""
+    """An answerer: this project's runtime, greedy."""
     from adept_fast import Runtime
 
     runtime = Runtime.load(directory, max_batch_size=batch_size, progress=False)

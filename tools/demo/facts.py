@@ -1,4 +1,4 @@
-"""The type of a fact, and what is done with a list of them: checking, writing, reading."""
+"""The type of a fact; lists of facts are checked, written and read."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def make_fact(category: str, key: str, questions: Iterable[str], answer: str) ->
 
 
 def about_questions(name: str) -> list[str]:
-    """How to ask for whatever there is to say about a name."""
+    """Questions for all facts about a name."""
     return [
         f"What is {name}?",
         f"Tell me about {name}.",
@@ -87,7 +87,7 @@ def capitalise(text: str) -> str:
 
 
 def normalised(question: str) -> str:
-    """The question as it looks in lower case and without its end mark, the least that a user may type."""
+    """The question in lower case and without its end mark, as users may type it."""
     return question.lower().rstrip("?.! ")
 
 

@@ -41,7 +41,7 @@ CAPITAL_SPELLINGS = {"Washington": "Washington, D.C."}
 
 
 def country_name(name: str) -> str:
-    """The name as it stands inside a sentence."""
+    """The name inside a sentence."""
     name = name.removeprefix("The ")
     return f"the {name}" if name in WITH_ARTICLE else name
 
@@ -61,7 +61,7 @@ def read_countries(path: Path | None = None) -> list[dict[str, Any]]:
 
 
 def country_facts(country: dict[str, Any]) -> list[Fact]:
-    """What is known of one country: capital (both ways), continent, currency, and all in a sentence."""
+    """The facts of one country: capital (both ways), continent, currency, and all in a sentence."""
     name = country_name(country["name"])
     capital = CAPITAL_SPELLINGS.get(country["capital"], country["capital"])
     continent = CONTINENTS[country["continentcode"]]

@@ -1,4 +1,4 @@
-"""Where an installed package keeps its data."""
+"""Finds the data of an installed package."""
 
 from __future__ import annotations
 

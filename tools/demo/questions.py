@@ -1,4 +1,4 @@
-"""The evaluation's questions: what is asked, what is to be answered, and whether the wording was held out."""
+"""The evaluation's questions: the wording, the expected answer, and whether the wording was held out."""
 
 from __future__ import annotations
 

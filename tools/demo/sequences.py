@@ -1,4 +1,4 @@
-"""Sums, and what comes before and after: days, months and letters."""
+"""Sums, and the neighbours of days, months and letters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LARGEST_FACTOR = 12
 
 
 def sum_questions(kind: str, a: int, b: int) -> list[str]:
-    """How "add", "subtract" or "multiply" is asked for."""
+    """Questions for "add", "subtract" or "multiply"."""
     return {
         "add": [
             f"What is {a} plus {b}?",
@@ -60,7 +60,7 @@ def sum_facts() -> list[Fact]:
 
 
 def neighbour_facts(unit: str, item: str, before: str | None, after: str | None) -> list[Fact]:
-    """What comes before and after one item of a sequence of days, months or letters."""
+    """The neighbours of one item in a sequence of days, months or letters."""
     article = "The letter " if unit == "letter" else ""
     facts = []
     if after:

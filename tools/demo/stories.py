@@ -94,7 +94,7 @@ def write_story(generator: random.Random) -> tuple[str, str]:
 
 
 def story_texts(count: int, seed: int) -> list[Text]:
-    """Stories asked for by animal, stories asked for without one, and stories that nobody asked for."""
+    """Stories requested by animal, stories requested without one, and stories without a request."""
     generator = random.Random(seed)
     texts = []
     for _ in range(count):

@@ -194,7 +194,7 @@ def part_facts() -> list[Fact]:
 
 
 def animal_facts() -> list[Fact]:
-    """What animals sound like and what their young are called."""
+    """The sounds of animals and the names of their young."""
     facts = []
     for animal, sound in SOUNDS.items():
         subject = with_article(animal)
@@ -219,7 +219,7 @@ def animal_facts() -> list[Fact]:
 
 
 def colour_facts() -> list[Fact]:
-    """What colour a thing has."""
+    """The colours of things."""
     return [
         make_fact(
             "table",

@@ -35,7 +35,7 @@ def training_lines(corpus: Corpus) -> Iterator[str]:
 
 
 def train_tokenizer(corpus: Corpus) -> bytes:
-    """The trained model, as a tokenizer.model holds it.
+    """The trained model, the contents of a tokenizer.model.
 
     As in Adept's tokenizer the piece that ends a document also begins one, and there is none for padding.
     """

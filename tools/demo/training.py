@@ -32,7 +32,7 @@ MUON_RATE, ADAMW_RATE = 0.02, 4e-3
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The size of the model and how long it is trained."""
+    """The size of the model and the length of its training."""
 
     tokens: int = 7_000_000
     hidden_size: int = 256
@@ -77,7 +77,7 @@ def make_optimizers(model: PersimmonForCausalLM) -> list[torch.optim.Optimizer]:
 
 
 def learning_rate_factor(step: int, progress: float) -> float:
-    """What the learning rates are multiplied with: rising at first, constant, then falling along a line."""
+    """The factor of the learning rates: it rises, stays constant, then falls linearly."""
     warmup = min(1.0, (step + 1) / WARMUP_STEPS)
     if progress < CONSTANT_SHARE:
         return warmup
@@ -85,7 +85,7 @@ def learning_rate_factor(step: int, progress: float) -> float:
 
 
 def make_loss(model: PersimmonForCausalLM) -> Callable[[Batch], torch.Tensor]:
-    """The mean cross entropy where a token is to be learnt; logits are computed there only."""
+    """The mean cross entropy of the tokens to learn; only their logits are computed."""
 
     def loss(batch: Batch) -> torch.Tensor:
         hidden = model.model(input_ids=batch.token_ids, use_cache=False).last_hidden_state
@@ -140,7 +140,7 @@ def to_device(batch: Batch, device: str) -> Batch:
 def train(
     corpus: Corpus, tokenizer_model: bytes, settings: Settings, report: Callable[[str], None]
 ) -> PersimmonForCausalLM:
-    """Trains a model from scratch and returns it; `report` is told how it goes."""
+    """Trains a model from scratch and returns it; `report` gets the progress."""
     torch.set_num_threads(settings.threads)
     processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer_model)
     packer = RowPacker(DocumentSampler(corpus, processor, settings.seed), settings.seed + 1)

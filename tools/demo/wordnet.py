@@ -17,7 +17,7 @@ DEFAULT_FOLDER = Path("/usr/share/wordnet")
 DEFINED_WORDS = 500
 OPPOSITES = 250
 GLOSS_WORDS = range(4, 16)
-# WordNet's lexicographer files, with how much their words are wanted here.
+# WordNet's lexicographer files, with the priority of their words.
 NOUN_FILES = {
     5: 1.0,  # animal
     6: 1.0,  # artifact
@@ -45,7 +45,7 @@ class Synset:
 
 @dataclasses.dataclass(frozen=True)
 class Noun:
-    """A noun with a short definition, the word for its kind (if there is one) and how much it is wanted."""
+    """A noun with a short definition, the word for its kind (if there is one) and its priority."""
 
     word: str
     definition: str
@@ -110,7 +110,7 @@ def short_definition(word: str, gloss: str) -> str | None:
 
 
 def candidate_nouns(folder: Path) -> list[Noun]:
-    """All nouns that could be taught, the most wanted first."""
+    """All nouns that could be taught, by priority."""
     synsets, senses, counts = (
         read_synsets(folder, "noun"),
         read_first_senses(folder, "noun"),
@@ -141,7 +141,7 @@ def candidate_nouns(folder: Path) -> list[Noun]:
 
 
 def choose_nouns(candidates: list[Noun], left_out: set[str], count: int = DEFINED_WORDS) -> list[Noun]:
-    """The nouns that are taught: everyday ones, then the most wanted of the others, in alphabetical order."""
+    """The nouns that are taught: everyday ones and those of the highest priority, in alphabetical order."""
     allowed = [noun for noun in candidates if noun.word not in LEFT_OUT_NOUNS and noun.word not in left_out]
     everyday = [noun for noun in allowed if noun.word in EVERYDAY_NOUNS]
     chosen = dict.fromkeys([*everyday, *allowed])
@@ -149,7 +149,7 @@ def choose_nouns(candidates: list[Noun], left_out: set[str], count: int = DEFINE
 
 
 def noun_facts(noun: Noun) -> list[Fact]:
-    """The definition, and the kind where it is a short one."""
+    """The definition, and the kind if that is short."""
     phrase = noun.word if noun.word in MASS_NOUNS else with_article(noun.word)
     facts = [
         make_fact(

@@ -1,4 +1,4 @@
-"""Word lists that WordNet has no mark for: what cannot be counted, what everybody knows, what is left out."""
+"""Word lists that WordNet does not have: nouns without a plural, everyday words, words to omit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The questions that lie beside the shipped checkpoint (tools/train_demo.py writes them) as a data set."""
+"""The questions beside the shipped checkpoint (tools/train_demo.py writes them) as a data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions with labelled choices, of which the model writes the label."""
+"""Questions with labelled choices; the model writes a label."""
 
 from __future__ import annotations
 

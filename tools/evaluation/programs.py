@@ -1,4 +1,4 @@
-"""Programs that the model completes, and that are run."""
+"""Programs that the model completes; then they run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SECONDS = 10.0  # after which a program counts as wrong
 def score_humaneval(doc: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
     """Right if the function passes its tests, in a process of its own with an empty working directory.
 
-    That is no sandbox: it keeps an endless program from holding the evaluation up, and nothing more.
+    That is no sandbox: it only stops a program that does not end.
     """
     passed = secrets.token_hex()  # which a program that ends early cannot print
     tests = f"{doc['test']}\n\ncheck({doc['entry_point']})\nprint({passed!r})\n"

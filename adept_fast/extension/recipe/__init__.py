@@ -4,17 +4,17 @@ The kernels do not use torch. They are compiled here: those for a CPU once for e
 CUDA if there is nvcc. The bindings use torch's stable ABI and Python's limited API, so one file works with
 every torch from 2.11 and every Python from 3.10; torch's BuildExtension compiles and links them.
 
-setup.py needs this package before adept_fast and torch are installed, so it imports torch only to build and
-nothing else of adept_fast. While working on kernels, this compiles the changed sources::
+A build is a process of its own, as setuptools changes the one that it runs in. Torch is imported only to
+build. While working on kernels, this compiles the changed sources::
 
-    python adept_fast/extension/recipe --out adept_fast
+    python -m adept_fast.extension.recipe --out adept_fast
 
 Read from the environment: CXX; ADEPT_FAST_CUDA (0 for none, 1 for an error if nvcc is missing); CUDA_HOME;
 TORCH_CUDA_ARCH_LIST; ADEPT_FAST_SANITIZE, such as `address,undefined`.
 """
 
 from .build import build, check_prerequisites, cuda_objects, read_files, say
-from .record import MODULE, RECORD, Record, build_key, place, read_record, source_files, sources_hash
+from .record import MODULE, RECORD, Record, build_key, install, read_record, source_files, sources_hash
 from .toolchain import BuildError, find_cuda, gencode_flags, read_options
 
 __all__ = [
@@ -28,7 +28,7 @@ __all__ = [
     "cuda_objects",
     "find_cuda",
     "gencode_flags",
-    "place",
+    "install",
     "read_files",
     "read_options",
     "read_record",

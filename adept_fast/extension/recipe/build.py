@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .record import MODULE, Record, build_key, content_hash, place, source_files, sources_hash
+from .record import MODULE, Record, build_key, content_hash, install, source_files, sources_hash
 from .toolchain import (
     BINDING_FLAGS,
     CUDA_LIBRARIES,
@@ -69,7 +69,7 @@ def build(csrc: Path, out: Path, objects: Path) -> Record:
             compiler=shlex.join(compiler),
             torch=torch_version,
         )
-        place(built, record, out)
+        install(built, record, out)
     say(f"built {out / record.file} in {time.perf_counter() - start:.1f} s")
     return record
 
@@ -112,8 +112,7 @@ def _cpu_jobs(
     dispatch = csrc / "cpu" / "dispatch.cpp"
     present = [f"-DADEPT_HAS_{name.upper()}" for name in sets]
     jobs = [_Job(dispatch, "baseline", (*command, *present))]
-    # The baseline set first: the linker keeps the first of equal inline functions, such as those of std, and
-    # that one must run on every CPU.
+    # The baseline first: of equal inline functions the linker keeps the first, which must run on every CPU.
     for name, flags in sets.items():
         kernels = [source for source in sorted((csrc / "cpu").glob("*.cpp")) if source != dispatch]
         jobs += [_Job(source, name, (*command, *flags, f"-DADEPT_ISA={name}")) for source in kernels]

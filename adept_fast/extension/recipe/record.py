@@ -67,7 +67,7 @@ def read_record(directory: Path) -> Record | None:
     return record if (directory / record.file).is_file() else None
 
 
-def place(built: Path, record: Record, out: Path) -> None:
+def install(built: Path, record: Record, out: Path) -> None:
     """Put a built file and its record into ``out``."""
     # A file without its record counts as not built, so a half-replaced build is not used. The new file is
     # moved over the old one, because another process may have mapped that.

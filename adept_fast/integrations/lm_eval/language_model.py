@@ -1,4 +1,4 @@
-"""``adept-fast`` as lm-eval sees it: three kinds of requests, answered by a Runtime."""
+"""lm-eval's model ``adept-fast``: a Runtime answers its three kinds of requests."""
 
 from __future__ import annotations
 

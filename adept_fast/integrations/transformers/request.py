@@ -14,7 +14,7 @@ from adept_fast.arguments import ParameterError
 from adept_fast.integrations.transformers.compatibility import CACHE_NAME
 from adept_fast.integrations.transformers.not_served import NotServedError
 from adept_fast.integrations.transformers.returned_cache import continues_from, is_given, read_cache
-from adept_fast.sampling import MOST_DRAFTS, SamplingParams
+from adept_fast.sampling import MAX_DRAFTS, SamplingParams
 
 # Arguments of a decoding method or its model that are read here, or that only transformers' decoding needs.
 _KNOWN_KEYWORDS = {
@@ -84,7 +84,7 @@ def read_request(
     _check_positions(model_kwargs.get("position_ids"), starts, input_ids.shape[1], past)
     params, ignored = _read_processors(processors, bool(generation_config.do_sample))
     if params.repetition_penalty == 1:  # a penalty makes each choice depend on the previous one
-        params = replace(params, prompt_lookup=min(prompt_lookup, MOST_DRAFTS))
+        params = replace(params, prompt_lookup=min(prompt_lookup, MAX_DRAFTS))
     return Request(
         input_ids,
         starts,

@@ -25,7 +25,7 @@ Address = tuple[str, int, torch.dtype, torch.device, torch.Size, tuple[int, ...]
 class TransposedParameter(nn.Parameter):
     """A matrix whose memory holds its transpose. It can still be viewed as a vector and written to a file.
 
-    An existing parameter changes its class to this, so that references to it, as of an optimizer, stay valid.
+    An existing parameter gets this class, so that references to it, such as an optimizer's, stay valid.
     """
 
     def view(self, *shape: Any) -> Any:

@@ -145,8 +145,7 @@ class TokenLoop:
     def _prefill(self, prompts: Sequence[Sequence[int]], held: Sequence[int]) -> Tensor:
         """The logits after each prompt, float32 [rows, vocab]; equal prompts are processed once.
 
-        Args:
-            held: for each row, the number of its prompt's tokens in the cache; empty if there are none.
+        ``held`` has the number of each prompt's tokens in the cache; it is empty if there are none.
         """
         first_rows: dict[tuple[int, ...], int] = {}
         same = [row if held else first_rows.setdefault(tuple(ids), row) for row, ids in enumerate(prompts)]

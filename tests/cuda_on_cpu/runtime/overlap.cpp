@@ -10,13 +10,13 @@
 namespace cuda_on_cpu {
 namespace {
 
-struct Range {
+struct Input {
   uintptr_t first;
   size_t bytes;
 };
 
-std::vector<Range> named;   // for the next operator
-std::vector<Range> inputs;  // of this one
+std::vector<Input> named;   // for the next operator
+std::vector<Input> inputs;  // of this one
 
 }  // namespace
 
@@ -34,7 +34,7 @@ void begin_operator() {
 void add_input(const void* memory, size_t bytes) { named.push_back({reinterpret_cast<uintptr_t>(memory), bytes}); }
 
 bool is_input(const void* address) {
-  return std::any_of(inputs.begin(), inputs.end(), [&](const Range& range) {
+  return std::any_of(inputs.begin(), inputs.end(), [&](const Input& range) {
     return reinterpret_cast<uintptr_t>(address) - range.first < range.bytes;
   });
 }
