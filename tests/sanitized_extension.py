@@ -27,7 +27,7 @@ def build(instruction_sets: Sequence[str]) -> None:
         del toolchain.X86_INSTRUCTION_SETS[name]
     partial = cache / "partial"
     record = recipe.build(csrc, partial, cache / "objects")
-    recipe.place(partial / record.file, replace(record, key=key), directory)
+    recipe.install(partial / record.file, replace(record, key=key), directory)
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ void linear(const Threads& threads, const Linear& linear) {
     case Format::kBFloat16: return linear_float<BFloat16>(threads, linear);
     case Format::kInt8: return linear_quantized(threads, linear, Int8Tiles(w));
     case Format::kInt4G32: return linear_quantized(threads, linear, Int4Tiles(w));
+    default: return;  // a GPU's, which no tensor of a CPU has
   }
 }
 

@@ -143,6 +143,7 @@ void mlp(const Threads& threads, const Mlp& mlp) {
     case Format::kBFloat16: return down_proj.floats<BFloat16>();
     case Format::kInt8: return down_proj.int8();
     case Format::kInt4G32: return down_proj.int4();
+    default: return;  // a GPU's, which no tensor of a CPU has
   }
 }
 
