@@ -1,4 +1,4 @@
-"""A sequence has the same bits alone and in company, whatever all settings are and however its prompt is cut."""
+"""A sequence has the same bits alone and in company, whatever all settings and however its prompt is cut."""
 
 from __future__ import annotations
 

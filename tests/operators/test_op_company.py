@@ -1,6 +1,6 @@
 """What an operator computes for a token depends on that token alone.
 
-It does not depend on how many others there are, their order, where their zeros are, or how threads share out the
+It does not depend on how many others there are, their order, where their zeros are, or how threads share the
 work.
 """
 
