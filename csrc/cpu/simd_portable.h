@@ -179,6 +179,13 @@ inline float sum(F32x16 a) {
   return width[0];
 }
 
+// Lane i: the sum of the lanes of rows[i].
+inline F32x16 sums_of(const F32x16 (&rows)[16]) {
+  float sums[16];
+  for (int i = 0; i < 16; ++i) sums[i] = sum(rows[i]);
+  return load(sums);
+}
+
 inline float largest(F32x16 a) {
   float out = a.lane[0];
   for (float lane : a.lane) out = lane > out ? lane : out;
