@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,9 @@ def assert_same(file: TorchFile, ours: Any, theirs: Any) -> int:
 
 class TestAsTorch:
     @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-    def test_structures(self, tmp_path: Path, protocol: int) -> None:
+    def test_structures(self, tmp_path: Path, protocol: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """torch itself reads protocol 2 alone without running what a file names."""
+        monkeypatch.setattr(torch_zip, "_CHECKED_BYTES", 7)  # so that a storage has several such parts
         base = torch.arange(24, dtype=torch.float32)
         contents = {
             **{str(dtype): torch.ones(3, 2).to(dtype) for dtype in DTYPES},
@@ -105,8 +107,15 @@ class TestAsTorch:
             == len(TENSORS) + 1
         )
 
-    def test_written_by_this_package(self, tmp_path: Path) -> None:
-        """Its own writer packs with Python's zipfile, whose zips are of another kind than torch's."""
+    @pytest.mark.parametrize("limit", [zipfile.ZIP64_LIMIT, 100, 3])
+    def test_written_by_this_package(
+        self, tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its own writer packs with Python's zipfile, whose zips are of another kind than torch's.
+
+        Above the limit, as if that were 2 GiB, sizes and offsets of records have 64 bits.
+        """
+        monkeypatch.setattr(zipfile, "ZIP64_LIMIT", limit)
         path = tmp_path / "a.pt"
         path.write_bytes(rezipped(saved({"a": torch.ones(3)})))
         file = read_torch_file(FileRange.whole(path))
