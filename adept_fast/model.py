@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from adept_fast import ops
-from adept_fast.choices import MAX_STEP_TOKENS
 from adept_fast.config import PersimmonConfig
 from adept_fast.kv_cache import StaticKVCache
+from adept_fast.ops.cuda import MAX_TOKENS
 from adept_fast.ops.transfer import to_device
 from adept_fast.quantization.matrix import Matrix, first_rows
 from adept_fast.weights import LayerWeights, ModelWeights
@@ -107,7 +107,7 @@ class Persimmon:
         self._lm_head = first_rows(weights.lm_head, vocab_size)
         # Numbers of tokens above which another implementation computes the products, and rounds differently.
         self.token_bounds = () if exact_prefill else ops.token_bounds(weights.layers[0].w_down_t)
-        self.chunk_tokens = MAX_STEP_TOKENS if exact_prefill else PREFILL_CHUNK  # of prompts, in one pass
+        self.chunk_tokens = MAX_TOKENS if exact_prefill else PREFILL_CHUNK  # of prompts, in one pass
         gemm = None if exact_prefill else ops.prefill_gemm(weights.layers[0].w_up)
         self._prefill_operators: ModelOperators = gemm or ops
         # The neurons of the decode steps so far: active ones, whose rows of w_down_t are read, and all.
@@ -216,7 +216,7 @@ class Persimmon:
         return self._project_to_vocabulary(x, self.weights.lm_head, self._prefill_operators)
 
     def _few_logits(self, x: Tensor, lm_head: Matrix) -> Tensor:
-        rows = [self._project_to_vocabulary(few, lm_head, ops) for few in x.split(MAX_STEP_TOKENS)]
+        rows = [self._project_to_vocabulary(few, lm_head, ops) for few in x.split(MAX_TOKENS)]
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def _project_to_vocabulary(self, x: Tensor, lm_head: Matrix, operators: ModelOperators) -> Tensor:

@@ -132,9 +132,9 @@ class Runtime:
         started = time.perf_counter()
         max_batch_size = integer("max_batch_size", max_batch_size, 1)
         cuda_graphs = one_of("cuda_graphs", cuda_graphs, CUDA_GRAPHS)
-        check_weights, mmap = flag("check_weights", check_weights), flag("mmap", mmap)
-        warmup, progress = flag("warmup", warmup), flag("progress", progress)
-        exact_prefill = flag("exact_prefill", exact_prefill)
+        mmap, warmup, progress = flag("mmap", mmap), flag("warmup", warmup), flag("progress", progress)
+        flags = {"check_weights": check_weights, "exact_prefill": exact_prefill}
+        flags = {name: flag(name, value) for name, value in flags.items()}
         checkpoint = _open(path_or_name, optional_text("revision", revision), mmap=mmap, progress=progress)
         if max_seq_len is not None:
             max_seq_len = integer("max_seq_len", max_seq_len, 1, checkpoint.config.max_position_embeddings)
@@ -149,14 +149,7 @@ class Runtime:
             max_batch_size=max_batch_size,
         )
         plan = plan_memory(request)
-        model, cache = load_model(
-            checkpoint,
-            placement,
-            plan,
-            check_weights=check_weights,
-            exact_prefill=exact_prefill,
-            progress=progress,
-        )
+        model, cache = load_model(checkpoint, placement, plan, progress=progress, **flags)
         runtime = cls(model, checkpoint.tokenizer, cache, plan, placement, 0.0, cuda_graphs=cuda_graphs)
         if warmup:
             runtime.warm_up()
