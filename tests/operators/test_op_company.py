@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from backends import CPU, EPS, KERNELS, Backend, in_formats, on, same_bits, threads
+from backends import CPU, EPS, KERNELS, THIN, Backend, in_formats, on, same_bits, threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import norm, weights
@@ -27,7 +27,7 @@ Run = Callable[[list[int]], Tensor]  # of the tokens with these numbers, in this
 company = given(
     chosen=st.lists(st.integers(0, 10**6), min_size=1, max_size=40), thread_count=st.sampled_from([1, 2, 3])
 )
-few_examples = settings(max_examples=12, deadline=None)
+few_examples = settings(max_examples=2 if THIN else 8, deadline=None)
 
 
 def check(backend: Backend, tokens: int, run: Run, chosen: list[int], thread_count: int) -> None:
