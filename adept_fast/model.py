@@ -17,6 +17,7 @@ from torch import Tensor
 from adept_fast import ops
 from adept_fast.config import PersimmonConfig
 from adept_fast.kv_cache import StaticKVCache
+from adept_fast.ops.cuda import MAX_TOKENS
 from adept_fast.ops.transfer import to_device
 from adept_fast.quantization.matrix import Matrix, first_rows
 from adept_fast.weights import LayerWeights, ModelWeights
@@ -85,19 +86,30 @@ class Persimmon:
     Args:
         max_seq_len: the positions of the rotary tables.
         vocab_size: logits are computed for ids below this; other rows (padding, unused) are not read.
+        exact_prefill: compute the tokens of prompts as decode steps would, few at a time.
     """
 
     def __init__(
-        self, config: PersimmonConfig, weights: ModelWeights, *, max_seq_len: int, vocab_size: int
+        self,
+        config: PersimmonConfig,
+        weights: ModelWeights,
+        *,
+        max_seq_len: int,
+        vocab_size: int,
+        exact_prefill: bool = False,
     ) -> None:
         self.config = config
         self.weights = weights
+        self._exact_prefill = exact_prefill
         self.scale = config.head_dim**-0.5
         table = ops.rotary_table(config.rotary_dim, config.rope_theta, max_seq_len, weights.device)
         self.cos, self.sin = table  # each [max_seq_len, rotary_dim / 2]
         self._lm_head = first_rows(weights.lm_head, vocab_size)
         # Numbers of tokens above which another implementation computes the products, and rounds differently.
-        self.token_bounds = ops.token_bounds(weights.layers[0].w_down_t)
+        self.token_bounds = () if exact_prefill else ops.token_bounds(weights.layers[0].w_down_t)
+        self.chunk_tokens = MAX_TOKENS if exact_prefill else PREFILL_CHUNK  # of prompts, in one pass
+        gemm = None if exact_prefill else ops.prefill_gemm(weights.layers[0].w_up)
+        self._prefill_operators: ModelOperators = gemm or ops
         # The neurons of the decode steps so far: active ones, whose rows of w_down_t are read, and all.
         self.neuron_counts = torch.zeros(2, dtype=torch.int64, device=weights.device)
         self._cpu_step = ops.cpu_step(
@@ -116,7 +128,7 @@ class Persimmon:
 
         Returns the logits after the last token, float32 [1, vocab_size].
         """
-        for chunk in chunks([Segment(slot, start, ids.tolist())], self.token_bounds):
+        for chunk in chunks([Segment(slot, start, ids.tolist())], self.token_bounds, self.chunk_tokens):
             hidden = self.prefill_chunk(chunk, cache)
         return self.logits(hidden[-1:])
 
@@ -137,14 +149,18 @@ class Persimmon:
             self.device,
         )  # each [tokens]
 
+        if self._exact_prefill:
+            longest = max(segment.end for segment in segments)
+            return self._decode_layers(ids, slots, positions, cache, longest)
+
         def attend(q: Tensor, cache_layer: Tensor) -> Tensor:
             attended = [
-                ops.prefill_attention(queries, cache_layer[:, segment.slot], segment.start, self.scale)
+                ops.prefill_attention(queries, cache_layer, segment.slot, segment.start, self.scale)
                 for segment, queries in zip(segments, q.split(sizes), strict=True)
             ]
             return attended[0] if len(attended) == 1 else torch.cat(attended)
 
-        return self._layers(self.embed(ids), slots, positions, cache, attend)
+        return self._layers(self.embed(ids), slots, positions, cache, attend, self._prefill_operators)
 
     def decode_step(
         self, ids: Tensor, slots: Tensor, positions: Tensor, cache: StaticKVCache, longest: int
@@ -166,29 +182,46 @@ class Persimmon:
         self, ids: Tensor, slots: Tensor, positions: Tensor, cache: StaticKVCache, longest: int
     ) -> Tensor:
         """``decode_step`` operator by operator; with the extension a CPU takes one call into C++ instead."""
+        x = self._decode_layers(ids, slots, positions, cache, longest, self.neuron_counts)
+        return self.logits(x)
+
+    def _decode_layers(
+        self,
+        ids: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+        cache: StaticKVCache,
+        longest: int,
+        neuron_counts: Tensor | None = None,
+    ) -> Tensor:
         lengths = positions + 1
 
         def attend(q: Tensor, cache_layer: Tensor) -> Tensor:
             return ops.decode_attention(q, cache_layer, slots, lengths, longest, self.scale)
 
-        x = self._layers(self.embed(ids), slots, positions, cache, attend, self.neuron_counts)
-        return self.logits(x)
+        return self._layers(self.embed(ids), slots, positions, cache, attend, ops, neuron_counts)
 
     def embed(self, ids: Tensor) -> Tensor:
         """float32 [tokens, hidden]."""
         return ops.embed(self.weights.embedding, ids)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits of the ids below ``vocab_size``: float32 [tokens, vocab_size]."""
-        return self._project_to_vocabulary(x, self._lm_head)
+        """A decode step's logits, of the ids below ``vocab_size``: float32 [tokens, vocab_size]."""
+        return self._few_logits(x, self._lm_head)
 
     def all_logits(self, x: Tensor) -> Tensor:
         """Logits of all rows that are loaded, on a CPU unused ones too: float32 [tokens, rows]."""
-        return self._project_to_vocabulary(x, self.weights.lm_head)
+        if self._exact_prefill:
+            return self._few_logits(x, self.weights.lm_head)
+        return self._project_to_vocabulary(x, self.weights.lm_head, self._prefill_operators)
 
-    def _project_to_vocabulary(self, x: Tensor, lm_head: Matrix) -> Tensor:
-        weights = self.weights
-        return ops.lm_head(x, weights.final_gamma, weights.final_beta, self.config.layer_norm_eps, lm_head)
+    def _few_logits(self, x: Tensor, lm_head: Matrix) -> Tensor:
+        rows = [self._project_to_vocabulary(few, lm_head, ops) for few in x.split(MAX_TOKENS)]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    def _project_to_vocabulary(self, x: Tensor, lm_head: Matrix, operators: ModelOperators) -> Tensor:
+        norm = (self.weights.final_gamma, self.weights.final_beta, self.config.layer_norm_eps)
+        return operators.lm_head(x, *norm, lm_head)
 
     def _layers(
         self,
@@ -197,10 +230,11 @@ class Persimmon:
         positions: Tensor,
         cache: StaticKVCache,
         attend: Callable[[Tensor, Tensor], Tensor],
+        operators: LayerOperators,
         neuron_counts: Tensor | None = None,
     ) -> Tensor:
         for index, layer in enumerate(self.weights.layers):
-            x = self._layer(x, layer, slots, positions, cache.layer(index), attend, neuron_counts)
+            x = self._layer(x, layer, slots, positions, cache.layer(index), attend, operators, neuron_counts)
         return x  # [tokens, hidden]
 
     def _layer(
@@ -211,6 +245,7 @@ class Persimmon:
         positions: Tensor,
         cache_layer: Tensor,
         attend: Callable[[Tensor, Tensor], Tensor],
+        operators: LayerOperators,
         neuron_counts: Tensor | None,
     ) -> Tensor:
         eps = self.config.layer_norm_eps
@@ -220,7 +255,7 @@ class Persimmon:
             q = ops.rotary_append(qkv, *norms, eps, self.cos, self.sin, slots, positions, cache_layer)
             return attend(q, cache_layer)  # [tokens, hidden]
 
-        return decoder_layer(x, layer, eps, rotate_and_attend, ops, neuron_counts)
+        return decoder_layer(x, layer, eps, rotate_and_attend, operators, neuron_counts)
 
 
 class LayerOperators(Protocol):
@@ -234,6 +269,13 @@ class LayerOperators(Protocol):
 
     @property
     def mlp(self) -> Callable[..., Tensor]: ...
+
+
+class ModelOperators(LayerOperators, Protocol):
+    """And that of the vocabulary."""
+
+    @property
+    def lm_head(self) -> Callable[..., Tensor]: ...
 
 
 def decoder_layer(

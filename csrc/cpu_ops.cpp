@@ -140,15 +140,6 @@ Tensor read(const Tensor& source) {
   return sum;
 }
 
-void dequantize_transposed(const Tensor& values, const Tensor& scales, Tensor out) {
-  Written({{"out", out}}).check_apart({{"values", values}, {"scales", scales}});
-  const std::optional<Format> format = float_format(out);
-  ADEPT_REQUIRE(out.dim() == 2 && out.is_contiguous() && format.has_value() && *format != Format::kFloat16,
-                "out has shape ", shape_of(out), "; expected a contiguous matrix in float32 or bfloat16");
-  const Matrix w = Cpu::matrix("values", Layout::kTransposed, values, scales, out.size(0), out.size(1));
-  kernels().dequantize_transposed(threads(), w, *format, out.mutable_data_ptr());
-}
-
 // A layer's tensors in the order of decode_step's `layers`; Python reads their names from _C.layer_tensors().
 #define ADEPT_LAYER_TENSORS                                                                                            \
   input_gamma, input_beta, w_qkv, qkv_scales, b_qkv, q_gamma, q_beta, k_gamma, k_beta, w_dense, dense_scales, b_dense, \
@@ -238,7 +229,6 @@ STABLE_TORCH_LIBRARY_IMPL(adept_fast, CPU, library) {
   adept::Operators<adept::cpu_ops::Cpu>::implement(library);
   library.impl("copy", TORCH_BOX(&adept::cpu_ops::copy));
   library.impl("read", TORCH_BOX(&adept::cpu_ops::read));
-  library.impl("dequantize_transposed", TORCH_BOX(&adept::cpu_ops::dequantize_transposed));
   library.impl("decode_step", TORCH_BOX(&adept::cpu_ops::decode_step));
 }
 

@@ -22,7 +22,6 @@ void define_operators(Library& library) {
       "mlp(Tensor x, Tensor gamma, Tensor beta, float eps, Tensor w_up, Tensor? up_scales, Tensor b_up, "
       "Tensor w_down_t, Tensor? down_scales, Tensor b_down, Tensor(a!)? counts) -> Tensor");
   library.def("lm_head(Tensor x, Tensor gamma, Tensor beta, float eps, Tensor w, Tensor? scales, int rows) -> Tensor");
-  library.def("dequantize_transposed(Tensor values, Tensor scales, Tensor(a!) out) -> ()");
   library.def(
       "decode_step(Tensor ids, Tensor slots, Tensor positions, Tensor embedding, Tensor[] layers, Tensor cos, "
       "Tensor sin, Tensor(a!) cache, Tensor final_gamma, Tensor final_beta, Tensor w, Tensor? scales, int rows, "

@@ -144,7 +144,7 @@ def make_call(seed: int, number: int, emulated: bool) -> Call:
         from cuda_on_cpu import library
 
         names, formats = [n for n in OPERATORS if hasattr(library.call, n)], ["float16", "bfloat16"]
-        names = [name for name in names if name not in ("decode_step", "dequantize_transposed")]
+        names = [name for name in names if name != "decode_step"]
         operators: Any = library.call
     else:
         names = [name for name in OPERATORS if name not in OF_A_GPU]

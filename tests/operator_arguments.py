@@ -131,11 +131,6 @@ def decode_step(fmt: str) -> Arguments:
     }
 
 
-def dequantize_transposed(fmt: str) -> Arguments:
-    values, scales = weights("int4", UNITS, HIDDEN, "units").parts
-    return {"values": values, "scales": scales, "out": torch.zeros(UNITS, HIDDEN)}
-
-
 def sample(fmt: str) -> Arguments:
     return {
         "logits": torch.randn(2, 35),
@@ -180,7 +175,6 @@ OPERATORS: dict[str, Callable[[str], Arguments]] = {
         rotary_append,
         decode_attention,
         decode_step,
-        dequantize_transposed,
         sample,
         update_decode_state,
         embed,
@@ -192,7 +186,7 @@ OPERATORS: dict[str, Callable[[str], Arguments]] = {
 OF_A_GPU = {"sample": ((2,), torch.int64), "embed": ((2, HIDDEN), torch.float32)}
 
 # Those for which a GPU has none.
-OF_A_CPU = ("decode_step", "dequantize_transposed")
+OF_A_CPU = ("decode_step",)
 
 # Those that take weights in any format.
 OF_WEIGHTS = ("layernorm_qkv", "linear_residual", "mlp", "lm_head", "decode_step")

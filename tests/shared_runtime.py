@@ -23,7 +23,6 @@ def one_thread_a_call() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def loaded() -> Runtime:
-    # Of int8, a row's sums do not depend on how many rows a step has.
     return Runtime.load(
         "demo", device="cpu", weights="int8", max_seq_len=128, max_batch_size=2, progress=False
     )

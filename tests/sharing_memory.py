@@ -11,7 +11,6 @@ from torch import Tensor
 WRITTEN: dict[str, tuple[str, ...]] = {
     "mlp": ("counts",),
     "rotary_append": ("cache_layer",),
-    "dequantize_transposed": ("out",),
     "decode_step": ("cache", "counts"),
     "sample": ("seen",),
     "update_decode_state": ("ids", "slots", "positions", "counts", "token_ring"),

@@ -92,26 +92,26 @@ class TestFlashAttention:
         choice = flash_choice()
         assert choice.used
         assert str(choice).startswith("2.8.3, used: its error is ")
-        q, cache = torch.randn(7, 3, 64), torch.randn(2, 3, 30, 64).half()
-        cache[:, :, 12:] = float("nan")
+        q, cache = torch.randn(7, 3, 64), torch.randn(2, 2, 3, 30, 64).half()
+        cache[:, :, :, 12:] = float("nan")
         assert optional.refuses_cache(q, cache) is None
-        found = optional.prefill_attention(q, cache, 5, 0.125)
+        found = optional.prefill_attention(q, cache, 1, 5, 0.125)
         assert (found.dtype, found.shape) == (torch.float32, (7, 192))
-        expected = reference.prefill_attention(q, cache, 5, 0.125)
+        expected = reference.prefill_attention(q, cache, 1, 5, 0.125)
         torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)
 
     def test_nothing_where_it_is_not_found(self) -> None:
-        refusal = optional.refuses_cache(torch.zeros(1, 1, 64), torch.zeros(2, 1, 4, 64).half())
+        refusal = optional.refuses_cache(torch.zeros(1, 1, 64), torch.zeros(2, 1, 1, 4, 64).half())
         assert refusal == "flash-attn not found: pip install flash-attn"
         assert str(flash_choice()) == "not found: pip install flash-attn"
 
     @pytest.mark.parametrize("start", [-1, 6, 100])
     def test_positions_that_the_cache_does_not_have(self, install: Any, start: int) -> None:
         install(flash())
-        q, cache = torch.randn(3, 2, 16), torch.randn(2, 2, 8, 16).half()
-        optional.prefill_attention(q, cache, 5, 0.25)
+        q, cache = torch.randn(3, 2, 16), torch.randn(2, 1, 2, 8, 16).half()
+        optional.prefill_attention(q, cache, 0, 5, 0.25)
         with pytest.raises(ValueError, match=f"start is {start} of 3 tokens; expected 0 to 5"):
-            optional.prefill_attention(q, cache, start, 0.25)
+            optional.prefill_attention(q, cache, 0, start, 0.25)
 
     def test_it_is_asked_once(self, install: Any) -> None:
         calls = 0

@@ -260,11 +260,6 @@ WRONG = [
     Wrong("decode_step", "sin", widened, "sin has shape"),
     Wrong("decode_step", "counts", Tensor.int, "counts has dtype"),
     Wrong("decode_step", "rows", lambda rows: rows - 1, "w has shape"),
-    Wrong("dequantize_transposed", "values", widened, "values has shape"),
-    Wrong("dequantize_transposed", "scales", Tensor.float, "values has"),
-    Wrong("dequantize_transposed", "out", lambda x: x[0], "out has shape"),
-    Wrong("dequantize_transposed", "out", Tensor.half, "out has shape"),
-    Wrong("dequantize_transposed", "out", strided, "out has shape"),
     Wrong("copy", "source", strided, "source is not contiguous"),
     Wrong("read", "source", strided, "source is not contiguous"),
 ]

@@ -84,18 +84,24 @@ def load_model(
     plan: MemoryPlan,
     *,
     check_weights: bool = True,
+    exact_prefill: bool = False,
     progress: bool = True,
 ) -> tuple[Persimmon, StaticKVCache]:
     """Load a model as planned. Raises InsufficientMemoryError if memory runs out nevertheless."""
     try:
         with explaining_out_of_memory(plan, during="loading", held_bytes=0):
-            return _load(checkpoint, placement, plan, check_weights, progress)
+            return _load(checkpoint, placement, plan, check_weights, exact_prefill, progress)
     except PinnedMemoryError as error:
         raise InsufficientMemoryError(str(error)) from error
 
 
 def _load(
-    checkpoint: Checkpoint, placement: Placement, plan: MemoryPlan, check_weights: bool, progress: bool
+    checkpoint: Checkpoint,
+    placement: Placement,
+    plan: MemoryPlan,
+    check_weights: bool,
+    exact_prefill: bool,
+    progress: bool,
 ) -> tuple[Persimmon, StaticKVCache]:
     config = checkpoint.config
     weights = load_weights(
@@ -110,7 +116,11 @@ def _load(
         progress=progress,
     )
     model = Persimmon(
-        config, weights, max_seq_len=plan.max_seq_len, vocab_size=checkpoint.tokenizer.vocab_size
+        config,
+        weights,
+        max_seq_len=plan.max_seq_len,
+        vocab_size=checkpoint.tokenizer.vocab_size,
+        exact_prefill=exact_prefill,
     )
     cache = StaticKVCache(
         config,

@@ -1,27 +1,25 @@
 """On a CPU: when torch's GEMM is faster than the C++ kernels, and the products that it computes.
 
-A kernel reads a matrix once for all tokens of a call. With many tokens arithmetic limits a product instead of
-memory. Where the processor multiplies bfloat16, torch's GEMM does so faster than in float32. Inputs are
-rounded to the weights' dtype, as torch itself would; LayerNorm, activations and residual sums stay float32.
-For float16 torch has no fast product on a CPU, so those weights stay with the kernels.
+The kernels are as fast as a GEMM with many tokens too, but where the processor multiplies bfloat16: torch's
+GEMM then takes half the time. It rounds inputs to bfloat16; LayerNorm, activations and residual sums stay
+float32.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from adept_fast import extension
-from adept_fast.ops import kernels, reference
+from adept_fast.ops import reference
 from adept_fast.ops.gemm import Gemm
-from adept_fast.quantization.matrix import Matrix, QuantizedMatrix, parts_of
+from adept_fast.quantization.matrix import Matrix
 
 MAX_STREAMED_TOKENS = 16  # up to here, kernels that stream the weights once are faster
-MAX_SPARSE_TOKENS = 48  # up to here, the sparse down-projection is faster than dequantizing and a GEMM
 
 _HAS_BFLOAT16 = bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
@@ -36,54 +34,45 @@ def language() -> str:
     return f"C++, {instruction_set()}"
 
 
-def prefers_gemm(x: Tensor, w: Matrix) -> str | None:
-    """The reason to leave x · wᵀ to torch's GEMM, for inputs in float32; None for the kernel."""
-    if x.shape[0] <= MAX_STREAMED_TOKENS or isinstance(w, QuantizedMatrix) or x.dtype != torch.float32:
+def has_gemm(w: Matrix) -> bool:
+    """Whether torch multiplies many tokens by ``w`` faster than the kernels do."""
+    return (
+        _HAS_BFLOAT16
+        and isinstance(w, Tensor)
+        and w.dtype == torch.bfloat16
+        and unavailable(w.device) is None
+    )
+
+
+def prefers_gemm(x: Tensor, *matrices: Matrix) -> str | None:
+    """The reason to leave products of x to torch's GEMM, for inputs in float32; None for the kernel."""
+    if x.shape[0] <= MAX_STREAMED_TOKENS or x.dtype != torch.float32 or not all(map(has_gemm, matrices)):
         return None
-    if w.dtype == torch.float32 or (w.dtype == torch.bfloat16 and _HAS_BFLOAT16):
-        return f"faster for {x.shape[0]} tokens, above {MAX_STREAMED_TOKENS}"
-    return None
+    return f"faster for {x.shape[0]} tokens, above {MAX_STREAMED_TOKENS}"
 
 
-def prefers_gemm_down(x: Tensor, w_down_t: Matrix, counts: Tensor | None) -> str | None:
-    """As ``prefers_gemm``, for the down-projection; the kernel skips inactive neurons, and counts them."""
-    if counts is not None:
-        return None
-    if not isinstance(w_down_t, QuantizedMatrix):
-        return prefers_gemm(x, w_down_t)
-    if x.shape[0] <= MAX_SPARSE_TOKENS or x.dtype != torch.float32:
-        return None
-    return f"faster for {x.shape[0]} tokens, above {MAX_SPARSE_TOKENS}"
-
-
-class _CpuGemm(Gemm):
-    def layernorm_qkv(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Also an MLP's up-projection, for which the kernel may be faster than a GEMM."""
-        x, gamma, beta, eps, w, b = args
-        if prefers_gemm(x, w) is not None:
-            return super().layernorm_qkv(*args, **kwargs)
-        result: Tensor = kernels.operators.layernorm_qkv(x, gamma, beta, eps, *parts_of(w), b)
-        return result
+def prefers_gemm_mlp(x: Tensor, w_up: Matrix, w_down_t: Matrix, counts: Tensor | None) -> str | None:
+    """As ``prefers_gemm``; a decode step, which counts active neurons, stays with the kernels."""
+    return None if counts is not None else prefers_gemm(x, w_up, w_down_t)
 
 
 def _project(x: Tensor, w: Matrix) -> Tensor:
     assert isinstance(w, Tensor)
-    return F.linear(x.to(w.dtype), w).float()
+    return _of_two_rows(x, w.dtype, lambda rows: F.linear(rows, w))
 
 
 def _project_transposed(x: Tensor, w_t: Matrix) -> Tensor:
-    weights = _dequantized(w_t) if isinstance(w_t, QuantizedMatrix) else w_t
-    return (x.to(weights.dtype) @ weights).float()
+    assert isinstance(w_t, Tensor)
+    return _of_two_rows(x, w_t.dtype, lambda rows: rows @ w_t)
 
 
-def _dequantized(w_t: QuantizedMatrix) -> Tensor:
-    dtype = torch.bfloat16 if _HAS_BFLOAT16 else torch.float32
-    weights = torch.empty(w_t.shape, dtype=dtype, device="cpu")  # [intermediate, hidden]
-    kernels.operators.dequantize_transposed(*parts_of(w_t), weights)
-    return weights
+def _of_two_rows(x: Tensor, dtype: torch.dtype, product: Callable[[Tensor], Tensor]) -> Tensor:
+    """The product of at least two rows: torch adds up a single one in another order."""
+    rows = x.to(dtype)
+    return product(rows).float() if len(x) != 1 else product(rows.expand(2, -1))[:1].float()
 
 
-gemm = _CpuGemm(reference.layernorm, _project, _project_transposed)
+gemm = Gemm(reference.layernorm, _project, _project_transposed)
 
 
 def instruction_set() -> str:

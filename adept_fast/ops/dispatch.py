@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from adept_fast.ops import cpu, cuda, kernels, optional, reference
+from adept_fast.ops.gemm import Gemm
 from adept_fast.ops.sample import sample
 from adept_fast.quantization.formats import MatrixSpec, WeightFormat
 from adept_fast.quantization.layouts import layout_of
@@ -56,7 +57,8 @@ class Rule(NamedTuple):
     def function(self) -> Callable[..., Any]:
         definition = DEFINITIONS[self.operator]
         if self.implementation == "kernel":
-            return kernels.kernel(definition)
+            is_prefill = self.operator == "prefill_attention"
+            return kernels.prefill_attention if is_prefill else kernels.kernel(definition)
         if self.implementation == "gemm":
             return cast(Callable[..., Any], getattr(_BACKENDS[self.device].gemm, self.operator))
         return optional.prefill_attention if self.implementation == "flash-attn" else definition
@@ -91,6 +93,7 @@ _PRODUCTS = (*_PROJECTIONS, "mlp")
 _CACHE = ("rotary_append", "decode_attention")
 _BUILT = "extension built"
 _RUNS = "extension built with CUDA, compute capability 8.0"
+_NO_GEMM = f"at most {cpu.MAX_STREAMED_TOKENS} tokens, or not bfloat16, or no AVX512_BF16"
 _FEW = f"at most {cuda.MAX_TOKENS} tokens"
 
 
@@ -147,22 +150,20 @@ TABLE: tuple[Rule, ...] = (
         "cpu",
         _PROJECTIONS,
         "kernel",
-        f"{_BUILT}; at most {cpu.MAX_STREAMED_TOKENS} tokens, or a dtype without a fast GEMM: packed, "
-        "float16, bfloat16 without AVX512_BF16",
-        "memory-bound: it reads the weights once",
+        f"{_BUILT}; {_NO_GEMM}",
+        "it reads the weights once",
         cpu.prefers_gemm,
     ),
     *_rules(
         "cpu",
         ("mlp",),
         "kernel",
-        f"{_BUILT}; at most {cpu.MAX_STREAMED_TOKENS} tokens, {cpu.MAX_SPARSE_TOKENS} if packed; or counts; "
-        "or a dtype without a fast GEMM",
+        f"{_BUILT}; {_NO_GEMM}, or counts",
         "it reads only the down-projection's rows of active neurons",
-        cpu.prefers_gemm_down,
+        cpu.prefers_gemm_mlp,
     ),
     *_rules("cpu", _PRODUCTS, "gemm", _BUILT, "torch's GEMM"),
-    *_rules("cpu", (*_CACHE, "update_decode_state"), "kernel", _BUILT, "one pass"),
+    *_rules("cpu", (*_CACHE, "update_decode_state", "prefill_attention"), "kernel", _BUILT, "one pass"),
     *_rules("cpu", DEFINITIONS, "reference", "always", "plain PyTorch"),
 )
 
@@ -251,17 +252,17 @@ def slot_sampler(device: torch.device) -> Callable[..., Tensor] | None:
 
 
 def token_bounds(w: Matrix) -> tuple[int, ...]:
-    """The numbers of tokens above which another implementation multiplies by ``w``, and rounds differently.
+    """The numbers of a prompt's tokens above which another implementation multiplies by ``w``."""
+    return (cuda.MAX_TOKENS,) if device_type(w.device) == "cuda" else ()
 
-    On a CPU, float32 and float16 have none: their results differ in the rounding of float32 sums only.
+
+def prefill_gemm(w: Matrix) -> Gemm | None:
+    """What multiplies any number of a prompt's tokens by matrices like ``w``; None for the operators above.
+
+    On a CPU whose GEMM is faster for many tokens, it computes few of them too, so that the chunks of a prompt
+    change no bit.
     """
-    if device_type(w.device) == "cuda":
-        return (cuda.MAX_TOKENS,)
-    if cpu.unavailable(w.device) is not None:
-        return ()
-    if not isinstance(w, Tensor):
-        return (cpu.MAX_SPARSE_TOKENS,)
-    return (cpu.MAX_STREAMED_TOKENS,) if w.dtype == torch.bfloat16 else ()
+    return cpu.gemm if device_type(w.device) == "cpu" and cpu.has_gemm(w) else None
 
 
 def explain(
@@ -286,7 +287,7 @@ def explain(
     matrix: Matrix = table
     if weights is not None:
         matrix = layout_of(device).empty(MatrixSpec(weights, (1, hidden_size)), device)
-    known = {"Matrix": matrix, "cache_layer": cache_layer, "cache_slot": cache_layer[:, 0], "table": table}
+    known = {"Matrix": matrix, "cache_layer": cache_layer, "table": table}
     x = example(tokens, 1, dtype=torch.float32)
     choices = []
     for name, definition in DEFINITIONS.items():

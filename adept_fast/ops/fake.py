@@ -21,7 +21,6 @@ _RESULTS: dict[str, Callable[..., Tensor | None]] = {
     "linear_residual": lambda x, w, scales, b, residual: x.new_empty(x.shape[0], b.shape[0]),
     "mlp": lambda x, *_: x.new_empty(x.shape),
     "lm_head": lambda x, *rest: x.new_empty(x.shape[0], rest[-1], dtype=torch.float32),
-    "dequantize_transposed": lambda values, scales, out: None,
     "decode_step": lambda ids, *rest: rest[7].new_empty(ids.shape[0], rest[11]),  # final_gamma, rows
     "sample": lambda logits, slots, *_: slots.new_empty(logits.shape[0]),
     "update_decode_state": lambda *_: None,

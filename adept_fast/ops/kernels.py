@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from adept_fast.ops import reference
 from adept_fast.quantization.matrix import parts_of
 
 operators: Any = torch.ops.adept_fast
@@ -36,3 +38,13 @@ def kernel(definition: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args: call(
         *args[:first], *parts_of(args[first]), *args[after:last], *parts_of(args[last]), *args[then:]
     )
+
+
+def prefill_attention(q: Tensor, cache_layer: Tensor, slot: int, start: int, scale: float) -> Tensor:
+    """Attention of consecutive queries by the kernel of single ones, so that both give the same bits."""
+    end = start + len(q)
+    reference.check_start(start, len(q), cache_layer.shape[3])
+    slots = torch.full((len(q),), slot, dtype=torch.int64, device=q.device)  # [tokens]
+    lengths = torch.arange(start + 1, end + 1, dtype=torch.int64, device=q.device)  # [tokens]
+    attended: Tensor = operators.decode_attention(q, cache_layer, slots, lengths, end, scale)
+    return attended

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from adept_fast.ops import reference
 
-# As in ops/reference.py: q, cache_slot, start, scale → attended; x, gamma, beta, eps → normed.
-Attention: TypeAlias = Callable[[Tensor, Tensor, int, float], Tensor]
+# As in ops/reference.py: q, cache_layer, slot, start, scale → attended; x, gamma, beta, eps → normed.
+Attention: TypeAlias = Callable[[Tensor, Tensor, int, int, float], Tensor]
 LayerNorm: TypeAlias = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 NAMES = ("flash-attn", "apex")
@@ -53,18 +53,18 @@ class Choice:
         return f"{found}: {self.reason}"
 
 
-def refuses_cache(q: Tensor, cache_slot: Tensor) -> str | None:
+def refuses_cache(q: Tensor, cache_layer: Tensor) -> str | None:
     """The reason that flash-attn does not support this cache; None if it does."""
-    choice = flash_attention(cache_slot.device, cache_slot.dtype, cache_slot.shape[-1])
+    choice = flash_attention(cache_layer.device, cache_layer.dtype, cache_layer.shape[-1])
     return None if choice.used else f"flash-attn {choice}"
 
 
-def prefill_attention(q: Tensor, cache_slot: Tensor, start: int, scale: float) -> Tensor:
+def prefill_attention(q: Tensor, cache_layer: Tensor, slot: int, start: int, scale: float) -> Tensor:
     """As ``ops/reference.py`` defines it, for a cache that ``refuses_cache`` does not refuse."""
-    reference.check_start(start, len(q), cache_slot.shape[2])
-    attend = flash_attention(cache_slot.device, cache_slot.dtype, cache_slot.shape[-1]).function
+    reference.check_start(start, len(q), cache_layer.shape[3])
+    attend = flash_attention(cache_layer.device, cache_layer.dtype, cache_layer.shape[-1]).function
     assert attend is not None
-    return attend(q, cache_slot, start, scale)
+    return attend(q, cache_layer, slot, start, scale)
 
 
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
@@ -173,9 +173,11 @@ def _tried(
 def _load_flash_attention() -> Attention:
     attend: Any = importlib.import_module("flash_attn").flash_attn_func
 
-    def prefill_attention(q: Tensor, cache_slot: Tensor, start: int, scale: float) -> Tensor:
+    def prefill_attention(q: Tensor, cache_layer: Tensor, slot: int, start: int, scale: float) -> Tensor:
         tokens, heads, head_dim = q.shape
-        k, v = cache_slot[:, :, : start + tokens].transpose(1, 2)[:, None]  # each [1, end, heads, head_dim]
+        k, v = cache_layer[:, slot, :, : start + tokens].transpose(1, 2)[
+            :, None
+        ]  # each [1, end, heads, head_dim]
         # The mask aligns the last query with the last key, from flash-attn 2.1 on.
         attended = attend(q[None].to(k.dtype), k, v, softmax_scale=scale, causal=True)
         narrow: Tensor = attended.reshape(tokens, heads * head_dim)
@@ -191,15 +193,15 @@ def _attention_error(
     generator = torch.Generator("cpu").manual_seed(0)
     tokens, start, heads, scale = 24, 9, 2, head_dim**-0.5
     q = torch.randn(tokens, heads, head_dim, generator=generator, dtype=torch.float32, device="cpu")
-    cache = torch.randn(2, heads, 40, head_dim, generator=generator, dtype=torch.float32, device="cpu").to(
+    cache = torch.randn(2, 1, heads, 40, head_dim, generator=generator, dtype=torch.float32, device="cpu").to(
         dtype
     )
     exact, found, torchs = [], [], []
     for first in (0, start):
-        exact.append(reference.prefill_attention(q, cache, first, scale))  # on a CPU, in float32
-        found.append(attend(q.to(device), cache.to(device), first, scale).float().cpu())
+        exact.append(reference.prefill_attention(q, cache, 0, first, scale))  # on a CPU, in float32
+        found.append(attend(q.to(device), cache.to(device), 0, first, scale).float().cpu())
         visible = torch.ones(tokens, first + tokens, dtype=torch.bool, device="cpu").tril(first).to(device)
-        k, v = cache[:, None, :, : first + tokens].to(device)
+        k, v = cache[:, :, :, : first + tokens].to(device)
         narrow = q.transpose(0, 1)[None].to(k)
         attended = F.scaled_dot_product_attention(narrow, k, v, attn_mask=visible, scale=scale)
         torchs.append(attended[0].transpose(0, 1).flatten(1).float().cpu())

@@ -94,19 +94,21 @@ def normalise_and_rotate(
     return _rotate(q, cos, sin), _rotate(k, cos, sin), v
 
 
-def prefill_attention(q: Tensor, cache_slot: Tensor, start: int, scale: float) -> Tensor:
+def prefill_attention(q: Tensor, cache_layer: Tensor, slot: int, start: int, scale: float) -> Tensor:
     """Causal attention of consecutive queries over one sequence's cache.
 
     Args:
         q: float32 [tokens, heads, head_dim], of the tokens at positions ``start``, ``start + 1``, …
-        cache_slot: [2, heads, positions, head_dim], which already holds those tokens' k and v.
+        cache_layer: [2, slots, heads, max_seq_len, head_dim], which already holds those tokens' k and v.
 
     Returns [tokens, hidden]. Raises ValueError if the cache has no such positions.
     """
     tokens, heads, head_dim = q.shape
     end = start + tokens
-    check_start(start, tokens, cache_slot.shape[2])
-    k, v = cache_slot[:, None, :, :end].to(_attention_dtype(cache_slot))  # each [1, heads, end, head_dim]
+    check_start(start, tokens, cache_layer.shape[3])
+    k, v = cache_layer[:, slot, None, :, :end].to(
+        _attention_dtype(cache_layer)
+    )  # each [1, heads, end, head_dim]
     visible = None
     if start:
         key_positions = torch.arange(end, device=q.device)

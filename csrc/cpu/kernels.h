@@ -54,8 +54,6 @@ struct Kernels {
   void (*rotary_append)(const Threads&, const RotaryAppend&);
   void (*decode_attention)(const Threads&, const DecodeAttention&);
   void (*decode_step)(const Threads&, const DecodeStep&);
-  // A quantised kTransposed matrix as bfloat16 or float32 [rows, cols].
-  void (*dequantize_transposed)(const Threads&, const Matrix&, Format to, void* out);
   // The sum of all whole 32-bit integers.
   int32_t (*read)(const Threads&, const void* from, int64_t bytes);
 };

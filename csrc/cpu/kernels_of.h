@@ -10,7 +10,6 @@ void mlp(const Threads& threads, const Mlp& mlp);
 void rotary_append(const Threads& threads, const RotaryAppend& rotary);
 void decode_attention(const Threads& threads, const DecodeAttention& attention);
 void decode_step(const Threads& threads, const DecodeStep& step);
-void dequantize_transposed(const Threads& threads, const Matrix& w, Format to, void* out);
 int32_t read(const Threads& threads, const void* from, int64_t bytes);
 
 extern const Kernels table;

@@ -4,9 +4,8 @@
 // up's bytes and the rows of down of the active neurons; relu² makes half of random activations exactly 0, and most of
 // a trained model's. Limit: memory bandwidth. Going over a list of all rows costs no more than a loop without a list,
 // so there is no second loop for dense activations.
+#include "down_proj_panels.h"
 #include "kernels_of.h"
-#include "sparse_down_proj.h"
-#include "sparse_down_proj_int4.h"
 
 namespace adept::ADEPT_ISA {
 namespace {
@@ -14,68 +13,96 @@ namespace {
 class SparseDownProj {
  public:
   SparseDownProj(const Threads& threads, const Mlp& mlp, const ActiveNeurons& active)
-      : threads_(threads), mlp_(mlp), active_(active), w_(mlp.down) {}
+      : threads_(threads),
+        mlp_(mlp),
+        active_(active),
+        w_(mlp.down),
+        stride_(is_quantized(w_.format) ? round_up(w_.cols, kTransposedColumns) : w_.cols) {}
 
   template <class Weight>
   void floats() const {
-    const DownProjTasks tasks(active_.count(), w_.cols);
-    Buffer<float> parts(tasks.parts() * part_size(w_.cols));
+    if (has_many_tokens()) return float_panels<Weight>(threads_, w_, active_, Storing{this});
+    const DownProjTasks tasks(active_, w_.cols);
+    Buffer<float> parts(tasks.parts() * part_size());
     tasks.run(threads_, [&](const DownProjTasks::Task& task) {
-      float* sums = parts + task.part * part_size(w_.cols);
+      float* sums = parts + task.part * part_size();
       for (int64_t token = 0; token < mlp_.tokens; ++token)
         std::fill(sums + token * w_.cols + task.first_column, sums + token * w_.cols + task.last_column, 0.0f);
       add_float_rows(static_cast<const Weight*>(w_.values), w_.cols, active_, task, sums, w_.cols);
     });
-    add_parts(parts, tasks.parts(), w_.cols);
+    add_parts(parts, tasks.parts());
   }
 
   void int8() const {
-    const int64_t stride = round_up(w_.cols, kTransposedColumns);
     const FixedActivations activations(active_);
-    const DownProjTasks tasks(active_.padded(), stride);
-    Buffer<int32_t> parts(tasks.parts() * 2 * part_size(stride));  // [parts, tokens, high and low, stride]
+    if (has_many_tokens())
+      return int8_panels(threads_, w_, stride_, active_, activations,
+                         [&](int64_t token, int64_t c, int lanes, I32x16 high, I32x16 low) {
+                           store_output(token, c, lanes, scaled(activations, token, c, lanes, high, low));
+                         });
+    const DownProjTasks tasks(active_, stride_);
+    Buffer<int32_t> parts(tasks.parts() * 2 * part_size());  // [parts, tokens, high and low, stride]
     tasks.run(threads_, [&](const DownProjTasks::Task& task) {
-      add_int8_rows(static_cast<const int8_t*>(w_.values), stride, active_, activations, task,
-                    parts + task.part * 2 * part_size(stride));
+      add_int8_rows(static_cast<const int8_t*>(w_.values), stride_, active_, activations, task,
+                    parts + task.part * 2 * part_size());
     });
-    const auto* scales = static_cast<const float*>(w_.scales);
     each_output([&](int64_t token, int64_t c, int lanes) {
       I32x16 high = zero_i32(), low = zero_i32();
       for (int64_t part = 0; part < tasks.parts(); ++part) {
-        const int32_t* sums = parts + (part * mlp_.tokens + token) * 2 * stride + c;
+        const int32_t* sums = parts + (part * mlp_.tokens + token) * 2 * stride_ + c;
         high = add(high, load(sums));
-        low = add(low, load(sums + stride));
+        low = add(low, load(sums + stride_));
       }
-      const F32x16 total = fma(to_float(high), broadcast(256.0f), to_float(low));
-      return mul(total, mul(load_first(scales + c, lanes), broadcast(activations.scale(token))));
+      return scaled(activations, token, c, lanes, high, low);
     });
   }
 
   void int4() const {
-    const int64_t stride = round_up(w_.cols, kTransposedColumns);
-    const DownProjTasks tasks(active_.padded(), stride);
-    Buffer<float> parts(tasks.parts() * part_size(stride));
+    if (has_many_tokens()) return int4_panels(threads_, w_, stride_, active_, Storing{this});
+    const DownProjTasks tasks(active_, stride_);
+    Buffer<float> parts(tasks.parts() * part_size());
     tasks.run(threads_, [&](const DownProjTasks::Task& task) {
-      const ScaledActivations activations(static_cast<const Half*>(w_.scales), stride / kGroupSize32, active_, task);
-      add_int4_rows(static_cast<const uint8_t*>(w_.values), stride / 2, active_, activations, task,
-                    parts + task.part * part_size(stride), stride);
+      const ScaledActivations activations(static_cast<const Half*>(w_.scales), stride_ / kGroupSize32, active_, task);
+      add_int4_rows(static_cast<const uint8_t*>(w_.values), stride_ / 2, active_, activations, task,
+                    parts + task.part * part_size(), stride_);
     });
-    add_parts(parts, tasks.parts(), stride);
+    add_parts(parts, tasks.parts());
   }
 
  private:
-  int64_t part_size(int64_t stride) const { return mlp_.tokens * stride; }
+  // Takes a token's sum of some columns.
+  struct Storing {
+    void operator()(int64_t token, int64_t c, int lanes, F32x16 sum) const { to->store_output(token, c, lanes, sum); }
+    const SparseDownProj* to;
+  };
 
-  void add_parts(const float* parts, int64_t count, int64_t stride) const {
+  bool has_many_tokens() const { return mlp_.tokens >= kManyTokens; }
+  int64_t part_size() const { return mlp_.tokens * stride_; }
+
+  F32x16 scaled(const FixedActivations& activations, int64_t token, int64_t c, int lanes, I32x16 high,
+                I32x16 low) const {
+    const F32x16 total = fma(to_float(high), broadcast(256.0f), to_float(low));
+    const F32x16 scales = load_first(static_cast<const float*>(w_.scales) + c, lanes);
+    return mul(total, mul(scales, broadcast(activations.scale(token))));
+  }
+
+  void add_parts(const float* parts, int64_t count) const {
     each_output([&](int64_t token, int64_t c, int lanes) {
       F32x16 total = broadcast(0.0f);
       for (int64_t part = 0; part < count; ++part)
-        total = add(total, load_first(parts + (part * mlp_.tokens + token) * stride + c, lanes));
+        total = add(total, load_first(parts + (part * mlp_.tokens + token) * stride_ + c, lanes));
       return total;
     });
   }
 
-  // out = x + bias + sum(token, column, lanes)
+  // out = x + bias + sum
+  void store_output(int64_t token, int64_t c, int lanes, F32x16 sum) const {
+    const int64_t at = token * w_.cols + c;
+    const F32x16 base = add(load_first(mlp_.x + at, lanes), load_first(mlp_.down_bias + c, lanes));
+    store_first(mlp_.out + at, add(base, sum), lanes);
+  }
+
+  // Stores sum(token, column, lanes) as an output.
   template <class Sum>
   void each_output(const Sum& sum) const {
     constexpr int64_t kColumnsPerTask = 512;
@@ -83,9 +110,7 @@ class SparseDownProj {
       for (int64_t token = 0; token < mlp_.tokens; ++token)
         for (int64_t c = begin; c < end; c += kLanes) {
           const int lanes = int(std::min<int64_t>(kLanes, end - c));
-          const int64_t at = token * w_.cols + c;
-          const F32x16 base = add(load_first(mlp_.x + at, lanes), load_first(mlp_.down_bias + c, lanes));
-          store_first(mlp_.out + at, add(base, sum(token, c, lanes)), lanes);
+          store_output(token, c, lanes, sum(token, c, lanes));
         }
     });
   }
@@ -94,6 +119,7 @@ class SparseDownProj {
   const Mlp& mlp_;
   const ActiveNeurons& active_;
   const Matrix& w_;
+  const int64_t stride_;  // columns of a row, padding included
 };
 
 // Wraps around past 2^63 - 1, as torch's sums of int64 and the CUDA kernels do.

@@ -12,13 +12,24 @@ namespace adept::ADEPT_ISA {
 
 // Sums must stay in registers, so every loop over them is unrolled by a pragma; without it GCC keeps them in memory.
 
+// A float sum of a row has kChains parts: part p % kChains has columns 16 p to 16 p + 15, and the parts are added in
+// order. One token computes the parts side by side, so that they need not wait for each other, several tokens one part
+// after the other. The order of additions is the same, so a token's results do not depend on the other tokens.
 #if defined(__AVX512F__)
+constexpr int kChains = 4;
 constexpr int kFloatTokens = 6, kFloatRows = 4;  // 24 sums, 4 weights and an input in 32 registers
+constexpr int kStreamedRows = 1;                 // of one token: one straight stream of weights
 constexpr int kQuantizedTokens = 6, kTiles = 2;  // 24 sums, 2 weights and 2 inputs
 #else
+constexpr int kChains = 1;
 constexpr int kFloatTokens = 2, kFloatRows = 2;
+constexpr int kStreamedRows = 2;
 constexpr int kQuantizedTokens = 2, kTiles = 1;
 #endif
+constexpr int64_t kStep = kChains * kLanes;  // columns
+
+// With many tokens, rows and inputs are used a block of each at a time, which the second-level cache holds.
+constexpr int64_t kRowBlockBytes = 256 * 1024, kInputBlockBytes = 384 * 1024;
 
 // Calls block(begin, integral_constant<count>) for blocks of at most Max.
 template <int Max, class Block>
@@ -28,73 +39,128 @@ inline void for_blocks(int64_t begin, int64_t end, const Block& block) {
     if (begin < end) for_blocks<Max - 1>(begin, end, block);
 }
 
-// sums[r][t] = row r · token t, for rows that lie one after the other.
+template <class Weight>
+inline F32x16 load_columns(const Weight* from, int64_t c, int64_t cols) {
+  return c + kLanes <= cols ? load(from + c) : load_first(from + c, int(cols - c));
+}
+
+// sums[r][0] = row r · x, for rows that lie one after the other.
+template <int Rows, class Weight>
+inline void dot_streamed(const Weight* w, int64_t cols, const float* x, float (&sums)[Rows][1]) {
+  constexpr int64_t kLine = kCacheLine / int64_t(sizeof(Weight));
+  F32x16 parts[kChains][Rows];
+#pragma GCC unroll 16
+  for (auto& part : parts)
+#pragma GCC unroll 16
+    for (F32x16& lane_sums : part) lane_sums = broadcast(0.0f);
+  int64_t c = 0;
+  for (; c + kStep <= cols; c += kStep) {
+    for (int64_t line = 0; line < kStep; line += kLine)
+      for (int r = 0; r < Rows; ++r) prefetch_stream(w + r * cols + c + line);
+#pragma GCC unroll 16
+    for (int chain = 0; chain < kChains; ++chain)
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r) {
+        const int64_t at = c + chain * kLanes;
+        parts[chain][r] = fma(load(w + r * cols + at), load(x + at), parts[chain][r]);
+      }
+  }
+#pragma GCC unroll 16
+  for (int chain = 0; chain < kChains; ++chain)
+    if (const int64_t at = c + chain * kLanes; at < cols)
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r)
+        parts[chain][r] = fma(load_columns(w + r * cols, at, cols), load(x + at), parts[chain][r]);
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+    F32x16 total = parts[0][r];
+#pragma GCC unroll 16
+    for (int chain = 1; chain < kChains; ++chain) total = add(total, parts[chain][r]);
+    sums[r][0] = sum(total);
+  }
+}
+
+// sums[r][t] = row r · token t.
 template <int Rows, int Tokens, class Weight>
 inline void dot_rows(const Weight* w, int64_t cols, const float* x, int64_t x_stride, float (&sums)[Rows][Tokens]) {
-  F32x16 acc[Rows][Tokens];
+  F32x16 totals[Rows][Tokens];
+  for (int chain = 0; chain < kChains; ++chain) {
+    F32x16 part[Rows][Tokens];
 #pragma GCC unroll 16
-  for (auto& row : acc)
+    for (auto& row : part)
 #pragma GCC unroll 16
-    for (F32x16& lane_sums : row) lane_sums = broadcast(0.0f);
-  for_columns(cols, [&](int64_t c, int lanes) {
-    F32x16 weights[Rows];
+      for (F32x16& lane_sums : row) lane_sums = broadcast(0.0f);
+    const auto add_columns = [&](int64_t c, const auto& load_weights) {
+      F32x16 weights[Rows];
 #pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r) {
-      const Weight* at = w + r * cols + c;
-      weights[r] = lanes == kLanes ? load(at) : load_first(at, lanes);
-      // Past the end of a row, the prefetch continues with the row that will replace it.
-      const int64_t jump = c + kStreamAhead / int64_t(sizeof(Weight)) < cols ? 0 : (Rows - 1) * cols;
-      if (c * int64_t(sizeof(Weight)) % kCacheLine == 0) prefetch_stream(at, at + jump);
-    }
+      for (int r = 0; r < Rows; ++r) {
+        weights[r] = load_weights(w + r * cols, c);
+        // Past the end of a row, the prefetch continues with the row that will replace it.
+        const int64_t jump = c + kStreamAhead / int64_t(sizeof(Weight)) < cols ? 0 : (Rows - 1) * cols;
+        if (chain == 0) prefetch_stream(w + r * cols + c, w + r * cols + c + jump);
+      }
 #pragma GCC unroll 16
-    for (int t = 0; t < Tokens; ++t) {
-      const F32x16 input = load(x + t * x_stride + c);
+      for (int t = 0; t < Tokens; ++t) {
+        const F32x16 input = load(x + t * x_stride + c);
 #pragma GCC unroll 16
-      for (int r = 0; r < Rows; ++r) acc[r][t] = fma(weights[r], input, acc[r][t]);
-    }
-  });
+        for (int r = 0; r < Rows; ++r) part[r][t] = fma(weights[r], input, part[r][t]);
+      }
+    };
+    int64_t c = chain * kLanes;
+    for (; c + kLanes <= cols; c += kStep) add_columns(c, [](const Weight* row, int64_t at) { return load(row + at); });
+    if (c < cols) add_columns(c, [&](const Weight* row, int64_t at) { return load_first(row + at, int(cols - at)); });
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+      for (int t = 0; t < Tokens; ++t) totals[r][t] = chain == 0 ? part[r][t] : add(totals[r][t], part[r][t]);
+  }
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 16
-    for (int t = 0; t < Tokens; ++t) sums[r][t] = sum(acc[r][t]);
+    for (int t = 0; t < Tokens; ++t) sums[r][t] = sum(totals[r][t]);
 }
 
-// One row and one token: four sums hide the latency of the multiply-add, and weights come in one straight stream.
-template <class Weight>
-inline float dot_row(const Weight* w, int64_t cols, const float* x) {
-  constexpr int kUnroll = 4;
-  F32x16 acc[kUnroll];
-#pragma GCC unroll 16
-  for (F32x16& lane_sums : acc) lane_sums = broadcast(0.0f);
-  int64_t c = 0;
-  for (; c + kUnroll * kLanes <= cols; c += kUnroll * kLanes) {
-    for (int64_t line = 0; line < kUnroll * kLanes; line += kCacheLine / int64_t(sizeof(Weight)))
-      prefetch_stream(w + c + line);
-#pragma GCC unroll 16
-    for (int u = 0; u < kUnroll; ++u) acc[u] = fma(load(w + c + u * kLanes), load(x + c + u * kLanes), acc[u]);
-  }
-  for (; c < cols; c += kLanes)
-    acc[0] = fma(load_first(w + c, int(std::min<int64_t>(kLanes, cols - c))), load(x + c), acc[0]);
-  return sum(add(add(acc[0], acc[1]), add(acc[2], acc[3])));
+// Calls block(begin, end) for blocks of `size`.
+template <class Block>
+inline void for_ranges(int64_t begin, int64_t end, int64_t size, const Block& block) {
+  for (; begin < end; begin += size) block(begin, std::min(end, begin + size));
 }
 
 // emit(token, row, sum) for rows [begin, end) and all tokens.
 template <class Weight, class Emit>
 void float_rows(const Weight* w, int64_t cols, int64_t begin, int64_t end, const FloatInputs& x, int64_t tokens,
                 const Emit& emit) {
+  const auto emit_all = [&](int64_t row, int64_t token, const auto& sums) {
+    int64_t r = row;
+    for (const auto& of_row : sums) {
+      int64_t t = token;
+      for (const float value : of_row) emit(t++, r, value);
+      ++r;
+    }
+  };
   if (tokens == 1) {
-    for (int64_t row = begin; row < end; ++row) emit(0, row, dot_row(w + row * cols, cols, x.token(0)));
+    for_blocks<kStreamedRows>(begin, end, [&](int64_t row, auto rows) {
+      float sums[decltype(rows)::value][1];
+      dot_streamed(w + row * cols, cols, x.token(0), sums);
+      emit_all(row, 0, sums);
+    });
     return;
   }
-  for_blocks<kFloatRows>(begin, end, [&](int64_t row, auto rows) {
-    for_blocks<kFloatTokens>(0, tokens, [&](int64_t token, auto count) {
-      constexpr int kRows = decltype(rows)::value, kTokens = decltype(count)::value;
-      float sums[kRows][kTokens];
-      dot_rows(w + row * cols, cols, x.token(token), x.stride, sums);
-#pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 16
-        for (int t = 0; t < kTokens; ++t) emit(token + t, row + r, sums[r][t]);
+  const auto blocks = [](int64_t bytes, int64_t of_one, int64_t multiple) {
+    return std::max<int64_t>(1, bytes / (of_one * multiple)) * multiple;
+  };
+  const int64_t row_block = blocks(kRowBlockBytes, std::max<int64_t>(1, cols) * int64_t(sizeof(Weight)), kFloatRows);
+  const int64_t token_block =
+      blocks(kInputBlockBytes, std::max<int64_t>(1, x.stride) * int64_t(sizeof(float)), kFloatTokens);
+  for_ranges(begin, end, row_block, [&](int64_t first_row, int64_t last_row) {
+    for_ranges(0, tokens, token_block, [&](int64_t first_token, int64_t last_token) {
+      for_blocks<kFloatRows>(first_row, last_row, [&](int64_t row, auto rows) {
+        for_blocks<kFloatTokens>(first_token, last_token, [&](int64_t token, auto count) {
+          float sums[decltype(rows)::value][decltype(count)::value];
+          dot_rows(w + row * cols, cols, x.token(token), x.stride, sums);
+          emit_all(row, token, sums);
+        });
+      });
     });
   });
 }
@@ -112,19 +178,19 @@ class Int8Tiles {
   template <int Tiles, int Tokens>
   void dot(int64_t first, const FixedInputs& x, int64_t token, F32x16 (&sums)[Tiles][Tokens]) const {
     // With one token two sums would wait for each other, so odd steps get sums of their own.
-    constexpr int kChains = Tiles * Tokens == 1 ? 2 : 1;
-    I32x16 high[kChains][Tiles][Tokens], low[kChains][Tiles][Tokens];
+    constexpr int kSums = Tiles * Tokens == 1 ? 2 : 1;
+    I32x16 high[kSums][Tiles][Tokens], low[kSums][Tiles][Tokens];
 #pragma GCC unroll 16
-    for (int chain = 0; chain < kChains; ++chain)
+    for (int chain = 0; chain < kSums; ++chain)
 #pragma GCC unroll 16
       for (int i = 0; i < Tiles; ++i)
 #pragma GCC unroll 16
         for (int t = 0; t < Tokens; ++t) high[chain][i][t] = low[chain][i][t] = zero_i32();
     const int8_t* w = values_ + first * tile_bytes();
     const int8_t *x_high = x.high(token), *x_low = x.low(token);
-    for (int64_t step = 0; step < steps_; step += kChains) {
+    for (int64_t step = 0; step < steps_; step += kSums) {
 #pragma GCC unroll 16
-      for (int chain = 0; chain < kChains; ++chain) {
+      for (int chain = 0; chain < kSums; ++chain) {
         U8x64 weights[Tiles];
 #pragma GCC unroll 16
         for (int i = 0; i < Tiles; ++i) {
@@ -149,7 +215,7 @@ class Int8Tiles {
 #pragma GCC unroll 16
       for (int t = 0; t < Tokens; ++t) {
 #pragma GCC unroll 16
-        for (int chain = 1; chain < kChains; ++chain) {
+        for (int chain = 1; chain < kSums; ++chain) {
           high[0][i][t] = add(high[0][i][t], high[chain][i][t]);
           low[0][i][t] = add(low[0][i][t], low[chain][i][t]);
         }

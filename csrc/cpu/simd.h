@@ -38,6 +38,8 @@ constexpr int kCacheLine = 64;
 
 namespace adept::ADEPT_ISA {
 
+inline void store(void* to, U8x64 value) { std::memcpy(to, &value, sizeof value); }
+
 // To the second-level cache.
 template <class T>
 inline void prefetch(const T* address) {

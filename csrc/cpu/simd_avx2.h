@@ -120,6 +120,13 @@ inline float sum(F32x16 a) {
   return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
 
+// Lane i: the sum of the lanes of rows[i].
+inline F32x16 sums_of(const F32x16 (&rows)[16]) {
+  float sums[16];
+  for (int i = 0; i < 16; ++i) sums[i] = sum(rows[i]);
+  return load(sums);
+}
+
 inline float largest(F32x16 a) {
   const __m256 eight = _mm256_max_ps(a.lower, a.upper);
   __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

@@ -78,6 +78,24 @@ inline F32x16 zero_where_less(F32x16 a, F32x16 b, F32x16 value) {
 }
 
 inline float sum(F32x16 a) { return _mm512_reduce_add_ps(a.v); }
+
+// Lane i: the sum of the lanes of rows[i].
+inline F32x16 sums_of(const F32x16 (&rows)[16]) {
+  __m512 quads[4];  // of rows 4 i to 4 i + 3: in each 128 bits their sums of 4 lanes
+#pragma GCC unroll 16
+  for (int i = 0; i < 4; ++i) {
+    const __m512 a = rows[4 * i].v, b = rows[4 * i + 1].v, c = rows[4 * i + 2].v, d = rows[4 * i + 3].v;
+    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    quads[i] = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  }
+  const __m512 halves[2] = {
+      _mm512_add_ps(_mm512_shuffle_f32x4(quads[0], quads[1], 0x88), _mm512_shuffle_f32x4(quads[0], quads[1], 0xdd)),
+      _mm512_add_ps(_mm512_shuffle_f32x4(quads[2], quads[3], 0x88), _mm512_shuffle_f32x4(quads[2], quads[3], 0xdd))};
+  return {_mm512_add_ps(_mm512_shuffle_f32x4(halves[0], halves[1], 0x88),
+                        _mm512_shuffle_f32x4(halves[0], halves[1], 0xdd))};
+}
+
 inline float largest(F32x16 a) { return _mm512_reduce_max_ps(a.v); }
 
 inline uint32_t nonzero_lanes(F32x16 a) { return _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_UQ); }

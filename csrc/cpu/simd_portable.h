@@ -128,7 +128,11 @@ inline F32x16 mul(F32x16 a, F32x16 b) {
 
 // a * b + c; whether it rounds once depends on the machine.
 inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+#ifdef __FP_FAST_FMAF
+  for (int i = 0; i < 16; ++i) c.lane[i] = __builtin_fmaf(a.lane[i], b.lane[i], c.lane[i]);
+#else
   for (int i = 0; i < 16; ++i) c.lane[i] += a.lane[i] * b.lane[i];
+#endif
   return c;
 }
 
@@ -173,6 +177,13 @@ inline float sum(F32x16 a) {
   for (int half = 8; half; half /= 2)
     for (int i = 0; i < half; ++i) width[i] += width[i + half];
   return width[0];
+}
+
+// Lane i: the sum of the lanes of rows[i].
+inline F32x16 sums_of(const F32x16 (&rows)[16]) {
+  float sums[16];
+  for (int i = 0; i < 16; ++i) sums[i] = sum(rows[i]);
+  return load(sums);
 }
 
 inline float largest(F32x16 a) {

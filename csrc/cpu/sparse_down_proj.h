@@ -3,8 +3,10 @@
 //
 // Layout: a task takes a part of the list and a strip of columns. Float rows are added eight at a time to sums in the
 // first-level cache, packed rows 32 at a time to sums of 64 columns in registers. The rows after them are prefetched
-// column by column, because the hardware cannot predict them. Parts depend on the list only, so the result does not
-// depend on the number of threads. mlp.cpp has the lower bound and the limit.
+// column by column, because the hardware cannot predict them. mlp.cpp has the lower bound and the limit.
+//
+// Parts begin at fixed neurons, and a part adds its neurons in order. What a token adds for another token's neuron is
+// exactly 0, so its sums depend neither on the other tokens nor on the number of threads.
 #pragma once
 
 #include "inputs.h"
@@ -15,75 +17,94 @@ namespace adept::ADEPT_ISA {
 constexpr int64_t kParts = 16;
 constexpr int64_t kStripColumns = 2048;  // a multiple of kTransposedColumns
 constexpr int kRowsAtOnce = 8;
-constexpr int64_t kListPadding = 16;
+constexpr int64_t kQuad = 4;  // packed rows are added four at a time
 
-// The neurons active for any token, in order, and their activations; padded to multiples of 16 with activations of 0.
+// The neurons that are active for any token, in order, and their activations, in parts: part p has those of the p-th
+// `step` neurons. The list of each part is padded to a multiple of 16 with its last neuron and activations of 0.
 class ActiveNeurons {
  public:
+  struct Part {
+    int64_t begin, end;  // of the list, without padding; begin is a multiple of 16
+  };
+
   // activations: [tokens, intermediate]
   ActiveNeurons(const Threads& threads, const float* activations, int64_t tokens, int64_t intermediate)
       : tokens_(tokens),
-        rows_(intermediate + 2 * kListPadding),
-        values_(tokens * round_up(intermediate, kListPadding)) {
-    for_columns(intermediate, [&](int64_t neuron, int lanes) {
-      uint32_t active = 0;
-      for (int64_t t = 0; t < tokens; ++t)
-        active |= nonzero_lanes(load_first(activations + t * intermediate + neuron, lanes));
-      count_ += store_selected(rows_ + count_, int32_t(neuron), active);
-    });
-    padded_ = round_up(count_, kListPadding);
-    std::fill(rows_ + count_, rows_ + padded_, count_ ? rows_[count_ - 1] : 0);
+        step_(round_up((intermediate + kParts - 1) / kParts, kLanes)),
+        rows_(intermediate + (kParts + 1) * kLanes),
+        values_(tokens * (intermediate + kParts * kLanes)) {
+    for (int64_t first = 0; first < intermediate; first += step_)
+      add_part(activations, first, std::min(step_, intermediate - first), intermediate);
     parallel_pieces(threads, tokens, kTokensPerTask, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) {
-        float* values = values_ + t * padded_;
-        for (int64_t i = 0; i < padded_; i += kLanes)
-          store(values + i, gather(activations + t * intermediate, rows_ + i));
-        std::fill(values + count_, values + padded_, 0.0f);
-      }
+      for (int64_t t = begin; t < end; ++t) gather_values(activations + t * intermediate, values_ + t * padded_);
     });
   }
 
   int64_t count() const { return count_; }
   int64_t padded() const { return padded_; }
   int64_t tokens() const { return tokens_; }
+  int64_t part_rows() const { return step_; }  // of a part at most, padding included
   int64_t row(int64_t index) const { return rows_.data()[index]; }
   const float* activations(int64_t token) const { return values_.data() + token * padded_; }
+  // Those that have an active neuron.
+  int64_t parts() const { return part_count_; }
+  const Part& part(int64_t index) const { return parts_[index]; }
 
  private:
-  int64_t tokens_;
+  void add_part(const float* activations, int64_t first, int64_t neurons, int64_t intermediate) {
+    int64_t end = padded_;
+    for_columns(neurons, [&](int64_t c, int lanes) {
+      uint32_t active = 0;
+      for (int64_t t = 0; t < tokens_; ++t)
+        active |= nonzero_lanes(load_first(activations + t * intermediate + first + c, lanes));
+      end += store_selected(rows_ + end, int32_t(first + c), active);
+    });
+    if (end == padded_) return;
+    parts_[part_count_++] = {padded_, end};
+    count_ += end - padded_;
+    padded_ = round_up(end, kLanes);
+    std::fill(rows_ + end, rows_ + padded_, rows_[end - 1]);
+  }
+
+  void gather_values(const float* activations, float* values) {
+    for (int64_t i = 0; i < padded_; i += kLanes) store(values + i, gather(activations, rows_ + i));
+    for (int64_t p = 0; p < part_count_; ++p)
+      std::fill(values + parts_[p].end, values + round_up(parts_[p].end, kLanes), 0.0f);
+  }
+
+  int64_t tokens_, step_;
   Buffer<int32_t> rows_;
   Buffer<float> values_;  // [tokens, padded]
-  int64_t count_ = 0, padded_ = 0;
+  int64_t count_ = 0, padded_ = 0, part_count_ = 0;
+  Part parts_[kParts];
 };
 
 // Divides the list and the columns into tasks.
 class DownProjTasks {
  public:
   struct Task {
-    int64_t part, begin, end;           // of the list
+    int64_t part, begin, end;           // of the list; end is padded to whole quads
     int64_t first_column, last_column;  // last_column is past the end
   };
 
-  DownProjTasks(int64_t rows, int64_t columns)
-      : rows_(rows),
-        columns_(columns),
-        step_(std::max(kListPadding, round_up((rows + kParts - 1) / kParts, kListPadding))),
-        parts_((rows + step_ - 1) / step_),
-        strips_((columns + kStripColumns - 1) / kStripColumns) {}
+  DownProjTasks(const ActiveNeurons& active, int64_t columns)
+      : active_(active), columns_(columns), strips_((columns + kStripColumns - 1) / kStripColumns) {}
 
-  int64_t parts() const { return parts_; }
+  int64_t parts() const { return active_.parts(); }
 
   template <class Run>
   void run(const Threads& threads, const Run& run) const {
-    parallel(threads, parts_ * strips_, [&](int64_t i) {
+    parallel(threads, parts() * strips_, [&](int64_t i) {
       const int64_t part = i / strips_, strip = i % strips_;
-      run(Task{part, part * step_, std::min(rows_, (part + 1) * step_), strip * kStripColumns,
+      const ActiveNeurons::Part& list = active_.part(part);
+      run(Task{part, list.begin, round_up(list.end, kQuad), strip * kStripColumns,
                std::min(columns_, (strip + 1) * kStripColumns)});
     });
   }
 
  private:
-  int64_t rows_, columns_, step_, parts_, strips_;
+  const ActiveNeurons& active_;
+  int64_t columns_, strips_;
 };
 
 // sums[t][c] += sum over i of activations[t][i] * rows[i][c], for 16 lanes at a time.
@@ -112,7 +133,7 @@ template <class Weight>
 void add_float_rows(const Weight* w, int64_t cols, const ActiveNeurons& active, const DownProjTasks::Task& task,
                     float* sums, int64_t stride) {
   constexpr int kTokens = 4;
-  for_blocks<kRowsAtOnce>(task.begin, std::min(task.end, active.count()), [&](int64_t index, auto count) {
+  for_blocks<kRowsAtOnce>(task.begin, active.part(task.part).end, [&](int64_t index, auto count) {
     constexpr int kRows = decltype(count)::value;
     const Weight *rows[kRows], *next[kRows];
     for (int i = 0; i < kRows; ++i) {
@@ -184,7 +205,7 @@ struct RowPointers {
     for (int64_t i = 0; i < count; ++i) prefetch(next[i] + at);
   }
 
-  const int64_t count;  // a multiple of 16
+  const int64_t count;  // whole quads
   const Element *rows[kBlockRows], *next[kBlockRows];
 };
 

@@ -7,7 +7,7 @@
 namespace adept::ADEPT_ISA {
 
 const Kernels table = {
-    ADEPT_STRING(ADEPT_ISA), linear, mlp, rotary_append, decode_attention, decode_step, dequantize_transposed, read,
+    ADEPT_STRING(ADEPT_ISA), linear, mlp, rotary_append, decode_attention, decode_step, read,
 };
 
 }  // namespace adept::ADEPT_ISA

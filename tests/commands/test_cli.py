@@ -224,6 +224,7 @@ def test_info_describes_and_plans_without_loading() -> None:
         "linear_residual",
         "mlp",
         "lm_head",
+        "prefill_attention",
         "update_decode_state",
     ]
     assert report["placement"]["pages"].startswith(("huge", "small ("))

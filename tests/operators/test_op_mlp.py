@@ -13,7 +13,6 @@ from matrices import (
     Weights,
     assert_within,
     layernorm32,
-    weights,
     weights_of,
 )
 from mlp_operands import Mlp, check, operands
@@ -245,16 +244,6 @@ def test_65536_units_of_8_bits(backend: Backend) -> None:
         torch.bfloat16,
     )
     assert (mlp.run(backend) - mlp.units @ mlp.down.exact).abs().max() <= 1e-5 * units
-
-
-@in_formats(CPU, ("int8", "int4"))
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_dequantize_transposed(backend: Backend, fmt: str, dtype: torch.dtype) -> None:
-    for rows, columns in ((1, 1), (3, 17), (17, 100), (33, 130), (5, 1000), (40, 256)):
-        w = weights(backend, fmt, rows, columns, "units", fan_in=columns)
-        out = torch.full((rows, columns), NAN, dtype=dtype)
-        backend.run("dequantize_transposed", values=w.values, scales=w.scales, out=out)
-        assert torch.equal(out, w.exact.float().to(dtype)), (rows, columns)
 
 
 @in_formats(KERNELS)

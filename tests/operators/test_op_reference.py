@@ -23,12 +23,12 @@ def attention64(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 @pytest.mark.parametrize(("start", "tokens"), [(0, 1), (0, 33), (1, 1), (31, 17), (40, 24)])
 def test_prefill_attention(start: int, tokens: int, poison: float) -> None:
     heads, head_dim, end = 3, 80, start + tokens
-    cache_slot = torch.randn(2, heads, 64, head_dim).half()
-    cache_slot[:, :, end:] = poison
+    cache_layer = torch.randn(2, 3, heads, 64, head_dim).half()
+    cache_layer[:, :, :, end:] = poison
     q = torch.randn(tokens, heads, head_dim)
-    ours = ops.prefill_attention(q, cache_slot, start, head_dim**-0.5)
+    ours = ops.prefill_attention(q, cache_layer, 1, start, head_dim**-0.5)
     for token in range(tokens):
-        k, v = cache_slot[:, :, : start + token + 1]
+        k, v = cache_layer[:, 1, :, : start + token + 1]
         exact = attention64(q[token], k, v, head_dim**-0.5)
         torch.testing.assert_close(ours[token].double(), exact, atol=2e-6, rtol=2e-5)
 
@@ -43,7 +43,7 @@ def test_more_positions_than_a_slot_has(longest: int) -> None:
 @pytest.mark.parametrize("start", [-1, 6, 2**63 - 1, -(2**63)])
 def test_a_prompt_that_its_slot_does_not_hold(start: int) -> None:
     with pytest.raises(ValueError, match=f"start is {start} of 3 tokens; expected 0 to 5"):
-        ops.prefill_attention(torch.randn(3, 2, 16), torch.randn(2, 2, 8, 16), start, 0.25)
+        ops.prefill_attention(torch.randn(3, 2, 16), torch.randn(2, 1, 2, 8, 16), 0, start, 0.25)
 
 
 def test_no_operator_of_a_step_looks_at_values() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0+PTX"
 # GCC warns about the undefined vectors of its own intrinsics.
 WARNINGS = ("-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized")
-OPTIMIZED = ("-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast")
+OPTIMIZED = ("-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=off")
 KERNEL_FLAGS = (*OPTIMIZED, *WARNINGS, "-std=c++17")
 # No -std: each torch adds the one for its headers.
 STABLE_ABI = ("-DTORCH_TARGET_VERSION=0x020b000000000000", "-DPy_LIMITED_API=0x030A0000")
