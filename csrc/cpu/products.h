@@ -12,21 +12,15 @@ namespace adept::ADEPT_ISA {
 
 // Sums must stay in registers, so every loop over them is unrolled by a pragma; without it GCC keeps them in memory.
 
-// A float sum of a row has kChains parts: part p % kChains has columns 16 p to 16 p + 15, and the parts are added in
-// order. One token computes the parts side by side, so that they need not wait for each other, several tokens one part
-// after the other. The order of additions is the same, so a token's results do not depend on the other tokens.
+// A float sum goes along its row in vectors of 16 columns, one after the other, for any number of tokens. With one
+// token a row's sums wait for each other; the processor overlaps them with those of the next row.
 #if defined(__AVX512F__)
-constexpr int kChains = 4;
 constexpr int kFloatTokens = 6, kFloatRows = 4;  // 24 sums, 4 weights and an input in 32 registers
-constexpr int kStreamedRows = 1;                 // of one token: one straight stream of weights
 constexpr int kQuantizedTokens = 6, kTiles = 2;  // 24 sums, 2 weights and 2 inputs
 #else
-constexpr int kChains = 1;
 constexpr int kFloatTokens = 2, kFloatRows = 2;
-constexpr int kStreamedRows = 2;
 constexpr int kQuantizedTokens = 2, kTiles = 1;
 #endif
-constexpr int64_t kStep = kChains * kLanes;  // columns
 
 // With many tokens, rows and inputs are used a block of each at a time, which the second-level cache holds.
 constexpr int64_t kRowBlockBytes = 256 * 1024, kInputBlockBytes = 384 * 1024;
@@ -39,81 +33,50 @@ inline void for_blocks(int64_t begin, int64_t end, const Block& block) {
     if (begin < end) for_blocks<Max - 1>(begin, end, block);
 }
 
+// One row and one token, in one straight stream of weights.
 template <class Weight>
-inline F32x16 load_columns(const Weight* from, int64_t c, int64_t cols) {
-  return c + kLanes <= cols ? load(from + c) : load_first(from + c, int(cols - c));
-}
-
-// sums[r][0] = row r · x, for rows that lie one after the other.
-template <int Rows, class Weight>
-inline void dot_streamed(const Weight* w, int64_t cols, const float* x, float (&sums)[Rows][1]) {
-  constexpr int64_t kLine = kCacheLine / int64_t(sizeof(Weight));
-  F32x16 parts[kChains][Rows];
-#pragma GCC unroll 16
-  for (auto& part : parts)
-#pragma GCC unroll 16
-    for (F32x16& lane_sums : part) lane_sums = broadcast(0.0f);
+inline float dot_row(const Weight* w, int64_t cols, const float* x) {
+  constexpr int64_t kUnrolled = 4 * kLanes;
+  F32x16 total = broadcast(0.0f);
   int64_t c = 0;
-  for (; c + kStep <= cols; c += kStep) {
-    for (int64_t line = 0; line < kStep; line += kLine)
-      for (int r = 0; r < Rows; ++r) prefetch_stream(w + r * cols + c + line);
+  for (; c + kUnrolled <= cols; c += kUnrolled) {
+    for (int64_t line = 0; line < kUnrolled; line += kCacheLine / int64_t(sizeof(Weight)))
+      prefetch_stream(w + c + line);
 #pragma GCC unroll 16
-    for (int chain = 0; chain < kChains; ++chain)
-#pragma GCC unroll 16
-      for (int r = 0; r < Rows; ++r) {
-        const int64_t at = c + chain * kLanes;
-        parts[chain][r] = fma(load(w + r * cols + at), load(x + at), parts[chain][r]);
-      }
+    for (int64_t at = c; at < c + kUnrolled; at += kLanes) total = fma(load(w + at), load(x + at), total);
   }
-#pragma GCC unroll 16
-  for (int chain = 0; chain < kChains; ++chain)
-    if (const int64_t at = c + chain * kLanes; at < cols)
-#pragma GCC unroll 16
-      for (int r = 0; r < Rows; ++r)
-        parts[chain][r] = fma(load_columns(w + r * cols, at, cols), load(x + at), parts[chain][r]);
-#pragma GCC unroll 16
-  for (int r = 0; r < Rows; ++r) {
-    F32x16 total = parts[0][r];
-#pragma GCC unroll 16
-    for (int chain = 1; chain < kChains; ++chain) total = add(total, parts[chain][r]);
-    sums[r][0] = sum(total);
-  }
+  for (; c < cols; c += kLanes)
+    total = fma(load_first(w + c, int(std::min<int64_t>(kLanes, cols - c))), load(x + c), total);
+  return sum(total);
 }
 
-// sums[r][t] = row r · token t.
+// sums[r][t] = row r · token t
 template <int Rows, int Tokens, class Weight>
 inline void dot_rows(const Weight* w, int64_t cols, const float* x, int64_t x_stride, float (&sums)[Rows][Tokens]) {
   F32x16 totals[Rows][Tokens];
-  for (int chain = 0; chain < kChains; ++chain) {
-    F32x16 part[Rows][Tokens];
 #pragma GCC unroll 16
-    for (auto& row : part)
+  for (auto& row : totals)
 #pragma GCC unroll 16
-      for (F32x16& lane_sums : row) lane_sums = broadcast(0.0f);
-    const auto add_columns = [&](int64_t c, const auto& load_weights) {
-      F32x16 weights[Rows];
+    for (F32x16& total : row) total = broadcast(0.0f);
+  const auto add_columns = [&](int64_t c, const auto& load_weights) {
+    F32x16 weights[Rows];
 #pragma GCC unroll 16
-      for (int r = 0; r < Rows; ++r) {
-        weights[r] = load_weights(w + r * cols, c);
-        // Past the end of a row, the prefetch continues with the row that will replace it.
-        const int64_t jump = c + kStreamAhead / int64_t(sizeof(Weight)) < cols ? 0 : (Rows - 1) * cols;
-        if (chain == 0) prefetch_stream(w + r * cols + c, w + r * cols + c + jump);
-      }
+    for (int r = 0; r < Rows; ++r) {
+      weights[r] = load_weights(w + r * cols + c);
+      // Past the end of a row, the prefetch continues with the row that will replace it.
+      const int64_t jump = c + kStreamAhead / int64_t(sizeof(Weight)) < cols ? 0 : (Rows - 1) * cols;
+      prefetch_stream(w + r * cols + c, w + r * cols + c + jump);
+    }
 #pragma GCC unroll 16
-      for (int t = 0; t < Tokens; ++t) {
-        const F32x16 input = load(x + t * x_stride + c);
+    for (int t = 0; t < Tokens; ++t) {
+      const F32x16 input = load(x + t * x_stride + c);
 #pragma GCC unroll 16
-        for (int r = 0; r < Rows; ++r) part[r][t] = fma(weights[r], input, part[r][t]);
-      }
-    };
-    int64_t c = chain * kLanes;
-    for (; c + kLanes <= cols; c += kStep) add_columns(c, [](const Weight* row, int64_t at) { return load(row + at); });
-    if (c < cols) add_columns(c, [&](const Weight* row, int64_t at) { return load_first(row + at, int(cols - at)); });
-#pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 16
-      for (int t = 0; t < Tokens; ++t) totals[r][t] = chain == 0 ? part[r][t] : add(totals[r][t], part[r][t]);
-  }
+      for (int r = 0; r < Rows; ++r) totals[r][t] = fma(weights[r], input, totals[r][t]);
+    }
+  };
+  int64_t c = 0;
+  for (; c + kLanes <= cols; c += kLanes) add_columns(c, [](const Weight* from) { return load(from); });
+  if (c < cols) add_columns(c, [&](const Weight* from) { return load_first(from, int(cols - c)); });
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 16
@@ -130,20 +93,8 @@ inline void for_ranges(int64_t begin, int64_t end, int64_t size, const Block& bl
 template <class Weight, class Emit>
 void float_rows(const Weight* w, int64_t cols, int64_t begin, int64_t end, const FloatInputs& x, int64_t tokens,
                 const Emit& emit) {
-  const auto emit_all = [&](int64_t row, int64_t token, const auto& sums) {
-    int64_t r = row;
-    for (const auto& of_row : sums) {
-      int64_t t = token;
-      for (const float value : of_row) emit(t++, r, value);
-      ++r;
-    }
-  };
   if (tokens == 1) {
-    for_blocks<kStreamedRows>(begin, end, [&](int64_t row, auto rows) {
-      float sums[decltype(rows)::value][1];
-      dot_streamed(w + row * cols, cols, x.token(0), sums);
-      emit_all(row, 0, sums);
-    });
+    for (int64_t row = begin; row < end; ++row) emit(0, row, dot_row(w + row * cols, cols, x.token(0)));
     return;
   }
   const auto blocks = [](int64_t bytes, int64_t of_one, int64_t multiple) {
@@ -156,9 +107,13 @@ void float_rows(const Weight* w, int64_t cols, int64_t begin, int64_t end, const
     for_ranges(0, tokens, token_block, [&](int64_t first_token, int64_t last_token) {
       for_blocks<kFloatRows>(first_row, last_row, [&](int64_t row, auto rows) {
         for_blocks<kFloatTokens>(first_token, last_token, [&](int64_t token, auto count) {
-          float sums[decltype(rows)::value][decltype(count)::value];
+          constexpr int kRows = decltype(rows)::value, kTokens = decltype(count)::value;
+          float sums[kRows][kTokens];
           dot_rows(w + row * cols, cols, x.token(token), x.stride, sums);
-          emit_all(row, token, sums);
+#pragma GCC unroll 16
+          for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 16
+            for (int t = 0; t < kTokens; ++t) emit(token + t, row + r, sums[r][t]);
         });
       });
     });

@@ -186,18 +186,23 @@ class FixedActivations {
   Buffer<float> scales_;
 };
 
-// Packed rows that are added together.
-constexpr int64_t kBlockRows = 32;
+// Packed rows that are added together at most; a part is cut into equal blocks.
+constexpr int64_t kBlockRows = 48;
+inline int64_t block_rows(int64_t rows) {
+  const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
+  return blocks == 0 ? kQuad : round_up((rows + blocks - 1) / blocks, kQuad);
+}
+
 constexpr int kBlockTokens = 2;  // 16 sums for each 64 columns
 
 // Pointers to the rows of a block and of the next block.
 template <class Element>
 struct RowPointers {
   RowPointers(const Element* w, int64_t stride, const ActiveNeurons& active, int64_t begin, int64_t end)
-      : count(std::min(kBlockRows, end - begin)) {
+      : count(end - begin) {
     for (int64_t i = 0; i < count; ++i) {
       rows[i] = w + active.row(begin + i) * stride;
-      next[i] = w + active.row(std::min(begin + i + kBlockRows, active.padded() - 1)) * stride;
+      next[i] = w + active.row(std::min(end + i, active.padded() - 1)) * stride;
     }
   }
 
@@ -239,8 +244,9 @@ struct ColumnSums {
 // sums: int32 [tokens, high and low, stride], set for the task's columns; stride is the padded width of a row.
 inline void add_int8_rows(const int8_t* w, int64_t stride, const ActiveNeurons& active,
                           const FixedActivations& activations, const DownProjTasks::Task& task, int32_t* sums) {
-  for (int64_t index = task.begin; index < task.end; index += kBlockRows) {
-    const RowPointers<int8_t> at(w, stride, active, index, task.end);
+  const int64_t step = block_rows(task.end - task.begin);
+  for (int64_t index = task.begin; index < task.end; index += step) {
+    const RowPointers<int8_t> at(w, stride, active, index, std::min(index + step, task.end));
     for (int64_t c = task.first_column; c < task.last_column; c += kCacheLine) {
       at.prefetch_next(c);
       for_blocks<kBlockTokens>(0, active.tokens(), [&](int64_t token, auto token_count) {

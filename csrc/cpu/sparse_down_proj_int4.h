@@ -111,8 +111,9 @@ inline void add_int4_rows(const uint8_t* w, int64_t row_bytes, const ActiveNeuro
   const int64_t columns = task.last_column - task.first_column, tokens = active.tokens();
   Buffer<int32_t> whole(2 * tokens * columns);  // [tokens, high and low, columns]
   const uint8_t* first = w + task.first_column / 2;
-  for (int64_t index = task.begin; index < task.end; index += kBlockRows) {
-    const RowPointers<uint8_t> at(first, row_bytes, active, index, task.end);
+  const int64_t step = block_rows(task.end - task.begin);
+  for (int64_t index = task.begin; index < task.end; index += step) {
+    const RowPointers<uint8_t> at(first, row_bytes, active, index, std::min(index + step, task.end));
     const int64_t quad = (index - task.begin) / 4;
     for (int64_t c = 0; c < columns; c += kBlock) {
       at.prefetch_next(c / 2);
