@@ -88,7 +88,9 @@ GPU_CASES = [
     Case(("mlp",), "cuda", "gemm", up="float32"),
     Case(("mlp",), "cuda", "kernel", counts=True),
     *(Case(CACHE, "cuda", "kernel", tokens=n, head_dim=d) for n, d in ((0, 64), (1, 8), (3, 80), (16, 256))),
-    *(Case(CACHE, "cuda", "reference", tokens=n, head_dim=d) for n, d in ((17, 64), (1, 20), (1, 264))),
+    *(Case(CACHE, "cuda", "reference", head_dim=head_dim) for head_dim in (20, 264)),
+    Case(("decode_attention",), "cuda", "reference", tokens=17),
+    Case(("rotary_append",), "cuda", "kernel", tokens=600),
     Case(CACHE, "cuda", "reference", has_kernels=False),
     *(
         Case(("embed",), "cuda", "kernel", tokens=600, table=dtype)
@@ -238,7 +240,7 @@ class TestExplain:
             assert self.said()["mlp"] == ("kernel", "CUDA; memory-bound: it reads the weights once")
             said = self.said(tokens=17)
             assert said["mlp"] == ("gemm", f"torch's GEMM; {few}")
-            assert said["rotary_append"] == ("reference", f"plain PyTorch; {few}")
+            assert said["decode_attention"] == ("reference", f"plain PyTorch; {few}")
             said = self.said(head_dim=20, dtype=torch.float32)
             assert "a head_dim in multiples of 8 up to 256, not 20" in said["decode_attention"][1]
             assert said["mlp"][1] == "torch's GEMM; the kernels take float16 and bfloat16, not torch.float32"

@@ -91,6 +91,7 @@ _BACKENDS: dict[str, Any] = {"cpu": cpu, "cuda": cuda}
 _PROJECTIONS = ("layernorm_qkv", "linear_residual", "lm_head")
 _PRODUCTS = (*_PROJECTIONS, "mlp")
 _CACHE = ("rotary_append", "decode_attention")
+_HEAD_DIM = f"head_dim a multiple of {cuda.VECTOR} up to {cuda.MAX_HEAD_DIM}"
 _BUILT = "extension built"
 _RUNS = "extension built with CUDA, compute capability 8.0"
 _NO_GEMM = f"at most {cpu.MAX_STREAMED_TOKENS} tokens, or not bfloat16, or no AVX512_BF16"
@@ -122,11 +123,19 @@ TABLE: tuple[Rule, ...] = (
     *_rules("cuda", _PRODUCTS, "gemm", "always", "torch's GEMM"),
     *_rules(
         "cuda",
-        _CACHE,
+        ("rotary_append",),
         "kernel",
-        f"{_RUNS}; {_FEW}; head_dim a multiple of {cuda.VECTOR} up to {cuda.MAX_HEAD_DIM}",
+        f"{_RUNS}; {_HEAD_DIM}",
         "one launch for all sequences",
         cuda.refuses_cache,
+    ),
+    *_rules(
+        "cuda",
+        ("decode_attention",),
+        "kernel",
+        f"{_RUNS}; {_FEW}; {_HEAD_DIM}",
+        "one launch for all sequences",
+        cuda.refuses_queries,
     ),
     *_rules(
         "cuda",
@@ -251,18 +260,14 @@ def slot_sampler(device: torch.device) -> Callable[..., Tensor] | None:
     return cast(Callable[..., Tensor], kernels.operators.sample)
 
 
-def token_bounds(w: Matrix) -> tuple[int, ...]:
-    """The numbers of a prompt's tokens above which another implementation multiplies by ``w``."""
-    return (cuda.MAX_TOKENS,) if device_type(w.device) == "cuda" else ()
-
-
 def prefill_gemm(w: Matrix) -> Gemm | None:
     """What multiplies any number of a prompt's tokens by matrices like ``w``; None for the operators above.
 
-    On a CPU whose GEMM is faster for many tokens, it computes few of them too, so that the chunks of a prompt
-    change no bit.
+    It computes few tokens too where it is faster for many, so that the chunks of a prompt change no bit.
     """
-    return cpu.gemm if device_type(w.device) == "cpu" and cpu.has_gemm(w) else None
+    if device_type(w.device) == "cuda":
+        return cuda.prefill_gemm
+    return cpu.gemm if cpu.has_gemm(w) else None
 
 
 def explain(
