@@ -95,6 +95,22 @@ def refuses_queries(q: Tensor, cache_layer: Tensor) -> str | None:
     return refuses_cache(q, cache_layer)
 
 
+def refuses_prompt(q: Tensor, cache_layer: Tensor) -> str | None:
+    """The reason that the kernel of prompts does not attend to this cache; None if it does."""
+    if cache_layer.dtype not in _HALVES:
+        return f"the kernel takes a cache in float16 or bfloat16, not {cache_layer.dtype}"
+    return refuses_cache(q, cache_layer)
+
+
+def attend_in_groups(q: Tensor, cache_layer: Tensor, slot: int, start: int, scale: float) -> Tensor:
+    """``prefill_attention`` by the kernel of decode steps, with as many queries at a time as it takes."""
+    attended = [
+        kernels.prefill_attention(queries, cache_layer, slot, start + index * MAX_TOKENS, scale)
+        for index, queries in enumerate(q.split(MAX_TOKENS))
+    ]
+    return attended[0] if len(attended) == 1 else torch.cat(attended)
+
+
 def refuses_table(ids: Tensor, table: Tensor) -> str | None:
     """The reason that the kernel does not look up rows of this table, which may be pinned; None if it does.
 

@@ -57,8 +57,10 @@ class Rule(NamedTuple):
     def function(self) -> Callable[..., Any]:
         definition = DEFINITIONS[self.operator]
         if self.implementation == "kernel":
-            is_prefill = self.operator == "prefill_attention"
-            return kernels.prefill_attention if is_prefill else kernels.kernel(definition)
+            by_decode = self.operator == "prefill_attention" and self.device == "cpu"
+            return kernels.prefill_attention if by_decode else kernels.kernel(definition)
+        if self.implementation == "decode kernel":
+            return cuda.attend_in_groups
         if self.implementation == "gemm":
             return cast(Callable[..., Any], getattr(_BACKENDS[self.device].gemm, self.operator))
         return optional.prefill_attention if self.implementation == "flash-attn" else definition
@@ -150,9 +152,25 @@ TABLE: tuple[Rule, ...] = (
         "cuda",
         ("prefill_attention",),
         "flash-attn",
-        "installed, allowed by ADEPT_FAST_OPTIONAL, and as exact as torch on this GPU",
-        "faster for long prompts",
+        "named by ADEPT_FAST_OPTIONAL, installed, and as exact as torch on this GPU",
+        "chosen by ADEPT_FAST_OPTIONAL; its bits may depend on the chunks of a prompt",
         optional.refuses_cache,
+    ),
+    *_rules(
+        "cuda",
+        ("prefill_attention",),
+        "kernel",
+        f"{_RUNS}; a cache in float16 or bfloat16; {_HEAD_DIM}",
+        "on tensor cores",
+        cuda.refuses_prompt,
+    ),
+    *_rules(
+        "cuda",
+        ("prefill_attention",),
+        "decode kernel",
+        f"{_RUNS}; {_HEAD_DIM}",
+        "query by query",
+        cuda.refuses_cache,
     ),
     *_rules("cuda", set(DEFINITIONS).difference(_PRODUCTS), "reference", "always", "plain PyTorch"),
     *_rules(

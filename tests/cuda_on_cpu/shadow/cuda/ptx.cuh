@@ -19,6 +19,8 @@ inline T* dynamic_shared() {
   return reinterpret_cast<T*>(::cuda_on_cpu::block.dynamic_shared);
 }
 
+inline int thread_again() { return static_cast<int>(threadIdx.x); }
+
 inline void pdl_wait() { ::cuda_on_cpu::pdl_wait(); }
 
 inline void pdl_launch_dependents() {}
@@ -43,6 +45,14 @@ inline void multiply_add_f16(float (&d)[4], const uint32_t (&a)[4], const uint32
 
 inline void multiply_add_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   ::cuda_on_cpu::multiply_add(::cuda_on_cpu::Sixteen::kBFloat16, d, a, b);
+}
+
+inline void load_matrices(uint32_t (&to)[2][2], const void* row) {
+  ::cuda_on_cpu::load_matrices(to[0], 4, false, row);
+}
+
+inline void load_matrices_transposed(uint32_t (&to)[2][2], const void* row) {
+  ::cuda_on_cpu::load_matrices(to[0], 4, true, row);
 }
 
 inline void copy_async(void* shared, const void* global, uint32_t bytes = 16) {
