@@ -42,6 +42,7 @@ class Case:
     hidden: int = 64
     head_dim: int = 64
     table: torch.dtype = torch.float16
+    cache: torch.dtype = torch.float32
     x: torch.dtype = torch.float32
     counts: bool = False
     has_kernels: bool = True
@@ -64,7 +65,7 @@ class Case:
         return (GpuMatrix if fmt in PACKED_FOR_GPU else TiledMatrix).empty(spec, CPU)
 
     def arguments(self, operator: str) -> list[Any]:
-        cache = torch.zeros(2, 1, 2, 4, self.head_dim)
+        cache = torch.zeros(2, 1, 2, 4, self.head_dim, dtype=self.cache)
         known = {
             "cache_layer": cache,
             "table": torch.zeros(3, self.hidden, dtype=self.table),
@@ -99,7 +100,11 @@ GPU_CASES = [
     Case(("embed",), "cuda", "reference", table=torch.float64),
     Case(("embed", *STATE), "cuda", "reference", has_kernels=False),
     Case(STATE, "cuda", "kernel", tokens=600),
-    Case(("prefill_attention",), "cuda", "reference"),
+    Case(("prefill_attention",), "cuda", "kernel", cache=torch.float16),
+    Case(("prefill_attention",), "cuda", "kernel", cache=torch.bfloat16, tokens=600, head_dim=256),
+    Case(("prefill_attention",), "cuda", "decode kernel", tokens=600),
+    Case(("prefill_attention",), "cuda", "reference", has_kernels=False),
+    *(Case(("prefill_attention",), "cuda", "reference", head_dim=head_dim) for head_dim in (20, 264)),
     Case(("prefill_attention",), "cuda", "flash-attn", flash=True, tokens=600),
     Case(("prefill_attention",), "cuda", "flash-attn", flash=True, has_kernels=False),
 ]

@@ -168,6 +168,16 @@ class TestManyTokens:
         assert not cuda.project(torch.zeros(3, 64), w).any()
 
 
+def test_prompts_with_a_cache_in_float32(emulated: None) -> None:
+    """By the kernel of decode steps, 16 queries at a time: the chunks of a prompt change no bit."""
+    cache, q = torch.randn(2, 3, 2, 60, 24), torch.randn(50, 2, 24)
+    cache[:, :, :, 57:] = float("nan")
+    whole = ops.prefill_attention(q, cache, 1, 7, 0.2)
+    torch.testing.assert_close(whole, reference.prefill_attention(q, cache, 1, 7, 0.2))
+    for start, end in ((0, 1), (3, 30), (33, 50)):
+        assert torch.equal(ops.prefill_attention(q[start:end], cache, 1, 7 + start, 0.2), whole[start:end])
+
+
 VOCABULARY, STEPS = 256, 6
 
 

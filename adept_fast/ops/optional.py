@@ -1,8 +1,8 @@
 """Optional packages for prompts on a GPU: flash-attn and NVIDIA's apex.
 
-ADEPT_FAST_OPTIONAL names the packages to use, ``flash-attn,apex``, or ``none``; none by default, as their order
-of sums is not known to be the same for all chunks of a prompt. Each is imported at the first call on a GPU that
-could use it, and used only if its error on a small input on that GPU is at most twice torch's.
+ADEPT_FAST_OPTIONAL names the packages to use, ``flash-attn,apex``, or ``none``; none by default, as their
+order of sums is not known to be the same for all chunks of a prompt. Each is imported at the first call on a
+GPU that could use it, and used only if its error on a small input on that GPU is at most twice torch's.
 """
 
 from __future__ import annotations

@@ -69,6 +69,8 @@ KERNELS = {
     r"add_partials": Meant(threads=128, blocks=8, loads=8),
     r"attend<(?:__half|__nv_bfloat16|float), \d+, 1>": Meant(threads=256, blocks=4, loads=8),
     r"attend<float, 32, 2>": Meant(threads=256, blocks=2, loads=16),  # heads of more than 128
+    r"attend_tile<\(Format\)[12], 64>": Meant(threads=256, blocks=2, tensor_cores=True),
+    r"attend_tile<\(Format\)[12], (?:128|256)>": Meant(threads=256, blocks=1, tensor_cores=True),
     r"merge_splits": Meant(threads=256, blocks=5),
     r"append_heads<\w+, 2>": Meant(threads=128, blocks=6),
     r"append_heads<\w+, [48]>": Meant(threads=128, blocks=2),  # heads of more than 128
