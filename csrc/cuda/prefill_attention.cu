@@ -2,21 +2,23 @@
 //
 // Layout: a block takes one head and the queries of 128 positions, a warp 16 of them. Keys and values come in tiles of
 // 64 positions (of 32 for heads of more than 128), by asynchronous copies into two buffers in shared memory; a row is
-// padded by 16 bytes, so that the 8 rows of a matrix that the tensor cores load are in different banks. Scores, softmax
-// (online, as in decode_attention) and sums are float32 in registers; weights are rounded for the second product.
+// padded by 16 bytes, so that the 8 rows of a matrix for the tensor cores are in different banks. A warp scores half a
+// tile at a time. Scores, softmax (online, as in decode_attention) and sums are float32 in registers; weights are
+// rounded for the second product.
 //
 // Order: tiles of queries and of positions begin at multiples of their sizes from position 0 of the sequence, and a
 // warp reads the tiles up to its own queries in ascending order. So a query has the same place in a tile and the same
-// sums however the prompt is cut. The 16 positions beside a warp's own 16 queries are added without tensor cores, each
-// to the queries that see it alone: a product with a weight of 0 could let a NaN through, and it is not known whether
-// it changes how the tensor cores round the other terms. Later positions are not multiplied, and those that no query of
-// the call sees are not read.
+// sums however the prompt is cut. The 16 positions of a warp's own queries are added without tensor cores, each to the
+// queries that see it: a product with a weight of 0 could let a NaN through, and whether it changes how the tensor cores
+// round the other terms is not known. Later positions are not added, and those that no query of the call sees not read.
 //
-// Lower bound: tensor cores, at the 8B's 64 heads of 64: 512 queries at position 16384 take 137 GFLOP, 225 us at the
-// 610 TFLOP/s that mma.sync reaches of an H100's 989; at position 0 2 GFLOP, 4 us. Limit: shared memory. A warp loads a
-// tile of 64 positions in 32 matrix loads of 512 bytes, 128 cycles of a multiprocessor, for 64 products of 6 cycles on
-// one of its four tensor cores: 512 cycles for four warps against 400, so 290 us at position 16384. Keys and values
-// come 4 times from L2, 1.1 GB. 16 warps a multiprocessor (128 registers) hide the softmax behind the loads of others.
+// Lower bound: tensor cores, at the 8B's 64 heads of 64. 512 queries before position 16384 are 137 GFLOP, 225 us at the
+// 610 TFLOP/s that mma.sync is expected to reach of an H100's 989; before position 512, 1.3 GFLOP. Limit: shared memory.
+// For 64 positions a warp loads matrices of 16 kB, 128 cycles of a multiprocessor, so four warps take 512 cycles, beside
+// 64 products of 6 cycles and 320 instructions on each of the four tensor cores and schedulers (counted in the code for
+// 9.0): 290 us before position 16384. Keys and values come 4 times from L2 then, 1.1 GB. 16 warps a multiprocessor (128
+// registers) hide the softmax of one behind the products of others.
+
 #include <cfloat>
 #include <climits>
 #include <cmath>
@@ -38,6 +40,7 @@ constexpr int kWarpQueries = 16;  // rows of a product
 constexpr int kQueries = kWarps * kWarpQueries;
 constexpr int kStep = 16;  // columns of a product's first operand
 constexpr float kLowest = -FLT_MAX;
+constexpr float kLog2E = 1.44269504f;  // exp(x) = 2^(x log2(e))
 
 template <Format kFormat>
 using Stored = std::conditional_t<kFormat == Format::kBFloat16, __nv_bfloat16, __half>;
@@ -141,7 +144,9 @@ struct Queries {
       for (int n = 0; n < kScoreTiles; ++n) max = fmaxf(max, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
       max = fmaxf(max, __shfl_xor_sync(kWholeWarp, max, 1));
       max = fmaxf(max, __shfl_xor_sync(kWholeWarp, max, 2));
-      const float correction = __expf(highest[half] - max);
+      // All exponents of a query are off by the rounding of `offset`, which cancels in the quotient.
+      const float offset = __fmul_rn(max, kLog2E);
+      const float correction = exp2_fast(__fmul_rn(highest[half], kLog2E) - offset);
       highest[half] = max;
       // Most positions raise no maximum; a product with 1 would change no bit.
       if (__any_sync(kWholeWarp, !(correction == 1))) {
@@ -156,7 +161,7 @@ struct Queries {
       for (int n = 0; n < kScoreTiles; ++n)
 #pragma unroll
         for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          scores[n][i] = __expf(scores[n][i] - max);
+          scores[n][i] = exp2_fast(fmaf(scores[n][i], kLog2E, -offset));
           totals[half] += scores[n][i];
         }
     }

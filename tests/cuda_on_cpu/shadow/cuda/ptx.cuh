@@ -5,6 +5,8 @@
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
+#include <cfloat>
+#include <cmath>
 #include <cstdint>
 
 #include "runtime/async_copies.h"
@@ -28,6 +30,11 @@ inline void pdl_launch_dependents() {}
 inline uint4 load_once(const void* address) { return ::cuda_on_cpu::load(static_cast<const uint4*>(address)); }
 
 inline uint2 load_once_8(const void* address) { return ::cuda_on_cpu::load(static_cast<const uint2*>(address)); }
+
+inline float exp2_fast(float x) {
+  const float power = std::exp2(x);
+  return power < FLT_MIN ? 0 : power;
+}
 
 template <uint32_t kMask, uint32_t kBits>
 inline uint32_t mask_and_set(uint32_t word) {
