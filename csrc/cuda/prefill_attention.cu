@@ -9,15 +9,16 @@
 // Order: tiles of queries and of positions begin at multiples of their sizes from position 0 of the sequence, and a
 // warp reads the tiles up to its own queries in ascending order. So a query has the same place in a tile and the same
 // sums however the prompt is cut. The 16 positions of a warp's own queries are added without tensor cores, each to the
-// queries that see it: a product with a weight of 0 could let a NaN through, and whether it changes how the tensor cores
-// round the other terms is not known. Later positions are not added, and those that no query of the call sees not read.
+// queries that see it: a product with a weight of 0 could let a NaN through, and whether it changes how the tensor
+// cores round the other terms is not known. Later positions are not added, and those that no query of the call sees not
+// read.
 //
 // Lower bound: tensor cores, at the 8B's 64 heads of 64. 512 queries before position 16384 are 137 GFLOP, 225 us at the
-// 610 TFLOP/s that mma.sync is expected to reach of an H100's 989; before position 512, 1.3 GFLOP. Limit: shared memory.
-// For 64 positions a warp loads matrices of 16 kB, 128 cycles of a multiprocessor, so four warps take 512 cycles, beside
-// 64 products of 6 cycles and 320 instructions on each of the four tensor cores and schedulers (counted in the code for
-// 9.0): 290 us before position 16384. Keys and values come 4 times from L2 then, 1.1 GB. 16 warps a multiprocessor (128
-// registers) hide the softmax of one behind the products of others.
+// 610 TFLOP/s that mma.sync is expected to reach of an H100's 989; before position 512, 1.3 GFLOP. Limit: shared
+// memory. For 64 positions a warp loads matrices of 16 kB, 128 cycles of a multiprocessor, so four warps take 512
+// cycles, beside 64 products of 6 cycles and 320 instructions on each of the four tensor cores and schedulers (counted
+// in the code for 9.0): 290 us before position 16384. Keys and values come 4 times from L2 then, 1.1 GB. 16 warps a
+// multiprocessor (128 registers) hide the softmax of one behind the products of others.
 
 #include <cfloat>
 #include <climits>
@@ -41,9 +42,6 @@ constexpr int kQueries = kWarps * kWarpQueries;
 constexpr int kStep = 16;  // columns of a product's first operand
 constexpr float kLowest = -FLT_MAX;
 constexpr float kLog2E = 1.44269504f;  // exp(x) = 2^(x log2(e))
-
-template <Format kFormat>
-using Stored = std::conditional_t<kFormat == Format::kBFloat16, __nv_bfloat16, __half>;
 
 // The keys or values of a tile of positions, in shared memory. kDims: head_dim, padded with zeros.
 template <int kDims>
