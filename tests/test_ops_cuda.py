@@ -20,7 +20,7 @@ from adept_fast import ops
 from adept_fast import weights as weights_module
 from adept_fast.extension import Extension
 from adept_fast.kv_cache import StaticKVCache
-from adept_fast.model import Persimmon
+from adept_fast.model import Persimmon, Segment, chunks
 from adept_fast.ops import cuda, reference
 from adept_fast.quantization.formats import FORMATS, MatrixSpec
 from adept_fast.quantization.layout_cpu import TiledMatrix
@@ -247,6 +247,39 @@ def test_a_model_says_what_the_reference_says(
     clear = best[..., 0] - best[..., 1] > 4 * (torchs - expected).abs().amax(-1)
     assert clear.float().mean() > 0.5
     assert torch.equal(found.argmax(-1)[clear], expected.argmax(-1)[clear])
+
+
+@pytest.mark.parametrize(
+    ("fmt", "cache_dtype"), [("float16", torch.float16), ("fp8", torch.bfloat16), ("int4", torch.float32)]
+)
+def test_chunks_of_a_prompt_and_company_change_no_bit(
+    emulated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fmt: str, cache_dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(weights_module, "layout_of", lambda device: GpuMatrix)
+    config = small_config(hidden_size=64, num_attention_heads=1)
+    checkpoint = checkpoint_of(tmp_path, config, torch.float16)
+    weights = load_weights(checkpoint, dtype=torch.float16, device=CPU, weights=PACKED.get(fmt))
+    model = Persimmon(config, weights, max_seq_len=96, vocab_size=VOCABULARY)
+    ids = [at * 37 % VOCABULARY for at in range(90)]
+
+    def states(segments: list[Segment], max_tokens: int) -> Tensor:
+        """Of slot 2."""
+        cache = StaticKVCache(config, max_batch_size=3, max_seq_len=96, dtype=cache_dtype)
+        cache.data.fill_(float("nan"))
+        found = []
+        for chunk in chunks(segments, max_tokens):
+            hidden = model.prefill_chunk(chunk, cache).split([len(segment.ids) for segment in chunk])
+            found += [own for segment, own in zip(chunk, hidden, strict=True) if segment.slot == 2]
+        return torch.cat(found)
+
+    with torch.inference_mode():
+        whole = states([Segment(2, 0, ids)], 512)
+        assert torch.isfinite(whole).all()
+        for max_tokens in (7, 16, 17, 64, 89):
+            assert torch.equal(states([Segment(2, 0, ids)], max_tokens), whole), max_tokens
+        others = [Segment(0, 0, ids[5:30]), Segment(2, 0, ids), Segment(1, 0, ids[:1])]
+        for max_tokens in (33, 512):
+            assert torch.equal(states(others, max_tokens), whole), max_tokens
 
 
 class TestSampler:

@@ -65,6 +65,8 @@ def _in_tile(product: Product, x: Tensor, w: Matrix, tile: int) -> Tensor:
 
 def _smaller_tiles(product: Product, x: Tensor, w: Matrix, largest: int) -> tuple[int, ...]:
     """The tiles below ``largest`` that give its bits, in ascending order, by one trial for each shape."""
+    if largest == _TILES[0]:
+        return ()
     key = (product, x.device, x.dtype, largest, _kind(w))
     if key not in _equal_tiles:
         if _is_captured(x):  # the trial waits for the device

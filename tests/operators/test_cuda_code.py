@@ -168,13 +168,16 @@ def test_what_only_reads_has_all_its_loads_in_flight(kernels: list[Kernel], arch
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_prompts_are_attended_to_on_tensor_cores(kernels: list[Kernel], architecture: str) -> None:
     """From shared memory, into which copies of 16 bytes go past the registers."""
-    tiles = [one for one in kernels if one.name.startswith("attend_tile") and one.architecture == architecture]
+    tiles = [
+        one for one in kernels if one.name.startswith("attend_tile") and one.architecture == architecture
+    ]
     assert len(tiles) == 6
     for kernel in tiles:
         assert any(uses_tensor_cores([one]) for one in kernel.instructions)
         assert any(one.opcode.startswith("LDSM") and "MT" in one.opcode for one in kernel.instructions)
         copies = [one for one in kernel.instructions if one.opcode.startswith("LDGSTS")]
-        assert copies and all(one.is_wide_load for one in copies)
+        assert copies
+        assert all(one.is_wide_load for one in copies)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
