@@ -176,6 +176,25 @@ def test_a_prompt_has_the_bits_of_each_of_its_tokens(device: str, transposed: bo
         assert torch.equal(few(x[:17], w), whole[:17])
 
 
+@on_a_gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "transposed"),
+    [(12288, 4096, False), (4096, 4096, False), (16384, 4096, False), (4096, 16384, True)],
+)
+def test_the_products_of_the_8b(outputs: int, inputs: int, transposed: bool, dtype: torch.dtype) -> None:
+    """Of which some have another order for few rows than for many."""
+    shape = (inputs, outputs) if transposed else (outputs, inputs)
+    generator = torch.Generator(ON_A_GPU).manual_seed(5)
+    w = torch.randn(shape, generator=generator, dtype=dtype, device=ON_A_GPU) / inputs**0.5
+    x = torch.randn(700, inputs, generator=generator, dtype=torch.float32, device=ON_A_GPU).abs()
+    prompt, few = (products(gemm, transposed) for gemm in (cuda.prefill_gemm, cuda.gemm))
+    whole, step = prompt(x, w), few(x[:16], w)
+    for start, rows in ((0, 1), (699, 1), (30, 40), (100, 64), (7, 100), (300, 200), (1, 257), (188, 512)):
+        assert torch.equal(prompt(x[start : start + rows], w), whole[start : start + rows]), rows
+    assert torch.equal(torch.cat([few(x[at : at + 1], w) for at in range(16)]), step)
+
+
 def test_prompts_are_multiplied_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the weights, and one token too."""
     taken: list[tuple[int, int]] = []
