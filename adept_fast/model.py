@@ -44,37 +44,20 @@ class Segment:
         return Segment(self.slot, self.start, self.ids[:count]), rest
 
 
-def next_chunk(
-    segments: Iterable[Segment], bounds: Sequence[int], max_tokens: int = PREFILL_CHUNK
-) -> list[Segment]:
-    """The beginnings of segments to read in one pass; none if all segments are empty.
-
-    A segment is cut every ``max_tokens`` tokens, independently of the others. With ``bounds``
-    (``Persimmon.token_bounds``), segments share a pass only if the tokens of each, and of all together, lie
-    between the same two bounds. So the same code computes a prompt alone and in a batch.
-    """
-    parts = [segment.split(max_tokens)[0] for segment in segments if segment.ids]
-    if not parts:
-        return []
-
-    def bound_of(part: Segment) -> int:
-        return next((bound for bound in bounds if len(part.ids) <= bound), max_tokens)
-
-    bound = room = bound_of(parts[0])
+def next_chunk(segments: Iterable[Segment], max_tokens: int = PREFILL_CHUNK) -> list[Segment]:
+    """The first tokens of the segments, at most ``max_tokens``, to read in one pass; none if none is left."""
     chunk = []
-    for part in parts:
-        if bound_of(part) == bound and len(part.ids) <= room:
-            chunk.append(part)
-            room -= len(part.ids)
+    for segment in segments:
+        if segment.ids and max_tokens:
+            chunk.append(segment.split(max_tokens)[0])
+            max_tokens -= len(chunk[-1].ids)
     return chunk
 
 
-def chunks(
-    segments: Iterable[Segment], bounds: Sequence[int] = (), max_tokens: int = PREFILL_CHUNK
-) -> Iterator[list[Segment]]:
+def chunks(segments: Iterable[Segment], max_tokens: int = PREFILL_CHUNK) -> Iterator[list[Segment]]:
     """All chunks of the segments, by ``next_chunk``. No two segments may have one slot."""
     unread = {segment.slot: segment for segment in segments}
-    while chunk := next_chunk(unread.values(), bounds, max_tokens):
+    while chunk := next_chunk(unread.values(), max_tokens):
         for part in chunk:
             unread[part.slot] = unread[part.slot].split(len(part.ids))[1]
         yield chunk
@@ -105,8 +88,6 @@ class Persimmon:
         table = ops.rotary_table(config.rotary_dim, config.rope_theta, max_seq_len, weights.device)
         self.cos, self.sin = table  # each [max_seq_len, rotary_dim / 2]
         self._lm_head = first_rows(weights.lm_head, vocab_size)
-        # Numbers of tokens above which another implementation computes the products, and rounds differently.
-        self.token_bounds = () if exact_prefill else ops.token_bounds(weights.layers[0].w_down_t)
         self.chunk_tokens = MAX_TOKENS if exact_prefill else PREFILL_CHUNK  # of prompts, in one pass
         gemm = None if exact_prefill else ops.prefill_gemm(weights.layers[0].w_up)
         self._prefill_operators: ModelOperators = gemm or ops
@@ -128,7 +109,7 @@ class Persimmon:
 
         Returns the logits after the last token, float32 [1, vocab_size].
         """
-        for chunk in chunks([Segment(slot, start, ids.tolist())], self.token_bounds, self.chunk_tokens):
+        for chunk in chunks([Segment(slot, start, ids.tolist())], self.chunk_tokens):
             hidden = self.prefill_chunk(chunk, cache)
         return self.logits(hidden[-1:])
 

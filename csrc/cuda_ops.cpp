@@ -207,6 +207,21 @@ Tensor embed(const Tensor& table, const Tensor& ids) {
   return out;
 }
 
+Tensor prefill_attention(const Tensor& q, const Tensor& cache, int64_t slot, int64_t start, double scale) {
+  const Checked<Gpu> checked({{"q", q}, {"cache_layer", cache}});
+  const CacheLayer layer = cache_layer(cache);
+  const TokenInputs in = attention_queries(q, layer);
+  const int64_t tokens = in.tokens();
+  ADEPT_REQUIRE(layer.format != Format::kFloat32, "cache_layer has dtype float32; expected float16 or bfloat16");
+  ADEPT_REQUIRE(slot >= 0 && slot < layer.slots, "slot is ", slot, "; expected 0 to ", layer.slots - 1);
+  ADEPT_REQUIRE(start >= 0 && start <= layer.capacity - tokens, "start is ", start, " of ", tokens,
+                " tokens; expected 0 to ", layer.capacity - tokens);
+  const Tensor out = in.empty({tokens, layer.heads * layer.head_dim});
+  const PrefillAttention attention{in.at(), tokens, layer, slot, start, float(scale), output(out)};
+  check(cuda::prefill_attention(attention, current_stream(out)), "prefill_attention");
+  return in.narrowed(out);
+}
+
 // [slot_count] of T.
 template <class T>
 const T* setting(const char* name, const Tensor& tensor, int64_t slot_count, ScalarType dtype) {
@@ -257,6 +272,7 @@ void implement_operators(torch::stable::detail::StableLibrary& library) {
   library.impl("read", TORCH_BOX(&read));
   library.impl("embed", TORCH_BOX(&embed));
   library.impl("sample", TORCH_BOX(&sample));
+  library.impl("prefill_attention", TORCH_BOX(&prefill_attention));
 }
 
 }  // namespace adept::cuda_ops

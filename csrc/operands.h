@@ -109,6 +109,17 @@ struct DecodeAttention {
   float* out;  // [tokens, heads * head_dim]
 };
 
+// Of the tokens at positions start, start + 1, ... of one sequence.
+struct PrefillAttention {
+  const float* q;  // [tokens, heads, head_dim]
+  int64_t tokens;
+  CacheLayer cache;  // has at least start + tokens positions
+  int64_t slot;
+  int64_t start;
+  float scale;
+  float* out;  // [tokens, heads * head_dim]
+};
+
 // out = rows of a table of floats
 struct Embed {
   Matrix table;        // [vocab, hidden]

@@ -34,6 +34,12 @@ inline Linear linear(const TokenInputs& in, const Norm& norm, const Matrix& w, c
   return {in.at(), in.tokens(), norm, w, bias, residual, false, output(out)};
 }
 
+inline TokenInputs attention_queries(const Tensor& q, const CacheLayer& layer) {
+  ADEPT_REQUIRE(q.dim() == 3 && q.size(1) == layer.heads && q.size(2) == layer.head_dim, "q has shape ", shape_of(q),
+                "; expected [tokens, ", layer.heads, ", ", layer.head_dim, "]");
+  return TokenInputs("q", torch::stable::flatten(q, 1), layer.heads * layer.head_dim);
+}
+
 template <class Backend>
 struct Operators {
   static Tensor layernorm_qkv(const Tensor& x, const Tensor& gamma, const Tensor& beta, double eps, const Tensor& w,
@@ -145,9 +151,7 @@ struct Operators {
     const Operands read = {{"q", q}, {"cache_layer", cache}, {"slots", slots}, {"lengths", lengths}};
     const Checked<Backend> checked(read);
     const CacheLayer layer = cache_layer(cache);
-    ADEPT_REQUIRE(q.dim() == 3 && q.size(1) == layer.heads && q.size(2) == layer.head_dim, "q has shape ", shape_of(q),
-                  "; expected [tokens, ", layer.heads, ", ", layer.head_dim, "]");
-    const TokenInputs in("q", torch::stable::flatten(q, 1), layer.heads * layer.head_dim);
+    const TokenInputs in = attention_queries(q, layer);
     ADEPT_REQUIRE(longest >= 0 && longest <= layer.capacity, "longest is ", longest, "; expected 0 to ",
                   layer.capacity);
     const int64_t* const slot_of = Backend::slots(slots, in.tokens(), layer.slots);

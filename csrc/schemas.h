@@ -17,6 +17,7 @@ void define_operators(Library& library) {
   library.def(
       "decode_attention(Tensor q, Tensor cache_layer, Tensor slots, Tensor lengths, int longest, float scale) -> "
       "Tensor");
+  library.def("prefill_attention(Tensor q, Tensor cache_layer, int slot, int start, float scale) -> Tensor");
   library.def("linear_residual(Tensor x, Tensor w, Tensor? scales, Tensor b, Tensor residual) -> Tensor");
   library.def(
       "mlp(Tensor x, Tensor gamma, Tensor beta, float eps, Tensor w_up, Tensor? up_scales, Tensor b_up, "

@@ -57,6 +57,7 @@ def recorded() -> Iterator[list[tuple[str, str]]]:
         for backend in (cpu, cuda):
             patch.setattr(backend, "gemm", Named("gemm"))
         patch.setattr(kernels, "prefill_attention", Named("kernel").prefill_attention)
+        patch.setattr(cuda, "attend_in_groups", Named("decode kernel").prefill_attention)
         patch.setattr(optional, "prefill_attention", Named("flash-attn").prefill_attention)
         for name, definition in dispatch.DEFINITIONS.items():
             double = functools.wraps(definition)(getattr(Named("reference"), name))

@@ -114,6 +114,12 @@ def decode_attention(fmt: str) -> Arguments:
     }
 
 
+def prefill_attention(fmt: str) -> Arguments:
+    cache = torch.randn(2, SLOTS, HEADS, CAPACITY, HEAD_DIM).half()
+    q = torch.randn(5, HEADS, HEAD_DIM)
+    return {"q": q, "cache_layer": cache, "slot": 3, "start": CAPACITY - 5, "scale": 0.25}
+
+
 def decode_step(fmt: str) -> Arguments:
     return {
         "ids": torch.tensor([5, 34]),
@@ -174,6 +180,7 @@ OPERATORS: dict[str, Callable[[str], Arguments]] = {
         lm_head,
         rotary_append,
         decode_attention,
+        prefill_attention,
         decode_step,
         sample,
         update_decode_state,
@@ -183,7 +190,11 @@ OPERATORS: dict[str, Callable[[str], Arguments]] = {
 } | {"read": copy}
 
 # Those for which a CPU has no kernel, and what they return here.
-OF_A_GPU = {"sample": ((2,), torch.int64), "embed": ((2, HIDDEN), torch.float32)}
+OF_A_GPU = {
+    "sample": ((2,), torch.int64),
+    "embed": ((2, HIDDEN), torch.float32),
+    "prefill_attention": ((5, HEADS * HEAD_DIM), torch.float32),
+}
 
 # Those for which a GPU has none.
 OF_A_CPU = ("decode_step",)

@@ -39,6 +39,12 @@ def _decode_attention(q: Tensor, **others: Any) -> Tensor:
     return reference.decode_attention(q.float(), **others)
 
 
+def _prefill_attention(q: Tensor, cache_layer: Tensor, slot: int, **others: Any) -> Tensor:
+    if not 0 <= slot < cache_layer.shape[1]:
+        raise ValueError(f"slot is {slot}; expected 0 to {cache_layer.shape[1] - 1}")
+    return reference.prefill_attention(q.float(), cache_layer, slot, **others)
+
+
 def _decode_step(
     ids: Tensor,
     slots: Tensor,
@@ -99,6 +105,7 @@ _CALLS: dict[str, Callable[..., Tensor | None]] = {
     "lm_head": _lm_head,
     "rotary_append": _rotary_append,
     "decode_attention": _decode_attention,
+    "prefill_attention": _prefill_attention,
     "decode_step": _decode_step,
     "update_decode_state": reference.update_decode_state,
     "embed": _embed,

@@ -42,6 +42,7 @@ class Case:
     hidden: int = 64
     head_dim: int = 64
     table: torch.dtype = torch.float16
+    cache: torch.dtype = torch.float32
     x: torch.dtype = torch.float32
     counts: bool = False
     has_kernels: bool = True
@@ -64,7 +65,7 @@ class Case:
         return (GpuMatrix if fmt in PACKED_FOR_GPU else TiledMatrix).empty(spec, CPU)
 
     def arguments(self, operator: str) -> list[Any]:
-        cache = torch.zeros(2, 1, 2, 4, self.head_dim)
+        cache = torch.zeros(2, 1, 2, 4, self.head_dim, dtype=self.cache)
         known = {
             "cache_layer": cache,
             "table": torch.zeros(3, self.hidden, dtype=self.table),
@@ -88,7 +89,9 @@ GPU_CASES = [
     Case(("mlp",), "cuda", "gemm", up="float32"),
     Case(("mlp",), "cuda", "kernel", counts=True),
     *(Case(CACHE, "cuda", "kernel", tokens=n, head_dim=d) for n, d in ((0, 64), (1, 8), (3, 80), (16, 256))),
-    *(Case(CACHE, "cuda", "reference", tokens=n, head_dim=d) for n, d in ((17, 64), (1, 20), (1, 264))),
+    *(Case(CACHE, "cuda", "reference", head_dim=head_dim) for head_dim in (20, 264)),
+    Case(("decode_attention",), "cuda", "reference", tokens=17),
+    Case(("rotary_append",), "cuda", "kernel", tokens=600),
     Case(CACHE, "cuda", "reference", has_kernels=False),
     *(
         Case(("embed",), "cuda", "kernel", tokens=600, table=dtype)
@@ -97,7 +100,11 @@ GPU_CASES = [
     Case(("embed",), "cuda", "reference", table=torch.float64),
     Case(("embed", *STATE), "cuda", "reference", has_kernels=False),
     Case(STATE, "cuda", "kernel", tokens=600),
-    Case(("prefill_attention",), "cuda", "reference"),
+    Case(("prefill_attention",), "cuda", "kernel", cache=torch.float16),
+    Case(("prefill_attention",), "cuda", "kernel", cache=torch.bfloat16, tokens=600, head_dim=256),
+    Case(("prefill_attention",), "cuda", "decode kernel", tokens=600),
+    Case(("prefill_attention",), "cuda", "reference", has_kernels=False),
+    *(Case(("prefill_attention",), "cuda", "reference", head_dim=head_dim) for head_dim in (20, 264)),
     Case(("prefill_attention",), "cuda", "flash-attn", flash=True, tokens=600),
     Case(("prefill_attention",), "cuda", "flash-attn", flash=True, has_kernels=False),
 ]
@@ -238,7 +245,7 @@ class TestExplain:
             assert self.said()["mlp"] == ("kernel", "CUDA; memory-bound: it reads the weights once")
             said = self.said(tokens=17)
             assert said["mlp"] == ("gemm", f"torch's GEMM; {few}")
-            assert said["rotary_append"] == ("reference", f"plain PyTorch; {few}")
+            assert said["decode_attention"] == ("reference", f"plain PyTorch; {few}")
             said = self.said(head_dim=20, dtype=torch.float32)
             assert "a head_dim in multiples of 8 up to 256, not 20" in said["decode_attention"][1]
             assert said["mlp"][1] == "torch's GEMM; the kernels take float16 and bfloat16, not torch.float32"

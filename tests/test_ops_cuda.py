@@ -20,7 +20,7 @@ from adept_fast import ops
 from adept_fast import weights as weights_module
 from adept_fast.extension import Extension
 from adept_fast.kv_cache import StaticKVCache
-from adept_fast.model import Persimmon
+from adept_fast.model import Persimmon, Segment, chunks
 from adept_fast.ops import cuda, reference
 from adept_fast.quantization.formats import FORMATS, MatrixSpec
 from adept_fast.quantization.layout_cpu import TiledMatrix
@@ -157,15 +157,25 @@ class TestManyTokens:
 
     @pytest.mark.parametrize("layout", ["rows", "units"])
     def test_sums_all_of_one_sign_do_not_overflow(self, layout: Any) -> None:
-        w = packed_for_a_gpu("fp8", torch.full((4096, 4096), 0.05), layout)
+        w = packed_for_a_gpu("fp8", torch.full((8, 4096) if layout == "rows" else (4096, 8), 0.05), layout)
         product = cuda.project if layout == "rows" else cuda.project_transposed
         found = product(torch.full((1, 4096), 7.0), w)
-        torch.testing.assert_close(found, torch.full((1, 4096), 7 * 0.05 * 4096), rtol=1e-3, atol=0)
+        torch.testing.assert_close(found, torch.full((1, 8), 7 * 0.05 * 4096), rtol=1e-3, atol=0)
 
     def test_no_inputs_at_all(self) -> None:
         w = matrix("fp8", 48, 64)
         assert isinstance(w, GpuMatrix)
         assert not cuda.project(torch.zeros(3, 64), w).any()
+
+
+def test_prompts_with_a_cache_in_float32(emulated: None) -> None:
+    """By the kernel of decode steps, 16 queries at a time: the chunks of a prompt change no bit."""
+    cache, q = torch.randn(2, 3, 2, 60, 24), torch.randn(50, 2, 24)
+    cache[:, :, :, 57:] = float("nan")
+    whole = ops.prefill_attention(q, cache, 1, 7, 0.2)
+    torch.testing.assert_close(whole, reference.prefill_attention(q, cache, 1, 7, 0.2))
+    for start, end in ((0, 1), (3, 30), (33, 50)):
+        assert torch.equal(ops.prefill_attention(q[start:end], cache, 1, 7 + start, 0.2), whole[start:end])
 
 
 VOCABULARY, STEPS = 256, 6
@@ -237,6 +247,39 @@ def test_a_model_says_what_the_reference_says(
     clear = best[..., 0] - best[..., 1] > 4 * (torchs - expected).abs().amax(-1)
     assert clear.float().mean() > 0.5
     assert torch.equal(found.argmax(-1)[clear], expected.argmax(-1)[clear])
+
+
+@pytest.mark.parametrize(
+    ("fmt", "cache_dtype"), [("float16", torch.float16), ("fp8", torch.bfloat16), ("int4", torch.float32)]
+)
+def test_chunks_of_a_prompt_and_company_change_no_bit(
+    emulated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fmt: str, cache_dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(weights_module, "layout_of", lambda device: GpuMatrix)
+    config = small_config(hidden_size=64, num_attention_heads=1)
+    checkpoint = checkpoint_of(tmp_path, config, torch.float16)
+    weights = load_weights(checkpoint, dtype=torch.float16, device=CPU, weights=PACKED.get(fmt))
+    model = Persimmon(config, weights, max_seq_len=96, vocab_size=VOCABULARY)
+    ids = [at * 37 % VOCABULARY for at in range(90)]
+
+    def states(segments: list[Segment], max_tokens: int) -> Tensor:
+        """Of slot 2."""
+        cache = StaticKVCache(config, max_batch_size=3, max_seq_len=96, dtype=cache_dtype)
+        cache.data.fill_(float("nan"))
+        found = []
+        for chunk in chunks(segments, max_tokens):
+            hidden = model.prefill_chunk(chunk, cache).split([len(segment.ids) for segment in chunk])
+            found += [own for segment, own in zip(chunk, hidden, strict=True) if segment.slot == 2]
+        return torch.cat(found)
+
+    with torch.inference_mode():
+        whole = states([Segment(2, 0, ids)], 512)
+        assert torch.isfinite(whole).all()
+        for max_tokens in (7, 16, 17, 64, 89):
+            assert torch.equal(states([Segment(2, 0, ids)], max_tokens), whole), max_tokens
+        others = [Segment(0, 0, ids[5:30]), Segment(2, 0, ids), Segment(1, 0, ids[:1])]
+        for max_tokens in (33, 512):
+            assert torch.equal(states(others, max_tokens), whole), max_tokens
 
 
 class TestSampler:

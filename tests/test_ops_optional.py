@@ -73,7 +73,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def install(modules: dict[str, ModuleType], allowed: str | None = None) -> None:
+    def install(modules: dict[str, ModuleType], allowed: str | None = "flash-attn") -> None:
         for name, made in modules.items():
             monkeypatch.setitem(sys.modules, name, made)
         if allowed is not None:
@@ -186,6 +186,10 @@ class TestFlashAttention:
         assert says in flash_choice().reason
         assert not flash_choice().used
 
+    def test_it_is_not_used_unasked(self, install: Any) -> None:
+        install(flash(), None)
+        assert str(flash_choice()) == "2.8.3, not used: ADEPT_FAST_OPTIONAL would have to name it"
+
 
 class TestApex:
     def test_it_is_used_where_it_is_named(self, install: Any) -> None:
@@ -204,7 +208,7 @@ class TestApex:
         assert torch.equal(found, F.layer_norm(x, (8,), gamma, beta, 1e-5))
 
     def test_it_is_not_used_unasked(self, install: Any) -> None:
-        install(apex())
+        install(apex(), None)
         choice = optional.apex_layer_norm(CPU)
         assert str(choice) == "0.1, not used: ADEPT_FAST_OPTIONAL would have to name it"
 
@@ -231,7 +235,7 @@ class TestWhatIsAllowed:
     @pytest.mark.parametrize(
         ("text", "names"),
         [
-            (None, {"flash-attn"}),
+            (None, set()),
             ("none", set()),
             ("", set()),
             ("apex", {"apex"}),

@@ -119,6 +119,7 @@ WRONG = [
             ("linear_residual", "residual"),
             ("rotary_append", "qkv"),
             ("decode_attention", "q"),
+            ("prefill_attention", "q"),
         )
         for change, says in (
             (widened, "shape"),
@@ -232,11 +233,23 @@ WRONG = [
     ),
     *(
         Wrong(operator, "cache_layer", change, "cache_layer has shape")
-        for operator in ("rotary_append", "decode_attention")
+        for operator in ("rotary_append", "decode_attention", "prefill_attention")
         for change in (Tensor.double, strided, lambda x: x[0], lambda x: x[:1])
     ),
     Wrong("rotary_append", "cache_layer", widened, "qkv has shape"),
     Wrong("decode_attention", "cache_layer", widened, "q has shape"),
+    Wrong("prefill_attention", "cache_layer", widened, "q has shape"),
+    Wrong(
+        "prefill_attention", "cache_layer", Tensor.float, "cache_layer has dtype float32; expected float16"
+    ),
+    *(
+        Wrong("prefill_attention", name, lambda _, value=value: value, f"{name} is {value}{says}")
+        for name, most, says in (
+            ("slot", SLOTS - 1, f"; expected 0 to {SLOTS - 1}"),
+            ("start", CAPACITY - 5, f" of 5 tokens; expected 0 to {CAPACITY - 5}"),
+        )
+        for value in (-1, most + 1, LEAST, LARGEST)
+    ),
     Wrong("decode_step", "cache", lambda x: x[:1], "layers has 40 tensors and the cache shape"),
     Wrong("decode_step", "cache", lambda x: x[0], "layers has 40 tensors and the cache shape"),
     Wrong(

@@ -87,9 +87,7 @@ class Engine:
         self.runner = runner
         self._tokenizer = tokenizer
         self._guard = guard
-        self._scheduler = Scheduler(
-            runner.cache.max_batch_size, runner.model.token_bounds, runner.model.chunk_tokens
-        )
+        self._scheduler = Scheduler(runner.cache.max_batch_size, runner.model.chunk_tokens)
         self._turns = Turns(after_fork=self._forget_other_threads)
         self._scheduled: list[ScheduledSequence] = []  # the rows of the steps in flight
         self._pending: deque[tuple[PendingStep, list[ScheduledSequence]]] = deque()

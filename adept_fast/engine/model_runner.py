@@ -14,12 +14,10 @@ from adept_fast.engine.scoring import TokenLogprobs
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.memory.workspace import max_rows
 from adept_fast.model import Persimmon, Segment
-from adept_fast.ops.cuda import MAX_TOKENS
 from adept_fast.ops.transfer import to_device
 from adept_fast.sampling import Sampler, SamplingParams
 
-# On a GPU more tokens than the kernels take, so that the libraries of GEMMs load too.
-_WARMUP_TOKENS = {"cpu": 2, "cuda": 2 * MAX_TOKENS}
+_WARMUP_TOKENS = 2
 _WARMUP_PARAMS = (SamplingParams(), SamplingParams(temperature=1.0, top_k=2, top_p=0.5, min_p=0.1, seed=0))
 
 
@@ -124,8 +122,7 @@ class ModelRunner:
         If steps are captured, capture all shapes that the slots may need. No sequence may use slot 0.
         """
         self._state.resume_count()
-        slot, device_type = 0, self.model.device.type
-        tokens = min(_WARMUP_TOKENS[device_type], self.cache.max_seq_len)
+        slot, tokens = 0, min(_WARMUP_TOKENS, self.cache.max_seq_len)
         counts = self.model.neuron_counts.clone()  # of requested steps only
         for params in _WARMUP_PARAMS:
             self._sampler.start(slot, params, [0])

@@ -58,15 +58,12 @@ class Scheduler:
     """First come, first served: a free slot goes to the sequence that has waited longest.
 
     Prompts are prefilled in chunks of at most ``chunk_tokens``, in the order of admission, several prompts in
-    one chunk if they fit (``model.next_chunk``). Between two chunks, the sequences that decode take a step.
+    one chunk (``model.next_chunk``). Between two chunks, the sequences that decode take a step.
 
     ``add`` and ``cancel`` may be called by any thread, the rest only by the one that steps the engine.
     """
 
-    def __init__(
-        self, slots: int, token_bounds: Iterable[int] = (), chunk_tokens: int = PREFILL_CHUNK
-    ) -> None:
-        self._token_bounds = tuple(token_bounds)
+    def __init__(self, slots: int, chunk_tokens: int = PREFILL_CHUNK) -> None:
         self._chunk_tokens = chunk_tokens
         self._waiting: deque[Scheduled] = deque()
         self._slots = slots
@@ -119,7 +116,7 @@ class Scheduler:
         """The segments to prefill next, each with its sequence."""
         by_slot = {sequence.slot: sequence for sequence in self.running}
         unread = (sequence.unread() for sequence in self.running)
-        chunk = next_chunk(unread, self._token_bounds, self._chunk_tokens)
+        chunk = next_chunk(unread, self._chunk_tokens)
         return [(by_slot[segment.slot], segment) for segment in chunk]
 
     def decoding(self) -> list[Sequence]:

@@ -14,6 +14,7 @@ from adept_fast.choices import MAX_STEP_TOKENS
 from adept_fast.config import PersimmonConfig
 from adept_fast.memory.graph_buckets import GraphBuckets
 from adept_fast.model import PREFILL_CHUNK
+from adept_fast.ops.row_tiles import largest_tile
 
 SCORED_ROWS = 64  # logits are computed for this many tokens at once: a row of the 8B's takes a megabyte
 
@@ -51,12 +52,14 @@ class Workspace:
         """For a chunk of a prompt, or the scores of a part of it: activations in float32 (qkv, attention, the
         MLP's and their squares), a mask as bools and floats, two copies of the logits, and on a CPU a layer's
         keys and values in float32."""
-        hidden, tokens = self.config.hidden_size, min(PREFILL_CHUNK, max_seq_len)
+        hidden, is_cpu = self.config.hidden_size, self.device.type == "cpu"
+        tokens = min(PREFILL_CHUNK, max_seq_len) if is_cpu else PREFILL_CHUNK  # a GPU pads them to a tile
+        scored_rows = min(SCORED_ROWS, tokens) if is_cpu else max(SCORED_ROWS, largest_tile(self.vocab_rows))
         activations = tokens * (8 * hidden + 3 * self.config.intermediate_size) * _FLOAT
         visible = tokens * max_seq_len * (1 + _FLOAT)
-        is_widened = self.device.type == "cpu" and self.cache_dtype != torch.float32
+        is_widened = is_cpu and self.cache_dtype != torch.float32
         widened = 2 * hidden * max_seq_len * _FLOAT if is_widened else 0
-        scored = 2 * tokens * hidden + 2 * min(SCORED_ROWS, tokens) * self.vocab_rows
+        scored = 2 * tokens * hidden + 2 * scored_rows * self.vocab_rows
         ids = 2 * max_seq_len  # in 64 bits
         return max(activations + visible + widened, scored * _FLOAT) + ids * _FLOAT
 

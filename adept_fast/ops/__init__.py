@@ -21,7 +21,6 @@ from adept_fast.ops.dispatch import (
     rotary_append,
     slot_sampler,
     table,
-    token_bounds,
     update_decode_state,
 )
 from adept_fast.ops.reference import ABSENT, rotary_table
@@ -52,7 +51,6 @@ __all__ = [
     "sample",
     "slot_sampler",
     "table",
-    "token_bounds",
 ]
 
 

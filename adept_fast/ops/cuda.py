@@ -1,9 +1,10 @@
 """On an NVIDIA GPU: the arguments that the kernels support, and products by torch's GEMM for all others.
 
-Packed weights are dequantized block by block for a GEMM. Inputs and weights are rounded to the matrix's
-product dtype, sums are float32. A power of two scales each token's inputs to near 1. That is exact, and keeps
-float16 from overflowing: relu² exceeds its range, and so could sums of 8-bit weights, whose scales are
-applied after the sum.
+A GEMM takes its rows in tiles (``row_tiles.py``), so that a token's bits do not depend on the other rows.
+Packed weights are dequantized block by block for it. Inputs and weights are rounded to the matrix's product
+dtype, sums are float32. A power of two scales each token's inputs to near 1. That is exact, and keeps float16
+from overflowing: relu² exceeds its range, and so could sums of 8-bit weights, whose scales are applied after
+the sum.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 from adept_fast import extension
 from adept_fast.ops import kernels, optional, reference
 from adept_fast.ops.gemm import Gemm
+from adept_fast.ops.row_tiles import in_tiles
 from adept_fast.quantization.layout_gpu import GpuMatrix
 from adept_fast.quantization.layouts import kernel_formats
 from adept_fast.quantization.matrix import Matrix, QuantizedMatrix
@@ -79,13 +81,34 @@ def refuses_matrices(x: Tensor, *matrices: Matrix) -> str | None:
 
 
 def refuses_cache(x: Tensor, cache_layer: Tensor) -> str | None:
-    """The reason that the kernels do not support this cache or number of tokens; None if they do."""
-    if x.shape[0] > MAX_TOKENS:
-        return f"{x.shape[0]} tokens, and the kernels take at most {MAX_TOKENS}"
+    """The reason that the kernels do not support this cache; None if they do."""
     head_dim = cache_layer.shape[-1]
     if head_dim % VECTOR or head_dim > MAX_HEAD_DIM:
         return f"the kernels take a head_dim in multiples of {VECTOR} up to {MAX_HEAD_DIM}, not {head_dim}"
     return None
+
+
+def refuses_queries(q: Tensor, cache_layer: Tensor) -> str | None:
+    """The reason that the kernel does not attend to these queries one by one; None if it does."""
+    if q.shape[0] > MAX_TOKENS:
+        return f"{q.shape[0]} tokens, and the kernels take at most {MAX_TOKENS}"
+    return refuses_cache(q, cache_layer)
+
+
+def refuses_prompt(q: Tensor, cache_layer: Tensor) -> str | None:
+    """The reason that the kernel of prompts does not attend to this cache; None if it does."""
+    if cache_layer.dtype not in _HALVES:
+        return f"the kernel takes a cache in float16 or bfloat16, not {cache_layer.dtype}"
+    return refuses_cache(q, cache_layer)
+
+
+def attend_in_groups(q: Tensor, cache_layer: Tensor, slot: int, start: int, scale: float) -> Tensor:
+    """``prefill_attention`` by the kernel of decode steps, with as many queries at a time as it takes."""
+    attended = [
+        kernels.prefill_attention(queries, cache_layer, slot, start + index * MAX_TOKENS, scale)
+        for index, queries in enumerate(q.split(MAX_TOKENS))
+    ]
+    return attended[0] if len(attended) == 1 else torch.cat(attended)
 
 
 def refuses_table(ids: Tensor, table: Tensor) -> str | None:
@@ -98,26 +121,47 @@ def refuses_table(ids: Tensor, table: Tensor) -> str | None:
     return f"the kernel takes float16, bfloat16 and float32, not {table.dtype}"
 
 
-def project(x: Tensor, w: Matrix) -> Tensor:
-    """x · wᵀ: float32 [tokens, out], for w of [out, in]."""
+def project(x: Tensor, w: Matrix, few: int = 0) -> Tensor:
+    """x · wᵀ: float32 [tokens, out], for w of [out, in]; ``few`` as in ``row_tiles.in_tiles``."""
     if not isinstance(w, GpuMatrix):
-        return reference.project(x, w)
+        return in_tiles(reference.project, x.to(reference.compute_dtype(w)), w, w.shape[0], few)
     narrow, exponents = _narrowed(x, w)
+    return _scaled(in_tiles(_unscaled, narrow, w, w.shape[0], few), w, exponents)
+
+
+def project_transposed(x: Tensor, w_t: Matrix, few: int = 0) -> Tensor:
+    """x · w_t: float32 [tokens, out], for w_t of [in, out]; ``few`` as in ``row_tiles.in_tiles``."""
+    outputs = w_t.shape[1]
+    if isinstance(w_t, GpuMatrix):
+        narrow, exponents = _narrowed(x, w_t)
+        return _scaled(in_tiles(_unscaled_transposed, narrow, w_t, outputs, few), w_t, exponents)
+    dtype = reference.compute_dtype(w_t)
+    if dtype == torch.float32:
+        return in_tiles(reference.project_transposed, x, w_t, outputs, few)
+    exponents = _exponents(x)
+    narrow = torch.ldexp(x, -exponents).to(dtype)
+    return torch.ldexp(in_tiles(_product_transposed, narrow, w_t, outputs, few), exponents)
+
+
+def _product_transposed(x: Tensor, w_t: Matrix) -> Tensor:
+    assert isinstance(w_t, Tensor)
+    return (x @ w_t).float()
+
+
+def _unscaled(x: Tensor, w: Matrix) -> Tensor:
+    assert isinstance(w, GpuMatrix)
     out = x.new_empty(x.shape[0], w.shape[0], dtype=torch.float32)
     for rows in _blocks(w):
-        out[:, rows] = F.linear(narrow, w.unscaled(rows.start, rows.stop, w.spec.product_dtype))
-    return _scaled(out, w, exponents)
+        out[:, rows] = F.linear(x, w.unscaled(rows.start, rows.stop, w.spec.product_dtype))
+    return out
 
 
-def project_transposed(x: Tensor, w_t: Matrix) -> Tensor:
-    """x · w_t: float32 [tokens, out], for w_t of [in, out]."""
-    if not isinstance(w_t, GpuMatrix):
-        return reference.project_transposed(x, w_t)
-    narrow, exponents = _narrowed(x, w_t)
+def _unscaled_transposed(x: Tensor, w_t: Matrix) -> Tensor:
+    assert isinstance(w_t, GpuMatrix)
     out = x.new_zeros(x.shape[0], w_t.shape[1], dtype=torch.float32)
     for rows in _blocks(w_t):
-        out += narrow[:, rows] @ w_t.unscaled(rows.start, rows.stop, w_t.spec.product_dtype)
-    return _scaled(out, w_t, exponents)
+        out += x[:, rows] @ w_t.unscaled(rows.start, rows.stop, w_t.spec.product_dtype)
+    return out
 
 
 def _blocks(w: GpuMatrix) -> Iterator[slice]:
@@ -126,9 +170,14 @@ def _blocks(w: GpuMatrix) -> Iterator[slice]:
         yield slice(start, min(start + step, w.shape[0]))
 
 
+def _exponents(x: Tensor) -> Tensor:
+    """int32 [tokens, 1]: each token's inputs · 2^-exponent are at most 1."""
+    return torch.frexp(x.float().abs().amax(-1, keepdim=True)).exponent
+
+
 def _narrowed(x: Tensor, w: GpuMatrix) -> tuple[Tensor, Tensor]:
     """x · 2^-exponent in the products' dtype, and the exponents, int32 [tokens, 1]."""
-    exponents = torch.frexp(x.float().abs().amax(-1, keepdim=True)).exponent
+    exponents = _exponents(x)
     if w.bits == 8:
         largest_sum = w.shape[0 if w.spec.transposed else 1] * w.spec.format.max_value
         exponents = exponents + int(largest_sum).bit_length() - 15  # no sum exceeds 2¹⁵
@@ -142,4 +191,10 @@ def _scaled(out: Tensor, w: GpuMatrix, exponents: Tensor) -> Tensor:
     return torch.ldexp(out, exponents)
 
 
-gemm = Gemm(optional.layer_norm, project, project_transposed)
+# Of decode steps that the kernels do not take, and of prompts, whose tokens have one order, few or many.
+gemm = Gemm(
+    optional.layer_norm,
+    functools.partial(project, few=MAX_TOKENS),
+    functools.partial(project_transposed, few=MAX_TOKENS),
+)
+prefill_gemm = Gemm(optional.layer_norm, project, project_transposed)

@@ -57,8 +57,10 @@ class Rule(NamedTuple):
     def function(self) -> Callable[..., Any]:
         definition = DEFINITIONS[self.operator]
         if self.implementation == "kernel":
-            is_prefill = self.operator == "prefill_attention"
-            return kernels.prefill_attention if is_prefill else kernels.kernel(definition)
+            by_decode = self.operator == "prefill_attention" and self.device == "cpu"
+            return kernels.prefill_attention if by_decode else kernels.kernel(definition)
+        if self.implementation == "decode kernel":
+            return cuda.attend_in_groups
         if self.implementation == "gemm":
             return cast(Callable[..., Any], getattr(_BACKENDS[self.device].gemm, self.operator))
         return optional.prefill_attention if self.implementation == "flash-attn" else definition
@@ -91,6 +93,7 @@ _BACKENDS: dict[str, Any] = {"cpu": cpu, "cuda": cuda}
 _PROJECTIONS = ("layernorm_qkv", "linear_residual", "lm_head")
 _PRODUCTS = (*_PROJECTIONS, "mlp")
 _CACHE = ("rotary_append", "decode_attention")
+_HEAD_DIM = f"head_dim a multiple of {cuda.VECTOR} up to {cuda.MAX_HEAD_DIM}"
 _BUILT = "extension built"
 _RUNS = "extension built with CUDA, compute capability 8.0"
 _NO_GEMM = f"at most {cpu.MAX_STREAMED_TOKENS} tokens, or not bfloat16, or no AVX512_BF16"
@@ -122,11 +125,19 @@ TABLE: tuple[Rule, ...] = (
     *_rules("cuda", _PRODUCTS, "gemm", "always", "torch's GEMM"),
     *_rules(
         "cuda",
-        _CACHE,
+        ("rotary_append",),
         "kernel",
-        f"{_RUNS}; {_FEW}; head_dim a multiple of {cuda.VECTOR} up to {cuda.MAX_HEAD_DIM}",
+        f"{_RUNS}; {_HEAD_DIM}",
         "one launch for all sequences",
         cuda.refuses_cache,
+    ),
+    *_rules(
+        "cuda",
+        ("decode_attention",),
+        "kernel",
+        f"{_RUNS}; {_FEW}; {_HEAD_DIM}",
+        "one launch for all sequences",
+        cuda.refuses_queries,
     ),
     *_rules(
         "cuda",
@@ -141,9 +152,25 @@ TABLE: tuple[Rule, ...] = (
         "cuda",
         ("prefill_attention",),
         "flash-attn",
-        "installed, allowed by ADEPT_FAST_OPTIONAL, and as exact as torch on this GPU",
-        "faster for long prompts",
+        "named by ADEPT_FAST_OPTIONAL, installed, and as exact as torch on this GPU",
+        "chosen by ADEPT_FAST_OPTIONAL; its bits may depend on the chunks of a prompt",
         optional.refuses_cache,
+    ),
+    *_rules(
+        "cuda",
+        ("prefill_attention",),
+        "kernel",
+        f"{_RUNS}; a cache in float16 or bfloat16; {_HEAD_DIM}",
+        "on tensor cores",
+        cuda.refuses_prompt,
+    ),
+    *_rules(
+        "cuda",
+        ("prefill_attention",),
+        "decode kernel",
+        f"{_RUNS}; {_HEAD_DIM}",
+        "query by query",
+        cuda.refuses_cache,
     ),
     *_rules("cuda", set(DEFINITIONS).difference(_PRODUCTS), "reference", "always", "plain PyTorch"),
     *_rules(
@@ -251,18 +278,14 @@ def slot_sampler(device: torch.device) -> Callable[..., Tensor] | None:
     return cast(Callable[..., Tensor], kernels.operators.sample)
 
 
-def token_bounds(w: Matrix) -> tuple[int, ...]:
-    """The numbers of a prompt's tokens above which another implementation multiplies by ``w``."""
-    return (cuda.MAX_TOKENS,) if device_type(w.device) == "cuda" else ()
-
-
 def prefill_gemm(w: Matrix) -> Gemm | None:
     """What multiplies any number of a prompt's tokens by matrices like ``w``; None for the operators above.
 
-    On a CPU whose GEMM is faster for many tokens, it computes few of them too, so that the chunks of a prompt
-    change no bit.
+    It computes few tokens too where it is faster for many, so that the chunks of a prompt change no bit.
     """
-    return cpu.gemm if device_type(w.device) == "cpu" and cpu.has_gemm(w) else None
+    if device_type(w.device) == "cuda":
+        return cuda.prefill_gemm
+    return cpu.gemm if cpu.has_gemm(w) else None
 
 
 def explain(

@@ -18,6 +18,7 @@ _RESULTS: dict[str, Callable[..., Tensor | None]] = {
     "layernorm_qkv": lambda x, gamma, beta, eps, w, scales, b: x.new_empty(x.shape[0], b.shape[0]),
     "rotary_append": lambda qkv, *rest: qkv.new_empty(qkv.shape[0], rest[-1].shape[2], rest[-1].shape[4]),
     "decode_attention": lambda q, *_: q.new_empty(q.shape[0], q.shape[1] * q.shape[2]),
+    "prefill_attention": lambda q, *_: q.new_empty(q.shape[0], q.shape[1] * q.shape[2]),
     "linear_residual": lambda x, w, scales, b, residual: x.new_empty(x.shape[0], b.shape[0]),
     "mlp": lambda x, *_: x.new_empty(x.shape),
     "lm_head": lambda x, *rest: x.new_empty(x.shape[0], rest[-1], dtype=torch.float32),

@@ -1,8 +1,8 @@
-"""Optional packages that make long prompts faster on a GPU: flash-attn and NVIDIA's apex.
+"""Optional packages for prompts on a GPU: flash-attn and NVIDIA's apex.
 
-Each is imported at the first call on a GPU that could use it, and used only if its error on a small input on
-that GPU is at most twice torch's. ADEPT_FAST_OPTIONAL names the packages that may be used,
-``flash-attn,apex``, or ``none``; by default flash-attn, as no measurement here has shown apex to be faster.
+ADEPT_FAST_OPTIONAL names the packages to use, ``flash-attn,apex``, or ``none``; none by default, as their
+order of sums is not known to be the same for all chunks of a prompt. Each is imported at the first call on a
+GPU that could use it, and used only if its error on a small input on that GPU is at most twice torch's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ LayerNorm: TypeAlias = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 NAMES = ("flash-attn", "apex")
 _VARIABLE = "ADEPT_FAST_OPTIONAL"
-_USED_UNASKED = ("flash-attn",)
 
 # Errors of a package that is broken, of another version, or another package of the same name.
 _FAILURES = (ImportError, OSError, AttributeError, TypeError, ValueError, RuntimeError)
@@ -76,10 +75,7 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
 
 def allowed() -> frozenset[str]:
     """The packages that may be used. Raises OptionalPackageError for an unknown name."""
-    text = os.environ.get(_VARIABLE)
-    if text is None:
-        return frozenset(_USED_UNASKED)
-    names = {name.strip() for name in text.split(",")} - {"", "none"}
+    names = {name.strip() for name in os.environ.get(_VARIABLE, "").split(",")} - {"", "none"}
     if unknown := sorted(names.difference(NAMES)):
         raise OptionalPackageError(
             f"{_VARIABLE} names {unknown[0]!r}; expected {', '.join(NAMES)} with commas between, or none"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 from adept_fast import ops
 from adept_fast.checkpoint import packed_matrices
@@ -20,13 +21,16 @@ from adept_fast.system.huge_pages import HugePages
 from tools.random_checkpoint import random_packed, random_tensor
 
 OPERATORS = ("layernorm_qkv", "rotary_append", "decode_attention", "linear_residual", "mlp", "lm_head")
+OF_PROMPTS = ("prefill_attention",)  # timed if named
 FORMATS = {
     "cpu": ("float16", "bfloat16", "int8", "int4"),
     "cuda": ("float16", "bfloat16", "fp8", "int4"),
 }
 FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TORCH_DTYPES = ("float16", "bfloat16")
-OF_CACHE = ("rotary_append", "decode_attention")  # which have no weights; ours keeps the cache in float16
+# Without weights; ours keeps the cache in float16.
+OF_CACHE = ("rotary_append", "decode_attention", *OF_PROMPTS)
+PROMPT_CHUNK = 512  # tokens
 FAR = 10.0  # a neuron's bias, so that no input moves it across 0
 QKV = "model.layers.0.self_attn.query_key_value.weight"
 DENSE = "model.layers.0.self_attn.dense.weight"
@@ -198,6 +202,16 @@ class Operands:
         scale = self._config.head_dim**-0.5
         return Call(lambda: ops.decode_attention(q, cache, slots, lengths, longest, scale), _bytes(cache))
 
+    def _our_prefill_attention(self, fmt: str, number: int) -> Call:
+        """Of the last tokens before ``positions``."""
+        q, cache = self._queries(), self._cache(FLOATS[fmt], number)
+        start, scale = self._positions - len(q), self._config.head_dim**-0.5
+        return Call(lambda: ops.prefill_attention(q, cache, 0, start, scale), _bytes(cache[:, 0]))
+
+    def _queries(self) -> Tensor:
+        config, count = self._config, min(PROMPT_CHUNK, self._positions)
+        return self._normal("queries", count, config.num_attention_heads, config.head_dim)
+
     def _q(self) -> Tensor:
         config = self._config
         return self._normal("q", self._tokens, config.num_attention_heads, config.head_dim)
@@ -268,6 +282,17 @@ class Operands:
             lambda: F.scaled_dot_product_attention(q[:, :, None], cache[0], cache[1])[:, :, 0].flatten(1),
             _bytes(cache),
         )
+
+    def _torch_prefill_attention(self, fmt: str, number: int) -> Call:
+        cache = self._cache(FLOATS[fmt], number)[:, :1]
+        q = self._in(fmt, self._queries())[0].transpose(0, 1)[None]
+        visible: Any = causal_lower_right(q.shape[2], self._positions)
+
+        def run() -> Tensor:
+            attended = F.scaled_dot_product_attention(q, cache[0], cache[1], attn_mask=visible)
+            return attended[0].transpose(0, 1).flatten(1)
+
+        return Call(run, _bytes(cache))
 
     @staticmethod
     def _in(fmt: str, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from adept_fast.memory.bandwidth import BandwidthProbe
-from benchmarks.cases.operator_calls import FORMATS, OPERATORS, TORCH_DTYPES, Call, Operands
+from benchmarks.cases.operator_calls import FORMATS, OF_PROMPTS, OPERATORS, TORCH_DTYPES, Call, Operands
 from benchmarks.machine import last_level_cache_bytes
 from benchmarks.options import (
     SPEED,
@@ -47,8 +47,8 @@ PACKED_AGAINST = "bfloat16"
     "names",
     multiple=True,
     default=OPERATORS,
-    type=click.Choice(OPERATORS),
-    help="[default: all]",
+    type=click.Choice((*OPERATORS, *OF_PROMPTS)),
+    help="[default: those of a decode step]",
 )
 @click.option(
     "--format", "formats", multiple=True, type=click.Choice(("float32", *FORMATS["cuda"], *FORMATS["cpu"]))

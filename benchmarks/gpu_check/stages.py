@@ -137,7 +137,7 @@ def run_side_by_side(
 # Which tests run on a GPU: those of operators, which take a backend and have the marker gpu, and by name
 # those that load a checkpoint.
 ON_A_GPU = re.compile(r"^@(every_backend|(on|in_formats)\((CUDA|KERNELS)\b)", re.MULTILINE)
-MODEL_TESTS = ("test_graphs_cuda.py", "test_cuda_model.py")
+MODEL_TESTS = ("test_graphs_cuda.py", "test_cuda_model.py", "test_prefill_cuda.py", "test_row_tiles.py")
 # Every operator on the GPU alone, at few shapes.
 OPERATORS = {"ADEPT_FAST_BACKENDS": "gpu", "ADEPT_FAST_TESTS": "thin"}
 

@@ -43,6 +43,9 @@ cudaError_t rotary_append(const RotaryAppend& append, cudaStream_t stream);
 int64_t decode_attention_workspace_bytes(const DecodeAttention& attention);
 cudaError_t decode_attention(const DecodeAttention& attention, void* workspace, cudaStream_t stream);
 
+// Any number of tokens, of a cache in float16 or bfloat16 (else cudaErrorInvalidValue).
+cudaError_t prefill_attention(const PrefillAttention& attention, cudaStream_t stream);
+
 // The next id of each row. Settings are indexed by slot, so that a captured graph sees them change.
 struct Sample {
   const float* logits;  // [tokens, vocab]

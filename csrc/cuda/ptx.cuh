@@ -16,6 +16,13 @@ __device__ __forceinline__ T* dynamic_shared() {
   return reinterpret_cast<T*>(adept_dynamic_shared);
 }
 
+// threadIdx.x, read anew: what is computed from it after a loop needs no register in the loop.
+__device__ __forceinline__ int thread_again() {
+  int index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+}
+
 // Programmatic dependent launch: waits until the previous kernel has ended and its writes are visible. Each thread
 // calls this once, before it reads anything that an earlier kernel may have written.
 __device__ __forceinline__ void pdl_wait() {
@@ -51,6 +58,13 @@ __device__ __forceinline__ uint2 load_once_8(const void* address) {
                : "=r"(v.x), "=r"(v.y)
                : "l"(address), "l"(leaves_first));
   return v;
+}
+
+// 2 to the power of x in one instruction, off by 2 units in the last place; 0 instead of a subnormal number.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
 }
 
 // (word & mask) | bits in one instruction; the compiler makes two.
@@ -98,6 +112,23 @@ __device__ __forceinline__ void multiply_add_bf16(float (&d)[4], const uint32_t 
       "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Loads four matrices of 8 x 8 elements of 16 bits from shared memory: lane 8m + r names row r of matrix m, 16 bytes.
+// Lane 4g + t gets elements 2t and 2t + 1 of row g of each, as `to` [m / 2][m % 2].
+__device__ __forceinline__ void load_matrices(uint32_t (&to)[2][2], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0][0]), "=r"(to[0][1]), "=r"(to[1][0]), "=r"(to[1][1])
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "memory");
+}
+
+// The same, with columns in place of rows: elements 2t and 2t + 1 of column g.
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&to)[2][2], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0][0]), "=r"(to[0][1]), "=r"(to[1][0]), "=r"(to[1][1])
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "memory");
 }
 
 // Copies `bytes` bytes, then zeros up to 16, to shared memory, asynchronously; wait_for_copies waits for the group.

@@ -192,7 +192,7 @@ def test_operators_are_timed_against_torch(tmp_path: Path) -> None:
     assert "share_of_bandwidth" not in rotary  # what it reads was just written
 
 
-@pytest.mark.parametrize("name", operator_calls.OPERATORS)
+@pytest.mark.parametrize("name", [*operator_calls.OPERATORS, *operator_calls.OF_PROMPTS])
 def test_the_torch_calls_compute_what_the_operator_does(name: str) -> None:
     config = make_config(hidden=64, layers=1, heads=2, intermediate=256, vocab=4224, context=32)
     operands = operator_calls.Operands(config, torch.device("cpu"), tokens=3, zeros=0.5, positions=32)

@@ -182,7 +182,7 @@ def test_segments_of_several_sequences_are_read_as_each_alone(small: Runtime, ma
     alone = {slot: logits_of(small, ids) for slot, ids in prompts.items()}
     found: dict[int, list[torch.Tensor]] = {slot: [] for slot in prompts}
     with torch.inference_mode():
-        for chunk in chunks((Segment(slot, 0, ids) for slot, ids in prompts.items()), (), max_tokens):
+        for chunk in chunks((Segment(slot, 0, ids) for slot, ids in prompts.items()), max_tokens):
             assert sum(len(segment.ids) for segment in chunk) <= max_tokens
             hidden = runner.model.prefill_chunk(chunk, runner.cache)
             for segment, own in zip(chunk, hidden.split([len(s.ids) for s in chunk]), strict=True):

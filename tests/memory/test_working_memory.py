@@ -115,6 +115,16 @@ def test_the_kernels_workspaces_stay_within_it(tokens: int) -> None:
     assert tokens * vocab * 4 < taken <= Workspace(config, GPU, vocab).step_bytes(tokens, length)
 
 
+def test_short_prompts_are_padded_on_a_gpu() -> None:
+    """To the rows of a tile, at every product of a layer and of the vocabulary."""
+    config = PersimmonConfig()
+    space = Workspace(config, GPU, config.vocab_size)
+    assert space.prompt_bytes(1) >= 4 * max(512 * 3 * config.intermediate_size, 2 * 64 * config.vocab_size)
+    small = Workspace(small_config(), GPU, 30_000)  # whose outputs are 256 rows a tile
+    assert space.prompt_bytes(1) > small.prompt_bytes(1) >= 4 * 2 * 256 * 30_000
+    assert Workspace(small_config(), CPU, 30_000).prompt_bytes(1) < small.prompt_bytes(1) / 100
+
+
 def test_graphs_hold_their_logits_and_share_the_rest() -> None:
     """By hand: of 16 rows and 1000 positions, five sizes times three lengths (256, 512 and 1000)."""
     space = Workspace(small_config(), GPU, 4096)

@@ -69,6 +69,8 @@ KERNELS = {
     r"add_partials": Meant(threads=128, blocks=8, loads=8),
     r"attend<(?:__half|__nv_bfloat16|float), \d+, 1>": Meant(threads=256, blocks=4, loads=8),
     r"attend<float, 32, 2>": Meant(threads=256, blocks=2, loads=16),  # heads of more than 128
+    r"attend_tile<\(Format\)[12], 64>": Meant(threads=256, blocks=2),
+    r"attend_tile<\(Format\)[12], (?:128|256)>": Meant(threads=256, blocks=1),
     r"merge_splits": Meant(threads=256, blocks=5),
     r"append_heads<\w+, 2>": Meant(threads=128, blocks=6),
     r"append_heads<\w+, [48]>": Meant(threads=128, blocks=2),  # heads of more than 128
@@ -161,6 +163,21 @@ def test_what_only_reads_has_all_its_loads_in_flight(kernels: list[Kernel], arch
     (reads,) = (one for one in kernels if (one.name, one.architecture) == ("read_vectors", architecture))
     (loop,) = reads.streaming_loops
     assert loads_before_a_use(loop) == 8
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_prompts_are_attended_to_on_tensor_cores(kernels: list[Kernel], architecture: str) -> None:
+    """From shared memory, into which copies of 16 bytes go past the registers."""
+    tiles = [
+        one for one in kernels if one.name.startswith("attend_tile") and one.architecture == architecture
+    ]
+    assert len(tiles) == 6
+    for kernel in tiles:
+        assert any(uses_tensor_cores([one]) for one in kernel.instructions)
+        assert any(one.opcode.startswith("LDSM") and "MT" in one.opcode for one in kernel.instructions)
+        copies = [one for one in kernel.instructions if one.opcode.startswith("LDGSTS")]
+        assert copies
+        assert all(one.is_wide_load for one in copies)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -19,6 +19,7 @@ ANYWHERE = {
 FIRST = {
     "rotary_append": "qkv",
     "decode_attention": "q",
+    "prefill_attention": "q",
     "sample": "logits",
     "update_decode_state": "ids",
 }  # others: x
@@ -104,12 +105,21 @@ def moved(tensor: Tensor) -> Tensor:
             {"cache_layer": moved(torch.zeros(2, SLOTS, 3, CAPACITY, 16))},
             "decode_attention: ",
         ),
+        (
+            "prefill_attention",
+            {"cache_layer": moved(torch.zeros(2, SLOTS, 3, CAPACITY, 16).half())},
+            "prefill_attention: ",
+        ),
         *(
             (
-                "decode_attention",
-                {"q": torch.zeros(2, 3, size), "cache_layer": torch.zeros(2, SLOTS, 3, CAPACITY, size)},
-                "decode_attention: ",
+                operator,
+                {
+                    "q": torch.zeros(2, 3, size),
+                    "cache_layer": torch.zeros(2, SLOTS, 3, CAPACITY, size).half(),
+                },
+                f"{operator}: ",
             )
+            for operator in ("decode_attention", "prefill_attention")
             for size in (20, 264)  # heads that no loads of 16 bytes fit
         ),
     ],

@@ -157,7 +157,7 @@ class TokenLoop:
         ]
         last_states: dict[int, Tensor] = {}  # row → [1, hidden]
         model = self._runner.model
-        for chunk in chunks(unread, model.token_bounds, model.chunk_tokens):
+        for chunk in chunks(unread, model.chunk_tokens):
             hidden = self._runner.prefill(chunk)  # [tokens, hidden]
             states = hidden.split([len(segment.ids) for segment in chunk])
             last_states |= {segment.slot: own[-1:] for segment, own in zip(chunk, states, strict=True)}

@@ -89,7 +89,36 @@ bool copies() {
   return true;
 }
 
+// Four matrices of 8 x 8, by rows or by columns: element e of matrix m has the number 64 m + e.
+__global__ void matrices(bool transposed, uint32_t* out) {
+  __shared__ __align__(16) uint16_t held[4 * 64];
+  pdl_wait();
+  for (int i = 0; i < 8; ++i) held[lane() * 8 + i] = static_cast<uint16_t>(lane() * 8 + i);
+  __syncwarp();
+  uint32_t loaded[2][2];
+  if (transposed) {
+    load_matrices_transposed(loaded, held + lane() * 8);
+  } else {
+    load_matrices(loaded, held + lane() * 8);
+  }
+  for (int m = 0; m < 4; ++m) out[lane() * 4 + m] = loaded[m / 2][m % 2];
+}
+
+bool loads_of_matrices() {
+  for (const bool transposed : {false, true}) {
+    Global<uint32_t> out(4 * 32);
+    if (!ran({1, 32}, matrices, transposed, out.data())) return false;
+    for (int i = 0; i < 4 * 32; ++i) {
+      const uint32_t m = i % 4, g = i / 16, t = i / 4 % 4;
+      const uint32_t first = 64 * m + (transposed ? 16 * t + g : 8 * g + 2 * t), step = transposed ? 8 : 1;
+      if (out[i] != (first | (first + step) << 16)) return false;
+    }
+  }
+  return true;
+}
+
 const Registered kAll[] = {
+    {"loads_of_matrices", loads_of_matrices},
     {"products_of_float16", products<__half>},
     {"products_of_bfloat16", products<__nv_bfloat16>},
     {"asynchronous_copies", copies},

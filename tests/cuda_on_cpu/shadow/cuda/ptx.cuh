@@ -5,6 +5,8 @@
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
+#include <cfloat>
+#include <cmath>
 #include <cstdint>
 
 #include "runtime/async_copies.h"
@@ -19,6 +21,8 @@ inline T* dynamic_shared() {
   return reinterpret_cast<T*>(::cuda_on_cpu::block.dynamic_shared);
 }
 
+inline int thread_again() { return static_cast<int>(threadIdx.x); }
+
 inline void pdl_wait() { ::cuda_on_cpu::pdl_wait(); }
 
 inline void pdl_launch_dependents() {}
@@ -26,6 +30,11 @@ inline void pdl_launch_dependents() {}
 inline uint4 load_once(const void* address) { return ::cuda_on_cpu::load(static_cast<const uint4*>(address)); }
 
 inline uint2 load_once_8(const void* address) { return ::cuda_on_cpu::load(static_cast<const uint2*>(address)); }
+
+inline float exp2_fast(float x) {
+  const float power = std::exp2(x);
+  return power < FLT_MIN ? 0 : power;
+}
 
 template <uint32_t kMask, uint32_t kBits>
 inline uint32_t mask_and_set(uint32_t word) {
@@ -43,6 +52,14 @@ inline void multiply_add_f16(float (&d)[4], const uint32_t (&a)[4], const uint32
 
 inline void multiply_add_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   ::cuda_on_cpu::multiply_add(::cuda_on_cpu::Sixteen::kBFloat16, d, a, b);
+}
+
+inline void load_matrices(uint32_t (&to)[2][2], const void* row) {
+  ::cuda_on_cpu::load_matrices(to[0], 4, false, row);
+}
+
+inline void load_matrices_transposed(uint32_t (&to)[2][2], const void* row) {
+  ::cuda_on_cpu::load_matrices(to[0], 4, true, row);
 }
 
 inline void copy_async(void* shared, const void* global, uint32_t bytes = 16) {
