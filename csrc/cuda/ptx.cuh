@@ -53,6 +53,17 @@ __device__ __forceinline__ uint2 load_once_8(const void* address) {
   return v;
 }
 
+// The same for 4 bytes, of lanes that have few columns.
+__device__ __forceinline__ uint32_t load_once_4(const void* address) {
+  uint64_t leaves_first;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(leaves_first));
+  uint32_t v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.u32 %0, [%1], %2;"
+               : "=r"(v)
+               : "l"(address), "l"(leaves_first));
+  return v;
+}
+
 // (word & mask) | bits in one instruction; the compiler makes two.
 template <uint32_t kMask, uint32_t kBits>
 __device__ __forceinline__ uint32_t mask_and_set(uint32_t word) {

@@ -1,274 +1,240 @@
-// out = x + bias + activations · W for up to 16 tokens, the second half of mlp. Only rows of W whose activation is not
-// 0 for some token are read.
+// out = x + bias + activations · W for up to 16 tokens, the second half of mlp, in float32. Only rows of W whose
+// activation is not 0 for some token are read, and a token adds only those of its own.
 //
-// Layout: W is [intermediate, hidden], row-major, so a neuron's weights are one row. A block takes a strip of 512
-// columns (1 kB of a row in 16 bits) and a share of the list of active neurons, which it builds from their bits
-// (compact_nonzeros.cuh); shares have equal numbers of neurons. Its partial sums go to the workspace, and add_partials
-// adds them in a fixed order. Tensor cores multiply Wᵀ with the activations: of 16 rows, lane 4 g + t loads 16 bytes of
-// each of rows 4 t to 4 t + 3, the g-th of 8 neighbouring pieces (128 bytes of a row), and joins pairs of rows column
-// by column. Weights and activations have the same order of neurons and columns, so the product is right in any order.
+// Layout: W is [intermediate, hidden], row-major, so a neuron's weights are one row. Neurons are divided into parts and
+// 8 parts into a share, by their number alone (workspace.h). A block takes a share and a strip of columns, a warp one
+// part, of whose active neurons it makes a list. A lane has 16 bytes of a row at one token, and 8 columns at 16 tokens,
+// whose sums fill its registers.
 //
-// Lower bound at the 8B's shapes in 16 bits and 3.0 TB/s: 134 MB, 45 us, times the fraction of active neurons. Limit:
-// memory bandwidth. 16 warps a multiprocessor have 2 steps of 4 loads of 512 bytes in flight, 64 kB. A step is 2 kB in
-// about 95 instructions of a warp. If all neurons are active, a block reads 1 MB of W. For one token it also reads 2 kB
-// of bits, 4 kB of the tiles' maxima and 4 kB of activations while the first weights are loading, and writes 2 kB of
-// sums, together 1 percent.
+// Order: a token's sum of a part adds that token's active neurons one by one, each in one rounding. A block adds its
+// parts in order and writes the sum to the workspace; add_partials adds the shares in order. So a token's result
+// depends neither on the other tokens and their zeros nor on the device.
 #pragma once
 
-#include "cuda/compact_nonzeros.cuh"
 #include "cuda/formats.cuh"
-#include "cuda/linear.h"
+#include "cuda/reduce.cuh"
 #include "cuda/sparse_down_proj.h"
 #include "cuda/workspace.h"
 
 namespace adept::cuda {
 
-// In 4 bits a lane has four times the columns, and their sums need the registers of two threads.
-template <Format kFormat>
-constexpr int kDownProjWarps = Weights<kFormat>::kBits == 4 ? 8 : 16;
-template <Format kFormat>
-constexpr int kDownProjThreads = kDownProjWarps<kFormat> * kWarpSize;
-template <Format kFormat, int kTokenTiles>
-constexpr int kDownProjSteps = Weights<kFormat>::kBits != 4 ? 2
-                               : kTokenTiles == 1           ? 4
-                                                            : 3;  // in flight
-constexpr int kListedNeurons = 1024;                              // at once
-constexpr int kNeuronsOfStep = 16;
-constexpr int kTokensAcross = 8;  // as many as one product of the tensor cores has
+constexpr int kDownProjWarps = kPartsOfShare;
+constexpr int kDownProjThreads = kDownProjWarps * kWarpSize;
+constexpr int kListedNeurons = 64;  // that a warp looks at at once
 
-// The stride between two tokens' activations in 16 bits: 32 bytes of padding put 4 tokens in different banks.
-constexpr int kActivationsStride = kListedNeurons + 16;
+__host__ __device__ constexpr int least(int a, int b) { return a < b ? a : b; }
 
-// Warps that divide a strip's columns; the block's other warps take other steps of the list.
-template <Format kFormat>
-constexpr int kWarpsAcross = kStripCols / (8 * kPerLoad<kFormat>);
-template <Format kFormat>
-constexpr int kWarpsDeep = kDownProjWarps<kFormat> / kWarpsAcross<kFormat>;
+// The columns of a lane: as many as 16 bytes have, if their sums leave registers for the rows in flight.
+template <Format kFormat, int kTokens>
+constexpr int kLaneCols = least(kPerLoad<kFormat>, kTokens <= 8 ? 64 / kTokens : 8);
+template <Format kFormat, int kTokens>
+constexpr int kLaneBytes = kLaneCols<kFormat, kTokens> * Weights<kFormat>::kBits / 8;
+template <Format kFormat, int kTokens>
+constexpr int kStripCols = kLaneCols<kFormat, kTokens> * kWarpSize;
 
-// Products for one lane's columns, each of two columns.
-template <Format kFormat>
-constexpr int kColumnPairs = kPerLoad<kFormat> / 2;
+// Blocks of a multiprocessor, as its registers allow; the 8B has one or two for each in 4 and 8 bits.
+template <Format kFormat, int kTokens>
+constexpr int kDownProjBlocks = kTokens == 1 && Weights<kFormat>::kBits == 16                     ? 4
+                                : kTokens == 16 || (kTokens <= 2 && Weights<kFormat>::kBits == 4) ? 1
+                                                                                                  : 2;
+template <Format kFormat, int kTokens>
+constexpr int kRowsInFlight = kDownProjBlocks<kFormat, kTokens> == 4 ? 6 : 8;
 
-// Shared memory: the list and the activations; after those have been read, the sums that warps exchange.
-constexpr size_t list_bytes(int64_t tokens) {
-  return kListedNeurons * sizeof(uint32_t) + static_cast<size_t>(tokens) * kActivationsStride * sizeof(uint16_t);
-}
-template <Format kFormat>
-constexpr size_t handed_bytes(int token_tiles) {
-  return kWarpsDeep<kFormat> / 2 * kWarpsAcross<kFormat> * kColumnPairs<kFormat> * token_tiles * kWarpSize *
-         sizeof(float4);
-}
-
-// This lane's columns of the rows of four neurons.
-template <Format kFormat>
-struct DownProjStep {
-  uint4 rows[4];
-  // In groups of 32 the scale of each row. In groups of 128 four lanes share them: lane 4 g + t has row g % 4's.
-  uint32_t scales[kGroup<kFormat> == 32 ? 4 : 1];
+// A warp's active neurons, in order, and each token's activations of them. Padding puts lanes that write eight or more
+// activations each in different banks.
+template <int kTokens>
+struct alignas(16) ActiveNeurons {
+  static constexpr int kStride = kTokens < 8 ? kTokens : kTokens + 4;
+  int neurons[kListedNeurons];
+  float activations[kListedNeurons * kStride];
 };
 
-// The part of W that a lane reads: the columns from `col` on.
-template <Format kFormat>
-class DownProjColumns {
- public:
-  __device__ DownProjColumns(const Matrix& w, int col)
-      : rows_(w), scales_(static_cast<const uint16_t*>(w.scales)), col_(col) {}
+// Tokens whose sums go through shared memory at once.
+template <int kTokens>
+constexpr int kTokensHanded = least(kTokens, 4);
+template <Format kFormat, int kTokens>
+constexpr size_t kDownProjSharedBytes = sizeof(ActiveNeurons<kTokens>) >
+                                                kTokensHanded<kTokens>* kStripCols<kFormat, kTokens> * sizeof(float)
+                                            ? kDownProjWarps * sizeof(ActiveNeurons<kTokens>)
+                                            : kDownProjWarps * kTokensHanded<kTokens> * kStripCols<kFormat, kTokens> *
+                                                  sizeof(float);
 
-  // The rows of neurons[0] to neurons[count - 1]; zeros for the others, and for columns past the end.
-  __device__ void fetch(const uint32_t* neurons, int count, DownProjStep<kFormat>& to) const {
-    if (col_ >= rows_.stored_cols) count = 0;
+// Lists the active ones of the neurons from `first` to `end` (excluded), at most kListedNeurons. `slot`: of the token
+// with the lane's number; tokens without a slot activate none.
+template <int kTokens>
+__device__ __forceinline__ int list_neurons(const SparseDownProj& proj, int first, int end, int64_t slot,
+                                            ActiveNeurons<kTokens>& list) {
+  constexpr int kWords = kListedNeurons / kWarpSize;
+  const int tokens = static_cast<int>(proj.tokens);
+  float activations[kWords][kTokens] = {};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      to.rows[i] = {0, 0, 0, 0};
-      if (i >= count) continue;
-      const int neuron = static_cast<int>(neurons[i]);
-      to.rows[i] = rows_.load(neuron, col_);
-    }
-    if constexpr (kGroup<kFormat> != 0) {
-      // Not used here: that would wait for the load.
-      constexpr int kScales = sizeof(to.scales) / sizeof(to.scales[0]);
+  for (int word = 0; word < kWords; ++word)
 #pragma unroll
-      for (int k = 0; k < kScales; ++k) {
-        const int i = kScales == 1 ? lane_index() / 4 % 4 : k;
-        to.scales[k] = 0;
-        if (i < count)
-          to.scales[k] = __ldg(scales_ + static_cast<int>(neurons[i]) * (rows_.stored_cols / kGroup<kFormat>)+col_ /
-                                             kGroup<kFormat>);
-      }
+    for (int token = 0; token < kTokens; ++token) {
+      const int neuron = first + word * kWarpSize + lane_index();
+      if (neuron < end && token < tokens) activations[word][token] = proj.activations[token * proj.w.rows + neuron];
     }
+  const unsigned present = __ballot_sync(kWholeWarp, slot >= 0);
+  int count = 0;
+#pragma unroll
+  for (int word = 0; word < kWords; ++word) {
+    bool is_active = false;
+#pragma unroll
+    for (int token = 0; token < kTokens; ++token) {
+      if ((present >> token & 1) == 0) activations[word][token] = 0;
+      is_active |= activations[word][token] != 0;  // a NaN is
+    }
+    const unsigned active = __ballot_sync(kWholeWarp, is_active);
+    const int at = count + __popc(active & ((1u << lane_index()) - 1));
+    count += __popc(active);
+    if (!is_active) continue;
+    list.neurons[at] = first + word * kWarpSize + lane_index();
+#pragma unroll
+    for (int token = 0; token < kTokens; ++token)
+      list.activations[at * list.kStride + token] = activations[word][token];
+  }
+  __syncwarp();
+  return count;
+}
+
+// A lane's weights of one row, and in 4 bits their scale.
+struct WeightsOfRow {
+  uint4 values;
+  uint16_t scale;
+};
+
+// The part of W that a lane reads: the columns from `col` on. Past the end it reads others, whose sums nobody needs.
+template <Format kFormat, int kTokens>
+class LaneColumns {
+ public:
+  __device__ LaneColumns(const Matrix& w, int col)
+      : rows_(w), scales_(static_cast<const uint16_t*>(w.scales)), col_(col < rows_.stored_cols ? col : 0) {}
+
+  __device__ __forceinline__ void fetch(int neuron, WeightsOfRow& to) const {
+    const uint8_t* const from = rows_.values + int64_t{neuron} * rows_.row_bytes + col_ * Weights<kFormat>::kBits / 8;
+    if constexpr (kLaneBytes<kFormat, kTokens> == 16) {
+      to.values = rows_.load(neuron, col_);
+    } else if constexpr (kLaneBytes<kFormat, kTokens> == 8) {
+      const uint2 values = load_once_8(from);
+      to.values.x = values.x, to.values.y = values.y;
+    } else {
+      to.values.x = load_once_4(from);
+    }
+    if constexpr (kGroup<kFormat> != 0)
+      to.scale = __ldg(scales_ + int64_t{neuron} * (rows_.stored_cols / kGroup<kFormat>)+col_ / kGroup<kFormat>);
   }
 
  private:
   const Rows<kFormat> rows_;
-  const uint16_t* scales_;
+  const uint16_t* const scales_;
   const int col_;
 };
 
-// The scales of rows 2 k and 2 k + 1, in float16.
-template <Format kFormat>
-__device__ __forceinline__ uint32_t scales_of(const DownProjStep<kFormat>& step, int k) {
-  if constexpr (kGroup<kFormat> == 0) return 0;
-  if constexpr (kGroup<kFormat> == 32) return __byte_perm(step.scales[2 * k], step.scales[2 * k + 1], 0x5410);
-  const int lane = lane_index() / 16 * 16 + lane_index() % 4 + 8 * k;
-  const uint32_t first = __shfl_sync(kWholeWarp, step.scales[0], lane);
-  return __byte_perm(first, __shfl_sync(kWholeWarp, step.scales[0], lane + 4), 0x5410);
-}
-
-// Column i of rows 2 k and 2 k + 1.
-template <Format kFormat>
-__device__ __forceinline__ uint32_t column_of(const DownProjStep<kFormat>& step, int k, int i, uint32_t scales) {
-  const uint32_t pair = Weights<kFormat>::across(step.rows[2 * k], step.rows[2 * k + 1], i);
-  if constexpr (kGroup<kFormat> == 0) return pair;
-  return scale_pair(pair, scales);
-}
-
-// sums += 16 neurons' rows · activations. `activations`: this lane's four, of a token of the first tile.
-template <Format kFormat, int kTokenTiles>
-__device__ __forceinline__ void add_step(const DownProjStep<kFormat>& step, const uint16_t* activations, int tokens,
-                                         float (&sums)[kColumnPairs<kFormat>][kTokenTiles][4]) {
-  uint32_t b[kTokenTiles][2] = {};
+// sums += activations · a row. What a token does not need is not added, so that 0 times infinity is nothing.
+template <Format kFormat, int kTokens>
+__device__ __forceinline__ void add_row(const WeightsOfRow& row, const float* activations,
+                                        float (&sums)[kTokens][kLaneCols<kFormat, kTokens>]) {
+  constexpr int kCols = kLaneCols<kFormat, kTokens>, kAtOnce = least(kTokens, 4);
+  float weights[kCols];
 #pragma unroll
-  for (int n = 0; n < kTokenTiles; ++n) {
-    if (n * kTokensAcross + lane_index() / 4 >= tokens) continue;
-    const uint2 four = *reinterpret_cast<const uint2*>(activations + n * kTokensAcross * kActivationsStride);
-    b[n][0] = four.x, b[n][1] = four.y;
+  for (int i = 0; i < kCols / 2; ++i) {
+    const float2 pair = Element<kFormat>::unpack(Weights<kFormat>::along(row.values, i));
+    weights[2 * i] = pair.x, weights[2 * i + 1] = pair.y;
   }
-  const uint32_t first = scales_of(step, 0), second = scales_of(step, 1);
 #pragma unroll
-  for (int pair = 0; pair < kColumnPairs<kFormat>; ++pair) {
-    const uint32_t a[4] = {column_of(step, 0, 2 * pair, first), column_of(step, 0, 2 * pair + 1, first),
-                           column_of(step, 1, 2 * pair, second), column_of(step, 1, 2 * pair + 1, second)};
+  for (int first = 0; first < kTokens; first += kAtOnce) {
+    struct alignas(kAtOnce * sizeof(float)) Some {
+      float of_token[kAtOnce];
+    };
+    const Some some = *reinterpret_cast<const Some*>(activations + first);
 #pragma unroll
-    for (int n = 0; n < kTokenTiles; ++n) Element<kFormat>::multiply_add(sums[pair][n], a, b[n]);
+    for (int i = 0; i < kAtOnce; ++i) {
+      float activation = some.of_token[i];
+      if (kTokens > 1 && activation == 0) continue;
+      if constexpr (kGroup<kFormat> != 0) activation *= __half2float(bits_as<__half>(row.scale));
+#pragma unroll
+      for (int c = 0; c < kCols; ++c) sums[first + i][c] = __fmaf_rn(activation, weights[c], sums[first + i][c]);
+    }
   }
 }
 
-// Each token's activations of the listed neurons, scaled and rounded, and zeros up to a whole step.
-template <Format kFormat>
-__device__ __forceinline__ void gather_activations(const SparseDownProj& proj, const uint32_t* list, int count,
-                                                   const float* scale, uint16_t* activations) {
-  constexpr int kAtOnce = 8;  // loads in flight
-  const int whole = (count + kNeuronsOfStep - 1) / kNeuronsOfStep * kNeuronsOfStep;
+// Adds the warps' sums, which are those of the share's parts, in order. `partials`: [shares, tokens, hidden].
+template <Format kFormat, int kTokens>
+__device__ __forceinline__ void add_parts(const SparseDownProj& proj,
+                                          const float (&sums)[kTokens][kLaneCols<kFormat, kTokens>], float4* handed,
+                                          float* partials) {
+  constexpr int kFours = kLaneCols<kFormat, kTokens> / 4, kFoursOfToken = kFours * kWarpSize;
+  constexpr int kHanded = kTokensHanded<kTokens>, kOfWarp = kHanded * kFoursOfToken;
+  // So that neither lanes that write nor those that read neighbouring columns meet in a bank.
+  const auto place = [](int lane, int i) { return i * kWarpSize + (lane + i * (8 / kFours)) % kWarpSize; };
   const int tokens = static_cast<int>(proj.tokens);
-  for (int i = threadIdx.x; i < whole; i += kDownProjThreads<kFormat>) {
-    const float* const of_neuron = proj.activations + (i < count ? list[i] : 0);
-    for (int first = 0; first < tokens; first += kAtOnce) {
-      float values[kAtOnce] = {};
 #pragma unroll
-      for (int k = 0; k < kAtOnce; ++k)
-        if (i < count && first + k < tokens) values[k] = of_neuron[(first + k) * proj.w.rows];
-#pragma unroll
-      for (int k = 0; k < kAtOnce; ++k)
-        if (first + k < tokens)
-          activations[(first + k) * kActivationsStride + i] =
-              static_cast<uint16_t>(Element<kFormat>::pack(values[k] * scale[first + k], 0));
-    }
-  }
-}
-
-// One warp for each token finds the power of two that scales its activations to just below float16's maximum.
-template <Format kFormat>
-__device__ __forceinline__ void find_scales(const SparseDownProj& proj, float* scale, float* unscale) {
-  const int tiles = tiles_of(proj.w.rows);
-  for (int token = warp_index(); token < proj.tokens; token += kDownProjWarps<kFormat>) {
-    PowerOfTwo power = {1, 1};
-    if constexpr (Element<kFormat>::kNarrow) {
-      float largest = 0;
-#pragma unroll 8
-      for (int i = lane_index(); i < tiles; i += kWarpSize) largest = fmaxf(largest, proj.largest[token * tiles + i]);
-      power = scale_to_float16(warp_max(largest));
-    }
-    if (lane_index() == 0) scale[token] = power.value, unscale[token] = power.inverse;
-  }
-}
-
-// The warps of depth 0 get the sums of all depths, added in a fixed order.
-template <Format kFormat, int kTokenTiles>
-__device__ __forceinline__ void gather_sums(float (&sums)[kColumnPairs<kFormat>][kTokenTiles][4], float4* handed) {
-  constexpr int kAcross = kWarpsAcross<kFormat>, kOfWarp = kColumnPairs<kFormat> * kTokenTiles * kWarpSize;
-  const int depth = warp_index() / kAcross, across = warp_index() % kAcross;
-  float* flat = &sums[0][0][0];
-#pragma unroll
-  for (int half = kWarpsDeep<kFormat> / 2; half > 0; half /= 2) {
-    float4* const of_pair = handed + ((depth % half) * kAcross + across) * kOfWarp + lane_index();
+  for (int first = 0; first < kTokens; first += kHanded) {
+    if (first >= tokens) break;
     __syncthreads();
-    if (depth >= half && depth < 2 * half)
 #pragma unroll
-      for (int i = 0; i < kColumnPairs<kFormat> * kTokenTiles; ++i)
-        of_pair[i * kWarpSize] = {flat[4 * i], flat[4 * i + 1], flat[4 * i + 2], flat[4 * i + 3]};
-    __syncthreads();
-    if (depth < half)
+    for (int t = 0; t < kHanded; ++t)
 #pragma unroll
-      for (int i = 0; i < kColumnPairs<kFormat> * kTokenTiles; ++i) {
-        const float4 other = of_pair[i * kWarpSize];
-        flat[4 * i] += other.x, flat[4 * i + 1] += other.y, flat[4 * i + 2] += other.z, flat[4 * i + 3] += other.w;
+      for (int i = 0; i < kFours; ++i) {
+        const float (&of)[kLaneCols<kFormat, kTokens>] = sums[first + t];
+        handed[warp_index() * kOfWarp + t * kFoursOfToken + place(lane_index(), i)] = {of[4 * i], of[4 * i + 1],
+                                                                                       of[4 * i + 2], of[4 * i + 3]};
       }
+    __syncthreads();
+    for (int at = threadIdx.x; at < kOfWarp; at += kDownProjThreads) {
+      const int token = first + at / kFoursOfToken, four = at % kFoursOfToken;
+      const int col = static_cast<int>(blockIdx.x) * kStripCols<kFormat, kTokens> + 4 * four;
+      if (token >= tokens || col >= proj.w.cols) continue;
+      const float4* const from = handed + at / kFoursOfToken * kFoursOfToken + place(four / kFours, four % kFours);
+      float4 sum = {0, 0, 0, 0};
+#pragma unroll
+      for (int warp = 0; warp < kDownProjWarps; ++warp) {
+        const float4 part = from[warp * kOfWarp];
+        sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
+      }
+      *reinterpret_cast<float4*>(partials + (int64_t{blockIdx.y} * tokens + token) * proj.w.cols + col) = sum;
+    }
   }
 }
 
-// `partials`: [shares, tokens, hidden], where gridDim.y is the number of shares.
-template <Format kFormat, int kTokenTiles>
-__global__ void __launch_bounds__(kDownProjThreads<kFormat>, 1)
-    multiply_active_rows(const SparseDownProj proj, float* partials) {
-  using Active = CompactNonzeros<kDownProjThreads<kFormat>>;
-  constexpr int kAcross = kWarpsAcross<kFormat>, kDeep = kWarpsDeep<kFormat>, kPairs = kColumnPairs<kFormat>;
-  constexpr int kSteps = kDownProjSteps<kFormat, kTokenTiles>;
-  __shared__ typename Active::Shared of_list;
-  __shared__ float scale[kTokenTiles * kTokensAcross], unscale[kTokenTiles * kTokensAcross];
-  uint32_t* const list = dynamic_shared<uint32_t>();
-  uint16_t* const activations = reinterpret_cast<uint16_t*>(list + kListedNeurons);
-  const int tokens = static_cast<int>(proj.tokens), hidden = static_cast<int>(proj.w.cols);
-  const int depth = warp_index() / kAcross, g = lane_index() / 4, t = lane_index() % 4;
-  const int col = static_cast<int>(blockIdx.x) * kStripCols + (warp_index() % kAcross * 8 + g) * kPerLoad<kFormat>;
-  const DownProjColumns<kFormat> columns(proj.w, col);
+template <Format kFormat, int kTokens>
+__global__ void __launch_bounds__(kDownProjThreads, kDownProjBlocks<kFormat, kTokens>)
+    multiply_active_rows(const SparseDownProj proj, int part_neurons, float* partials) {
+  constexpr int kRows = kRowsInFlight<kFormat, kTokens>;
+  ActiveNeurons<kTokens>& list = dynamic_shared<ActiveNeurons<kTokens>>()[warp_index()];
+  const int strip = static_cast<int>(blockIdx.x) * kStripCols<kFormat, kTokens>;
+  const LaneColumns<kFormat, kTokens> columns(proj.w, strip + lane_index() * kLaneCols<kFormat, kTokens>);
+  const int64_t begin = (int64_t{blockIdx.y} * kDownProjWarps + warp_index()) * part_neurons;
+  const int end = static_cast<int>(min(begin + part_neurons, proj.w.rows));
 
   pdl_wait();
   pdl_launch_dependents();
-  find_scales<kFormat>(proj, scale, unscale);
-  Active active(proj.active, static_cast<int>((proj.w.rows + 31) / 32), of_list);
-  const int64_t count = active.count(), shares = gridDim.y, share = blockIdx.y;
-  const int end = static_cast<int>(count * (share + 1) / shares);
-  float sums[kPairs][kTokenTiles][4] = {};
-  for (int begin = static_cast<int>(count * share / shares); begin < end; begin += kListedNeurons) {
-    const int listed = min(end - begin, kListedNeurons);
-    active.list(begin, begin + listed, list);
-    __syncthreads();
-    DownProjStep<kFormat> steps[kSteps];
+  const int64_t slot = proj.slots != nullptr && lane_index() < proj.tokens ? proj.slots[lane_index()] : 0;
+  float sums[kTokens][kLaneCols<kFormat, kTokens>] = {};
+  int active = 0;
+  for (int64_t first = begin; first < end; first += kListedNeurons) {
+    __syncwarp();  // the list may still be being read
+    const int count = list_neurons(proj, static_cast<int>(first), end, slot, list);
+    active += count;
+    WeightsOfRow rows[kRows];
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      const int first = (depth + i * kDeep) * kNeuronsOfStep + 4 * t;
-      columns.fetch(list + first, listed - first, steps[i]);
-    }
-    gather_activations<kFormat>(proj, list, listed, scale, activations);
-    __syncthreads();
-    for (int at = depth * kNeuronsOfStep; at < listed; at += kSteps * kDeep * kNeuronsOfStep) {
+    for (int i = 0; i < kRows; ++i)
+      if (i < count) columns.fetch(list.neurons[i], rows[i]);
+    for (int at = 0; at < count; at += kRows)
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) {
-        const int first = at + i * kDeep * kNeuronsOfStep;
-        if (first >= listed) break;
-        add_step<kFormat, kTokenTiles>(steps[i], activations + g * kActivationsStride + first + 4 * t, tokens, sums);
-        const int next = first + kSteps * kDeep * kNeuronsOfStep + 4 * t;
-        columns.fetch(list + next, listed - next, steps[i]);
+      for (int i = 0; i < kRows; ++i) {
+        if (at + i >= count) break;
+        add_row<kFormat, kTokens>(rows[i], list.activations + (at + i) * list.kStride, sums);
+        if (at + i + kRows < count) columns.fetch(list.neurons[at + i + kRows], rows[i]);
       }
-    }
   }
+  add_parts<kFormat, kTokens>(proj, sums, dynamic_shared<float4>(), partials);
 
-  gather_sums<kFormat, kTokenTiles>(sums, dynamic_shared<float4>());
-  if (depth != 0) return;
-#pragma unroll
-  for (int n = 0; n < kTokenTiles; ++n)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int token = n * kTokensAcross + 2 * t + i;
-      if (token >= tokens) continue;
-      float* const to = partials + (share * tokens + token) * hidden + col;
-#pragma unroll
-      for (int pair = 0; pair < kPairs; pair += 2)
-        if (col + 2 * pair < hidden)
-          *reinterpret_cast<float4*>(to + 2 * pair) = {
-              sums[pair][n][i] * unscale[token], sums[pair][n][2 + i] * unscale[token],
-              sums[pair + 1][n][i] * unscale[token], sums[pair + 1][n][2 + i] * unscale[token]};
-    }
+  if (proj.counts == nullptr || blockIdx.x != 0 || lane_index() != 0) return;
+  // Unsigned, so that past 2^63 - 1 a sum wraps around as torch's does: the host cannot check these values.
+  auto* const counts = reinterpret_cast<unsigned long long*>(proj.counts);
+  if (active != 0) atomicAdd(counts, static_cast<unsigned long long>(active));
+  if (blockIdx.y == 0 && warp_index() == 0) atomicAdd(counts + 1, static_cast<unsigned long long>(proj.w.rows));
 }
 
 }  // namespace adept::cuda

@@ -27,6 +27,8 @@ inline uint4 load_once(const void* address) { return ::cuda_on_cpu::load(static_
 
 inline uint2 load_once_8(const void* address) { return ::cuda_on_cpu::load(static_cast<const uint2*>(address)); }
 
+inline uint32_t load_once_4(const void* address) { return ::cuda_on_cpu::load(static_cast<const uint32_t*>(address)); }
+
 template <uint32_t kMask, uint32_t kBits>
 inline uint32_t mask_and_set(uint32_t word) {
   return (word & kMask) | kBits;
