@@ -73,9 +73,9 @@ __device__ __forceinline__ uint32_t widen_nibbles(uint32_t word, int pair) {
                      : widen_nibbles<12>(word);
 }
 
-// Two int8, the low 16 bits of `pair`, in float16, exactly: 0x6400 is 1024, and the last byte is added to it.
-__device__ __forceinline__ uint32_t widen_int8(uint32_t pair) {
-  const uint32_t biased = __byte_perm(pair ^ 0x8080, 0x64646464, 0x4140);
+// Two int8, a half of `word`, in float16, exactly: 0x6400 is 1024, and the last byte is added to it.
+__device__ __forceinline__ uint32_t widen_int8(uint32_t word, int half) {
+  const uint32_t biased = __byte_perm(word ^ 0x80808080, 0x64646464, half == 0 ? 0x4140 : 0x4342);
   return bits_as<uint32_t>(__hsub2(bits_as<__half2>(biased), __float2half2_rn(1024 + 128)));
 }
 
@@ -90,7 +90,7 @@ template <>
 struct Weights<Format::kInt8> {
   static constexpr int kBits = 8;
   static __device__ __forceinline__ uint32_t along(const uint4& load, int i) {
-    return widen_int8(word_of(load, i / 2) >> (i % 2 * 16));
+    return widen_int8(word_of(load, i / 2), i % 2);
   }
 };
 

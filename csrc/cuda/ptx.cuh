@@ -64,6 +64,20 @@ __device__ __forceinline__ uint32_t load_once_4(const void* address) {
   return v;
 }
 
+// The same value, which the compiler does not compute again for each use.
+__device__ __forceinline__ float held(float value) {
+  asm("" : "+f"(value));
+  return value;
+}
+
+// `row` times `row_bytes` behind `first`, in one instruction; the compiler makes several.
+template <class T>
+__device__ __forceinline__ const T* address_of_row(const T* first, uint32_t row, uint32_t row_bytes) {
+  const T* address;
+  asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(address) : "r"(row), "r"(row_bytes), "l"(first));
+  return address;
+}
+
 // (word & mask) | bits in one instruction; the compiler makes two.
 template <uint32_t kMask, uint32_t kBits>
 __device__ __forceinline__ uint32_t mask_and_set(uint32_t word) {

@@ -46,9 +46,11 @@ cudaError_t multiply_tokens(const SparseDownProj& proj, float* partials, cudaStr
 
 template <Format kFormat>
 cudaError_t multiply_in(const SparseDownProj& proj, float* partials, cudaStream_t stream) {
-  if (proj.tokens == 1) return multiply_tokens<kFormat, 1>(proj, partials, stream);
-  if (proj.tokens == 2) return multiply_tokens<kFormat, 2>(proj, partials, stream);
-  if (proj.tokens <= 4) return multiply_tokens<kFormat, 4>(proj, partials, stream);
+  // From 5 tokens on a lane loads at most 8 bytes in 8 bits, as it must where rows are no multiple of 16.
+  const bool is_wide = Weights<kFormat>::kBits != 8 || proj.w.cols % 16 == 0;
+  if (is_wide && proj.tokens == 1) return multiply_tokens<kFormat, 1>(proj, partials, stream);
+  if (is_wide && proj.tokens == 2) return multiply_tokens<kFormat, 2>(proj, partials, stream);
+  if (is_wide && proj.tokens <= 4) return multiply_tokens<kFormat, 4>(proj, partials, stream);
   if (proj.tokens <= 8) return multiply_tokens<kFormat, 8>(proj, partials, stream);
   return multiply_tokens<kFormat, 16>(proj, partials, stream);
 }

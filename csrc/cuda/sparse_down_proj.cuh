@@ -24,6 +24,9 @@ constexpr int kListedNeurons = 64;  // that a warp looks at at once
 
 __host__ __device__ constexpr int least(int a, int b) { return a < b ? a : b; }
 
+// The first lane's value: the compiler then knows that a branch on it is the whole warp's.
+__device__ __forceinline__ int uniform(int value) { return __shfl_sync(kWholeWarp, value, 0); }
+
 // The columns of a lane: as many as 16 bytes have, if their sums leave registers for the rows in flight.
 template <Format kFormat, int kTokens>
 constexpr int kLaneCols = least(kPerLoad<kFormat>, kTokens <= 8 ? 64 / kTokens : 8);
@@ -38,14 +41,14 @@ constexpr int kDownProjBlocks = kTokens == 1 && Weights<kFormat>::kBits == 16   
                                 : kTokens == 16 || (kTokens <= 2 && Weights<kFormat>::kBits == 4) ? 1
                                                                                                   : 2;
 template <Format kFormat, int kTokens>
-constexpr int kRowsInFlight = kDownProjBlocks<kFormat, kTokens> == 4 ? 6 : 8;
+constexpr int kRowsInFlight = Weights<kFormat>::kBits == 16 && kTokens == 8 ? 6 : 8;
 
 // A warp's active neurons, in order, and each token's activations of them. Padding puts lanes that write eight or more
 // activations each in different banks.
 template <int kTokens>
 struct alignas(16) ActiveNeurons {
   static constexpr int kStride = kTokens < 8 ? kTokens : kTokens + 4;
-  int neurons[kListedNeurons];
+  uint32_t neurons[kListedNeurons];
   float activations[kListedNeurons * kStride];
 };
 
@@ -88,13 +91,13 @@ __device__ __forceinline__ int list_neurons(const SparseDownProj& proj, int firs
     const int at = count + __popc(active & ((1u << lane_index()) - 1));
     count += __popc(active);
     if (!is_active) continue;
-    list.neurons[at] = first + word * kWarpSize + lane_index();
+    list.neurons[at] = static_cast<uint32_t>(first + word * kWarpSize + lane_index());
 #pragma unroll
     for (int token = 0; token < kTokens; ++token)
       list.activations[at * list.kStride + token] = activations[word][token];
   }
   __syncwarp();
-  return count;
+  return uniform(count);
 }
 
 // A lane's weights of one row, and in 4 bits their scale.
@@ -107,27 +110,34 @@ struct WeightsOfRow {
 template <Format kFormat, int kTokens>
 class LaneColumns {
  public:
-  __device__ LaneColumns(const Matrix& w, int col)
-      : rows_(w), scales_(static_cast<const uint16_t*>(w.scales)), col_(col < rows_.stored_cols ? col : 0) {}
+  __device__ LaneColumns(const Matrix& w, int col) {
+    const Rows<kFormat> rows(w);
+    if (col >= rows.stored_cols) col = 0;
+    values_ = rows.values + col * Weights<kFormat>::kBits / 8;
+    row_bytes_ = static_cast<uint32_t>(rows.row_bytes);
+    if constexpr (kGroup<kFormat> != 0) {
+      scales_ = static_cast<const uint16_t*>(w.scales) + col / kGroup<kFormat>;
+      row_scale_bytes_ = static_cast<uint32_t>(rows.stored_cols / kGroup<kFormat> * sizeof(uint16_t));
+    }
+  }
 
-  __device__ __forceinline__ void fetch(int neuron, WeightsOfRow& to) const {
-    const uint8_t* const from = rows_.values + int64_t{neuron} * rows_.row_bytes + col_ * Weights<kFormat>::kBits / 8;
+  __device__ __forceinline__ void fetch(uint32_t neuron, WeightsOfRow& to) const {
+    const uint8_t* const from = address_of_row(values_, neuron, row_bytes_);
     if constexpr (kLaneBytes<kFormat, kTokens> == 16) {
-      to.values = rows_.load(neuron, col_);
+      to.values = load_once(from);
     } else if constexpr (kLaneBytes<kFormat, kTokens> == 8) {
       const uint2 values = load_once_8(from);
       to.values.x = values.x, to.values.y = values.y;
     } else {
       to.values.x = load_once_4(from);
     }
-    if constexpr (kGroup<kFormat> != 0)
-      to.scale = __ldg(scales_ + int64_t{neuron} * (rows_.stored_cols / kGroup<kFormat>)+col_ / kGroup<kFormat>);
+    if constexpr (kGroup<kFormat> != 0) to.scale = __ldg(address_of_row(scales_, neuron, row_scale_bytes_));
   }
 
  private:
-  const Rows<kFormat> rows_;
-  const uint16_t* const scales_;
-  const int col_;
+  const uint8_t* values_;
+  const uint16_t* scales_;
+  uint32_t row_bytes_, row_scale_bytes_;
 };
 
 // sums += activations · a row. What a token does not need is not added, so that 0 times infinity is nothing.
@@ -135,6 +145,7 @@ template <Format kFormat, int kTokens>
 __device__ __forceinline__ void add_row(const WeightsOfRow& row, const float* activations,
                                         float (&sums)[kTokens][kLaneCols<kFormat, kTokens>]) {
   constexpr int kCols = kLaneCols<kFormat, kTokens>, kAtOnce = least(kTokens, 4);
+  const float scale = kGroup<kFormat> == 0 ? 1 : held(__half2float(bits_as<__half>(row.scale)));
   float weights[kCols];
 #pragma unroll
   for (int i = 0; i < kCols / 2; ++i) {
@@ -151,7 +162,7 @@ __device__ __forceinline__ void add_row(const WeightsOfRow& row, const float* ac
     for (int i = 0; i < kAtOnce; ++i) {
       float activation = some.of_token[i];
       if (kTokens > 1 && activation == 0) continue;
-      if constexpr (kGroup<kFormat> != 0) activation *= __half2float(bits_as<__half>(row.scale));
+      if constexpr (kGroup<kFormat> != 0) activation *= scale;
 #pragma unroll
       for (int c = 0; c < kCols; ++c) sums[first + i][c] = __fmaf_rn(activation, weights[c], sums[first + i][c]);
     }
@@ -201,10 +212,11 @@ template <Format kFormat, int kTokens>
 __global__ void __launch_bounds__(kDownProjThreads, kDownProjBlocks<kFormat, kTokens>)
     multiply_active_rows(const SparseDownProj proj, int part_neurons, float* partials) {
   constexpr int kRows = kRowsInFlight<kFormat, kTokens>;
-  ActiveNeurons<kTokens>& list = dynamic_shared<ActiveNeurons<kTokens>>()[warp_index()];
+  const int warp = uniform(warp_index());
+  ActiveNeurons<kTokens>& list = dynamic_shared<ActiveNeurons<kTokens>>()[warp];
   const int strip = static_cast<int>(blockIdx.x) * kStripCols<kFormat, kTokens>;
   const LaneColumns<kFormat, kTokens> columns(proj.w, strip + lane_index() * kLaneCols<kFormat, kTokens>);
-  const int64_t begin = (int64_t{blockIdx.y} * kDownProjWarps + warp_index()) * part_neurons;
+  const int64_t begin = (int64_t{blockIdx.y} * kDownProjWarps + warp) * part_neurons;
   const int end = static_cast<int>(min(begin + part_neurons, proj.w.rows));
 
   pdl_wait();
