@@ -41,7 +41,10 @@ constexpr int kDownProjBlocks = kTokens == 1 && Weights<kFormat>::kBits == 16   
                                 : kTokens == 16 || (kTokens <= 2 && Weights<kFormat>::kBits == 4) ? 1
                                                                                                   : 2;
 template <Format kFormat, int kTokens>
-constexpr int kRowsInFlight = Weights<kFormat>::kBits == 16 && kTokens == 8 ? 6 : 8;
+constexpr int kRowsInFlight = kDownProjBlocks<kFormat, kTokens> == 2 && kLaneBytes<kFormat, kTokens> == 16 &&
+                                      kTokens * kLaneCols<kFormat, kTokens> == 64
+                                  ? 6
+                                  : 8;
 
 // A warp's active neurons, in order, and each token's activations of them. Padding puts lanes that write eight or more
 // activations each in different banks.

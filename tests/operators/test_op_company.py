@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from backends import CPU, EPS, KERNELS, THIN, Backend, in_formats, on, same_bits, threads
+from backends import EPS, KERNELS, THIN, Backend, in_formats, on, same_bits, threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import norm, weights
