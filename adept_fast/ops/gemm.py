@@ -43,7 +43,7 @@ class Gemm:
         w_down_t: Matrix,
         b_down: Tensor,
         counts: Tensor | None,
-        slots: Tensor | None,
+        slots: Tensor | None = None,
     ) -> Tensor:
         activations = self.layernorm_qkv(x, gamma, beta, eps, w_up, b_up).relu_().square_()
         if slots is not None:

@@ -35,11 +35,11 @@ __global__ void __launch_bounds__(kAddThreads)
 
 template <Format kFormat, int kTokens>
 cudaError_t multiply_tokens(const SparseDownProj& proj, float* partials, cudaStream_t stream) {
-  constexpr size_t kShared = kDownProjSharedBytes<kFormat, kTokens>;
+  constexpr size_t kShared = kDownProjWarps<kTokens> * sizeof(SharedOfWarp<kFormat, kTokens>);
   if (const cudaError_t error = allow_shared_bytes(multiply_active_rows<kFormat, kTokens>, kShared)) return error;
   const dim3 blocks(static_cast<unsigned>(blocks_of(proj.w.cols, kStripCols<kFormat, kTokens>)),
                     static_cast<unsigned>(shares_of(proj.w.rows)));
-  const Shape shape = {blocks, kDownProjThreads, kShared};
+  const Shape shape = {blocks, kDownProjThreads<kTokens>, kShared};
   return launch(stream, shape, multiply_active_rows<kFormat, kTokens>, proj,
                 static_cast<int>(neurons_of_part(proj.w.rows)), partials);
 }

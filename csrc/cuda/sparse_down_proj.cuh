@@ -18,8 +18,12 @@
 
 namespace adept::cuda {
 
-constexpr int kDownProjWarps = kPartsOfShare;
-constexpr int kDownProjThreads = kDownProjWarps * kWarpSize;
+// At 16 tokens a multiprocessor has registers for 8 warps. Two blocks of 4, each of which takes the share's parts in
+// two rounds, multiply while the other one waits for its first loads.
+template <int kTokens>
+constexpr int kDownProjWarps = kTokens <= 8 ? kPartsOfShare : kPartsOfShare / 2;
+template <int kTokens>
+constexpr int kDownProjThreads = kDownProjWarps<kTokens> * kWarpSize;
 constexpr int kListedNeurons = 64;  // that a warp looks at at once
 
 __host__ __device__ constexpr int least(int a, int b) { return a < b ? a : b; }
@@ -37,9 +41,9 @@ constexpr int kStripCols = kLaneCols<kFormat, kTokens> * kWarpSize;
 
 // Blocks of a multiprocessor, as its registers allow; the 8B has one or two for each in 4 and 8 bits.
 template <Format kFormat, int kTokens>
-constexpr int kDownProjBlocks = kTokens == 1 && Weights<kFormat>::kBits == 16                     ? 4
-                                : kTokens == 16 || (kTokens <= 2 && Weights<kFormat>::kBits == 4) ? 1
-                                                                                                  : 2;
+constexpr int kDownProjBlocks = kTokens == 1 && Weights<kFormat>::kBits == 16  ? 4
+                                : kTokens <= 2 && Weights<kFormat>::kBits == 4 ? 1
+                                                                               : 2;
 template <Format kFormat, int kTokens>
 constexpr int kRowsInFlight = kDownProjBlocks<kFormat, kTokens> == 2 && kLaneBytes<kFormat, kTokens> == 16 &&
                                       kTokens * kLaneCols<kFormat, kTokens> == 64
@@ -58,12 +62,13 @@ struct alignas(16) ActiveNeurons {
 // Tokens whose sums go through shared memory at once.
 template <int kTokens>
 constexpr int kTokensHanded = least(kTokens, 4);
+
+// Shared memory of a warp: the list; after that has been read, the sums.
 template <Format kFormat, int kTokens>
-constexpr size_t kDownProjSharedBytes = sizeof(ActiveNeurons<kTokens>) >
-                                                kTokensHanded<kTokens>* kStripCols<kFormat, kTokens> * sizeof(float)
-                                            ? kDownProjWarps * sizeof(ActiveNeurons<kTokens>)
-                                            : kDownProjWarps * kTokensHanded<kTokens> * kStripCols<kFormat, kTokens> *
-                                                  sizeof(float);
+union SharedOfWarp {
+  ActiveNeurons<kTokens> list;
+  float4 sums[kTokensHanded<kTokens> * kStripCols<kFormat, kTokens> / 4];
+};
 
 // Lists the active ones of the neurons from `first` to `end` (excluded), at most kListedNeurons. `slot`: of the token
 // with the lane's number; tokens without a slot activate none.
@@ -175,10 +180,10 @@ __device__ __forceinline__ void add_row(const WeightsOfRow& row, const float* ac
 // Adds the warps' sums, which are those of the share's parts, in order. `partials`: [shares, tokens, hidden].
 template <Format kFormat, int kTokens>
 __device__ __forceinline__ void add_parts(const SparseDownProj& proj,
-                                          const float (&sums)[kTokens][kLaneCols<kFormat, kTokens>], float4* handed,
-                                          float* partials) {
+                                          const float (&sums)[kTokens][kLaneCols<kFormat, kTokens>],
+                                          SharedOfWarp<kFormat, kTokens>* shared, bool is_first, float* partials) {
   constexpr int kFours = kLaneCols<kFormat, kTokens> / 4, kFoursOfToken = kFours * kWarpSize;
-  constexpr int kHanded = kTokensHanded<kTokens>, kOfWarp = kHanded * kFoursOfToken;
+  constexpr int kHanded = kTokensHanded<kTokens>;
   // So that neither lanes that write nor those that read neighbouring columns meet in a bank.
   const auto place = [](int lane, int i) { return i * kWarpSize + (lane + i * (8 / kFours)) % kWarpSize; };
   const int tokens = static_cast<int>(proj.tokens);
@@ -191,59 +196,65 @@ __device__ __forceinline__ void add_parts(const SparseDownProj& proj,
 #pragma unroll
       for (int i = 0; i < kFours; ++i) {
         const float (&of)[kLaneCols<kFormat, kTokens>] = sums[first + t];
-        handed[warp_index() * kOfWarp + t * kFoursOfToken + place(lane_index(), i)] = {of[4 * i], of[4 * i + 1],
-                                                                                       of[4 * i + 2], of[4 * i + 3]};
+        shared[warp_index()].sums[t * kFoursOfToken + place(lane_index(), i)] = {of[4 * i], of[4 * i + 1],
+                                                                                 of[4 * i + 2], of[4 * i + 3]};
       }
     __syncthreads();
-    for (int at = threadIdx.x; at < kOfWarp; at += kDownProjThreads) {
+    for (int at = threadIdx.x; at < kHanded * kFoursOfToken; at += kDownProjThreads<kTokens>) {
       const int token = first + at / kFoursOfToken, four = at % kFoursOfToken;
       const int col = static_cast<int>(blockIdx.x) * kStripCols<kFormat, kTokens> + 4 * four;
       if (token >= tokens || col >= proj.w.cols) continue;
-      const float4* const from = handed + at / kFoursOfToken * kFoursOfToken + place(four / kFours, four % kFours);
+      const int from = at / kFoursOfToken * kFoursOfToken + place(four / kFours, four % kFours);
+      float4& to = *reinterpret_cast<float4*>(partials + (int64_t{blockIdx.y} * tokens + token) * proj.w.cols + col);
       float4 sum = {0, 0, 0, 0};
+      if (!is_first) sum = to;
 #pragma unroll
-      for (int warp = 0; warp < kDownProjWarps; ++warp) {
-        const float4 part = from[warp * kOfWarp];
+      for (int warp = 0; warp < kDownProjWarps<kTokens>; ++warp) {
+        const float4 part = shared[warp].sums[from];
         sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
       }
-      *reinterpret_cast<float4*>(partials + (int64_t{blockIdx.y} * tokens + token) * proj.w.cols + col) = sum;
+      to = sum;
     }
   }
 }
 
 template <Format kFormat, int kTokens>
-__global__ void __launch_bounds__(kDownProjThreads, kDownProjBlocks<kFormat, kTokens>)
+__global__ void __launch_bounds__(kDownProjThreads<kTokens>, kDownProjBlocks<kFormat, kTokens>)
     multiply_active_rows(const SparseDownProj proj, int part_neurons, float* partials) {
-  constexpr int kRows = kRowsInFlight<kFormat, kTokens>;
+  constexpr int kRows = kRowsInFlight<kFormat, kTokens>, kWarps = kDownProjWarps<kTokens>;
   const int warp = uniform(warp_index());
-  ActiveNeurons<kTokens>& list = dynamic_shared<ActiveNeurons<kTokens>>()[warp];
+  SharedOfWarp<kFormat, kTokens>* const shared = dynamic_shared<SharedOfWarp<kFormat, kTokens>>();
+  ActiveNeurons<kTokens>& list = shared[warp].list;
   const int strip = static_cast<int>(blockIdx.x) * kStripCols<kFormat, kTokens>;
   const LaneColumns<kFormat, kTokens> columns(proj.w, strip + lane_index() * kLaneCols<kFormat, kTokens>);
-  const int64_t begin = (int64_t{blockIdx.y} * kDownProjWarps + warp) * part_neurons;
-  const int end = static_cast<int>(min(begin + part_neurons, proj.w.rows));
 
   pdl_wait();
   pdl_launch_dependents();
   const int64_t slot = proj.slots != nullptr && lane_index() < proj.tokens ? proj.slots[lane_index()] : 0;
-  float sums[kTokens][kLaneCols<kFormat, kTokens>] = {};
   int active = 0;
-  for (int64_t first = begin; first < end; first += kListedNeurons) {
-    __syncwarp();  // the list may still be being read
-    const int count = list_neurons(proj, static_cast<int>(first), end, slot, list);
-    active += count;
-    WeightsOfRow rows[kRows];
+  for (int first_part = 0; first_part < kPartsOfShare; first_part += kWarps) {
+    if (first_part != 0) __syncthreads();  // sums may still be being read
+    const int64_t begin = (int64_t{blockIdx.y} * kPartsOfShare + first_part + warp) * part_neurons;
+    const int64_t end = min(begin + part_neurons, proj.w.rows);
+    float sums[kTokens][kLaneCols<kFormat, kTokens>] = {};
+    for (int64_t first = begin; first < end; first += kListedNeurons) {
+      __syncwarp();  // the list may still be being read
+      const int count = list_neurons(proj, static_cast<int>(first), static_cast<int>(end), slot, list);
+      active += count;
+      WeightsOfRow rows[kRows];
 #pragma unroll
-    for (int i = 0; i < kRows; ++i)
-      if (i < count) columns.fetch(list.neurons[i], rows[i]);
-    for (int at = 0; at < count; at += kRows)
+      for (int i = 0; i < kRows; ++i)
+        if (i < count) columns.fetch(list.neurons[i], rows[i]);
+      for (int at = 0; at < count; at += kRows)
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        if (at + i >= count) break;
-        add_row<kFormat, kTokens>(rows[i], list.activations + (at + i) * list.kStride, sums);
-        if (at + i + kRows < count) columns.fetch(list.neurons[at + i + kRows], rows[i]);
-      }
+        for (int i = 0; i < kRows; ++i) {
+          if (at + i >= count) break;
+          add_row<kFormat, kTokens>(rows[i], list.activations + (at + i) * list.kStride, sums);
+          if (at + i + kRows < count) columns.fetch(list.neurons[at + i + kRows], rows[i]);
+        }
+    }
+    add_parts<kFormat, kTokens>(proj, sums, shared, first_part == 0, partials);
   }
-  add_parts<kFormat, kTokens>(proj, sums, dynamic_shared<float4>(), partials);
 
   if (proj.counts == nullptr || blockIdx.x != 0 || lane_index() != 0) return;
   // Unsigned, so that past 2^63 - 1 a sum wraps around as torch's does: the host cannot check these values.

@@ -45,9 +45,7 @@ class Meant:
     @property
     def needed_in_flight(self) -> int:
         """Bytes of a multiprocessor."""
-        return (
-            min(BYTES_IN_FLIGHT, INSTRUCTIONS_OF_A_LOAD * 1024 // self.busy) if self.busy else BYTES_IN_FLIGHT
-        )
+        return min(BYTES_IN_FLIGHT, INSTRUCTIONS_OF_A_LOAD * 1024 // max(self.busy, 1))
 
 
 # Either of the formats in 16 bits, and in 8; 4 bits with a scale for 128 weights.
