@@ -56,6 +56,7 @@ template <int kTokens>
 struct alignas(16) ActiveNeurons {
   static constexpr int kStride = kTokens < 8 ? kTokens : kTokens + 4;
   uint32_t neurons[kListedNeurons];
+  int tokens[kListedNeurons];  // a bit for each that the neuron is active for
   float activations[kListedNeurons * kStride];
 };
 
@@ -89,16 +90,16 @@ __device__ __forceinline__ int list_neurons(const SparseDownProj& proj, int firs
   int count = 0;
 #pragma unroll
   for (int word = 0; word < kWords; ++word) {
-    bool is_active = false;
+    int of = 0;
 #pragma unroll
-    for (int token = 0; token < kTokens; ++token) {
-      if ((present >> token & 1) == 0) activations[word][token] = 0;
-      is_active |= activations[word][token] != 0;  // a NaN is
-    }
-    const unsigned active = __ballot_sync(kWholeWarp, is_active);
+    for (int token = 0; token < kTokens; ++token)
+      if (activations[word][token] != 0) of |= 1 << token;  // a NaN is active
+    of &= static_cast<int>(present);
+    const unsigned active = __ballot_sync(kWholeWarp, of != 0);
     const int at = count + __popc(active & ((1u << lane_index()) - 1));
     count += __popc(active);
-    if (!is_active) continue;
+    if (of == 0) continue;
+    list.tokens[at] = of;
     list.neurons[at] = static_cast<uint32_t>(first + word * kWarpSize + lane_index());
 #pragma unroll
     for (int token = 0; token < kTokens; ++token)
@@ -148,9 +149,10 @@ class LaneColumns {
   uint32_t row_bytes_, row_scale_bytes_;
 };
 
-// sums += activations · a row. What a token does not need is not added, so that 0 times infinity is nothing.
+// sums += activations · a row. `active`: a bit for each token. What a token does not need is not added, or in 4 bits,
+// whose weights are finite, added as 0: 0 times infinity is nothing. Four tokens that do not need the row are skipped.
 template <Format kFormat, int kTokens>
-__device__ __forceinline__ void add_row(const WeightsOfRow& row, const float* activations,
+__device__ __forceinline__ void add_row(const WeightsOfRow& row, const float* activations, int active,
                                         float (&sums)[kTokens][kLaneCols<kFormat, kTokens>]) {
   constexpr int kCols = kLaneCols<kFormat, kTokens>, kAtOnce = least(kTokens, 4);
   const float scale = kGroup<kFormat> == 0 ? 1 : held(__half2float(bits_as<__half>(row.scale)));
@@ -162,6 +164,7 @@ __device__ __forceinline__ void add_row(const WeightsOfRow& row, const float* ac
   }
 #pragma unroll
   for (int first = 0; first < kTokens; first += kAtOnce) {
+    if (kTokens > kAtOnce && (active >> first & (1 << kAtOnce) - 1) == 0) continue;
     struct alignas(kAtOnce * sizeof(float)) Some {
       float of_token[kAtOnce];
     };
@@ -169,8 +172,9 @@ __device__ __forceinline__ void add_row(const WeightsOfRow& row, const float* ac
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       float activation = some.of_token[i];
-      if (kTokens > 1 && activation == 0) continue;
-      if constexpr (kGroup<kFormat> != 0) activation *= scale;
+      const bool is_active = kTokens == 1 || (active >> (first + i) & 1) != 0;
+      if (kGroup<kFormat> != 0) activation = is_active ? activation * scale : 0;
+      if (kGroup<kFormat> == 0 && !is_active) continue;
 #pragma unroll
       for (int c = 0; c < kCols; ++c) sums[first + i][c] = __fmaf_rn(activation, weights[c], sums[first + i][c]);
     }
@@ -249,7 +253,8 @@ __global__ void __launch_bounds__(kDownProjThreads<kTokens>, kDownProjBlocks<kFo
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
           if (at + i >= count) break;
-          add_row<kFormat, kTokens>(rows[i], list.activations + (at + i) * list.kStride, sums);
+          add_row<kFormat, kTokens>(rows[i], list.activations + (at + i) * list.kStride, uniform(list.tokens[at + i]),
+                                    sums);
           if (at + i + kRows < count) columns.fetch(list.neurons[at + i + kRows], rows[i]);
         }
     }
