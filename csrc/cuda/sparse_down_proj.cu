@@ -6,31 +6,44 @@
 namespace adept::cuda {
 namespace {
 
-constexpr unsigned kAddThreads = 32;
-constexpr int kAddedAtOnce = 4;  // columns of a thread
+constexpr int kAddWarps = 8, kAddThreads = kAddWarps * kWarpSize, kAddedColumns = 4 * kWarpSize;
+constexpr int kSharesOfWarp = kMaxParts / kPartsOfShare / kAddWarps;
 
-// out = x + bias + the sum of all shares, times the columns' scales in 8 bits.
+__device__ __forceinline__ void add(float4& sum, const float4& more) {
+  sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
+}
+
+// out = x + bias + the sum of all shares, times the columns' scales in 8 bits. A warp adds four shares in order, and
+// one adds the warps in order: what limits this kernel is how long a load takes, and all of them are in flight at once.
 __global__ void __launch_bounds__(kAddThreads)
     add_partials(const SparseDownProj proj, const float* partials, int shares) {
+  __shared__ float4 handed[kAddWarps][kWarpSize];
   const int64_t hidden = proj.w.cols, token = blockIdx.y;
-  const int64_t col = (int64_t{blockIdx.x} * kAddThreads + threadIdx.x) * kAddedAtOnce;
+  const int64_t col = int64_t{blockIdx.x} * kAddedColumns + 4 * lane_index();
+  const auto four = [&](const float* from) { return *reinterpret_cast<const float4*>(from + col); };
+  const bool is_last = warp_index() == 0 && col < hidden;
+  float4 x, bias, scale = {1, 1, 1, 1}, parts[kSharesOfWarp] = {}, sum = {};
+  if (is_last) bias = four(proj.bias);
+  if (is_last && (proj.w.format == Format::kInt8 || proj.w.format == Format::kFloat8))
+    scale = four(static_cast<const float*>(proj.w.scales));
   pdl_wait();
   pdl_launch_dependents();
-  if (col >= hidden) return;
-  float4 sum = {0, 0, 0, 0};
-#pragma unroll 16
-  for (int share = 0; share < shares; ++share) {
-    const float4 part = *reinterpret_cast<const float4*>(partials + (share * proj.tokens + token) * hidden + col);
-    sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
+  if (is_last) x = four(proj.x + token * hidden);
+#pragma unroll
+  for (int i = 0; i < kSharesOfWarp; ++i) {
+    const int share = warp_index() * kSharesOfWarp + i;
+    if (share < shares && col < hidden) parts[i] = four(partials + (share * proj.tokens + token) * hidden);
   }
-  if (proj.w.format == Format::kInt8 || proj.w.format == Format::kFloat8) {
-    const float4 scale = *reinterpret_cast<const float4*>(static_cast<const float*>(proj.w.scales) + col);
-    sum.x *= scale.x, sum.y *= scale.y, sum.z *= scale.z, sum.w *= scale.w;
-  }
-  const float4 bias = *reinterpret_cast<const float4*>(proj.bias + col);
-  const float4 x = *reinterpret_cast<const float4*>(proj.x + token * hidden + col);
-  *reinterpret_cast<float4*>(proj.out + token * hidden + col) = {x.x + sum.x + bias.x, x.y + sum.y + bias.y,
-                                                                 x.z + sum.z + bias.z, x.w + sum.w + bias.w};
+#pragma unroll
+  for (const float4& part : parts) add(sum, part);
+  handed[warp_index()][lane_index()] = sum;
+  __syncthreads();
+  if (!is_last) return;
+#pragma unroll
+  for (int warp = 1; warp < kAddWarps; ++warp) add(sum, handed[warp][lane_index()]);
+  *reinterpret_cast<float4*>(proj.out + token * hidden + col) = {
+      x.x + sum.x * scale.x + bias.x, x.y + sum.y * scale.y + bias.y, x.z + sum.z * scale.z + bias.z,
+      x.w + sum.w * scale.w + bias.w};
 }
 
 template <Format kFormat, int kTokens>
@@ -74,9 +87,9 @@ cudaError_t sparse_down_proj(const SparseDownProj& proj, void* workspace, cudaSt
   float* const partials = static_cast<float*>(workspace);
   if (shares > 0)
     if (const cudaError_t error = multiply(proj, partials, stream)) return error;
-  const Shape shape = {dim3(static_cast<unsigned>(blocks_of(proj.w.cols, kAddThreads * kAddedAtOnce)),
-                            static_cast<unsigned>(proj.tokens)),
-                       kAddThreads};
+  const Shape shape = {
+      dim3(static_cast<unsigned>(blocks_of(proj.w.cols, kAddedColumns)), static_cast<unsigned>(proj.tokens)),
+      kAddThreads};
   return launch(stream, shape, add_partials, proj, static_cast<const float*>(partials), shares);
 }
 

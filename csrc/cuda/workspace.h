@@ -11,7 +11,8 @@ namespace adept::cuda {
 constexpr int kSplit = 256;               // positions of a block of decode_attention
 constexpr int kSampleTile = 2048;         // logits of a block of sample
 constexpr int kBins = 2048;               // of sample, for each row
-constexpr int kPartsOfShare = 8;          // of the down-projection: what a block takes
+constexpr int kMaxParts = 256;            // of the down-projection's neurons, and
+constexpr int kPartsOfShare = 8;          // what a block takes of them
 constexpr int64_t kUnscaleBytes = 256;    // of a product's inputs: the scale of each token, before the rows
 constexpr int64_t kMaxChunkCols = 512;    // inputs are padded to a multiple of at most this, as in int4, and
 constexpr int64_t kRowPaddingBytes = 64;  // by this much after each token
@@ -23,8 +24,10 @@ constexpr int64_t attention_partials_bytes(int64_t tokens, int64_t heads, int64_
   return splits > 1 ? tokens * heads * splits * (head_dim + 2) * int64_t{sizeof(float)} : 0;
 }
 
-// The down-projection's parts, at most 256: of so many neurons, in whole words of 32.
-constexpr int64_t neurons_of_part(int64_t neurons) { return std::max<int64_t>(blocks_of(neurons, 256 * 32), 1) * 32; }
+// Whole warps of neurons.
+constexpr int64_t neurons_of_part(int64_t neurons) {
+  return std::max<int64_t>(blocks_of(neurons, kMaxParts * 32), 1) * 32;
+}
 
 constexpr int64_t shares_of(int64_t neurons) { return blocks_of(neurons, kPartsOfShare * neurons_of_part(neurons)); }
 

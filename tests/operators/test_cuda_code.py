@@ -33,7 +33,7 @@ class Meant:
     blocks: int  # that a multiprocessor has registers for at a time
     loads: int = 0  # of `width` bytes, at least, in the fullest of its streaming loops; 0: it need not stream
     narrow: int = 0  # other global loads in any of those loops, at most
-    tensor_cores: bool = False  # in the streaming loops that count
+    product: str = ""  # an instruction of the streaming loops that count
     width: int = 16
     busy: int = 0  # instructions for 1 kB, at least, where they and not memory are the limit
 
@@ -56,33 +56,39 @@ KERNELS = {
     r"copy_bytes": Meant(threads=256, blocks=8),
     r"read_vectors": Meant(threads=512, blocks=2, loads=8),
     # One block of 9 tokens and more has two teams, and shared memory for no second one.
-    rf"multiply_rows<{F16}, 1, \w+>": Meant(threads=256, blocks=3, loads=8, tensor_cores=True),
-    rf"multiply_rows<{F16}, 2, true>": Meant(threads=512, blocks=1, loads=8, tensor_cores=True),
+    rf"multiply_rows<{F16}, 1, \w+>": Meant(threads=256, blocks=3, loads=8, product="HMMA"),
+    rf"multiply_rows<{F16}, 2, true>": Meant(threads=512, blocks=1, loads=8, product="HMMA"),
     # Weights in 8 bits come by 8 bytes where a row is no multiple of 16.
-    rf"multiply_rows<{EIGHT_BITS}, 1, \w+>": Meant(
-        threads=256, blocks=3, loads=8, narrow=16, tensor_cores=True
-    ),
+    rf"multiply_rows<{EIGHT_BITS}, 1, \w+>": Meant(threads=256, blocks=3, loads=8, narrow=16, product="HMMA"),
     rf"multiply_rows<{EIGHT_BITS}, 2, true>": Meant(
-        threads=512, blocks=1, loads=8, narrow=16, tensor_cores=True
+        threads=512, blocks=1, loads=8, narrow=16, product="HMMA"
     ),
     # Each load of weights in 4 bits has its scale.
-    rf"multiply_rows<{INT4}, 1, \w+>": Meant(threads=256, blocks=3, loads=8, narrow=8, tensor_cores=True),
-    rf"multiply_rows<{INT4}, 2, true>": Meant(threads=512, blocks=1, loads=8, narrow=8, tensor_cores=True),
+    rf"multiply_rows<{INT4}, 1, \w+>": Meant(threads=256, blocks=3, loads=8, narrow=8, product="HMMA"),
+    rf"multiply_rows<{INT4}, 2, true>": Meant(threads=512, blocks=1, loads=8, narrow=8, product="HMMA"),
     rf"prepare_inputs<(?:{F16}|{EIGHT_BITS}|{INT4})>": Meant(threads=256, blocks=6, loads=6),
     # By the number of tokens. For many of them a lane has 8 columns in every format.
-    rf"multiply_active_rows<{F16}, 1>": Meant(threads=256, blocks=4, loads=8),
-    rf"multiply_active_rows<{F16}, [24]>": Meant(threads=256, blocks=2, loads=8),
-    rf"multiply_active_rows<{F16}, 8>": Meant(threads=256, blocks=2, loads=6),
-    rf"multiply_active_rows<{F16}, 16>": Meant(threads=128, blocks=2, loads=8),
-    rf"multiply_active_rows<{EIGHT_BITS}, [12]>": Meant(threads=256, blocks=2, loads=8),
-    rf"multiply_active_rows<{EIGHT_BITS}, 4>": Meant(threads=256, blocks=2, loads=6),
-    rf"multiply_active_rows<{EIGHT_BITS}, 8>": Meant(threads=256, blocks=2, loads=8, width=8),
-    rf"multiply_active_rows<{EIGHT_BITS}, 16>": Meant(threads=128, blocks=2, loads=8, width=8, busy=650),
-    rf"multiply_active_rows<{INT4}, [12]>": Meant(threads=256, blocks=1, loads=8, narrow=8),
-    rf"multiply_active_rows<{INT4}, 4>": Meant(threads=256, blocks=2, loads=8, narrow=8, width=8),
-    rf"multiply_active_rows<{INT4}, 8>": Meant(256, blocks=2, loads=8, narrow=8, width=4, busy=900),
-    rf"multiply_active_rows<{INT4}, 16>": Meant(128, blocks=2, loads=8, narrow=8, width=4, busy=1600),
-    r"add_partials": Meant(threads=32, blocks=16, loads=16),
+    rf"multiply_active_rows<{F16}, 1>": Meant(threads=256, blocks=4, loads=8, product="FFMA"),
+    rf"multiply_active_rows<{F16}, [24]>": Meant(threads=256, blocks=2, loads=8, product="FFMA"),
+    rf"multiply_active_rows<{F16}, 8>": Meant(threads=256, blocks=2, loads=6, product="FFMA"),
+    rf"multiply_active_rows<{F16}, 16>": Meant(threads=128, blocks=2, loads=8, product="FFMA"),
+    rf"multiply_active_rows<{EIGHT_BITS}, [12]>": Meant(threads=256, blocks=2, loads=8, product="FFMA"),
+    rf"multiply_active_rows<{EIGHT_BITS}, 4>": Meant(threads=256, blocks=2, loads=6, product="FFMA"),
+    rf"multiply_active_rows<{EIGHT_BITS}, 8>": Meant(threads=256, blocks=2, loads=8, width=8, product="FFMA"),
+    rf"multiply_active_rows<{EIGHT_BITS}, 16>": Meant(
+        threads=128, blocks=2, loads=8, width=8, busy=650, product="FFMA"
+    ),
+    rf"multiply_active_rows<{INT4}, [12]>": Meant(threads=256, blocks=1, loads=8, narrow=8, product="FFMA"),
+    rf"multiply_active_rows<{INT4}, 4>": Meant(
+        threads=256, blocks=2, loads=8, narrow=8, width=8, product="FFMA"
+    ),
+    rf"multiply_active_rows<{INT4}, 8>": Meant(
+        256, blocks=2, loads=8, narrow=8, width=4, busy=900, product="FFMA"
+    ),
+    rf"multiply_active_rows<{INT4}, 16>": Meant(
+        128, blocks=2, loads=8, narrow=8, width=4, busy=1600, product="FFMA"
+    ),
+    r"add_partials": Meant(threads=256, blocks=5),
     r"attend<(?:__half|__nv_bfloat16|float), \d+, 1>": Meant(threads=256, blocks=4, loads=8),
     r"attend<float, 32, 2>": Meant(threads=256, blocks=2, loads=16),  # heads of more than 128
     r"merge_splits": Meant(threads=256, blocks=5),
@@ -106,9 +112,9 @@ def objections(kernel: Kernel, meant: Meant) -> Iterator[str]:
     if kernel.registers > meant.registers:
         yield f"{kernel.registers} registers; {meant.blocks} blocks of {meant.threads} take {meant.registers}"
     loops = kernel.streaming_loops(meant.width)
-    loops = [loop for loop in loops if not meant.tensor_cores or uses_tensor_cores(loop)]
-    if meant.tensor_cores and not loops:
-        yield "no loop that both loads 16 bytes and has an instruction of the tensor cores"
+    loops = [loop for loop in loops if any(one.opcode.startswith(meant.product) for one in loop)]
+    if meant.product and not loops:
+        yield f"no loop that both loads {meant.width} bytes and has {meant.product}"
     most = max((sum(one.loads(meant.width) for one in loop) for loop in loops), default=0)
     if most < meant.loads:
         yield f"at most {most} loads of {meant.width} bytes in a loop; expected {meant.loads}"
@@ -123,10 +129,6 @@ def objections(kernel: Kernel, meant: Meant) -> Iterator[str]:
             yield f"{len(loop)} instructions; expected {meant.busy} for 1 kB"
     if kernel.architecture == "sm_90" and not kernel.has("ACQBULK"):
         yield "never waits for the kernel before it"
-
-
-def uses_tensor_cores(loop: list[Instruction]) -> bool:
-    return any(instruction.opcode.startswith("HMMA") for instruction in loop)
 
 
 @pytest.fixture(scope="module")
@@ -263,10 +265,10 @@ def test_what_is_not_meant_is_seen(tmp_path: Path, cuobjdump: Path) -> None:
     assert "at most 0 loads of 16 bytes" in seen["loads_little"]
     assert "4 narrow loads beside those of 16 bytes, such as LDG" in seen["loads_x_too"]
     assert all("never waits" in words for words in seen.values())
-    busy = Meant(threads=1024, blocks=8, tensor_cores=True)
+    busy = Meant(threads=1024, blocks=8, product="HMMA")
     words = " ".join(objections(faulty["loads_x_too"], busy))
     assert "registers; 8 blocks of 1024 take 8" in words
-    assert "no loop that both loads 16 bytes and has an instruction of the tensor cores" in words
+    assert "no loop that both loads 16 bytes and has HMMA" in words
 
 
 def test_a_branch_back_from_code_that_was_moved_away_is_no_loop() -> None:
