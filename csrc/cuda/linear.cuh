@@ -166,9 +166,9 @@ template <Format kFormat>
 __device__ __forceinline__ void finish_tile(const Linear& linear, int tile, const float* sums, int sums_of_warp,
                                             const float* unscale) {
   const int tokens = static_cast<int>(linear.tokens), in_tile = lane_index() % kRowsOfTile;
-  const int64_t rows = linear.w.rows, row = int64_t{tile} * kRowsOfTile + in_tile;
-  if (row >= rows) return;
+  const int rows = static_cast<int>(linear.w.rows), row = tile * kRowsOfTile + in_tile;
   for (int token = lane_index() / kRowsOfTile; token < tokens; token += 2) {
+    if (row >= rows) break;
     float value = 0;
 #pragma unroll
     for (int warp = 0; warp < kTeamWarps; ++warp) value += sums[warp * sums_of_warp + token * kSumsStride + in_tile];
@@ -176,8 +176,9 @@ __device__ __forceinline__ void finish_tile(const Linear& linear, int tile, cons
     if constexpr (Weights<kFormat>::kBits == 8) value *= __ldg(static_cast<const float*>(linear.w.scales) + row);
     if (linear.bias != nullptr) value += __ldg(linear.bias + row);
     if (linear.relu_squared) value = value < 0 ? 0 : value * value;  // a NaN stays one
-    if (linear.residual != nullptr) value += linear.residual[token * rows + row];
-    linear.out[token * rows + row] = value;
+    const int64_t at = int64_t{token} * rows + row;
+    if (linear.residual != nullptr) value += linear.residual[at];
+    linear.out[at] = value;
   }
 }
 
