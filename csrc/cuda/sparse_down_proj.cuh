@@ -206,7 +206,10 @@ __device__ __forceinline__ void add_parts(const SparseDownProj& proj,
 #pragma unroll
   for (int first = 0; first < kTokens; first += kHanded) {
     if (first >= tokens) break;
-    __syncthreads();
+    if (first == 0)
+      __syncwarp();  // a warp's sums are where its list was
+    else
+      __syncthreads();
 #pragma unroll
     for (int t = 0; t < kHanded; ++t)
 #pragma unroll
