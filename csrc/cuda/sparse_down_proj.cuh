@@ -56,6 +56,8 @@ template <Format kFormat, int kTokens>
 constexpr int kDownProjBlocks = kTokens == 1 && Weights<kFormat>::kBits == 16  ? 4
                                 : kTokens <= 2 && Weights<kFormat>::kBits == 4 ? 1
                                                                                : 2;
+
+// Rows of a warp in flight: fewer where 16 bytes of each stand beside 64 sums in half a multiprocessor's registers.
 template <Format kFormat, int kTokens>
 constexpr int kRowsInFlight = kDownProjBlocks<kFormat, kTokens> == 2 && kLaneBytes<kFormat, kTokens> == 16 &&
                                       kTokens * kLaneCols<kFormat, kTokens> == 64

@@ -24,7 +24,7 @@ constexpr int64_t attention_partials_bytes(int64_t tokens, int64_t heads, int64_
   return splits > 1 ? tokens * heads * splits * (head_dim + 2) * int64_t{sizeof(float)} : 0;
 }
 
-// Whole warps of neurons.
+// Whole warps: a lane looks at one neuron at a time.
 constexpr int64_t neurons_of_part(int64_t neurons) {
   return std::max<int64_t>(blocks_of(neurons, kMaxParts * 32), 1) * 32;
 }
