@@ -19,8 +19,8 @@
 // tenth of the neurons is active for each token. If all neurons are active, a block reads 256 kB of W at one token, and
 // beside it 2 kB of activations, and writes 1 kB of sums in 16 bits, 2 in 8 bits, 4 in 4 bits.
 //
-// Rounds: 132 multiprocessors have 528 places for 512 blocks in 16 bits, 264 for 256 in 8 bits, 132 for 128 in 4 bits;
-// at 16 tokens 264 for 512.
+// Rounds: up to 2 tokens 132 multiprocessors have 528 places for 512 blocks in 16 bits, 264 for 256 in 8 bits, 132 for
+// 128 in 4 bits; at 16 tokens 264 for 512.
 #pragma once
 
 #include "cuda/formats.cuh"
@@ -51,18 +51,17 @@ constexpr int kLaneBytes = kLaneCols<kFormat, kTokens> * Weights<kFormat>::kBits
 template <Format kFormat, int kTokens>
 constexpr int kStripCols = kLaneCols<kFormat, kTokens> * kWarpSize;
 
-// Blocks of a multiprocessor, as its registers allow; the 8B has one or two for each in 4 and 8 bits.
+// Blocks of a multiprocessor, and the rows that a warp has in flight, as registers allow. The 8B has no more than two
+// blocks for each multiprocessor in 8 bits, and one in 4 bits, up to 4 and 2 tokens.
 template <Format kFormat, int kTokens>
-constexpr int kDownProjBlocks = kTokens == 1 && Weights<kFormat>::kBits == 16  ? 4
-                                : kTokens <= 2 && Weights<kFormat>::kBits == 4 ? 1
-                                                                               : 2;
-
-// Rows of a warp in flight: fewer where 16 bytes of each stand beside 64 sums in half a multiprocessor's registers.
+constexpr int kDownProjBlocks = kTokens > 2 || Weights<kFormat>::kBits == 8 ? 2
+                                : Weights<kFormat>::kBits == 4              ? 1
+                                                                            : 4;
 template <Format kFormat, int kTokens>
-constexpr int kRowsInFlight = kDownProjBlocks<kFormat, kTokens> == 2 && kLaneBytes<kFormat, kTokens> == 16 &&
-                                      kTokens * kLaneCols<kFormat, kTokens> == 64
-                                  ? 6
-                                  : 8;
+constexpr int kRowsInFlight =
+    (Weights<kFormat>::kBits == 16 && (kTokens == 2 || kTokens == 8)) || (Weights<kFormat>::kBits == 8 && kTokens == 4)
+        ? 6
+        : 8;
 
 // A warp's active neurons, in order, and each token's activations of them. Padding puts lanes that write eight or more
 // activations each in different banks.

@@ -69,7 +69,8 @@ KERNELS = {
     rf"prepare_inputs<(?:{F16}|{EIGHT_BITS}|{INT4})>": Meant(threads=256, blocks=6, loads=6),
     # By the number of tokens. For many of them a lane has 8 columns in every format.
     rf"multiply_active_rows<{F16}, 1>": Meant(threads=256, blocks=4, loads=8, product="FFMA"),
-    rf"multiply_active_rows<{F16}, [24]>": Meant(threads=256, blocks=2, loads=8, product="FFMA"),
+    rf"multiply_active_rows<{F16}, 2>": Meant(threads=256, blocks=4, loads=6, product="FFMA"),
+    rf"multiply_active_rows<{F16}, 4>": Meant(threads=256, blocks=2, loads=8, product="FFMA"),
     rf"multiply_active_rows<{F16}, 8>": Meant(threads=256, blocks=2, loads=6, product="FFMA"),
     rf"multiply_active_rows<{F16}, 16>": Meant(threads=128, blocks=2, loads=8, product="FFMA"),
     rf"multiply_active_rows<{EIGHT_BITS}, [12]>": Meant(threads=256, blocks=2, loads=8, product="FFMA"),
