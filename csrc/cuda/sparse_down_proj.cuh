@@ -12,12 +12,12 @@
 //
 // Lower bound at the 8B's shapes in 16 bits and 3.0 TB/s: 134 MB, 45 us, times the fraction of active neurons; half in
 // 8 bits, a quarter in 4. Limit at one token: memory bandwidth. A multiprocessor has 128 kB in flight in 16 bits, 64 kB
-// in 8 bits, 32 kB in 4 bits. 1 kB takes 55 instructions of a warp in 16 bits (counted in the code for 9.0), 111 in
-// fp8, 128 in int8, 234 in int4; a multiprocessor can issue 270 in that time on an H100, 200 on an H200, so that int4
-// is limited by both. Limit at 16 tokens: multiply-adds. If all neurons are active for all tokens, 1 kB takes 338, 699,
-// 716 and 1727 instructions, and all of W 42 to 54 us at 1.98 GHz on 132 multiprocessors. They are about half if a
-// tenth of the neurons is active for each token. If all neurons are active, a block reads 256 kB of W at one token, and
-// beside it 2 kB of activations, and writes 1 kB of sums in 16 bits, 2 in 8 bits, 4 in 4 bits.
+// in 8 bits, 32 kB in 4 bits. 1 kB takes 53 instructions of a warp in float16 (counted in the code for 9.0), 61 in
+// bfloat16, 111 in fp8, 128 in int8, 234 in int4; a multiprocessor can issue 270 in that time on an H100, 200 on an
+// H200, so int4 is limited by both. Limit at 16 tokens: multiply-adds. If all neurons are active for all tokens, 1 kB
+// takes 338, 346, 699, 716 and 1727 instructions, and all of W 42 to 54 us at 1.98 GHz on 132 multiprocessors; about
+// half if a tenth of the neurons is active for each token. If all neurons are active, a block reads 256 kB of W at one
+// token, beside it 2 kB of activations, and writes 1 kB of sums in 16 bits, 2 in 8 bits, 4 in 4 bits.
 //
 // Rounds: up to 2 tokens 132 multiprocessors have 528 places for 512 blocks in 16 bits, 264 for 256 in 8 bits, 132 for
 // 128 in 4 bits; at 16 tokens 264 for 512.
