@@ -236,7 +236,9 @@ class Persimmon:
             q = ops.rotary_append(qkv, *norms, eps, self.cos, self.sin, slots, positions, cache_layer)
             return attend(q, cache_layer)  # [tokens, hidden]
 
-        return decoder_layer(x, layer, eps, rotate_and_attend, operators, neuron_counts)
+        # A decode step, which counts neurons, is alone in having absent tokens.
+        present = None if neuron_counts is None else slots
+        return decoder_layer(x, layer, eps, rotate_and_attend, operators, neuron_counts, present)
 
 
 class LayerOperators(Protocol):
@@ -266,16 +268,18 @@ def decoder_layer(
     attend: Callable[[Tensor], Tensor],
     operators: LayerOperators,
     neuron_counts: Tensor | None = None,
+    slots: Tensor | None = None,
 ) -> Tensor:
     """One layer of the decoder, for the runtime and ``adept_fast.modeling``: → float32 [tokens, hidden].
 
     Args:
         x: float32 [tokens, hidden], the residual sums.
         attend: rotates and attends: qkv [tokens, 3 * hidden] → [tokens, hidden].
-        neuron_counts: the ``counts`` of ``mlp``.
+        neuron_counts, slots: the ``counts`` and ``slots`` of ``mlp``.
     """
     # [tokens, 3 * hidden]
     qkv = operators.layernorm_qkv(x, layer.input_gamma, layer.input_beta, eps, layer.w_qkv, layer.b_qkv)
     x = operators.linear_residual(attend(qkv), layer.w_dense, layer.b_dense, x)  # [tokens, hidden]
     norm, up = (layer.mlp_gamma, layer.mlp_beta, eps), (layer.w_up, layer.b_up)
-    return operators.mlp(x, *norm, *up, layer.w_down_t, layer.b_down, neuron_counts)  # [tokens, hidden]
+    # [tokens, hidden]
+    return operators.mlp(x, *norm, *up, layer.w_down_t, layer.b_down, neuron_counts, slots)

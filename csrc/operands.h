@@ -69,6 +69,7 @@ struct Mlp {
   const float* down_bias;
   int64_t* counts;  // null, or two sums that grow if there are tokens: rows of `down` that were read, and all rows
   float* out;       // [tokens, hidden]
+  const int64_t* slots = nullptr;  // null, or [tokens]: a token whose slot is below 0 activates no neuron
 };
 
 // The keys and values of one layer: [k/v, slots, heads, capacity, head_dim].

@@ -74,7 +74,8 @@ struct Operators {
 
   static Tensor mlp(const Tensor& x, const Tensor& gamma, const Tensor& beta, double eps, const Tensor& w_up,
                     const OptionalTensor& up_scales, const Tensor& b_up, const Tensor& w_down_t,
-                    const OptionalTensor& down_scales, const Tensor& b_down, const OptionalTensor& counts) {
+                    const OptionalTensor& down_scales, const Tensor& b_down, const OptionalTensor& counts,
+                    const OptionalTensor& slots) {
     const Operands read = {{"x", x},
                            {"gamma", gamma},
                            {"beta", beta},
@@ -83,7 +84,8 @@ struct Operators {
                            {"b_up", b_up},
                            {"w_down_t", w_down_t},
                            {"down_scales", down_scales},
-                           {"b_down", b_down}};
+                           {"b_down", b_down},
+                           {"slots", slots}};
     const Checked<Backend> checked(read, {{"counts", counts}});
     const int64_t hidden = gamma.numel(), intermediate = b_up.numel();
     const TokenInputs in("x", x, hidden);
@@ -97,7 +99,8 @@ struct Operators {
                   Backend::matrix("w_down_t", Layout::kTransposed, w_down_t, down_scales, intermediate, hidden),
                   vector("b_down", b_down, hidden),
                   counts_of(counts),
-                  output(out)};
+                  output(out),
+                  slots ? unchecked_indices("slots", *slots, in.tokens()) : nullptr};
     Backend::run("mlp", mlp, out);
     return in.narrowed(out);
   }

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import shutil
@@ -50,7 +49,11 @@ class Instruction:
 
     @property
     def is_wide_load(self) -> bool:
-        return self.is_global_load and self.bytes_loaded == 16
+        return self.loads(16)
+
+    def loads(self, bytes_of_thread: int) -> bool:
+        """Whether it loads so many bytes from global memory."""
+        return self.is_global_load and self.bytes_loaded == bytes_of_thread
 
     @property
     def is_local(self) -> bool:
@@ -73,11 +76,10 @@ class Kernel:
     def has(self, opcode: str) -> bool:
         return any(instruction.opcode.split(".")[0] == opcode for instruction in self.instructions)
 
-    @functools.cached_property
-    def streaming_loops(self) -> list[list[Instruction]]:
-        """The instructions of each loop with a global load of 16 bytes, not of loops around such a loop."""
+    def streaming_loops(self, bytes_of_thread: int = 16) -> list[list[Instruction]]:
+        """The instructions of each loop with a global load of that width, not of loops around such a loop."""
         loops = find_loops(self.instructions)
-        wide = [at for at, one in enumerate(self.instructions) if one.is_wide_load]
+        wide = [at for at, one in enumerate(self.instructions) if one.loads(bytes_of_thread)]
         around = [[loop for loop in loops if at in loop] for at in wide]
         smallest = {min(some, key=len) for some in around if some}
         inner = [loop for loop in smallest if not any(other < loop for other in smallest)]
@@ -281,7 +283,7 @@ def _short(full: str) -> str:
 def _described(kernel: Kernel) -> str:
     # Of each streaming loop its loads of 16 bytes and its narrower ones, and its products on tensor cores.
     loops = []
-    for loop in kernel.streaming_loops:
+    for loop in kernel.streaming_loops():
         loads = [one.is_wide_load for one in loop if one.is_global_load]
         products = sum(one.opcode.startswith("HMMA") for one in loop)
         loops.append(f"{sum(loads)} + {len(loads) - sum(loads)}" + (f", {products} HMMA" if products else ""))

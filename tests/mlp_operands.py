@@ -39,7 +39,7 @@ class Mlp:
     b_down: Tensor
     dtype: torch.dtype  # of torch's products
 
-    def run(self, backend: Backend, counts: Tensor | None = None) -> Tensor:
+    def run(self, backend: Backend, counts: Tensor | None = None, slots: Tensor | None = None) -> Tensor:
         out: Tensor = backend.run(
             "mlp",
             x=self.x,
@@ -53,6 +53,7 @@ class Mlp:
             down_scales=self.down.scales,
             b_down=self.b_down,
             counts=counts,
+            slots=slots,
         )
         return out
 

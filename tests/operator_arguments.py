@@ -82,6 +82,7 @@ def mlp(fmt: str) -> Arguments:
         **matrix("w_down_t", fmt, UNITS, HIDDEN, "units"),
         "b_down": torch.randn(HIDDEN),
         "counts": torch.zeros(2, dtype=torch.int64),
+        "slots": torch.tensor([3, -1]),
     }
 
 

@@ -148,7 +148,7 @@ WRONG = [
         for operator, names in (
             ("layernorm_qkv", ("x", "w")),
             ("linear_residual", ("residual",)),
-            ("mlp", ("counts",)),
+            ("mlp", ("counts", "slots")),
             ("rotary_append", ("cos", "sin", "slots", "positions", "cache_layer")),
             ("decode_attention", ("q", "lengths", "cache_layer")),
             ("update_decode_state", ("chosen", "ids", "limits", "counts", "token_ring")),
@@ -161,6 +161,7 @@ WRONG = [
     *(
         Wrong(operator, name, change, f"{name} ")
         for operator, names in (
+            ("mlp", ("slots",)),
             ("rotary_append", ("slots", "positions")),
             ("decode_attention", ("slots", "lengths")),
             ("decode_step", ("slots", "positions")),

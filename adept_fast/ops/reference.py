@@ -164,13 +164,17 @@ def mlp(
     w_down_t: Matrix,
     b_down: Tensor,
     counts: Tensor | None = None,
+    slots: Tensor | None = None,
 ) -> Tensor:
     """x + down(relu²(up(LayerNorm(x)))): → [tokens, hidden].
 
     ``w_down_t`` is [intermediate, hidden]. The activations stay float32: in float16, relu² overflows from 256
-    on. ``count_active`` adds to ``counts``, int64 [2], which wraps around at 2⁶³.
+    on. ``count_active`` adds to ``counts``, int64 [2], which wraps around at 2⁶³. ``slots``, int64 [tokens]:
+    below 0 a token is absent, and its activations count as 0; any other is present.
     """
     activations = F.relu(project(layernorm(x, gamma, beta, eps), w_up) + b_up).square()
+    if slots is not None:
+        activations.masked_fill_((slots < 0)[:, None], 0)
     if counts is not None:
         count_active(activations, counts)
     return x + project_transposed(activations, w_down_t) + b_down

@@ -182,7 +182,7 @@ void Decode::mlp(int64_t i) {
   const Layer& layer = model_->layer(i);
   const Mlp mlp{state_.y.get(),      state_.tokens,       layer.mlp_norm.norm(), layer.up.matrix(),
                 layer.up_bias.get(), layer.down.matrix(), layer.down_bias.get(), state_.neuron_counts.get(),
-                state_.x.get()};
+                state_.x.get(),      state_.slots.get()};
   check(cuda::mlp(mlp, workspace(cuda::mlp_workspace_bytes(mlp)), stream_), "mlp");
 }
 

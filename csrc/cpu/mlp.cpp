@@ -131,6 +131,8 @@ void mlp(const Threads& threads, const Mlp& mlp) {
   const int64_t intermediate = mlp.up.rows;
   Buffer<float> activations(mlp.tokens * intermediate);
   linear(threads, Linear{mlp.x, mlp.tokens, mlp.norm, mlp.up, mlp.up_bias, nullptr, true, activations});
+  for (int64_t token = 0; mlp.slots && token < mlp.tokens; ++token)
+    if (mlp.slots[token] < 0) std::fill_n(activations + token * intermediate, intermediate, 0.0f);
   const ActiveNeurons active(threads, activations, mlp.tokens, intermediate);
   if (mlp.counts && mlp.tokens > 0) {
     add_to_count(mlp.counts[0], active.count());

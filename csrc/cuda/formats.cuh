@@ -1,4 +1,4 @@
-// How 16 bytes of weights become operands of the tensor cores, in each format.
+// How 16 bytes of weights become operands of the tensor cores, or floats, in each format.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -31,6 +31,7 @@ struct Element {
   static __device__ __forceinline__ uint32_t pack(float first, float second) {
     return bits_as<uint32_t>(__floats2half2_rn(first, second));
   }
+  static __device__ __forceinline__ float2 unpack(uint32_t pair) { return __half22float2(bits_as<__half2>(pair)); }
   static __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     multiply_add_f16(d, a, b);
   }
@@ -41,6 +42,9 @@ struct Element<Format::kBFloat16> {
   static constexpr bool kNarrow = false;
   static __device__ __forceinline__ uint32_t pack(float first, float second) {
     return bits_as<uint32_t>(__floats2bfloat162_rn(first, second));
+  }
+  static __device__ __forceinline__ float2 unpack(uint32_t pair) {
+    return __bfloat1622float2(bits_as<__nv_bfloat162>(pair));
   }
   static __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     multiply_add_bf16(d, a, b);
@@ -69,31 +73,24 @@ __device__ __forceinline__ uint32_t widen_nibbles(uint32_t word, int pair) {
                      : widen_nibbles<12>(word);
 }
 
-// Two int8, the low 16 bits of `pair`, in float16, exactly: 0x6400 is 1024, and the last byte is added to it.
-__device__ __forceinline__ uint32_t widen_int8(uint32_t pair) {
-  const uint32_t biased = __byte_perm(pair ^ 0x8080, 0x64646464, 0x4140);
+// Two int8, a half of `word`, in float16, exactly: 0x6400 is 1024, and the last byte is added to it.
+__device__ __forceinline__ uint32_t widen_int8(uint32_t word, int half) {
+  const uint32_t biased = __byte_perm(word ^ 0x80808080, 0x64646464, half == 0 ? 0x4140 : 0x4342);
   return bits_as<uint32_t>(__hsub2(bits_as<__half2>(biased), __float2half2_rn(1024 + 128)));
 }
 
-// `along`: the i-th pair of neighbours in 16 bytes of one row. `across`: the i-th weight of 16 bytes of two rows. Both
-// are a register of an operand, with the first weight in the low half.
+// `along`: the i-th pair of neighbours in 16 bytes of a row, a register with the first weight in the low half.
 template <Format kFormat>
 struct Weights {
   static constexpr int kBits = 16;
   static __device__ __forceinline__ uint32_t along(const uint4& load, int i) { return word_of(load, i); }
-  static __device__ __forceinline__ uint32_t across(const uint4& first, const uint4& second, int i) {
-    return __byte_perm(word_of(first, i / 2), word_of(second, i / 2), i % 2 == 0 ? 0x5410 : 0x7632);
-  }
 };
 
 template <>
 struct Weights<Format::kInt8> {
   static constexpr int kBits = 8;
   static __device__ __forceinline__ uint32_t along(const uint4& load, int i) {
-    return widen_int8(word_of(load, i / 2) >> (i % 2 * 16));
-  }
-  static __device__ __forceinline__ uint32_t across(const uint4& first, const uint4& second, int i) {
-    return widen_int8(__byte_perm(word_of(first, i / 4), word_of(second, i / 4), 0x40 + 0x11 * (i % 4)));
+    return widen_int8(word_of(load, i / 2), i % 2);
   }
 };
 
@@ -103,9 +100,6 @@ struct Weights<Format::kFloat8> {
   static __device__ __forceinline__ uint32_t along(const uint4& load, int i) {
     return widen_e4m3(word_of(load, i / 2) >> (i % 2 * 16));
   }
-  static __device__ __forceinline__ uint32_t across(const uint4& first, const uint4& second, int i) {
-    return widen_e4m3(__byte_perm(word_of(first, i / 4), word_of(second, i / 4), 0x40 + 0x11 * (i % 4)));
-  }
 };
 
 template <>
@@ -113,10 +107,6 @@ struct Weights<Format::kInt4G128> {
   static constexpr int kBits = 4;
   static __device__ __forceinline__ uint32_t along(const uint4& load, int i) {
     return widen_nibbles(word_of(load, i / 4), i % 4);
-  }
-  static __device__ __forceinline__ uint32_t across(const uint4& first, const uint4& second, int i) {
-    const uint32_t halves = __byte_perm(word_of(first, i / 8), word_of(second, i / 8), i % 2 == 0 ? 0x5410 : 0x7632);
-    return widen_nibbles(halves, i % 8 / 2);
   }
 };
 

@@ -38,8 +38,7 @@ size_t shared_bytes(const Linear& linear, int token_tiles) {
 }
 
 template <Format kFormat, int kTokenTiles, bool kPrepared>
-cudaError_t multiply_tokens(const Linear& linear, const PreparedInputs& prepared, const ActivationMarks& marks,
-                            cudaStream_t stream) {
+cudaError_t multiply_tokens(const Linear& linear, const PreparedInputs& prepared, cudaStream_t stream) {
   int count = 0;
   if (const cudaError_t error = multiprocessors(&count)) return error;
   const size_t shared = shared_bytes<kFormat>(linear, kTokenTiles);
@@ -49,18 +48,18 @@ cudaError_t multiply_tokens(const Linear& linear, const PreparedInputs& prepared
   const int max_blocks = count * kBlocksPerMultiprocessor / kTokenTiles;
   const Shape shape = {static_cast<unsigned>(std::min(blocks_of_tiles, max_blocks)), kTokenTiles * kTeamThreads,
                        shared};
-  return launch(stream, shape, multiply_rows<kFormat, kTokenTiles, kPrepared>, linear, prepared, marks);
+  return launch(stream, shape, multiply_rows<kFormat, kTokenTiles, kPrepared>, linear, prepared);
 }
 
 template <Format kFormat>
-cudaError_t multiply_pass(const Linear& linear, const ActivationMarks& marks, void* workspace, cudaStream_t stream) {
-  if (linear.tokens <= kTokensPreparedInBlock) return multiply_tokens<kFormat, 1, false>(linear, {}, marks, stream);
+cudaError_t multiply_pass(const Linear& linear, void* workspace, cudaStream_t stream) {
+  if (linear.tokens <= kTokensPreparedInBlock) return multiply_tokens<kFormat, 1, false>(linear, {}, stream);
   const PreparedInputs prepared = {reinterpret_cast<uint4*>(static_cast<char*>(workspace) + kUnscaleBytes),
                                    static_cast<float*>(workspace)};
   const Shape shape = {static_cast<unsigned>(linear.tokens), kPrepareThreads};
   if (const cudaError_t error = launch(stream, shape, prepare_inputs<kFormat>, linear, prepared)) return error;
-  return linear.tokens <= kTokensOfTile ? multiply_tokens<kFormat, 1, true>(linear, prepared, marks, stream)
-                                        : multiply_tokens<kFormat, 2, true>(linear, prepared, marks, stream);
+  return linear.tokens <= kTokensOfTile ? multiply_tokens<kFormat, 1, true>(linear, prepared, stream)
+                                        : multiply_tokens<kFormat, 2, true>(linear, prepared, stream);
 }
 
 // The tokens from `first` on, at most `count`.
@@ -83,16 +82,13 @@ int64_t tokens_of_pass(const Linear& linear, size_t room) {
 }
 
 template <Format kFormat>
-cudaError_t multiply_in(const Linear& linear, const ActivationMarks& marks, void* workspace, cudaStream_t stream) {
+cudaError_t multiply_in(const Linear& linear, void* workspace, cudaStream_t stream) {
   size_t room = 0;
   if (const cudaError_t error = max_shared_bytes(&room)) return error;
   const int64_t count = tokens_of_pass<kFormat>(linear, room);
   if (count == 0) return cudaErrorInvalidValue;
   for (int64_t first = 0; first < linear.tokens; first += count) {
-    ActivationMarks of_pass = marks;
-    if (marks.largest != nullptr) of_pass.largest += first * tiles_of(linear.w.rows);
-    of_pass.joins = first > 0;
-    const cudaError_t error = multiply_pass<kFormat>(some_tokens(linear, first, count), of_pass, workspace, stream);
+    const cudaError_t error = multiply_pass<kFormat>(some_tokens(linear, first, count), workspace, stream);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
@@ -100,7 +96,7 @@ cudaError_t multiply_in(const Linear& linear, const ActivationMarks& marks, void
 
 }  // namespace
 
-int64_t multiply_workspace_bytes(const Linear& linear) {
+int64_t linear_workspace_bytes(const Linear& linear) {
   if (linear.tokens <= kTokensPreparedInBlock) return 0;
   // int4 has the longest chunks of all formats.
   static_assert(kChunkCols<Format::kInt4G128> == kMaxChunkCols);
@@ -108,27 +104,21 @@ int64_t multiply_workspace_bytes(const Linear& linear) {
   return prepared_inputs_bytes(linear.tokens, linear.w.cols);
 }
 
-cudaError_t multiply(const Linear& linear, const ActivationMarks& marks, void* workspace, cudaStream_t stream) {
+cudaError_t linear(const Linear& linear, void* workspace, cudaStream_t stream) {
   if (linear.w.cols == 0 || linear.w.cols % kRun != 0) return cudaErrorInvalidValue;
   if (linear.tokens == 0 || linear.w.rows == 0) return cudaSuccess;
   const bool aligned = is_aligned(linear.x) && is_aligned(linear.norm.gamma) && is_aligned(linear.norm.beta) &&
                        is_aligned(linear.w.values);
   if (!aligned) return cudaErrorMisalignedAddress;
   switch (linear.w.format) {
-    case Format::kFloat16: return multiply_in<Format::kFloat16>(linear, marks, workspace, stream);
-    case Format::kBFloat16: return multiply_in<Format::kBFloat16>(linear, marks, workspace, stream);
-    case Format::kInt8: return multiply_in<Format::kInt8>(linear, marks, workspace, stream);
-    case Format::kFloat8: return multiply_in<Format::kFloat8>(linear, marks, workspace, stream);
-    case Format::kInt4G32: return multiply_in<Format::kInt4G32>(linear, marks, workspace, stream);
-    case Format::kInt4G128: return multiply_in<Format::kInt4G128>(linear, marks, workspace, stream);
+    case Format::kFloat16: return multiply_in<Format::kFloat16>(linear, workspace, stream);
+    case Format::kBFloat16: return multiply_in<Format::kBFloat16>(linear, workspace, stream);
+    case Format::kInt8: return multiply_in<Format::kInt8>(linear, workspace, stream);
+    case Format::kFloat8: return multiply_in<Format::kFloat8>(linear, workspace, stream);
+    case Format::kInt4G32: return multiply_in<Format::kInt4G32>(linear, workspace, stream);
+    case Format::kInt4G128: return multiply_in<Format::kInt4G128>(linear, workspace, stream);
     default: return cudaErrorInvalidValue;
   }
-}
-
-int64_t linear_workspace_bytes(const Linear& linear) { return multiply_workspace_bytes(linear); }
-
-cudaError_t linear(const Linear& operands, void* workspace, cudaStream_t stream) {
-  return multiply(operands, {}, workspace, stream);
 }
 
 }  // namespace adept::cuda

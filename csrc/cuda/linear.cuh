@@ -163,43 +163,29 @@ __device__ __forceinline__ void add_step(const WeightStep& step, const uint4* in
 
 // One warp adds the 8 warps' sums of a tile and stores the results: lanes are 16 rows of two tokens.
 template <Format kFormat>
-__device__ __forceinline__ void finish_tile(const Linear& linear, const ActivationMarks& marks, int tile,
-                                            const float* sums, int sums_of_warp, const float* unscale) {
+__device__ __forceinline__ void finish_tile(const Linear& linear, int tile, const float* sums, int sums_of_warp,
+                                            const float* unscale) {
   const int tokens = static_cast<int>(linear.tokens), in_tile = lane_index() % kRowsOfTile;
-  const int64_t rows = linear.w.rows, row = int64_t{tile} * kRowsOfTile + in_tile;
-  unsigned active = 0;
-  for (int first = 0; first < tokens; first += 2) {
-    const int token = first + lane_index() / kRowsOfTile;
+  const int rows = static_cast<int>(linear.w.rows), row = tile * kRowsOfTile + in_tile;
+  for (int token = lane_index() / kRowsOfTile; token < tokens; token += 2) {
+    if (row >= rows) break;
     float value = 0;
-    if (token < tokens && row < rows) {
 #pragma unroll
-      for (int warp = 0; warp < kTeamWarps; ++warp) value += sums[warp * sums_of_warp + token * kSumsStride + in_tile];
-      value *= unscale[token];
-      if constexpr (Weights<kFormat>::kBits == 8) value *= __ldg(static_cast<const float*>(linear.w.scales) + row);
-      if (linear.bias != nullptr) value += __ldg(linear.bias + row);
-      if (linear.relu_squared) value = value < 0 ? 0 : value * value;  // a NaN stays one
-      if (linear.residual != nullptr) value += linear.residual[token * rows + row];
-      linear.out[token * rows + row] = value;
-    }
-    if (marks.active == nullptr) continue;
-    active |= __ballot_sync(kWholeWarp, value != 0);
-    float largest = value;
-#pragma unroll
-    for (int distance = kRowsOfTile / 2; distance > 0; distance /= 2)
-      largest = fmaxf(largest, __shfl_xor_sync(kWholeWarp, largest, distance));
-    if (in_tile == 0 && token < tokens) marks.largest[token * tiles_of(rows) + tile] = largest;
+    for (int warp = 0; warp < kTeamWarps; ++warp) value += sums[warp * sums_of_warp + token * kSumsStride + in_tile];
+    value *= unscale[token];
+    if constexpr (Weights<kFormat>::kBits == 8) value *= __ldg(static_cast<const float*>(linear.w.scales) + row);
+    if (linear.bias != nullptr) value += __ldg(linear.bias + row);
+    if (linear.relu_squared) value = value < 0 ? 0 : value * value;  // a NaN stays one
+    const int64_t at = int64_t{token} * rows + row;
+    if (linear.residual != nullptr) value += linear.residual[at];
+    linear.out[at] = value;
   }
-  if (marks.active == nullptr || lane_index() != 0) return;
-  active = (active | active >> kRowsOfTile) & 0xffff;
-  marks.active[tile] = static_cast<uint16_t>(marks.joins ? marks.active[tile] | active : active);
-  // The bits are read 32 at a time.
-  if (tile % 2 == 0 && tile + 1 == tiles_of(rows)) marks.active[tile + 1] = 0;
 }
 
 // `prepared`: the inputs of all tokens, if prepare_inputs has run; otherwise each block prepares its own copy.
 template <Format kFormat, int kTokenTiles, bool kPrepared>
 __global__ void __launch_bounds__(kTokenTiles* kTeamThreads, kTokenTiles == 1 ? 3 : 1)
-    multiply_rows(const Linear linear, const PreparedInputs prepared, const ActivationMarks marks) {
+    multiply_rows(const Linear linear, const PreparedInputs prepared) {
   const int team = warp_index() / kTeamWarps, warp = warp_index() % kTeamWarps;
   WeightStream<kFormat, kTokenTiles> stream(linear.w);
   WeightStep steps[kStepsInFlight];
@@ -257,7 +243,7 @@ __global__ void __launch_bounds__(kTokenTiles* kTeamThreads, kTokenTiles == 1 ? 
     // A different warp each round; the others continue.
     const int tile = tile_of_round<kTokenTiles>(round);
     if (warp == round % kTeamWarps && tile < tiles)
-      finish_tile<kFormat>(linear, marks, tile, of_team, sums_of_warp(kTokenTiles), unscale);
+      finish_tile<kFormat>(linear, tile, of_team, sums_of_warp(kTokenTiles), unscale);
   }
 }
 

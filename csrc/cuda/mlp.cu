@@ -1,61 +1,31 @@
-// mlp: out = x + down(relu²(up(LayerNorm(x)))). The up-projection marks the active neurons, and the down-projection
-// reads only their rows. linear.cuh and sparse_down_proj.cuh have the two kernels' layouts, lower bounds and limits.
+// mlp: out = x + down(relu²(up(LayerNorm(x)))). The down-projection reads only the rows of active neurons. linear.cuh
+// and sparse_down_proj.cuh have the two kernels' layouts, lower bounds and limits.
+#include <algorithm>
+
 #include "cuda/kernels.h"
 #include "cuda/linear.h"
 #include "cuda/sparse_down_proj.h"
+#include "cuda/workspace.h"
 
 namespace adept::cuda {
 namespace {
 
-constexpr int64_t kAlignment = 256;
+// The workspace has the activations, [tokens, intermediate], then what the two halves use one after the other.
+int64_t activation_bytes(const Mlp& mlp) {
+  constexpr int64_t kAlignment = 256;
+  return blocks_of(mlp.tokens * mlp.up.rows * int64_t{sizeof(float)}, kAlignment) * kAlignment;
+}
 
-// The parts of the workspace, one after another.
-class Parts {
- public:
-  explicit Parts(void* workspace) : begin_(static_cast<char*>(workspace)) {}
-
-  template <class T>
-  T* take(int64_t count) {
-    const int64_t at = bytes_;
-    bytes_ += (count * static_cast<int64_t>(sizeof(T)) + kAlignment - 1) / kAlignment * kAlignment;
-    return begin_ == nullptr ? nullptr : reinterpret_cast<T*>(begin_ + at);
-  }
-
-  int64_t bytes() const { return bytes_; }
-
- private:
-  char* begin_;
-  int64_t bytes_ = 0;
-};
-
-struct Plan {
-  Plan(const Mlp& mlp, void* workspace) : parts(workspace) {
-    const int64_t intermediate = mlp.up.rows, tiles = tiles_of(intermediate);
-    float* const activations = parts.take<float>(mlp.tokens * intermediate);
-    uint16_t* const active = parts.take<uint16_t>(tiles + 1);
-    float* const largest = parts.take<float>(mlp.tokens * tiles);
-    up = {mlp.x, mlp.tokens, mlp.norm, mlp.up, mlp.up_bias, nullptr, true, activations};
-    marks = {active, largest, false};
-    down_proj = {activations,   reinterpret_cast<const uint32_t*>(active),
-                 largest,       mlp.tokens,
-                 mlp.down,      mlp.x,
-                 mlp.down_bias, mlp.counts,
-                 mlp.out};
-    // The two halves run one after the other.
-    const int64_t up_bytes = multiply_workspace_bytes(up), down_bytes = sparse_down_proj_workspace_bytes(down_proj);
-    shared = parts.take<char>(up_bytes > down_bytes ? up_bytes : down_bytes);
-  }
-
-  Parts parts;
-  Linear up;
-  ActivationMarks marks;
-  SparseDownProj down_proj;
-  void* shared;
-};
+Linear up_projection(const Mlp& mlp, void* workspace) {
+  return {mlp.x, mlp.tokens, mlp.norm, mlp.up, mlp.up_bias, nullptr, true, static_cast<float*>(workspace)};
+}
 
 }  // namespace
 
-int64_t mlp_workspace_bytes(const Mlp& mlp) { return Plan(mlp, nullptr).parts.bytes(); }
+int64_t mlp_workspace_bytes(const Mlp& mlp) {
+  return activation_bytes(mlp) + std::max(linear_workspace_bytes(up_projection(mlp, nullptr)),
+                                          partials_bytes(mlp.tokens, mlp.up.rows, mlp.down.cols));
+}
 
 cudaError_t mlp(const Mlp& mlp, void* workspace, cudaStream_t stream) {
   if (mlp.tokens == 0) return cudaSuccess;
@@ -63,9 +33,11 @@ cudaError_t mlp(const Mlp& mlp, void* workspace, cudaStream_t stream) {
   const bool aligned = is_aligned(mlp.down.values) && is_aligned(mlp.down_bias) && is_aligned(mlp.out) &&
                        (!scales_of_outputs || is_aligned(mlp.down.scales));
   if (!aligned) return cudaErrorMisalignedAddress;
-  const Plan plan(mlp, workspace);
-  if (const cudaError_t error = multiply(plan.up, plan.marks, plan.shared, stream)) return error;
-  return sparse_down_proj(plan.down_proj, plan.shared, stream);
+  void* const shared = static_cast<char*>(workspace) + activation_bytes(mlp);
+  if (const cudaError_t error = linear(up_projection(mlp, workspace), shared, stream)) return error;
+  const SparseDownProj down = {
+      static_cast<const float*>(workspace), mlp.tokens, mlp.down, mlp.x, mlp.down_bias, mlp.counts, mlp.slots, mlp.out};
+  return sparse_down_proj(down, shared, stream);
 }
 
 }  // namespace adept::cuda

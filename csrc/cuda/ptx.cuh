@@ -67,6 +67,31 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return power;
 }
 
+// The same for 4 bytes, of lanes that have few columns.
+__device__ __forceinline__ uint32_t load_once_4(const void* address) {
+  uint64_t leaves_first;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(leaves_first));
+  uint32_t v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.u32 %0, [%1], %2;"
+               : "=r"(v)
+               : "l"(address), "l"(leaves_first));
+  return v;
+}
+
+// The same value, which the compiler does not compute again for each use.
+__device__ __forceinline__ float held(float value) {
+  asm("" : "+f"(value));
+  return value;
+}
+
+// `row` times `row_bytes` behind `first`, in one instruction; the compiler makes several.
+template <class T>
+__device__ __forceinline__ const T* address_of_row(const T* first, uint32_t row, uint32_t row_bytes) {
+  const T* address;
+  asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(address) : "r"(row), "r"(row_bytes), "l"(first));
+  return address;
+}
+
 // (word & mask) | bits in one instruction; the compiler makes two.
 template <uint32_t kMask, uint32_t kBits>
 __device__ __forceinline__ uint32_t mask_and_set(uint32_t word) {

@@ -1,274 +1,287 @@
-// out = x + bias + activations · W for up to 16 tokens, the second half of mlp. Only rows of W whose activation is not
-// 0 for some token are read.
+// out = x + bias + activations · W for up to 16 tokens, the second half of mlp, in float32. Only rows of W whose
+// activation is not 0 for some token are read, and a token adds only those of its own.
 //
-// Layout: W is [intermediate, hidden], row-major, so a neuron's weights are one row. A block takes a strip of 512
-// columns (1 kB of a row in 16 bits) and a share of the list of active neurons, which it builds from their bits
-// (compact_nonzeros.cuh); shares have equal numbers of neurons. Its partial sums go to the workspace, and add_partials
-// adds them in a fixed order. Tensor cores multiply Wᵀ with the activations: of 16 rows, lane 4 g + t loads 16 bytes of
-// each of rows 4 t to 4 t + 3, the g-th of 8 neighbouring pieces (128 bytes of a row), and joins pairs of rows column
-// by column. Weights and activations have the same order of neurons and columns, so the product is right in any order.
+// Layout: W is [intermediate, hidden], row-major, so a neuron's weights are one row. Neurons are divided into parts and
+// 8 parts into a share, by their number alone (workspace.h). A block takes a share and a strip of columns, a warp one
+// part at a time, of whose active neurons it makes a list. A lane has 16 bytes of a row at one token, and 8 columns at
+// 16 tokens, whose sums fill its registers.
 //
-// Lower bound at the 8B's shapes in 16 bits and 3.0 TB/s: 134 MB, 45 us, times the fraction of active neurons. Limit:
-// memory bandwidth. 16 warps a multiprocessor have 2 steps of 4 loads of 512 bytes in flight, 64 kB. A step is 2 kB in
-// about 95 instructions of a warp. If all neurons are active, a block reads 1 MB of W. For one token it also reads 2 kB
-// of bits, 4 kB of the tiles' maxima and 4 kB of activations while the first weights are loading, and writes 2 kB of
-// sums, together 1 percent.
+// Order: a token's sum of a part adds that token's active neurons one by one, each in one rounding. A block adds its
+// parts in order and writes the sum to the workspace; add_partials adds the shares in one order. So a token's result
+// depends neither on the other tokens and their zeros nor on the device.
+//
+// Lower bound at the 8B's shapes in 16 bits and 3.0 TB/s: 134 MB, 45 us, times the fraction of active neurons; half in
+// 8 bits, a quarter in 4. Limit at one token: memory bandwidth. A multiprocessor has 128 kB in flight in 16 bits, 64 kB
+// in 8 bits, 32 kB in 4 bits. 1 kB takes 53 instructions of a warp in float16 (counted in the code for 9.0), 61 in
+// bfloat16, 111 in fp8, 128 in int8, 234 in int4; a multiprocessor can issue 270 in that time on an H100, 200 on an
+// H200, so int4 is limited by both. Limit at 16 tokens: multiply-adds. If all neurons are active for all tokens, 1 kB
+// takes 338, 346, 699, 716 and 1727 instructions, and all of W 42 to 54 us at 1.98 GHz on 132 multiprocessors; about
+// half if a tenth of the neurons is active for each token. If all neurons are active, a block reads 256 kB of W at one
+// token, beside it 2 kB of activations, and writes 1 kB of sums in 16 bits, 2 in 8 bits, 4 in 4 bits.
+//
+// Rounds: up to 2 tokens 132 multiprocessors have 528 places for 512 blocks in 16 bits, 264 for 256 in 8 bits, 132 for
+// 128 in 4 bits; at 16 tokens 264 for 512.
 #pragma once
 
-#include "cuda/compact_nonzeros.cuh"
 #include "cuda/formats.cuh"
-#include "cuda/linear.h"
+#include "cuda/reduce.cuh"
 #include "cuda/sparse_down_proj.h"
 #include "cuda/workspace.h"
 
 namespace adept::cuda {
 
-// In 4 bits a lane has four times the columns, and their sums need the registers of two threads.
-template <Format kFormat>
-constexpr int kDownProjWarps = Weights<kFormat>::kBits == 4 ? 8 : 16;
-template <Format kFormat>
-constexpr int kDownProjThreads = kDownProjWarps<kFormat> * kWarpSize;
-template <Format kFormat, int kTokenTiles>
-constexpr int kDownProjSteps = Weights<kFormat>::kBits != 4 ? 2
-                               : kTokenTiles == 1           ? 4
-                                                            : 3;  // in flight
-constexpr int kListedNeurons = 1024;                              // at once
-constexpr int kNeuronsOfStep = 16;
-constexpr int kTokensAcross = 8;  // as many as one product of the tensor cores has
+// At 16 tokens a multiprocessor has registers for 8 warps. Two blocks of 4, each of which takes the share's parts in
+// two rounds, multiply while the other one waits for its first loads.
+template <int kTokens>
+constexpr int kDownProjWarps = kTokens <= 8 ? kPartsOfShare : kPartsOfShare / 2;
+template <int kTokens>
+constexpr int kDownProjThreads = kDownProjWarps<kTokens> * kWarpSize;
+constexpr int kListedNeurons = 64;  // that a warp looks at at once
 
-// The stride between two tokens' activations in 16 bits: 32 bytes of padding put 4 tokens in different banks.
-constexpr int kActivationsStride = kListedNeurons + 16;
+__host__ __device__ constexpr int least(int a, int b) { return a < b ? a : b; }
 
-// Warps that divide a strip's columns; the block's other warps take other steps of the list.
-template <Format kFormat>
-constexpr int kWarpsAcross = kStripCols / (8 * kPerLoad<kFormat>);
-template <Format kFormat>
-constexpr int kWarpsDeep = kDownProjWarps<kFormat> / kWarpsAcross<kFormat>;
+// The first lane's value: the compiler then knows that a branch on it is the whole warp's.
+__device__ __forceinline__ int uniform(int value) { return __shfl_sync(kWholeWarp, value, 0); }
 
-// Products for one lane's columns, each of two columns.
-template <Format kFormat>
-constexpr int kColumnPairs = kPerLoad<kFormat> / 2;
+// The columns of a lane: as many as 16 bytes have, if their sums leave registers for the rows in flight.
+template <Format kFormat, int kTokens>
+constexpr int kLaneCols = least(kPerLoad<kFormat>, kTokens <= 8 ? 64 / kTokens : 8);
+template <Format kFormat, int kTokens>
+constexpr int kLaneBytes = kLaneCols<kFormat, kTokens> * Weights<kFormat>::kBits / 8;
+template <Format kFormat, int kTokens>
+constexpr int kStripCols = kLaneCols<kFormat, kTokens> * kWarpSize;
 
-// Shared memory: the list and the activations; after those have been read, the sums that warps exchange.
-constexpr size_t list_bytes(int64_t tokens) {
-  return kListedNeurons * sizeof(uint32_t) + static_cast<size_t>(tokens) * kActivationsStride * sizeof(uint16_t);
-}
-template <Format kFormat>
-constexpr size_t handed_bytes(int token_tiles) {
-  return kWarpsDeep<kFormat> / 2 * kWarpsAcross<kFormat> * kColumnPairs<kFormat> * token_tiles * kWarpSize *
-         sizeof(float4);
-}
+// Blocks of a multiprocessor, and the rows that a warp has in flight, as registers allow. The 8B has no more than two
+// blocks for each multiprocessor in 8 bits, and one in 4 bits, up to 4 and 2 tokens.
+template <Format kFormat, int kTokens>
+constexpr int kDownProjBlocks = kTokens > 2 || Weights<kFormat>::kBits == 8 ? 2
+                                : Weights<kFormat>::kBits == 4              ? 1
+                                                                            : 4;
+template <Format kFormat, int kTokens>
+constexpr int kRowsInFlight =
+    (Weights<kFormat>::kBits == 16 && (kTokens == 2 || kTokens == 8)) || (Weights<kFormat>::kBits == 8 && kTokens == 4)
+        ? 6
+        : 8;
 
-// This lane's columns of the rows of four neurons.
-template <Format kFormat>
-struct DownProjStep {
-  uint4 rows[4];
-  // In groups of 32 the scale of each row. In groups of 128 four lanes share them: lane 4 g + t has row g % 4's.
-  uint32_t scales[kGroup<kFormat> == 32 ? 4 : 1];
+// A warp's active neurons, in order, and each token's activations of them. Padding puts lanes that write eight or more
+// activations each in different banks.
+template <int kTokens>
+struct alignas(16) ActiveNeurons {
+  static constexpr int kStride = kTokens < 8 ? kTokens : kTokens + 4;
+  uint32_t neurons[kListedNeurons];
+  int tokens[kListedNeurons];  // a bit for each that the neuron is active for
+  float activations[kListedNeurons * kStride];
 };
 
-// The part of W that a lane reads: the columns from `col` on.
-template <Format kFormat>
-class DownProjColumns {
- public:
-  __device__ DownProjColumns(const Matrix& w, int col)
-      : rows_(w), scales_(static_cast<const uint16_t*>(w.scales)), col_(col) {}
+// Tokens whose sums go through shared memory at once.
+template <int kTokens>
+constexpr int kTokensHanded = least(kTokens, 4);
 
-  // The rows of neurons[0] to neurons[count - 1]; zeros for the others, and for columns past the end.
-  __device__ void fetch(const uint32_t* neurons, int count, DownProjStep<kFormat>& to) const {
-    if (col_ >= rows_.stored_cols) count = 0;
+// Shared memory of a warp: the list; after that has been read, the sums.
+template <Format kFormat, int kTokens>
+union SharedOfWarp {
+  ActiveNeurons<kTokens> list;
+  float4 sums[kTokensHanded<kTokens> * kStripCols<kFormat, kTokens> / 4];
+};
+
+// Lists the active ones of the neurons from `first` to `end` (excluded), at most kListedNeurons. `slot`: of the token
+// with the lane's number; tokens without a slot activate none.
+template <int kTokens>
+__device__ __forceinline__ int list_neurons(const SparseDownProj& proj, int first, int end, int64_t slot,
+                                            ActiveNeurons<kTokens>& list) {
+  constexpr int kWords = kListedNeurons / kWarpSize;
+  const int tokens = static_cast<int>(proj.tokens);
+  float activations[kWords][kTokens] = {};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      to.rows[i] = {0, 0, 0, 0};
-      if (i >= count) continue;
-      const int neuron = static_cast<int>(neurons[i]);
-      to.rows[i] = rows_.load(neuron, col_);
+  for (int word = 0; word < kWords; ++word)
+#pragma unroll
+    for (int token = 0; token < kTokens; ++token) {
+      const int neuron = first + word * kWarpSize + lane_index();
+      if (neuron < end && token < tokens) activations[word][token] = proj.activations[token * proj.w.rows + neuron];
     }
+  const unsigned present = __ballot_sync(kWholeWarp, slot >= 0);
+  int count = 0;
+#pragma unroll
+  for (int word = 0; word < kWords; ++word) {
+    int of = 0;
+#pragma unroll
+    for (int token = 0; token < kTokens; ++token)
+      if (activations[word][token] != 0) of |= 1 << token;  // a NaN is active
+    of &= static_cast<int>(present);
+    const unsigned active = __ballot_sync(kWholeWarp, of != 0);
+    const int at = count + __popc(active & ((1u << lane_index()) - 1));
+    count += __popc(active);
+    if (of == 0) continue;
+    list.tokens[at] = of;
+    list.neurons[at] = static_cast<uint32_t>(first + word * kWarpSize + lane_index());
+#pragma unroll
+    for (int token = 0; token < kTokens; ++token)
+      list.activations[at * list.kStride + token] = activations[word][token];
+  }
+  __syncwarp();
+  return uniform(count);
+}
+
+// A lane's weights of one row, and in 4 bits their scale.
+struct WeightsOfRow {
+  uint4 values;
+  uint16_t scale;
+};
+
+// The part of W that a lane reads: the columns from `col` on. Past the end it reads others, whose sums nobody needs.
+template <Format kFormat, int kTokens>
+class LaneColumns {
+ public:
+  __device__ LaneColumns(const Matrix& w, int col) {
+    const Rows<kFormat> rows(w);
+    if (col >= rows.stored_cols) col = 0;
+    values_ = rows.values + col * Weights<kFormat>::kBits / 8;
+    row_bytes_ = static_cast<uint32_t>(rows.row_bytes);
     if constexpr (kGroup<kFormat> != 0) {
-      // Not used here: that would wait for the load.
-      constexpr int kScales = sizeof(to.scales) / sizeof(to.scales[0]);
-#pragma unroll
-      for (int k = 0; k < kScales; ++k) {
-        const int i = kScales == 1 ? lane_index() / 4 % 4 : k;
-        to.scales[k] = 0;
-        if (i < count)
-          to.scales[k] = __ldg(scales_ + static_cast<int>(neurons[i]) * (rows_.stored_cols / kGroup<kFormat>)+col_ /
-                                             kGroup<kFormat>);
-      }
+      scales_ = static_cast<const uint16_t*>(w.scales) + col / kGroup<kFormat>;
+      row_scale_bytes_ = static_cast<uint32_t>(rows.stored_cols / kGroup<kFormat> * sizeof(uint16_t));
     }
+  }
+
+  __device__ __forceinline__ void fetch(uint32_t neuron, WeightsOfRow& to) const {
+    const uint8_t* const from = address_of_row(values_, neuron, row_bytes_);
+    if constexpr (kLaneBytes<kFormat, kTokens> == 16) {
+      to.values = load_once(from);
+    } else if constexpr (kLaneBytes<kFormat, kTokens> == 8) {
+      const uint2 values = load_once_8(from);
+      to.values.x = values.x, to.values.y = values.y;
+    } else {
+      to.values.x = load_once_4(from);
+    }
+    if constexpr (kGroup<kFormat> != 0) to.scale = __ldg(address_of_row(scales_, neuron, row_scale_bytes_));
   }
 
  private:
-  const Rows<kFormat> rows_;
+  const uint8_t* values_;
   const uint16_t* scales_;
-  const int col_;
+  uint32_t row_bytes_, row_scale_bytes_;
 };
 
-// The scales of rows 2 k and 2 k + 1, in float16.
-template <Format kFormat>
-__device__ __forceinline__ uint32_t scales_of(const DownProjStep<kFormat>& step, int k) {
-  if constexpr (kGroup<kFormat> == 0) return 0;
-  if constexpr (kGroup<kFormat> == 32) return __byte_perm(step.scales[2 * k], step.scales[2 * k + 1], 0x5410);
-  const int lane = lane_index() / 16 * 16 + lane_index() % 4 + 8 * k;
-  const uint32_t first = __shfl_sync(kWholeWarp, step.scales[0], lane);
-  return __byte_perm(first, __shfl_sync(kWholeWarp, step.scales[0], lane + 4), 0x5410);
-}
-
-// Column i of rows 2 k and 2 k + 1.
-template <Format kFormat>
-__device__ __forceinline__ uint32_t column_of(const DownProjStep<kFormat>& step, int k, int i, uint32_t scales) {
-  const uint32_t pair = Weights<kFormat>::across(step.rows[2 * k], step.rows[2 * k + 1], i);
-  if constexpr (kGroup<kFormat> == 0) return pair;
-  return scale_pair(pair, scales);
-}
-
-// sums += 16 neurons' rows · activations. `activations`: this lane's four, of a token of the first tile.
-template <Format kFormat, int kTokenTiles>
-__device__ __forceinline__ void add_step(const DownProjStep<kFormat>& step, const uint16_t* activations, int tokens,
-                                         float (&sums)[kColumnPairs<kFormat>][kTokenTiles][4]) {
-  uint32_t b[kTokenTiles][2] = {};
+// sums += activations · a row. `active`: a bit for each token. What a token does not need is not added, or in 4 bits,
+// whose weights are finite, added as 0: 0 times infinity is nothing. Four tokens that do not need the row are skipped.
+template <Format kFormat, int kTokens>
+__device__ __forceinline__ void add_row(const WeightsOfRow& row, const float* activations, int active,
+                                        float (&sums)[kTokens][kLaneCols<kFormat, kTokens>]) {
+  constexpr int kCols = kLaneCols<kFormat, kTokens>, kAtOnce = least(kTokens, 4);
+  const float scale = kGroup<kFormat> == 0 ? 1 : held(__half2float(bits_as<__half>(row.scale)));
+  float weights[kCols];
 #pragma unroll
-  for (int n = 0; n < kTokenTiles; ++n) {
-    if (n * kTokensAcross + lane_index() / 4 >= tokens) continue;
-    const uint2 four = *reinterpret_cast<const uint2*>(activations + n * kTokensAcross * kActivationsStride);
-    b[n][0] = four.x, b[n][1] = four.y;
+  for (int i = 0; i < kCols / 2; ++i) {
+    const float2 pair = Element<kFormat>::unpack(Weights<kFormat>::along(row.values, i));
+    weights[2 * i] = pair.x, weights[2 * i + 1] = pair.y;
   }
-  const uint32_t first = scales_of(step, 0), second = scales_of(step, 1);
 #pragma unroll
-  for (int pair = 0; pair < kColumnPairs<kFormat>; ++pair) {
-    const uint32_t a[4] = {column_of(step, 0, 2 * pair, first), column_of(step, 0, 2 * pair + 1, first),
-                           column_of(step, 1, 2 * pair, second), column_of(step, 1, 2 * pair + 1, second)};
+  for (int first = 0; first < kTokens; first += kAtOnce) {
+    if (kTokens > kAtOnce && (active >> first & (1 << kAtOnce) - 1) == 0) continue;
+    struct alignas(kAtOnce * sizeof(float)) Some {
+      float of_token[kAtOnce];
+    };
+    const Some some = *reinterpret_cast<const Some*>(activations + first);
 #pragma unroll
-    for (int n = 0; n < kTokenTiles; ++n) Element<kFormat>::multiply_add(sums[pair][n], a, b[n]);
+    for (int i = 0; i < kAtOnce; ++i) {
+      float activation = some.of_token[i];
+      const bool is_active = kTokens == 1 || (active >> (first + i) & 1) != 0;
+      if (kGroup<kFormat> != 0) activation = is_active ? activation * scale : 0;
+      if (kGroup<kFormat> == 0 && !is_active) continue;
+#pragma unroll
+      for (int c = 0; c < kCols; ++c) sums[first + i][c] = __fmaf_rn(activation, weights[c], sums[first + i][c]);
+    }
   }
 }
 
-// Each token's activations of the listed neurons, scaled and rounded, and zeros up to a whole step.
-template <Format kFormat>
-__device__ __forceinline__ void gather_activations(const SparseDownProj& proj, const uint32_t* list, int count,
-                                                   const float* scale, uint16_t* activations) {
-  constexpr int kAtOnce = 8;  // loads in flight
-  const int whole = (count + kNeuronsOfStep - 1) / kNeuronsOfStep * kNeuronsOfStep;
+// Adds the warps' sums, which are those of the share's parts, in order. `partials`: [shares, tokens, hidden].
+template <Format kFormat, int kTokens>
+__device__ __forceinline__ void add_parts(const SparseDownProj& proj,
+                                          const float (&sums)[kTokens][kLaneCols<kFormat, kTokens>],
+                                          SharedOfWarp<kFormat, kTokens>* shared, bool is_first, float* partials) {
+  constexpr int kFours = kLaneCols<kFormat, kTokens> / 4, kFoursOfToken = kFours * kWarpSize;
+  constexpr int kHanded = kTokensHanded<kTokens>;
+  // So that neither lanes that write nor those that read neighbouring columns meet in a bank.
+  const auto place = [](int lane, int i) { return i * kWarpSize + (lane + i * (8 / kFours)) % kWarpSize; };
   const int tokens = static_cast<int>(proj.tokens);
-  for (int i = threadIdx.x; i < whole; i += kDownProjThreads<kFormat>) {
-    const float* const of_neuron = proj.activations + (i < count ? list[i] : 0);
-    for (int first = 0; first < tokens; first += kAtOnce) {
-      float values[kAtOnce] = {};
 #pragma unroll
-      for (int k = 0; k < kAtOnce; ++k)
-        if (i < count && first + k < tokens) values[k] = of_neuron[(first + k) * proj.w.rows];
+  for (int first = 0; first < kTokens; first += kHanded) {
+    if (first >= tokens) break;
+    if (first == 0)
+      __syncwarp();  // a warp's sums are where its list was
+    else
+      __syncthreads();
 #pragma unroll
-      for (int k = 0; k < kAtOnce; ++k)
-        if (first + k < tokens)
-          activations[(first + k) * kActivationsStride + i] =
-              static_cast<uint16_t>(Element<kFormat>::pack(values[k] * scale[first + k], 0));
-    }
-  }
-}
-
-// One warp for each token finds the power of two that scales its activations to just below float16's maximum.
-template <Format kFormat>
-__device__ __forceinline__ void find_scales(const SparseDownProj& proj, float* scale, float* unscale) {
-  const int tiles = tiles_of(proj.w.rows);
-  for (int token = warp_index(); token < proj.tokens; token += kDownProjWarps<kFormat>) {
-    PowerOfTwo power = {1, 1};
-    if constexpr (Element<kFormat>::kNarrow) {
-      float largest = 0;
-#pragma unroll 8
-      for (int i = lane_index(); i < tiles; i += kWarpSize) largest = fmaxf(largest, proj.largest[token * tiles + i]);
-      power = scale_to_float16(warp_max(largest));
-    }
-    if (lane_index() == 0) scale[token] = power.value, unscale[token] = power.inverse;
-  }
-}
-
-// The warps of depth 0 get the sums of all depths, added in a fixed order.
-template <Format kFormat, int kTokenTiles>
-__device__ __forceinline__ void gather_sums(float (&sums)[kColumnPairs<kFormat>][kTokenTiles][4], float4* handed) {
-  constexpr int kAcross = kWarpsAcross<kFormat>, kOfWarp = kColumnPairs<kFormat> * kTokenTiles * kWarpSize;
-  const int depth = warp_index() / kAcross, across = warp_index() % kAcross;
-  float* flat = &sums[0][0][0];
+    for (int t = 0; t < kHanded; ++t)
 #pragma unroll
-  for (int half = kWarpsDeep<kFormat> / 2; half > 0; half /= 2) {
-    float4* const of_pair = handed + ((depth % half) * kAcross + across) * kOfWarp + lane_index();
-    __syncthreads();
-    if (depth >= half && depth < 2 * half)
-#pragma unroll
-      for (int i = 0; i < kColumnPairs<kFormat> * kTokenTiles; ++i)
-        of_pair[i * kWarpSize] = {flat[4 * i], flat[4 * i + 1], flat[4 * i + 2], flat[4 * i + 3]};
-    __syncthreads();
-    if (depth < half)
-#pragma unroll
-      for (int i = 0; i < kColumnPairs<kFormat> * kTokenTiles; ++i) {
-        const float4 other = of_pair[i * kWarpSize];
-        flat[4 * i] += other.x, flat[4 * i + 1] += other.y, flat[4 * i + 2] += other.z, flat[4 * i + 3] += other.w;
+      for (int i = 0; i < kFours; ++i) {
+        const float (&of)[kLaneCols<kFormat, kTokens>] = sums[first + t];
+        shared[warp_index()].sums[t * kFoursOfToken + place(lane_index(), i)] = {of[4 * i], of[4 * i + 1],
+                                                                                 of[4 * i + 2], of[4 * i + 3]};
       }
+    __syncthreads();
+    for (int at = threadIdx.x; at < kHanded * kFoursOfToken; at += kDownProjThreads<kTokens>) {
+      const int token = first + at / kFoursOfToken, four = at % kFoursOfToken;
+      const int col = static_cast<int>(blockIdx.x) * kStripCols<kFormat, kTokens> + 4 * four;
+      if (token >= tokens || col >= proj.w.cols) continue;
+      const int from = at / kFoursOfToken * kFoursOfToken + place(four / kFours, four % kFours);
+      float4& to = *reinterpret_cast<float4*>(partials + (int64_t{blockIdx.y} * tokens + token) * proj.w.cols + col);
+      float4 sum = {0, 0, 0, 0};
+      if (!is_first) sum = to;
+#pragma unroll
+      for (int warp = 0; warp < kDownProjWarps<kTokens>; ++warp) {
+        const float4 part = shared[warp].sums[from];
+        sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
+      }
+      to = sum;
+    }
   }
 }
 
-// `partials`: [shares, tokens, hidden], where gridDim.y is the number of shares.
-template <Format kFormat, int kTokenTiles>
-__global__ void __launch_bounds__(kDownProjThreads<kFormat>, 1)
-    multiply_active_rows(const SparseDownProj proj, float* partials) {
-  using Active = CompactNonzeros<kDownProjThreads<kFormat>>;
-  constexpr int kAcross = kWarpsAcross<kFormat>, kDeep = kWarpsDeep<kFormat>, kPairs = kColumnPairs<kFormat>;
-  constexpr int kSteps = kDownProjSteps<kFormat, kTokenTiles>;
-  __shared__ typename Active::Shared of_list;
-  __shared__ float scale[kTokenTiles * kTokensAcross], unscale[kTokenTiles * kTokensAcross];
-  uint32_t* const list = dynamic_shared<uint32_t>();
-  uint16_t* const activations = reinterpret_cast<uint16_t*>(list + kListedNeurons);
-  const int tokens = static_cast<int>(proj.tokens), hidden = static_cast<int>(proj.w.cols);
-  const int depth = warp_index() / kAcross, g = lane_index() / 4, t = lane_index() % 4;
-  const int col = static_cast<int>(blockIdx.x) * kStripCols + (warp_index() % kAcross * 8 + g) * kPerLoad<kFormat>;
-  const DownProjColumns<kFormat> columns(proj.w, col);
+template <Format kFormat, int kTokens>
+__global__ void __launch_bounds__(kDownProjThreads<kTokens>, kDownProjBlocks<kFormat, kTokens>)
+    multiply_active_rows(const SparseDownProj proj, int part_neurons, float* partials) {
+  constexpr int kRows = kRowsInFlight<kFormat, kTokens>, kWarps = kDownProjWarps<kTokens>;
+  const int warp = uniform(warp_index());
+  SharedOfWarp<kFormat, kTokens>* const shared = dynamic_shared<SharedOfWarp<kFormat, kTokens>>();
+  ActiveNeurons<kTokens>& list = shared[warp].list;
+  const int strip = static_cast<int>(blockIdx.x) * kStripCols<kFormat, kTokens>;
+  const LaneColumns<kFormat, kTokens> columns(proj.w, strip + lane_index() * kLaneCols<kFormat, kTokens>);
 
   pdl_wait();
   pdl_launch_dependents();
-  find_scales<kFormat>(proj, scale, unscale);
-  Active active(proj.active, static_cast<int>((proj.w.rows + 31) / 32), of_list);
-  const int64_t count = active.count(), shares = gridDim.y, share = blockIdx.y;
-  const int end = static_cast<int>(count * (share + 1) / shares);
-  float sums[kPairs][kTokenTiles][4] = {};
-  for (int begin = static_cast<int>(count * share / shares); begin < end; begin += kListedNeurons) {
-    const int listed = min(end - begin, kListedNeurons);
-    active.list(begin, begin + listed, list);
-    __syncthreads();
-    DownProjStep<kFormat> steps[kSteps];
+  const int64_t slot = proj.slots != nullptr && lane_index() < proj.tokens ? proj.slots[lane_index()] : 0;
+  int active = 0;
+  for (int first_part = 0; first_part < kPartsOfShare; first_part += kWarps) {
+    if (first_part != 0) __syncthreads();  // sums may still be being read
+    const int64_t begin = (int64_t{blockIdx.y} * kPartsOfShare + first_part + warp) * part_neurons;
+    const int64_t end = min(begin + part_neurons, proj.w.rows);
+    float sums[kTokens][kLaneCols<kFormat, kTokens>] = {};
+    for (int64_t first = begin; first < end; first += kListedNeurons) {
+      __syncwarp();  // the list may still be being read
+      const int count = list_neurons(proj, static_cast<int>(first), static_cast<int>(end), slot, list);
+      active += count;
+      WeightsOfRow rows[kRows];
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      const int first = (depth + i * kDeep) * kNeuronsOfStep + 4 * t;
-      columns.fetch(list + first, listed - first, steps[i]);
-    }
-    gather_activations<kFormat>(proj, list, listed, scale, activations);
-    __syncthreads();
-    for (int at = depth * kNeuronsOfStep; at < listed; at += kSteps * kDeep * kNeuronsOfStep) {
+      for (int i = 0; i < kRows; ++i)
+        if (i < count) columns.fetch(list.neurons[i], rows[i]);
+      for (int at = 0; at < count; at += kRows)
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) {
-        const int first = at + i * kDeep * kNeuronsOfStep;
-        if (first >= listed) break;
-        add_step<kFormat, kTokenTiles>(steps[i], activations + g * kActivationsStride + first + 4 * t, tokens, sums);
-        const int next = first + kSteps * kDeep * kNeuronsOfStep + 4 * t;
-        columns.fetch(list + next, listed - next, steps[i]);
-      }
+        for (int i = 0; i < kRows; ++i) {
+          if (at + i >= count) break;
+          add_row<kFormat, kTokens>(rows[i], list.activations + (at + i) * list.kStride, uniform(list.tokens[at + i]),
+                                    sums);
+          if (at + i + kRows < count) columns.fetch(list.neurons[at + i + kRows], rows[i]);
+        }
     }
+    add_parts<kFormat, kTokens>(proj, sums, shared, first_part == 0, partials);
   }
 
-  gather_sums<kFormat, kTokenTiles>(sums, dynamic_shared<float4>());
-  if (depth != 0) return;
-#pragma unroll
-  for (int n = 0; n < kTokenTiles; ++n)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int token = n * kTokensAcross + 2 * t + i;
-      if (token >= tokens) continue;
-      float* const to = partials + (share * tokens + token) * hidden + col;
-#pragma unroll
-      for (int pair = 0; pair < kPairs; pair += 2)
-        if (col + 2 * pair < hidden)
-          *reinterpret_cast<float4*>(to + 2 * pair) = {
-              sums[pair][n][i] * unscale[token], sums[pair][n][2 + i] * unscale[token],
-              sums[pair + 1][n][i] * unscale[token], sums[pair + 1][n][2 + i] * unscale[token]};
-    }
+  if (proj.counts == nullptr || blockIdx.x != 0 || lane_index() != 0) return;
+  // Unsigned, so that past 2^63 - 1 a sum wraps around as torch's does: the host cannot check these values.
+  auto* const counts = reinterpret_cast<unsigned long long*>(proj.counts);
+  if (active != 0) atomicAdd(counts, static_cast<unsigned long long>(active));
+  if (blockIdx.y == 0 && warp_index() == 0) atomicAdd(counts + 1, static_cast<unsigned long long>(proj.w.rows));
 }
 
 }  // namespace adept::cuda

@@ -11,8 +11,8 @@ namespace adept::cuda {
 constexpr int kSplit = 256;               // positions of a block of decode_attention
 constexpr int kSampleTile = 2048;         // logits of a block of sample
 constexpr int kBins = 2048;               // of sample, for each row
-constexpr int kStripCols = 512;           // columns of a block of the down-projection
-constexpr int kMaxMultiprocessors = 256;  // the down-projection has a block on each, and uses no more of them
+constexpr int kMaxParts = 256;            // of the down-projection's neurons, and
+constexpr int kPartsOfShare = 8;          // what a block takes of them
 constexpr int64_t kUnscaleBytes = 256;    // of a product's inputs: the scale of each token, before the rows
 constexpr int64_t kMaxChunkCols = 512;    // inputs are padded to a multiple of at most this, as in int4, and
 constexpr int64_t kRowPaddingBytes = 64;  // by this much after each token
@@ -22,6 +22,17 @@ constexpr int64_t blocks_of(int64_t count, int64_t block) { return (count + bloc
 constexpr int64_t attention_partials_bytes(int64_t tokens, int64_t heads, int64_t head_dim, int64_t positions) {
   const int64_t splits = blocks_of(positions, kSplit);
   return splits > 1 ? tokens * heads * splits * (head_dim + 2) * int64_t{sizeof(float)} : 0;
+}
+
+// Whole warps: a lane looks at one neuron at a time.
+constexpr int64_t neurons_of_part(int64_t neurons) {
+  return std::max<int64_t>(blocks_of(neurons, kMaxParts * 32), 1) * 32;
+}
+
+constexpr int64_t shares_of(int64_t neurons) { return blocks_of(neurons, kPartsOfShare * neurons_of_part(neurons)); }
+
+constexpr int64_t partials_bytes(int64_t tokens, int64_t neurons, int64_t hidden) {
+  return shares_of(neurons) * tokens * hidden * int64_t{sizeof(float)};
 }
 
 constexpr int64_t prepared_inputs_bytes(int64_t tokens, int64_t cols) {
@@ -37,10 +48,9 @@ constexpr int64_t sample_lists_bytes(int64_t tokens, int64_t vocab) {
 constexpr int64_t decode_step_bytes(int64_t rows, int64_t positions, int64_t hidden, int64_t intermediate,
                                     int64_t heads, int64_t head_dim, int64_t vocab) {
   const int64_t inputs = 3 * prepared_inputs_bytes(rows, hidden);  // of qkv, the output projection and the logits
-  const int64_t partials = rows * std::max<int64_t>(kMaxMultiprocessors * kStripCols, hidden) * int64_t{sizeof(float)};
-  // The activations, for each 16 of them a largest one and 16 bits, and what the two halves of the MLP share.
-  const int64_t mlp = rows * intermediate * 4 + blocks_of(intermediate, kTileRows) * (4 * rows + 2) + 4 * 256 +
-                      std::max(prepared_inputs_bytes(rows, hidden), partials);
+  // The activations, and what the two halves of the MLP share.
+  const int64_t mlp = rows * intermediate * 4 + 256 +
+                      std::max(prepared_inputs_bytes(rows, hidden), partials_bytes(rows, intermediate, hidden));
   return attention_partials_bytes(rows, heads, head_dim, positions) + inputs + mlp + sample_lists_bytes(rows, vocab);
 }
 

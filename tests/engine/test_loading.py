@@ -67,7 +67,7 @@ def other_memory(context: int) -> int:
     fixed = 4 * 32 * context + 3 * PIECES + 2**29
     prompt = 512 * 4 * (8 * 4096 + 3 * 16384) + 512 * 5 * context + 8 * context
     attention = 16 * 64 * math.ceil(context / 256) * (64 + 2) * 4
-    mlp = 16 * 4 * 16384 + 1024 * (16 * 4 + 2) + 1024 + 16 * 4 * max(256 * 512, 4096)
+    mlp = 16 * 4 * 16384 + 256 + 32 * 16 * 4 * 4096
     sampling = 16 * (math.ceil(PIECES / 2048) * (2048 * 8 + 24) + 2048 * 12 + 8)
     inputs = 3 * (256 + 16 * (2 * 4096 + 64))
     step = 16 * 4 * 8 * 4096 + inputs + attention + mlp + sampling + 16 * 4 * PIECES

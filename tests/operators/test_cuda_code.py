@@ -22,6 +22,7 @@ REGISTERS = 65536  # of a multiprocessor, on each of them
 MOST_REGISTERS = 255  # of a thread
 # So that its share of an H200's memory, 4.8 TB/s over 132, is busy for the 0.7 µs that a load takes.
 BYTES_IN_FLIGHT = 26_000
+INSTRUCTIONS_OF_A_LOAD = 5_500  # that a multiprocessor issues in the same time: 4 in each of an H200's cycles
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,21 @@ class Meant:
 
     threads: int  # of a block
     blocks: int  # that a multiprocessor has registers for at a time
-    loads: int = 0  # of 16 bytes, at least, in the fullest of its streaming loops; 0: it need not stream
-    narrow: int = 0  # narrower global loads in any of those loops, at most
-    tensor_cores: bool = False  # in the streaming loops that count
+    loads: int = 0  # of `width` bytes, at least, in the fullest of its streaming loops; 0: it need not stream
+    narrow: int = 0  # other global loads in any of those loops, at most
+    product: str = ""  # an instruction of the streaming loops that count
+    width: int = 16
+    busy: int = 0  # instructions for 1 kB, at least, where they and not memory are the limit
 
     @property
     def registers(self) -> int:
         """The most that a thread may have; they are given out by eights."""
         return min(MOST_REGISTERS, REGISTERS // (self.threads * self.blocks) // 8 * 8)
+
+    @property
+    def needed_in_flight(self) -> int:
+        """Bytes of a multiprocessor."""
+        return min(BYTES_IN_FLIGHT, INSTRUCTIONS_OF_A_LOAD * 1024 // max(self.busy, 1))
 
 
 # Either of the formats in 16 bits, and in 8; 4 bits with a scale for 128 weights.
@@ -48,25 +56,40 @@ KERNELS = {
     r"copy_bytes": Meant(threads=256, blocks=8),
     r"read_vectors": Meant(threads=512, blocks=2, loads=8),
     # One block of 9 tokens and more has two teams, and shared memory for no second one.
-    rf"multiply_rows<{F16}, 1, \w+>": Meant(threads=256, blocks=3, loads=8, tensor_cores=True),
-    rf"multiply_rows<{F16}, 2, true>": Meant(threads=512, blocks=1, loads=8, tensor_cores=True),
+    rf"multiply_rows<{F16}, 1, \w+>": Meant(threads=256, blocks=3, loads=8, product="HMMA"),
+    rf"multiply_rows<{F16}, 2, true>": Meant(threads=512, blocks=1, loads=8, product="HMMA"),
     # Weights in 8 bits come by 8 bytes where a row is no multiple of 16.
-    rf"multiply_rows<{EIGHT_BITS}, 1, \w+>": Meant(
-        threads=256, blocks=3, loads=8, narrow=16, tensor_cores=True
-    ),
+    rf"multiply_rows<{EIGHT_BITS}, 1, \w+>": Meant(threads=256, blocks=3, loads=8, narrow=16, product="HMMA"),
     rf"multiply_rows<{EIGHT_BITS}, 2, true>": Meant(
-        threads=512, blocks=1, loads=8, narrow=16, tensor_cores=True
+        threads=512, blocks=1, loads=8, narrow=16, product="HMMA"
     ),
     # Each load of weights in 4 bits has its scale.
-    rf"multiply_rows<{INT4}, 1, \w+>": Meant(threads=256, blocks=3, loads=8, narrow=8, tensor_cores=True),
-    rf"multiply_rows<{INT4}, 2, true>": Meant(threads=512, blocks=1, loads=8, narrow=8, tensor_cores=True),
+    rf"multiply_rows<{INT4}, 1, \w+>": Meant(threads=256, blocks=3, loads=8, narrow=8, product="HMMA"),
+    rf"multiply_rows<{INT4}, 2, true>": Meant(threads=512, blocks=1, loads=8, narrow=8, product="HMMA"),
     rf"prepare_inputs<(?:{F16}|{EIGHT_BITS}|{INT4})>": Meant(threads=256, blocks=6, loads=6),
-    rf"multiply_active_rows<{F16}, [12]>": Meant(threads=512, blocks=1, loads=8, tensor_cores=True),
-    rf"multiply_active_rows<{EIGHT_BITS}, [12]>": Meant(
-        threads=512, blocks=1, loads=8, narrow=16, tensor_cores=True
+    # By the number of tokens. For many of them a lane has 8 columns in every format.
+    rf"multiply_active_rows<{F16}, 1>": Meant(threads=256, blocks=4, loads=8, product="FFMA"),
+    rf"multiply_active_rows<{F16}, 2>": Meant(threads=256, blocks=4, loads=6, product="FFMA"),
+    rf"multiply_active_rows<{F16}, 4>": Meant(threads=256, blocks=2, loads=8, product="FFMA"),
+    rf"multiply_active_rows<{F16}, 8>": Meant(threads=256, blocks=2, loads=6, product="FFMA"),
+    rf"multiply_active_rows<{F16}, 16>": Meant(threads=128, blocks=2, loads=8, product="FFMA"),
+    rf"multiply_active_rows<{EIGHT_BITS}, [12]>": Meant(threads=256, blocks=2, loads=8, product="FFMA"),
+    rf"multiply_active_rows<{EIGHT_BITS}, 4>": Meant(threads=256, blocks=2, loads=6, product="FFMA"),
+    rf"multiply_active_rows<{EIGHT_BITS}, 8>": Meant(threads=256, blocks=2, loads=8, width=8, product="FFMA"),
+    rf"multiply_active_rows<{EIGHT_BITS}, 16>": Meant(
+        threads=128, blocks=2, loads=8, width=8, busy=650, product="FFMA"
     ),
-    rf"multiply_active_rows<{INT4}, [12]>": Meant(256, blocks=1, loads=12, narrow=16, tensor_cores=True),
-    r"add_partials": Meant(threads=128, blocks=8, loads=8),
+    rf"multiply_active_rows<{INT4}, [12]>": Meant(threads=256, blocks=1, loads=8, narrow=8, product="FFMA"),
+    rf"multiply_active_rows<{INT4}, 4>": Meant(
+        threads=256, blocks=2, loads=8, narrow=8, width=8, product="FFMA"
+    ),
+    rf"multiply_active_rows<{INT4}, 8>": Meant(
+        256, blocks=2, loads=8, narrow=8, width=4, busy=900, product="FFMA"
+    ),
+    rf"multiply_active_rows<{INT4}, 16>": Meant(
+        128, blocks=2, loads=8, narrow=8, width=4, busy=1600, product="FFMA"
+    ),
+    r"add_partials": Meant(threads=256, blocks=5),
     r"attend<(?:__half|__nv_bfloat16|float), \d+, 1>": Meant(threads=256, blocks=4, loads=8),
     r"attend<float, 32, 2>": Meant(threads=256, blocks=2, loads=16),  # heads of more than 128
     r"attend_tile<\(Format\)[12], 64>": Meant(threads=256, blocks=2),
@@ -91,22 +114,24 @@ def objections(kernel: Kernel, meant: Meant) -> Iterator[str]:
         yield f"local memory ({kernel.stack_bytes} bytes of stack): spilled, or an array without registers"
     if kernel.registers > meant.registers:
         yield f"{kernel.registers} registers; {meant.blocks} blocks of {meant.threads} take {meant.registers}"
-    loops = [loop for loop in kernel.streaming_loops if not meant.tensor_cores or uses_tensor_cores(loop)]
-    if meant.tensor_cores and not loops:
-        yield "no loop that both loads 16 bytes and has an instruction of the tensor cores"
-    most = max((sum(one.is_wide_load for one in loop) for loop in loops), default=0)
+    loops = kernel.streaming_loops(meant.width)
+    loops = [loop for loop in loops if any(one.opcode.startswith(meant.product) for one in loop)]
+    if meant.product and not loops:
+        yield f"no loop that both loads {meant.width} bytes and has {meant.product}"
+    most = max((sum(one.loads(meant.width) for one in loop) for loop in loops), default=0)
     if most < meant.loads:
-        yield f"at most {most} loads of 16 bytes in a loop; expected {meant.loads}"
+        yield f"at most {most} loads of {meant.width} bytes in a loop; expected {meant.loads}"
     for loop in loops if meant.loads else []:
-        narrow = [one.text for one in loop if one.is_global_load and not one.is_wide_load]
+        narrow = [one.text for one in loop if one.is_global_load and not one.loads(meant.width)]
         if len(narrow) > meant.narrow:
-            yield f"{len(narrow)} narrow loads beside those of 16 bytes, such as {narrow[0]}"
+            yield f"{len(narrow)} narrow loads beside those of {meant.width} bytes, such as {narrow[0]}"
+        if (
+            len(loop)
+            < meant.busy * 32 * sum(one.bytes_loaded for one in loop if one.loads(meant.width)) // 1024
+        ):
+            yield f"{len(loop)} instructions; expected {meant.busy} for 1 kB"
     if kernel.architecture == "sm_90" and not kernel.has("ACQBULK"):
         yield "never waits for the kernel before it"
-
-
-def uses_tensor_cores(loop: list[Instruction]) -> bool:
-    return any(instruction.opcode.startswith("HMMA") for instruction in loop)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +186,7 @@ def loads_before_a_use(loop: list[Instruction]) -> int:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_only_reads_has_all_its_loads_in_flight(kernels: list[Kernel], architecture: str) -> None:
     (reads,) = (one for one in kernels if (one.name, one.architecture) == ("read_vectors", architecture))
-    (loop,) = reads.streaming_loops
+    (loop,) = reads.streaming_loops()
     assert loads_before_a_use(loop) == 8
 
 
@@ -194,7 +219,7 @@ def test_a_word_for_the_host_is_one_store(kernels: list[Kernel], architecture: s
 @pytest.mark.parametrize("pattern", [pattern for pattern, meant in KERNELS.items() if meant.loads])
 def test_enough_loads_are_meant_to_be_in_flight(pattern: str) -> None:
     meant = KERNELS[pattern]
-    assert 16 * meant.loads * meant.threads * meant.blocks >= BYTES_IN_FLIGHT
+    assert meant.width * meant.loads * meant.threads * meant.blocks >= meant.needed_in_flight
 
 
 def test_every_entry_is_of_a_kernel(kernels: list[Kernel]) -> None:
@@ -258,10 +283,10 @@ def test_what_is_not_meant_is_seen(tmp_path: Path, cuobjdump: Path) -> None:
     assert "at most 0 loads of 16 bytes" in seen["loads_little"]
     assert "4 narrow loads beside those of 16 bytes, such as LDG" in seen["loads_x_too"]
     assert all("never waits" in words for words in seen.values())
-    busy = Meant(threads=1024, blocks=8, tensor_cores=True)
+    busy = Meant(threads=1024, blocks=8, product="HMMA")
     words = " ".join(objections(faulty["loads_x_too"], busy))
     assert "registers; 8 blocks of 1024 take 8" in words
-    assert "no loop that both loads 16 bytes and has an instruction of the tensor cores" in words
+    assert "no loop that both loads 16 bytes and has HMMA" in words
 
 
 def test_a_branch_back_from_code_that_was_moved_away_is_no_loop() -> None:

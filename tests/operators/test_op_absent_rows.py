@@ -1,7 +1,6 @@
 """A whole decode step on the CUDA kernels, with rows that have no sequence among those that have one.
 
-What a live row computes does not depend on the others, but for one thing: the MLP reads the units that are
-not 0 for some row, an absent one too, and adds them up in another order where they are others.
+What a live row computes does not depend on the others.
 """
 
 from __future__ import annotations
@@ -148,36 +147,22 @@ def steps(model: Persimmon, rows: Rows, count: int = 3) -> tuple[Tensor, Tensor,
 
 
 @in_formats(CUDA, FORMATS)
-def test_with_the_same_units_the_bits_are_the_same(backend: Backend, load: Load, fmt: str) -> None:
-    """No unit is 0 for any row: then live rows are, bit by bit, as in steps without absent ones."""
+def test_the_bits_are_those_of_steps_without_absent_rows(backend: Backend, load: Load, fmt: str) -> None:
+    """And so are the numbers of units that are read."""
     model = load(fmt)
-    for layer in model.weights.layers:
-        layer.b_up.add_(60.0)
     alone = steps(model, Rows(backend, [0, 1, 2], 3, 0, 0))
-    assert model.neuron_counts[0] == model.neuron_counts[1]
+    counts = model.neuron_counts.clone()
+    assert counts[0] < counts[1]
     for places, rows, absent_id, position in (
         ([0, 1, 2], 4, 5, 0),
         ([1, 3, 6], 8, 0, CAPACITY),
         ([0, 9, 15], 16, 255, -3),
     ):
+        model.neuron_counts.zero_()
         together = steps(model, Rows(backend, places, rows, absent_id, position))
         for found, expected in zip(together, alone, strict=True):
             assert torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0)), rows
-
-
-@in_formats(CUDA, FORMATS)
-def test_with_other_units_they_differ_by_rounding(backend: Backend, load: Load, fmt: str) -> None:
-    model = load(fmt)
-    logits, chosen, cache = steps(model, Rows(backend, [0, 1, 2], 3, 0, 0))
-    beside = steps(model, Rows(backend, [1, 2, 5], 8, 77, CAPACITY))
-    assert model.neuron_counts[0] < model.neuron_counts[1]
-    assert torch.equal(beside[1], chosen)
-    torch.testing.assert_close(beside[0], logits, atol=2e-3 * float(logits.abs().max()), rtol=0)
-    torch.testing.assert_close(beside[2], cache, atol=1e-2, rtol=1e-2, equal_nan=True)
-    # Where absent rows stand matters for nothing.
-    elsewhere = steps(model, Rows(backend, [1, 2, 5], 8, 77, -9))
-    for found, expected in zip(elsewhere, beside, strict=True):
-        assert torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0))
+        assert torch.equal(model.neuron_counts, counts), rows
 
 
 @on(CUDA)
@@ -191,3 +176,4 @@ def test_no_row_has_a_sequence(backend: Backend, load: Load) -> None:
     assert chosen.tolist() == [ops.INVALID] * 2
     assert cache.data.isnan().all()
     assert rows.counts.tolist() == [1, 1]
+    assert model.neuron_counts[0] == 0

@@ -1,7 +1,7 @@
 """What an operator computes for a token depends on that token alone.
 
-It does not depend on how many others there are, their order, where their zeros are, or how threads share the
-work.
+It does not depend on how many others there are, their order, where their zeros are, whether they have a slot,
+or how threads share the work.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from backends import CPU, EPS, KERNELS, THIN, Backend, in_formats, on, same_bits, threads
+from backends import EPS, KERNELS, THIN, Backend, in_formats, on, same_bits, threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import norm, weights
@@ -73,21 +73,24 @@ def test_products(backend: Backend, fmt: str, operator: str) -> None:
     holds()
 
 
-@in_formats(CPU)
+@in_formats(KERNELS)
 def test_mlp(backend: Backend, fmt: str) -> None:
-    """Some tokens have hardly an active neuron, and some nearly all."""
-    tokens, (gamma, beta) = 24, norm(HIDDEN)
-    up, down = weights(backend, fmt, NEURONS, HIDDEN), weights(backend, fmt, NEURONS, HIDDEN, "units")
-    x, b_down = torch.randn(tokens, HIDDEN), torch.randn(HIDDEN)
+    """Some tokens have hardly an active neuron, some nearly all, and some have no slot."""
+    tokens, hidden = 24, 272  # rows of whole 16 bytes in every format, and two strips of columns
+    gamma, beta = norm(hidden)
+    up, down = weights(backend, fmt, NEURONS, hidden), weights(backend, fmt, NEURONS, hidden, "units")
+    x, b_down = torch.randn(tokens, hidden), torch.randn(hidden)
     b_up = torch.randn(NEURONS) - 1
     x[::3] *= 30
     gamma[:50] *= 4
+    slots = torch.arange(tokens) % 4 - 1
 
     def run(chosen: list[int]) -> Tensor:
         vectors = {"gamma": gamma, "beta": beta, "eps": EPS, "b_up": b_up, "b_down": b_down, "counts": None}
         matrices = {"w_up": up.values, "up_scales": up.scales}
         matrices |= {"w_down_t": down.values, "down_scales": down.scales}
-        out: Tensor = backend.run("mlp", x=x[chosen], **vectors, **matrices)
+        out: Tensor = backend.run("mlp", x=x[chosen], **vectors, **matrices, slots=slots[chosen])
+        assert torch.equal(out[slots[chosen] < 0], (x + b_down)[chosen][slots[chosen] < 0])
         return out
 
     @few_examples

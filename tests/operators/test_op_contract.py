@@ -109,7 +109,7 @@ def test_a_result_does_not_inherit_the_strides_of_its_input() -> None:
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_no_tokens(name: str, fmt: str) -> None:
     arguments = OPERATORS[name](fmt)
-    for inputs in ("x", "residual"):
+    for inputs in ("x", "residual", "slots"):
         if inputs in arguments:
             arguments[inputs] = arguments[inputs][:0]
     result = getattr(call, name)(**arguments)

@@ -36,6 +36,15 @@ inline float exp2_fast(float x) {
   return power < FLT_MIN ? 0 : power;
 }
 
+inline uint32_t load_once_4(const void* address) { return ::cuda_on_cpu::load(static_cast<const uint32_t*>(address)); }
+
+inline float held(float value) { return value; }
+
+template <class T>
+inline const T* address_of_row(const T* first, uint32_t row, uint32_t row_bytes) {
+  return first + uint64_t{row} * row_bytes / sizeof(T);
+}
+
 template <uint32_t kMask, uint32_t kBits>
 inline uint32_t mask_and_set(uint32_t word) {
   return (word & kMask) | kBits;
