@@ -162,9 +162,13 @@ class Persimmon:
     def decode_step_by_operators(
         self, ids: Tensor, slots: Tensor, positions: Tensor, cache: StaticKVCache, longest: int
     ) -> Tensor:
-        """``decode_step`` operator by operator; with the extension a CPU takes one call into C++ instead."""
-        x = self._decode_layers(ids, slots, positions, cache, longest, self.neuron_counts)
-        return self.logits(x)
+        """``decode_step`` operator by operator; with the extension a CPU takes one call into C++ instead.
+
+        More rows than the kernels of a GPU take are read in groups, whose tokens keep their bits.
+        """
+        groups = zip(*(each.split(MAX_TOKENS) for each in (ids, slots, positions)), strict=True)
+        hidden = [self._decode_layers(*few, cache, longest, self.neuron_counts) for few in groups]
+        return self.logits(hidden[0] if len(hidden) == 1 else torch.cat(hidden))
 
     def _decode_layers(
         self,

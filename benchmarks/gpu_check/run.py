@@ -27,9 +27,9 @@ BASELINES_MINUTES = 9.0
 def check_stages(report: dict[str, Any], *, sanitize: bool = False) -> list[Stage]:
     """In the order of their value; the sanitizers take what time is left."""
     stages = [
-        Stage("operators", 60, 10, operator_tests),
-        Stage("graphs and model", 35, 10, model_tests),
-        Stage("step", 30, 5, StepProgram(report)),
+        Stage("operators", 30, 10, operator_tests),
+        Stage("graphs and model", 80, 10, model_tests),
+        Stage("step", 20, 5, StepProgram(report)),
         Stage("decode", 90, 30, Decode(report, "adept-fast")),
     ]
     if sanitize:

@@ -137,7 +137,13 @@ def run_side_by_side(
 # Which tests run on a GPU: those of operators, which take a backend and have the marker gpu, and by name
 # those that load a checkpoint.
 ON_A_GPU = re.compile(r"^@(every_backend|(on|in_formats)\((CUDA|KERNELS)\b)", re.MULTILINE)
-MODEL_TESTS = ("test_graphs_cuda.py", "test_cuda_model.py", "test_prefill_cuda.py", "test_row_tiles.py")
+MODEL_TESTS = (
+    "test_graphs_cuda.py",
+    "test_cuda_model.py",
+    "test_prefill_cuda.py",
+    "test_company_cuda.py",
+    "test_row_tiles.py",
+)
 # Every operator on the GPU alone, at few shapes.
 OPERATORS = {"ADEPT_FAST_BACKENDS": "gpu", "ADEPT_FAST_TESTS": "thin"}
 
@@ -167,7 +173,9 @@ def operator_tests(seconds: float) -> Outcome:
 def model_tests(seconds: float) -> Outcome:
     """Those that load a checkpoint onto the GPU."""
     files = model_test_files()
-    ended = run_side_by_side([[*PYTEST, file] for file in files], seconds, {}, min(2, os.cpu_count() or 1))
+    ended = run_side_by_side(
+        [[*PYTEST, file] for file in files], seconds, {}, min(len(files), os.cpu_count() or 1)
+    )
     return outcome_of_tests(files, ended)
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from company import check_company, random_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reading import hidden_states
 
-from adept_fast import Runtime, SamplingParams
+from adept_fast import Runtime
 from adept_fast.model import PREFILL_CHUNK
 
 FORMATS = ("float32", "float16", "bfloat16", "int8", "int4", "int4-g32")
@@ -43,40 +43,10 @@ def released() -> Iterator[None]:
     load.cache_clear()
 
 
-def random_request(draw: random.Random, vocab_size: int) -> tuple[list[int], SamplingParams]:
-    """A prompt with repetitions, some of them of a step's tokens and a few more, and any settings."""
-    pattern = [draw.randrange(3, vocab_size) for _ in range(draw.choice([1, 4, 30]))]
-    prompt = (pattern * 250)[: draw.choice([1, 2, 15, 16, 17, 33, 100, 250])]
-    lookup = draw.choice([0, 0, 1, 3, 7])
-    params = SamplingParams(
-        max_new_tokens=draw.choice([1, 6, 20]),
-        temperature=draw.choice([0, 0.7, 1.0, 2.0]),
-        top_p=draw.choice([1.0, 0.9]),
-        top_k=draw.choice([0, 40]),
-        min_p=draw.choice([0.0, 0.01]),
-        repetition_penalty=1.0 if lookup else draw.choice([1.0, 1.3]),
-        seed=draw.randrange(2**63),
-        prompt_lookup=lookup,
-        logprobs=draw.choice([0, 2]),
-        ignore_eos=True,
-    )
-    return prompt, params
-
-
 @pytest.mark.slow
 @in_every_format
 def test_sequences_are_what_they_are_alone(fmt: str) -> None:
-    """And without guesses, which are rows of a step too."""
-    many, one, draw = load(fmt, 16), load(fmt, 1), random.Random(fmt)
-    left = [random_request(draw, many.tokenizer.vocab_size) for _ in range(SEQUENCES)]
-    while left:
-        count = draw.randint(1, 16)
-        requests, left = left[:count], left[count:]
-        together = many.generate([ids for ids, _ in requests], [params for _, params in requests])
-        for (ids, params), found in zip(requests, together, strict=True):
-            (alone,) = one.generate([ids], replace(params, prompt_lookup=0))
-            assert found.token_ids == alone.token_ids, params
-            assert found.logprobs == alone.logprobs, params
+    check_company(load(fmt, 16), load(fmt, 1), SEQUENCES, random.Random(fmt))
 
 
 @pytest.mark.slow
