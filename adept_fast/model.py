@@ -166,8 +166,11 @@ class Persimmon:
 
         More rows than the kernels of a GPU take are read in groups, whose tokens keep their bits.
         """
-        groups = zip(*(each.split(MAX_TOKENS) for each in (ids, slots, positions)), strict=True)
-        hidden = [self._decode_layers(*few, cache, longest, self.neuron_counts) for few in groups]
+        groups = zip(ids.split(MAX_TOKENS), slots.split(MAX_TOKENS), positions.split(MAX_TOKENS), strict=True)
+        hidden = [
+            self._decode_layers(few_ids, few_slots, few_positions, cache, longest, self.neuron_counts)
+            for few_ids, few_slots, few_positions in groups
+        ]
         return self.logits(hidden[0] if len(hidden) == 1 else torch.cat(hidden))
 
     def _decode_layers(

@@ -7,9 +7,11 @@ positions past a sequence's end.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -197,8 +199,25 @@ class CudaCapture:
             torch.cuda.synchronize()
             free_before, _ = torch.cuda.mem_get_info()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            # What other threads do meanwhile does not concern this capture.
+            mode = "thread_local"
+            with (
+                no_collection(),
+                torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode=mode),
+            ):
                 logits = step()
             free_after, _ = torch.cuda.mem_get_info()
         self.bytes_held += max(0, free_before - free_after)
         return Captured(graph.replay, logits)
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Keep the garbage collector out: it could free the graphs of another runtime, which ends a capture."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

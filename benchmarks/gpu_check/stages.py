@@ -144,6 +144,7 @@ MODEL_TESTS = (
     "test_company_cuda.py",
     "test_row_tiles.py",
 )
+ALONE = "test_memory_stays_within_the_plan"
 # Every operator on the GPU alone, at few shapes.
 OPERATORS = {"ADEPT_FAST_BACKENDS": "gpu", "ADEPT_FAST_TESTS": "thin"}
 
@@ -171,12 +172,13 @@ def operator_tests(seconds: float) -> Outcome:
 
 
 def model_tests(seconds: float) -> Outcome:
-    """Those that load a checkpoint onto the GPU."""
-    files = model_test_files()
-    ended = run_side_by_side(
-        [[*PYTEST, file] for file in files], seconds, {}, min(len(files), os.cpu_count() or 1)
-    )
-    return outcome_of_tests(files, ended)
+    """Those that load a checkpoint onto the GPU; the one that looks at its memory runs alone."""
+    files, workers = model_test_files(), min(8, os.cpu_count() or 1)
+    began = time.monotonic()
+    variables = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
+    many = run_process([*PYTEST, "-n", str(workers), "-k", f"not {ALONE}", *files], seconds, variables)
+    alone = run_process([*PYTEST, "-k", ALONE, *files], seconds - (time.monotonic() - began))
+    return outcome_of_tests(["models", ALONE], [many, alone])
 
 
 def sanitize_tests(tool: str) -> Callable[[float], Outcome]:

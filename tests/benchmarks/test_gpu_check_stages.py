@@ -172,9 +172,22 @@ def test_operator_tests_are_thin_and_each_file_has_a_process(monkeypatch: pytest
     assert len(set(map(len, taken["commands"]))) == 1
     assert taken["at_once"] == 4
     assert taken["variables"] == gpu_check_stages.OPERATORS | {"OMP_NUM_THREADS": "1"}
-    assert gpu_check_stages.model_tests(5).passed is True
-    files = [ROOT / command[-1] for command in taken["commands"]]
-    assert {file.name for file in files if file.is_file()} == set(gpu_check_stages.MODEL_TESTS)
+
+
+def test_model_tests_share_processes_but_the_one_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def pretend(command: list[str], seconds: float, variables: Any = None) -> Ended:
+        commands.append(command)
+        return Ended(0, False, ["3 passed in 1.0s"])
+
+    monkeypatch.setattr(gpu_check_stages, "run_process", pretend)
+    assert gpu_check_stages.model_tests(5) == Outcome(True, "6 passed")
+    for command in commands:
+        files = {Path(part).name for part in command if (ROOT / part).is_file() and part.endswith(".py")}
+        assert files == set(gpu_check_stages.MODEL_TESTS)
+    chosen = [command[command.index("-k") + 1] for command in commands]
+    assert chosen == [f"not {gpu_check_stages.ALONE}", gpu_check_stages.ALONE]
 
 
 def test_the_sanitizers_run_the_same_tests(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
 
 from adept_fast import Runtime, SamplingParams
+from adept_fast.engine.graphs import CudaCapture
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="there is no GPU that this torch can use"
@@ -94,6 +96,24 @@ def test_other_settings_are_not_captured_anew(checkpoint: Path) -> None:
     assert report is not None
     assert report.shapes == [(1, 256)]
     assert report.failure is None
+
+
+def test_garbage_with_a_graph_does_not_end_a_capture() -> None:
+    device = torch.device("cuda")
+    capture, ones = CudaCapture(device), torch.ones(8, device=device)
+    garbage = [capture(lambda: ones + 1, lambda: ones + 1)]
+
+    def step() -> torch.Tensor:
+        cycle: list[object] = [garbage.pop()]
+        cycle.append(cycle)
+        del cycle
+        kept = [[number] for number in range(100_000)]  # at which the collector runs by itself
+        return ones + len(kept)
+
+    captured = capture(lambda: ones, step)
+    captured.replay()
+    assert captured.logits.tolist() == [100_001.0] * 8
+    assert gc.isenabled()
 
 
 def test_what_lies_past_a_sequence_is_never_read(checkpoint: Path) -> None:
