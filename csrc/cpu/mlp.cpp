@@ -22,9 +22,9 @@ class SparseDownProj {
   template <class Weight>
   void floats() const {
     if (has_many_tokens()) return float_panels<Weight>(threads_, w_, active_, Storing{this});
-    const DownProjTasks tasks(active_, w_.cols);
+    const DownProjTasks tasks(threads_, active_, w_.cols);
     Buffer<float> parts(tasks.parts() * part_size());
-    tasks.run(threads_, [&](const DownProjTasks::Task& task) {
+    tasks.run([&](const DownProjTasks::Task& task) {
       float* sums = parts + task.part * part_size();
       for (int64_t token = 0; token < mlp_.tokens; ++token)
         std::fill(sums + token * w_.cols + task.first_column, sums + token * w_.cols + task.last_column, 0.0f);
@@ -40,9 +40,9 @@ class SparseDownProj {
                          [&](int64_t token, int64_t c, int lanes, I32x16 high, I32x16 low) {
                            store_output(token, c, lanes, scaled(activations, token, c, lanes, high, low));
                          });
-    const DownProjTasks tasks(active_, stride_);
+    const DownProjTasks tasks(threads_, active_, stride_);
     Buffer<int32_t> parts(tasks.parts() * 2 * part_size());  // [parts, tokens, high and low, stride]
-    tasks.run(threads_, [&](const DownProjTasks::Task& task) {
+    tasks.run([&](const DownProjTasks::Task& task) {
       add_int8_rows(static_cast<const int8_t*>(w_.values), stride_, active_, activations, task,
                     parts + task.part * 2 * part_size());
     });
@@ -59,9 +59,9 @@ class SparseDownProj {
 
   void int4() const {
     if (has_many_tokens()) return int4_panels(threads_, w_, stride_, active_, Storing{this});
-    const DownProjTasks tasks(active_, stride_);
+    const DownProjTasks tasks(threads_, active_, stride_);
     Buffer<float> parts(tasks.parts() * part_size());
-    tasks.run(threads_, [&](const DownProjTasks::Task& task) {
+    tasks.run([&](const DownProjTasks::Task& task) {
       const ScaledActivations activations(static_cast<const Half*>(w_.scales), stride_ / kGroupSize32, active_, task);
       add_int4_rows(static_cast<const uint8_t*>(w_.values), stride_ / 2, active_, activations, task,
                     parts + task.part * part_size(), stride_);

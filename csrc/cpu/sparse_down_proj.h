@@ -2,7 +2,7 @@
 // list of the active neurons.
 //
 // Layout: a task takes a part of the list and a strip of columns. Float rows are added eight at a time to sums in the
-// first-level cache, packed rows 32 at a time to sums of 64 columns in registers. The rows after them are prefetched
+// first-level cache, packed rows up to 48 at a time to sums of 64 columns in registers. The next rows are prefetched
 // column by column, because the hardware cannot predict them. mlp.cpp has the lower bound and the limit.
 //
 // Parts begin at fixed neurons, and a part adds its neurons in order. What a token adds for another token's neuron is
@@ -14,13 +14,14 @@
 
 namespace adept::ADEPT_ISA {
 
-constexpr int64_t kParts = 16;
-constexpr int64_t kStripColumns = 2048;  // a multiple of kTransposedColumns
+constexpr int64_t kPartNeurons = 512;    // a panel of them fits in the second-level cache
+constexpr int64_t kStripColumns = 2048;  // at most
+constexpr int64_t kTasksPerThread = 2;
 constexpr int kRowsAtOnce = 8;
 constexpr int64_t kQuad = 4;  // packed rows are added four at a time
 
 // The neurons that are active for any token, in order, and their activations, in parts: part p has those of the p-th
-// `step` neurons. The list of each part is padded to a multiple of 16 with its last neuron and activations of 0.
+// kPartNeurons. The list of each part is padded to a multiple of 16 with its last neuron and activations of 0.
 class ActiveNeurons {
  public:
   struct Part {
@@ -30,11 +31,11 @@ class ActiveNeurons {
   // activations: [tokens, intermediate]
   ActiveNeurons(const Threads& threads, const float* activations, int64_t tokens, int64_t intermediate)
       : tokens_(tokens),
-        step_(round_up((intermediate + kParts - 1) / kParts, kLanes)),
-        rows_(intermediate + (kParts + 1) * kLanes),
-        values_(tokens * (intermediate + kParts * kLanes)) {
-    for (int64_t first = 0; first < intermediate; first += step_)
-      add_part(activations, first, std::min(step_, intermediate - first), intermediate);
+        rows_(intermediate + (most_parts(intermediate) + 1) * kLanes),
+        values_(tokens * (intermediate + most_parts(intermediate) * kLanes)),
+        parts_(most_parts(intermediate)) {
+    for (int64_t first = 0; first < intermediate; first += kPartNeurons)
+      add_part(activations, first, std::min(kPartNeurons, intermediate - first), intermediate);
     parallel_pieces(threads, tokens, kTokensPerTask, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) gather_values(activations + t * intermediate, values_ + t * padded_);
     });
@@ -43,14 +44,16 @@ class ActiveNeurons {
   int64_t count() const { return count_; }
   int64_t padded() const { return padded_; }
   int64_t tokens() const { return tokens_; }
-  int64_t part_rows() const { return step_; }  // of a part at most, padding included
+  int64_t part_rows() const { return kPartNeurons; }  // of a part at most, padding included
   int64_t row(int64_t index) const { return rows_.data()[index]; }
   const float* activations(int64_t token) const { return values_.data() + token * padded_; }
   // Those that have an active neuron.
   int64_t parts() const { return part_count_; }
-  const Part& part(int64_t index) const { return parts_[index]; }
+  const Part& part(int64_t index) const { return parts_.data()[index]; }
 
  private:
+  static int64_t most_parts(int64_t neurons) { return (neurons + kPartNeurons - 1) / kPartNeurons; }
+
   void add_part(const float* activations, int64_t first, int64_t neurons, int64_t intermediate) {
     int64_t end = padded_;
     for_columns(neurons, [&](int64_t c, int lanes) {
@@ -72,14 +75,14 @@ class ActiveNeurons {
       std::fill(values + parts_[p].end, values + round_up(parts_[p].end, kLanes), 0.0f);
   }
 
-  int64_t tokens_, step_;
+  int64_t tokens_;
   Buffer<int32_t> rows_;
   Buffer<float> values_;  // [tokens, padded]
+  Buffer<Part> parts_;
   int64_t count_ = 0, padded_ = 0, part_count_ = 0;
-  Part parts_[kParts];
 };
 
-// Divides the list and the columns into tasks.
+// Divides the list and the columns into tasks: a part, and as narrow a strip of columns as the threads need.
 class DownProjTasks {
  public:
   struct Task {
@@ -87,24 +90,29 @@ class DownProjTasks {
     int64_t first_column, last_column;  // last_column is past the end
   };
 
-  DownProjTasks(const ActiveNeurons& active, int64_t columns)
-      : active_(active), columns_(columns), strips_((columns + kStripColumns - 1) / kStripColumns) {}
+  DownProjTasks(const Threads& threads, const ActiveNeurons& active, int64_t columns)
+      : threads_(threads), active_(active), columns_(columns) {
+    const int64_t wanted = kTasksPerThread * threads.count / std::max<int64_t>(1, active.parts());
+    const int64_t width = std::min(kStripColumns, columns / std::max<int64_t>(1, wanted));
+    strip_ = round_up(std::max<int64_t>(1, width), kTransposedColumns);
+  }
 
   int64_t parts() const { return active_.parts(); }
 
   template <class Run>
-  void run(const Threads& threads, const Run& run) const {
-    parallel(threads, parts() * strips_, [&](int64_t i) {
-      const int64_t part = i / strips_, strip = i % strips_;
+  void run(const Run& run) const {
+    const int64_t strips = (columns_ + strip_ - 1) / strip_;
+    parallel(threads_, parts() * strips, [&](int64_t i) {
+      const int64_t part = i / strips, strip = i % strips;
       const ActiveNeurons::Part& list = active_.part(part);
-      run(Task{part, list.begin, round_up(list.end, kQuad), strip * kStripColumns,
-               std::min(columns_, (strip + 1) * kStripColumns)});
+      run(Task{part, list.begin, round_up(list.end, kQuad), strip * strip_, std::min(columns_, (strip + 1) * strip_)});
     });
   }
 
  private:
+  const Threads& threads_;
   const ActiveNeurons& active_;
-  int64_t columns_, strips_;
+  int64_t columns_, strip_;
 };
 
 // sums[t][c] += sum over i of activations[t][i] * rows[i][c], for 16 lanes at a time.
