@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from backends import EPS, KERNELS, THIN, Backend, in_formats, on, same_bits, threads
+from backends import CUDA, EPS, KERNELS, THIN, Backend, in_formats, on, same_bits, threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import norm, weights
+from sampled_rows import Rows, Setting
 from torch import Tensor
+
+from adept_fast.ops import reference
 
 HIDDEN, NEURONS, ROWS = 200, 333, 100  # no whole tiles; of the neurons about half are active for a token
 HEADS, HEAD_DIM, SLOTS, CAPACITY = 3, 40, 5, 300
@@ -121,5 +124,51 @@ def test_decode_attention(backend: Backend, dtype: torch.dtype) -> None:
     @company
     def holds(chosen: list[int], thread_count: int) -> None:
         check(backend, tokens, run, chosen, thread_count)
+
+    holds()
+
+
+@on(KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_rotary_append(backend: Backend, dtype: torch.dtype) -> None:
+    """q, and what is written of k and v."""
+    tokens = 24
+    qkv, norms = torch.randn(tokens, 3 * HEADS * HEAD_DIM), (*norm(HEAD_DIM), *norm(HEAD_DIM))
+    cos, sin = reference.rotary_table(HEAD_DIM // 2, 10000.0, CAPACITY, torch.device("cpu"))
+    slots, positions = torch.arange(tokens) % SLOTS, torch.arange(tokens) * 7
+    names = ("q_gamma", "q_beta", "k_gamma", "k_beta")
+
+    def run(chosen: list[int]) -> Tensor:
+        chosen, places = list(dict.fromkeys(chosen)), list(map(list(dict.fromkeys(chosen)).index, chosen))
+        cache = torch.zeros(2, SLOTS, HEADS, CAPACITY, HEAD_DIM, dtype=dtype)
+        where = {"slots": slots[chosen], "positions": positions[chosen], "cache_layer": cache}
+        own = {"qkv": qkv[chosen], **dict(zip(names, norms, strict=True)), "eps": EPS, "cos": cos, "sin": sin}
+        q: Tensor = backend.run("rotary_append", **own, **where)
+        written = cache[:, slots[chosen], :, positions[chosen]].float()  # [tokens, 2, heads, head_dim]
+        return torch.cat((q[:, None], written.view(len(chosen), 2, HEADS, HEAD_DIM)), 1)[places]
+
+    @few_examples
+    @company
+    def holds(chosen: list[int], thread_count: int) -> None:
+        check(backend, tokens, run, chosen, thread_count)
+
+    holds()
+
+
+@on(CUDA)
+def test_sample(backend: Backend) -> None:
+    tokens = 16
+    settings_of = [Setting(), Setting(0.0), Setting(0.7, top_p=0.9), Setting(1.5, 40, 0.95, 0.01, 1.3)]
+    rows = Rows.of(torch.randn(tokens, 3000) * 3, [settings_of[token % 4] for token in range(tokens)])
+
+    def run(chosen: list[int]) -> Tensor:
+        seeds, positions, seen = rows.seeds[chosen], rows.positions[chosen], rows.seen[chosen]
+        few = Rows(rows.logits[chosen], [rows.settings[token] for token in chosen], seeds, positions, seen)
+        return few.sampled(backend)[0]
+
+    @few_examples
+    @company
+    def holds(chosen: list[int], thread_count: int) -> None:
+        check(backend, tokens, run, chosen[:16], thread_count)
 
     holds()
