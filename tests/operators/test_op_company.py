@@ -164,7 +164,7 @@ def test_sample(backend: Backend) -> None:
     def run(chosen: list[int]) -> Tensor:
         seeds, positions, seen = rows.seeds[chosen], rows.positions[chosen], rows.seen[chosen]
         few = Rows(rows.logits[chosen], [rows.settings[token] for token in chosen], seeds, positions, seen)
-        return few.sampled(backend)[0]
+        return few.sampled(backend)[0][:, None]
 
     @few_examples
     @company
