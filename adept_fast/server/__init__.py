@@ -1,4 +1,1 @@
-"""Serving a Runtime over HTTP: OpenAI's API, Adept's own, a web page, and what operating them takes.
-
-Everything here but ``settings`` and ``service`` needs the packages of ``adept-fast[serve]``.
-"""
+"""Serving over HTTP: OpenAI's API, Adept's own, and a web page to chat."""
