@@ -28,6 +28,7 @@ from adept_fast.engine.engine import Engine
 from adept_fast.engine.graphs import CUDA_GRAPHS, CaptureReport, LaunchPolicy
 from adept_fast.engine.loading import load_model, request_memory
 from adept_fast.engine.model_runner import ModelRunner
+from adept_fast.engine.placement import Placement
 from adept_fast.engine.scoring import Likelihood, Score, ScoredSequence
 from adept_fast.engine.sequence import Generation, Request
 from adept_fast.engine.stats import Stats
@@ -37,7 +38,6 @@ from adept_fast.memory.advice import explaining_out_of_memory, plan_memory
 from adept_fast.memory.plan import MemoryPlan
 from adept_fast.memory.workspace import max_rows
 from adept_fast.model import Persimmon
-from adept_fast.placement import Placement
 from adept_fast.sampling import SamplingParams
 from adept_fast.system.short_text import short_repr
 from adept_fast.tokenizer.tokenizer import Tokenizer
