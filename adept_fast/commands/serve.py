@@ -47,7 +47,6 @@ def run(options: dict[str, Any]) -> None:
 def _serve(options: dict[str, Any], settings: Settings) -> None:
     from adept_fast.server.logs import configure_logs, log
     from adept_fast.server.run import bind, serve, url_of
-    from adept_fast.server.service import Service
 
     configure_logs(options["log_format"])
     if options["api_key_file"] is not None and is_readable_by_all(options["api_key_file"]):
@@ -61,7 +60,7 @@ def _serve(options: dict[str, Any], settings: Settings) -> None:
             max_batch_size=options["batch_size"],
             progress=options["log_format"] == "text",
         )
-        serve(Service(runtime), settings, listener, lambda: print_text(ready))
+        serve(runtime, settings, listener, lambda: print_text(ready))
 
 
 def _settings(options: dict[str, Any]) -> Settings:

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adept_fast.server.api_error import ApiError
-from adept_fast.server.metrics import Metrics
+from adept_fast.server.exchange import current
 from adept_fast.system.short_text import short_repr
 
 BODY_SECONDS = 60.0  # for a client to send all of it
@@ -25,8 +25,8 @@ class BodyLimit:
     configured; other types it would send unasked.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, metrics: Metrics) -> None:
-        self._app, self._max_bytes, self._metrics = app, max_bytes, metrics
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app, self._max_bytes = app, max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -35,10 +35,11 @@ class BodyLimit:
         try:
             body = await self._read(Headers(scope=scope), receive)
         except ApiError as error:
-            self._metrics.rejected("body")
             await _refuse(error, scope, receive, send)
             return
         if body is not None:
+            if body and (exchange := current.get()) and exchange.has_texts:
+                exchange.body = body.decode(errors="replace")
             await self._app(scope, _replay(body, receive), send)
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
+from fastapi import APIRouter, Response
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 
@@ -13,11 +15,23 @@ from adept_fast.server.service import Load
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PREFIX = "adept_fast_"
 
+# Asked every few seconds by what watches a server, and of interest only when they fail.
+QUIET_ENDPOINTS = ("/health", "/healthz", "/metrics")
+
 # From a token of a small model on a GPU to a prompt of a large one on a CPU.
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _REQUEST_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
-REJECTIONS = ("queue_full", "stopping", "key", "host", "body")
+# Statuses of requests that are refused before they reach the model.
+_REJECTIONS = {
+    401: "key",
+    403: "host",
+    408: "body",
+    413: "body",
+    415: "body",
+    429: "queue_full",
+    503: "stopping",
+}
 
 
 class Metrics:
@@ -54,7 +68,7 @@ class Metrics:
         self._whole = self._histogram(
             "answer_seconds", "Seconds from a request to the end of each of its answers.", _REQUEST_SECONDS
         )
-        for reason in REJECTIONS:  # a series that appears with its first event has no rate for it
+        for reason in _REJECTIONS.values():  # a series that appears with its first event has no rate for it
             self._rejected.labels(reason)
         self.registry.register(_Now(model_name, load, is_ready))
         ProcessCollector(registry=self.registry)
@@ -62,10 +76,8 @@ class Metrics:
     def responded(self, endpoint: str, status: int) -> None:
         """Count a response; ``endpoint`` is the path of a route, never one that a client wrote."""
         self._requests.labels(endpoint, str(status)).inc()
-
-    def rejected(self, reason: str) -> None:
-        """Count a refused request; the reason is one of REJECTIONS."""
-        self._rejected.labels(reason).inc()
+        if status in _REJECTIONS and endpoint not in QUIET_ENDPOINTS:
+            self._rejected.labels(_REJECTIONS[status]).inc()
 
     def queued(self, seconds: float) -> None:
         """An answer got a slot, so long after its request."""
@@ -99,6 +111,19 @@ class Metrics:
 
     def _histogram(self, name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(PREFIX + name, help_text, buckets=buckets, registry=self.registry)
+
+
+def router(metrics: Metrics) -> APIRouter:
+    """The route that Prometheus reads."""
+    routes = APIRouter(tags=["operations"])
+    as_text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}
+
+    @routes.get("/metrics", response_class=Response, responses=as_text)
+    def read_metrics() -> Response:
+        """Counters, histograms and gauges in Prometheus' text format."""
+        return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    return routes
 
 
 class _Now:

@@ -14,6 +14,7 @@ from typing import Any
 
 import uvicorn
 
+from adept_fast.engine.runtime import Runtime
 from adept_fast.server.app import create_app
 from adept_fast.server.logs import log, log_failure
 from adept_fast.server.service import Service
@@ -21,7 +22,6 @@ from adept_fast.server.settings import Settings
 from adept_fast.system.short_text import short_repr
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_POLL_SECONDS = 0.1
 _BACKLOG = 512  # connections that wait to be accepted
 # For clients to read what has been written for them, once all answers have ended.
 _MAX_FLUSH_SECONDS = 5.0
@@ -59,18 +59,18 @@ def url_of(listener: socket.socket, host: str) -> str:
 
 
 def serve(
-    service: Service, settings: Settings, listener: socket.socket, on_ready: Callable[[], None]
+    runtime: Runtime, settings: Settings, listener: socket.socket, on_ready: Callable[[], None]
 ) -> None:
     """Serve until a signal, and end in order: no new requests, running ones for ``settings.grace_seconds``.
 
     A second signal ends the process at once, with the exit status of a shell. Signals that are ignored stay
     so. Raises ServerError if the engine fails, or if another program has the address.
     """
-    asyncio.run(_serve(service, settings, listener, on_ready))
+    asyncio.run(_serve(runtime, settings, listener, on_ready))
 
 
 async def _serve(
-    service: Service, settings: Settings, listener: socket.socket, on_ready: Callable[[], None]
+    runtime: Runtime, settings: Settings, listener: socket.socket, on_ready: Callable[[], None]
 ) -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_log_failure_of_loop)
@@ -79,26 +79,30 @@ async def _serve(
     except OSError as error:  # two programs may bind to an address; the second one to listen fails
         host, port = listener.getsockname()[:2]
         raise _not_bound(host, port, error) from error
-    server = _Server(_config(service, settings), on_ready)
     stopping = asyncio.Event()
+    service = Service(runtime, on_failure=stopping.set)
+    server = _Server(_config(service, settings), on_ready)
     service.start()
     with _signals_set(stopping, loop):
         serving = loop.create_task(server.serve(sockets=[listener]))
-        while not (stopping.is_set() or service.failure or serving.done()):
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(stopping.wait(), _POLL_SECONDS)
-        started = time.monotonic()
-        log("stopping", grace_seconds=settings.grace_seconds)
-        if service.failure is not None:
-            log_failure("the engine failed", service.failure)
-        else:
-            await service.stop(settings.grace_seconds)
-        left = settings.grace_seconds - (time.monotonic() - started)
-        server.end(min(max(left, _MIN_FLUSH_SECONDS), _MAX_FLUSH_SECONDS))
+        serving.add_done_callback(lambda _: stopping.set())
+        await stopping.wait()
+        await _stop(service, server, settings.grace_seconds)
         await serving
     if service.failure is not None:
         raise ServerError(f"the engine failed: {service.failure}") from service.failure
-    log("stopped", seconds=round(time.monotonic() - started, 3))
+
+
+async def _stop(service: Service, server: _Server, grace_seconds: float) -> None:
+    """Let requests end, then connections."""
+    started = time.monotonic()
+    if service.failure is not None:
+        log_failure("the engine failed", service.failure)
+    else:
+        log("stopping", grace_seconds=grace_seconds)
+        await service.stop(grace_seconds)
+    left = grace_seconds - (time.monotonic() - started)
+    server.end(min(max(left, _MIN_FLUSH_SECONDS), _MAX_FLUSH_SECONDS))
 
 
 def _config(service: Service, settings: Settings) -> uvicorn.Config:

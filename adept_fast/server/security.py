@@ -10,10 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adept_fast.server.api_error import ApiError
-from adept_fast.server.metrics import Metrics
 from adept_fast.system.short_text import short_repr
-
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 class HostCheck:
@@ -24,15 +21,14 @@ class HostCheck:
     but the name is in the header.
     """
 
-    def __init__(self, app: ASGIApp, allowed: Iterable[str], metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, allowed: Iterable[str]) -> None:
+        self._app = app
         self._allowed = {_host_name(name) for name in allowed}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             host = Headers(scope=scope).get("host", "")
             if _host_name(host) not in self._allowed:
-                self._metrics.rejected("host")
                 names = ", ".join(sorted(self._allowed))
                 error = ApiError(403, f"Host is {short_repr(host)}; expected one of {names}")
                 await error.response()(scope, receive, send)
@@ -50,10 +46,8 @@ class KeyCheck:
         open_paths: paths that need no key.
     """
 
-    def __init__(
-        self, app: ASGIApp, keys: Iterable[str], open_paths: Iterable[str], metrics: Metrics
-    ) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, keys: Iterable[str], open_paths: Iterable[str]) -> None:
+        self._app = app
         self._digests = [_digest(key.encode()) for key in keys]
         self._open_paths = frozenset(open_paths)
 
@@ -65,7 +59,6 @@ class KeyCheck:
                 try:
                     state["cache_scope"] = self._checked(Headers(scope=scope).get("authorization"))
                 except ApiError as error:
-                    self._metrics.rejected("key")
                     await error.response()(scope, receive, send)
                     return
         await self._app(scope, receive, send)
