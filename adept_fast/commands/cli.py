@@ -25,6 +25,7 @@ from adept_fast.commands.options import (
     placement_options,
     revision_option,
     sampling_options,
+    serving_options,
 )
 
 
@@ -125,6 +126,19 @@ def info(**options: Any) -> None:
 def bench(**options: Any) -> None:
     """Measure decode speed, its limit, and what would be faster."""
     _run("bench", options)
+
+
+# Once it says that it serves, the first answer waits for nothing.
+@main.command(context_settings={"default_map": {"warmup": True}})
+@serving_options
+@checkpoint_options
+@placement_options
+def serve(**options: Any) -> None:
+    """Answer requests over HTTP: OpenAI's API, Adept's, and a page to chat at /.
+
+    Prints one line when it takes requests. SIGTERM and Ctrl-C end it in order, a second one at once.
+    """
+    _run("serve", options)
 
 
 @main.command()
