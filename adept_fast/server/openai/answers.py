@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Literal
 
 from adept_fast.arguments import ParameterError
-from adept_fast.engine.engine import QueueFullError
+from adept_fast.engine.scheduler import QueueFullError
 from adept_fast.engine.sequence import FinishReason, Generation, GenerationError, GenerationEvent, Request
 from adept_fast.server.api_error import ApiError
 from adept_fast.server.service import Answer, Service, ServiceStoppingError
