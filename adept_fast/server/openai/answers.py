@@ -7,9 +7,10 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Literal
 
 from adept_fast.arguments import ParameterError
-from adept_fast.engine.engine import QueueFullError
+from adept_fast.engine.scheduler import QueueFullError
 from adept_fast.engine.sequence import FinishReason, Generation, GenerationError, GenerationEvent, Request
 from adept_fast.server.api_error import ApiError
+from adept_fast.server.observation import observed
 from adept_fast.server.service import Answer, Service, ServiceStoppingError
 
 
@@ -38,7 +39,7 @@ class Answers:
 
         async def pass_on(index: int, answer: Answer) -> None:
             try:
-                async for event in answer:
+                async for event in observed(answer):
                     queue.put_nowait((index, event))
             except Exception as error:  # noqa: BLE001 (raised by the one who reads the queue)
                 queue.put_nowait((index, error))
