@@ -24,7 +24,9 @@ from adept_fast.sampling import MAX_DRAFTS
 
 
 class QueueFullError(RuntimeError):
-    """More requests wait than may."""
+    """More requests wait than may. ``retry_after_seconds``: when there may be room again, as far as known."""
+
+    retry_after_seconds: float = 1.0
 
 
 class Scheduled(Protocol):

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 from adept_fast.engine.engine import RequestHandle
 from adept_fast.engine.runtime import Runtime
+from adept_fast.engine.scheduler import QueueFullError
 from adept_fast.engine.sequence import Generation, GenerationEvent, Request
 
 _POLL_SECONDS = 0.05  # between looks at what still runs, while the service stops
+_WEIGHT_OF_THE_LATEST = 0.1  # answer, in the mean of their seconds
 
 
 class ServiceStoppingError(RuntimeError):
@@ -26,6 +28,7 @@ class Answer(AsyncIterator[GenerationEvent]):
         self._handle, self._load_seconds = handle, load_seconds
         self._sequence = handle.sequence
         self._changed = asyncio.Event()
+        self.submitted_at = time.monotonic()
 
     async def __anext__(self) -> GenerationEvent:
         """Raises GenerationError if the logits hold a NaN, RuntimeError if the engine's thread has ended."""
@@ -91,6 +94,7 @@ class Service:
         self.failure: BaseException | None = None
         self._on_failure = on_failure
         self._answers: set[Answer] = set()  # that are not finished
+        self._mean_seconds = 1.0  # of the latest answers, from their submission on
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="adept-fast engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -113,7 +117,11 @@ class Service:
         if not self.is_ready:
             raise ServiceStoppingError("the server is stopping; expected requests before that")
         handles = [self.runtime.engine.prepare(request) for request in requests]
-        self.runtime.engine.begin(handles)
+        try:
+            self.runtime.engine.begin(handles)
+        except QueueFullError as error:
+            error.retry_after_seconds = self._seconds_until_room()
+            raise
         answers = [Answer(handle, self.runtime.load_seconds) for handle in handles]
         self._answers.update(answer for answer in answers if not answer.is_finished)
         return answers
@@ -157,9 +165,16 @@ class Service:
             self._loop.call_soon_threadsafe(callback)
 
     def _wake_answers(self) -> None:
-        for answer in self._answers:
+        now = time.monotonic()
+        for answer in tuple(self._answers):
             answer.wake()
-        self._answers = {answer for answer in self._answers if not answer.is_finished}
+            if answer.is_finished:
+                self._answers.remove(answer)
+                self._mean_seconds += (now - answer.submitted_at - self._mean_seconds) * _WEIGHT_OF_THE_LATEST
+
+    def _seconds_until_room(self) -> float:
+        """How long the queue takes to shorten by one, estimated from the latest answers."""
+        return self._mean_seconds / (self.runtime.max_batch_size + self.load().waiting)
 
     def _fail(self) -> None:
         error = RuntimeError(f"the engine has ended: {self.failure}")

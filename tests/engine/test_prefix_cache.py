@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
+from conversations import cached_tokens_of_random_conversations
 from hypothesis import given
 from hypothesis import strategies as st
 from shared_runtime import one_thread_a_call as one_thread_a_call
 
 from adept_fast import Generation, Request, Runtime, SamplingParams
-from adept_fast.engine.engine import RequestHandle
 from adept_fast.engine.prefix_cache import MIN_COPIED_TOKENS, HeldTokens, PrefixCache, common_prefix
 
 SLOTS = 3
@@ -216,43 +215,9 @@ def test_logits_that_are_no_numbers_leave_nothing_to_reuse(
 
 @pytest.mark.parametrize("settings", [{"dtype": "float32"}, {"dtype": "bfloat16"}, {"weights": "int4"}])
 def test_random_conversations_have_the_bits_of_a_cold_start(load: Load, settings: dict[str, Any]) -> None:
-    """Prompts of one tree, some cancelled, with a budget: each answer equals that without a prefix cache."""
+    """Some are cancelled, some draft, and prompts are read in small parts beside decoding rows."""
     cold, warm = load(prefix_cache=False, **settings), load(step_tokens=24, **settings)
-    has_one_order = warm.engine.runner.model.has_one_order
-    draw = random.Random(5)
-    texts = [A, B, A[:40] + B]
-    handles: list[tuple[Request, RequestHandle]] = []
-    cached = 0
-    for _ in range(60):
-        prompt = draw.choice(texts)[: draw.randrange(20, 200)]
-        prompt = [*prompt, *(draw.randrange(3, 400) for _ in range(draw.randrange(3)))]
-        sampled = SamplingParams(
-            max_new_tokens=draw.randrange(1, 12),
-            temperature=draw.choice([0, 0.9]),
-            seed=draw.randrange(9),
-            logprobs=1,
-            prompt_lookup=draw.choice([0, 3]),
-            ignore_eos=True,
-        )
-        asked = Request(prompt, sampled)
-        handles.append((asked, warm.engine.submit(asked)))
-        for _ in range(draw.randrange(6)):
-            warm.engine.step()
-        if draw.random() < 0.2:
-            draw.choice(handles)[1].cancel()
-        if draw.random() < 0.5 and len(prompt) < 250:
-            _, handle = draw.choice(handles)
-            texts.append(handle.sequence.ids[:250])
-    for asked, handle in handles:
-        found = handle.result()
-        cached += found.timings.cached_tokens
-        expected = cold.generate([asked.prompt_ids], asked.params)[0]
-        kept = len(found.token_ids)
-        assert found.token_ids == expected.token_ids[:kept]
-        assert found.logprobs == (expected.logprobs or [])[:kept]
-        assert found.finish_reason in (expected.finish_reason, "interrupted")
-    assert cached > 1000, has_one_order
-    assert warm.engine.counts() == (0, 0)
+    assert cached_tokens_of_random_conversations(cold, warm, beginnings=[A, B, A[:40] + B]) > 1000
 
 
 def test_generated_tokens_are_read_again_where_a_decode_step_has_other_bits(load: Load) -> None:

@@ -160,7 +160,9 @@ def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
     if isinstance(schema.get("type"), str) and not schema.keys() & {"enum", "const"}:
         return {**schema, "type": [schema["type"], "null"]}
     outside = {name: value for name, value in schema.items() if name in ("default", "description")}
-    inside = {name: value for name, value in schema.items() if name not in ("default", "description", "title")}
+    inside = {
+        name: value for name, value in schema.items() if name not in ("default", "description", "title")
+    }
     return {"anyOf": [inside, {"type": "null"}], **outside}
 
 
