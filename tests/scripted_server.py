@@ -111,7 +111,7 @@ class ScriptedServer:
                 else:
                     tokens += 1
                     yield _event({"choices": [{"index": 0, "delta": {"content": step}}]})
-        except (_Left, asyncio.CancelledError):
+        except (_LeftError, asyncio.CancelledError):
             self.left.set()
             raise
         yield _event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
@@ -124,7 +124,7 @@ class ScriptedServer:
         yield "data: [DONE]\n\n"
 
 
-class _Left(Exception):
+class _LeftError(Exception):
     """The client has closed the connection."""
 
 
@@ -137,7 +137,7 @@ def echo(body: dict[str, Any]) -> Script:
 async def _wait(gate: threading.Event, request: Request) -> None:
     while not await asyncio.to_thread(gate.wait, 0.02):
         if await request.is_disconnected():
-            raise _Left
+            raise _LeftError
 
 
 def _event(data: dict[str, Any]) -> str:
