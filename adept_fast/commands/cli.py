@@ -24,9 +24,10 @@ from adept_fast.commands.options import (
     json_option,
     mmap_option,
     placement_options,
+    remote_options,
     revision_option,
     sampling_options,
-    server_options,
+    serving_options,
 )
 
 
@@ -74,7 +75,7 @@ def generate(**options: Any) -> None:
 @placement_options
 @sampling_options
 @bos_option
-@server_options
+@remote_options
 def chat(**options: Any) -> None:
     """Talk with the model. Ctrl-C stops an answer, Ctrl-D leaves.
 
@@ -133,6 +134,19 @@ def info(**options: Any) -> None:
 def bench(**options: Any) -> None:
     """Measure decode speed, its limit, and what would be faster."""
     _run("bench", options)
+
+
+# Once it says that it serves, the first answer waits for nothing.
+@main.command(context_settings={"default_map": {"warmup": True}})
+@serving_options
+@checkpoint_options
+@placement_options
+def serve(**options: Any) -> None:
+    """Answer requests over HTTP: OpenAI's API, Adept's, and a page to chat at /.
+
+    Prints one line when it takes requests. SIGTERM and Ctrl-C end it in order, a second one at once.
+    """
+    _run("serve", options)
 
 
 @main.command()
