@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,6 +36,22 @@ class ServerError(OSError):
         self.is_too_long = is_too_long
 
 
+@dataclass(frozen=True)
+class Model:
+    """A server's model: its id, and its context in tokens, if the server tells it."""
+
+    name: str
+    context: int | None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """The tokens of a prompt, and of the answer to it."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
 class ChatClient:
     """The chat API of the server at a URL, such as ``http://127.0.0.1:8000``.
 
@@ -60,32 +77,29 @@ class ChatClient:
         self._path = parts.path.rstrip("/").removesuffix("/v1")
         self._url = f"{parts.scheme}://{parts.netloc}{self._path}"  # its name in errors
         self._key = api_key
-        self._model: str | None = None
 
-    def model(self) -> str:
-        """The id of the server's first model. Raises ServerError."""
-        if self._model is None:
-            with self._naming(), self._request("GET", "/v1/models") as response:
-                models = self._object(self._body(response)).get("data")
-            first = models[0] if isinstance(models, list) and models else None
-            name = first.get("id") if isinstance(first, dict) else None
-            if not isinstance(name, str):
-                raise ServerError(f"{self._url} lists no model; expected one in /v1/models")
-            self._model = name
-        return self._model
+    def model(self) -> Model:
+        """The server's first model. Raises ServerError."""
+        with self._naming(), self._request("GET", "/v1/models") as response:
+            models = self._object(self._body(response)).get("data")
+        first = models[0] if isinstance(models, list) and models else None
+        if not isinstance(first, dict) or not isinstance(first.get("id"), str):
+            raise ServerError(f"{self._url} lists no model; expected one in /v1/models")
+        return Model(first["id"], _count(first.get("max_model_len")))
 
     def stream(
-        self, messages: Sequence[Mapping[str, str]], settings: Mapping[str, Any]
-    ) -> Generator[str, None, None]:
+        self, model: str, messages: Sequence[Mapping[str, str]], settings: Mapping[str, Any]
+    ) -> Generator[str | Usage, None, None]:
         """The pieces of an answer, as they arrive; closing the generator closes the connection.
 
         Args:
             messages: the conversation, each message with its ``role`` and ``content``.
             settings: other parameters of the request.
 
-        Raises ServerError.
+        A server that counts tokens has its Usage behind the pieces. Raises ServerError.
         """
-        request = {"model": self.model(), "messages": messages, "stream": True, **settings}
+        request = {"model": model, "messages": messages, "stream": True, **settings}
+        request["stream_options"] = {"include_usage": True}
         with self._naming(), self._request("POST", "/v1/chat/completions", request) as response:
             media_type = response.headers.get_content_type()
             if media_type != "text/event-stream":
@@ -95,8 +109,7 @@ class ChatClient:
             for data in event_data(lambda: response.read1(_PIECE_BYTES)):
                 if data == _DONE:
                     return
-                if text := self._text(self._object(data.encode())):
-                    yield text
+                yield from self._contents(self._object(data.encode()))
         raise ServerError(f"{self._url} closed the connection before the answer was complete")
 
     @contextmanager
@@ -165,15 +178,20 @@ class ChatClient:
         is_too_long = isinstance(error, dict) and error.get("code") == "context_length_exceeded"
         return ServerError(f"{self._url}: {message}", is_too_long=is_too_long)
 
-    def _text(self, chunk: Mapping[str, Any]) -> str:
-        """The piece of text in a chunk of an answer; "" if it has none."""
+    def _contents(self, chunk: Mapping[str, Any]) -> Iterator[str | Usage]:
+        """The piece of text, and the usage, that a chunk of an answer may have."""
         if "error" in chunk:
             raise self._failure(chunk)
-        choices = chunk.get("choices")
+        choices, usage = chunk.get("choices"), chunk.get("usage")
         first = choices[0] if isinstance(choices, list) and choices else None
         delta = first.get("delta") if isinstance(first, dict) else None
         text = delta.get("content") if isinstance(delta, dict) else None
-        return text if isinstance(text, str) else ""
+        if isinstance(text, str) and text:
+            yield text
+        if isinstance(usage, dict):
+            prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+            if prompt is not None:
+                yield Usage(prompt, completion or 0)
 
     def _body(self, response: HTTPResponse) -> bytes:
         body = response.read(MAX_BODY_BYTES + 1)
@@ -187,3 +205,7 @@ class ChatClient:
 
 def _no_server(url: str) -> ValueError:
     return ValueError(f"--server is {short_repr(url)}; expected http://HOST:PORT or https://HOST:PORT")
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None

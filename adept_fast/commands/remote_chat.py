@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from adept_fast.chat.format import Turn
-from adept_fast.commands.chat_client import ChatClient, ServerError
+from adept_fast.commands.chat_client import ChatClient, Model, ServerError, Usage
 from adept_fast.commands.errors import show_error
 from adept_fast.commands.output import print_text
 from adept_fast.commands.question import ask, say_forgotten
+from adept_fast.commands.remote_turns import RemoteTurn, answered, fitting, messages
 from adept_fast.system.text_input import LineReader, TextError
 
 # The options of sampling: the parameter of the API, and the value that need not be sent.
@@ -46,8 +47,7 @@ def run(options: dict[str, Any]) -> None:
         if options[option] not in (None, unsent)
     }
     lines = LineReader.of_stdin()
-    client.model()  # a server that is not there is an error now, and not after the first question
-    history: list[Turn] = []
+    conversation = _Conversation(client, client.model(), settings)
     while True:
         try:
             question = ask(lines)
@@ -57,44 +57,62 @@ def run(options: dict[str, Any]) -> None:
         if question is None:
             return
         if question.strip():
-            history = _answer(client, question, history, settings)
+            conversation.answer(question)
 
 
-def _answer(client: ChatClient, question: str, history: list[Turn], settings: dict[str, Any]) -> list[Turn]:
-    """Print the answer, or the error; returns the turns after it, without those that the context cannot hold.
+class _Conversation:
+    """The turns so far. One without an answer is none; an answer that Ctrl-C or an error cuts is kept."""
 
-    A turn without an answer is none; an answer that Ctrl-C or an error cuts is kept.
-    """
-    for forgotten in range(len(history) + 1):
-        kept, answer = history[forgotten:], ""
+    def __init__(self, client: ChatClient, model: Model, settings: Mapping[str, Any]) -> None:
+        self._client, self._model, self._settings = client, model, settings
+        self._turns: list[RemoteTurn] = []
+
+    def answer(self, question: str) -> None:
+        """Print the answer, or the error. The oldest turns are forgotten as far as they do not fit."""
+        kept = self._fitting(question)
+        while True:
+            try:
+                text, usage = self._print(messages(kept, question))
+                break
+            except ServerError as error:
+                if not (error.is_too_long and kept):
+                    show_error(error)
+                    return
+                kept = kept[1:]
+        if text:
+            if len(kept) < len(self._turns):
+                say_forgotten(len(self._turns) - len(kept))
+            self._turns = [*kept, answered(question, text, usage, kept)]
+
+    def _fitting(self, question: str) -> list[RemoteTurn]:
+        """The turns that leave room for the answer, as far as the server tells its model's context."""
+        context = self._model.context
+        if context is None:
+            return self._turns
+        room = min(self._settings["max_tokens"], context // 2)
+        return fitting(self._turns, question, context - room)
+
+    def _print(self, prompt: list[dict[str, str]]) -> tuple[str, Usage | None]:
+        """Print an answer while it arrives. Raises ServerError if there is none at all."""
+        text, usage, failure = "", None, None
         try:
-            with contextlib.closing(client.stream(_messages(kept, question), settings)) as pieces:
-                for piece in pieces:
-                    print_text(_CONTROL.sub(_escaped, piece), newline=False)
-                    answer += piece
-            print_text("")
+            with contextlib.closing(self._client.stream(self._model.name, prompt, self._settings)) as parts:
+                for part in parts:
+                    if isinstance(part, Usage):
+                        usage = part
+                    else:
+                        print_text(_CONTROL.sub(_escaped, part), newline=False)
+                        text += part
         except KeyboardInterrupt:
-            print_text("")
+            pass
         except ServerError as error:
-            if error.is_too_long and kept:
-                continue
-            if answer:
-                print_text("")
-            show_error(error)
-        break
-    if not answer:
-        return history
-    if forgotten:
-        say_forgotten(forgotten)
-    return [*kept, Turn(question, answer)]
-
-
-def _messages(history: list[Turn], question: str) -> list[dict[str, str]]:
-    messages = []
-    for turn in history:
-        messages.append({"role": "user", "content": turn.human})
-        messages.append({"role": "assistant", "content": turn.adept})
-    return [*messages, {"role": "user", "content": question}]
+            if not text:
+                raise
+            failure = error
+        print_text("")
+        if failure is not None:
+            show_error(failure)
+        return text, usage
 
 
 def _escaped(control: re.Match[str]) -> str:

@@ -57,6 +57,7 @@ def test_a_conversation() -> None:
         "model": "scripted-1b",
         "messages": [{"role": "user", "content": "What is\t1 + 1?"}],
         "stream": True,
+        "stream_options": {"include_usage": True},
         "max_tokens": 128,
         "temperature": 0.0,
     }
@@ -163,6 +164,19 @@ def test_the_oldest_turns_are_forgotten_when_the_context_is_full() -> None:
     ]
     asked = ["".join(entry["content"] for entry in request["messages"]) for request in server.requests]
     assert asked == ["A", "AaB", "AaBbC", "AaBbCcD", "BbCcD", "CcD", "CcDdE", "CcDdEeF", "DdEeF", "EeF", "F"]
+
+
+def test_turns_are_forgotten_before_there_is_no_room_for_an_answer() -> None:
+    """Two turns of 40 tokens and a question do not fit into a context of 100, if an answer may have 20."""
+    questions = [letter * 30 for letter in "abcd"]
+    with ScriptedServer() as server:
+        server.context = 100
+        server.answers.extend([["x"] * 10 for _ in questions])
+        result = chat(server.url, "--max-new-tokens", "20", stdin="\n".join(questions))
+    forgotten = "(the context is full: the first 1 turns are forgotten)\n"
+    assert (result.stdout, result.stderr) == (("x" * 10 + "\n") * 4, forgotten * 2 + "\n")
+    asked = [[entry["content"][0] for entry in request["messages"]] for request in server.requests]
+    assert asked == [["a"], ["a", "x", "b"], ["b", "x", "c"], ["c", "x", "d"]]
 
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"

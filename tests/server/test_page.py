@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 
 def test_a_conversation_of_two_turns(visit: Visit, server: ScriptedServer) -> None:
     expect(visit.page.get_by_text("scripted-1b")).to_be_visible()
+    server.answers.append(["You said: ", 0.1, "What is ", "the capital of Peru?"])
     visit.ask("What is the capital of Peru?")
     expect(visit.answer(0)).to_have_text("You said: What is the capital of Peru?")
     visit.ask("And of\nChile?")
@@ -40,10 +41,10 @@ def test_a_conversation_of_two_turns(visit: Visit, server: ScriptedServer) -> No
         {"role": "user", "content": "And of\nChile?"},
     ]
     figures = visit.page.locator(".figures").nth(0)
-    expect(figures).to_contain_text("4 tokens")  # the fourth is empty
+    expect(figures).to_contain_text("3 tokens")
     expect(figures).to_contain_text(re.compile(r"\d tokens/s"))
     expect(figures).to_contain_text(re.compile(r"first token after \d+\.\d\d s"))
-    expect(figures).to_contain_text("7 of 20 prompt tokens cached")
+    expect(figures).to_contain_text("14 of 28 prompt tokens cached")
 
 
 def test_an_answer_appears_while_it_is_generated_and_can_be_stopped(
@@ -239,3 +240,20 @@ def test_the_oldest_turns_are_forgotten_when_the_context_is_full(
     server.answers.extend([full] * 9)
     visit.ask("Six")
     expect(visit.page.get_by_text("The server says: the prompt has 600 tokens")).to_be_visible()
+
+
+def test_turns_are_forgotten_before_there_is_no_room_for_an_answer(
+    visit: Visit, server: ScriptedServer
+) -> None:
+    """Two turns of 40 tokens and a question do not fit into a context of 100, if an answer may have 20."""
+    server.context = 100
+    visit.page.reload()
+    visit.set(Max_tokens="20")
+    for at, letter in enumerate("abcd"):
+        server.answers.append(["x"] * 10)
+        visit.ask(letter * 30)
+        expect(visit.answer(at)).to_have_text("x" * 10)
+        expect(visit.answer(at)).to_have_attribute("aria-busy", "false")
+    asked = [[entry["content"][0] for entry in request["messages"]] for request in server.requests]
+    assert asked == [["a"], ["a", "x", "b"], ["b", "x", "c"], ["c", "x", "d"]]
+    expect(visit.page.get_by_text("the first question and its answer are forgotten")).to_be_visible()
