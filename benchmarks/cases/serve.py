@@ -182,7 +182,7 @@ def checkpoint_of(model: str, folder: Path) -> Path:
 def print_report(report: dict[str, Any]) -> None:
     """Tables of loads and of long prompts, how many times as fast ours is, and who is absent."""
     measured = report["measured"]
-    for columns, name in ((LOAD_COLUMNS, "tokens_per_second"), (PAUSE_COLUMNS, "p99_over_median")):
+    for columns, name in ((LOAD_COLUMNS, "tokens_per_second"), (PAUSE_COLUMNS, "quiet_median")):
         rows = [
             [
                 row,

@@ -114,9 +114,10 @@ def pause_figures(observed: dict[str, Any], span: Span) -> dict[str, float]:
         "between_tokens_median": _median(seconds),
         "between_tokens_p99": _p99(seconds),
         "quiet_median": _median(quiet),
-        "p99_over_median": _p99(during or seconds) / _median(quiet),
-        "p99_over_median_of_all": _p99(seconds) / _median(seconds),
     }
+    if figures["quiet_median"] and figures["between_tokens_median"]:  # else tokens come in bursts
+        figures["p99_over_median"] = _p99(during or seconds) / figures["quiet_median"]
+        figures["p99_over_median_of_all"] = _p99(seconds) / figures["between_tokens_median"]
     if reading:
         figures |= {
             "while_reading_median": _median(during),
