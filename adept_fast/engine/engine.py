@@ -174,6 +174,7 @@ class Engine:
             self._turns.work_until(is_idle, step)
             if is_idle() and not self._is_stopping:
                 self._arrival.wait()
+        self._is_stopping = False  # it may be called again
 
     def stop_running(self) -> None:
         """Have ``run`` return after the current step. Requests stay as they are."""
