@@ -30,7 +30,7 @@ class Failure:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-# Pieces of text; an Event is waited for; a Failure is sent as an event; CUT breaks the connection.
+# Pieces of text; a float is seconds without any; an Event is waited for; a Failure is sent as an event; CUT breaks the connection.
 Script = Sequence[object]
 
 
@@ -42,6 +42,7 @@ class ScriptedServer:
         requests: the bodies of the chat requests so far.
         left: set when a client has left an answer that is not complete.
         key: the API key that requests must have.
+        context: of the model, if that is told. A character of a prompt is a token, and so is a piece of text.
     """
 
     def __init__(self) -> None:
@@ -49,6 +50,7 @@ class ScriptedServer:
         self.requests: list[dict[str, Any]] = []
         self.left = threading.Event()
         self.key: str | None = None
+        self.context: int | None = None
         self._socket = socket.socket()
         self._socket.bind(("127.0.0.1", 0))
         self._socket.listen()
@@ -75,7 +77,8 @@ class ScriptedServer:
 
         @app.get("/v1/models")
         async def models(request: Request) -> Response:
-            return self._refusal(request) or JSONResponse({"object": "list", "data": [{"id": "scripted-1b"}]})
+            model = {"id": "scripted-1b", "max_model_len": self.context}
+            return self._refusal(request) or JSONResponse({"object": "list", "data": [model]})
 
         @app.post("/v1/chat/completions")
         async def chat(request: Request) -> Response:
@@ -86,7 +89,9 @@ class ScriptedServer:
             script = self.answers.popleft() if self.answers else echo(body)
             if isinstance(script, Failure):
                 return _failed(script)
-            return StreamingResponse(self._stream(script, request), media_type="text/event-stream")
+            prompt = sum(len(message["content"]) for message in body["messages"])
+            stream = self._stream(script, request, prompt)
+            return StreamingResponse(stream, media_type="text/event-stream")
 
         return app
 
@@ -95,7 +100,7 @@ class ScriptedServer:
             return None
         return _failed(Failure(401, "the API key is none of this server's", "invalid_api_key"))
 
-    async def _stream(self, script: Script, request: Request) -> AsyncIterator[str]:
+    async def _stream(self, script: Script, request: Request, prompt: int) -> AsyncIterator[str]:
         tokens = 0
         try:
             yield _event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
@@ -106,25 +111,27 @@ class ScriptedServer:
                 elif isinstance(step, Failure):
                     yield _event(_error(step))
                     return
+                elif isinstance(step, float):
+                    await asyncio.sleep(step)
                 elif step is CUT:
                     raise ConnectionResetError
                 else:
                     tokens += 1
                     yield _event({"choices": [{"index": 0, "delta": {"content": step}}]})
-        except (_Left, asyncio.CancelledError):
+        except (_LeftError, asyncio.CancelledError):
             self.left.set()
             raise
         yield _event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
         usage = {
-            "prompt_tokens": 20,
+            "prompt_tokens": prompt,
             "completion_tokens": tokens,
-            "prompt_tokens_details": {"cached_tokens": 7},
+            "prompt_tokens_details": {"cached_tokens": prompt // 2},
         }
         yield _event({"choices": [], "usage": usage})
         yield "data: [DONE]\n\n"
 
 
-class _Left(Exception):
+class _LeftError(Exception):
     """The client has closed the connection."""
 
 
@@ -137,7 +144,7 @@ def echo(body: dict[str, Any]) -> Script:
 async def _wait(gate: threading.Event, request: Request) -> None:
     while not await asyncio.to_thread(gate.wait, 0.02):
         if await request.is_disconnected():
-            raise _Left
+            raise _LeftError
 
 
 def _event(data: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import importlib
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from adept_fast import __version__
 from adept_fast.choices import CHECKPOINT_FORMATS, DTYPES, MAX_STEP_TOKENS, PACKED_FORMATS, PACKED_LAYOUTS
@@ -23,6 +24,7 @@ from adept_fast.commands.options import (
     json_option,
     mmap_option,
     placement_options,
+    remote_options,
     revision_option,
     sampling_options,
     serving_options,
@@ -73,11 +75,17 @@ def generate(**options: Any) -> None:
 @placement_options
 @sampling_options
 @bos_option
+@remote_options
 def chat(**options: Any) -> None:
     """Talk with the model. Ctrl-C stops an answer, Ctrl-D leaves.
 
     A question that is too long or not UTF-8 is an error on stderr; the next one is read.
     """
+    if options["server"] is not None:
+        _run("remote_chat", options)
+        return
+    if click.get_current_context().get_parameter_source("api_key") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--api-key is given without --server; expected both or none")
     _run("chat", options)
 
 

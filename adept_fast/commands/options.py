@@ -118,6 +118,20 @@ sampling_options = _together(
         help=r"A string that ends the text, with the escapes \n, \t, \r, \\, \xHH and \uHHHH; repeatable.",
     ),
 )
+# A model elsewhere; ``remote_chat`` reads them.
+remote_options = _together(
+    _option(
+        "--server",
+        metavar="URL",
+        help="Talk with the model of a server, such as http://127.0.0.1:8000, instead of loading one.",
+    ),
+    _option(
+        "--api-key",
+        envvar="ADEPT_FAST_API_KEY",
+        show_envvar=True,
+        help="With --server: its key. The variable is not seen by other users of this machine.",
+    ),
+)
 bos_option = click.option(
     "--bos/--no-bos",
     "add_bos",

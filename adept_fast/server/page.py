@@ -8,8 +8,7 @@ from importlib import resources
 
 from fastapi import APIRouter, Request, Response
 
-# The whole page: no other file is read, whatever a request says. A browser gets them without an API key, as it
-# asks for one on the page.
+# The whole page: no request reads another file. None needs an API key, which is entered on the page.
 _FILES = {
     "/": ("index.html", "text/html"),
     "/page/chat.js": ("chat.js", "text/javascript"),

@@ -1,102 +1,29 @@
-"""The web page in a real browser, with a server whose answers are known beforehand."""
+"""The web page in a real browser: conversations, settings and errors; the answers are written beforehand."""
 
 from __future__ import annotations
 
 import re
-import shutil
 import threading
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import pytest
 
 pytest.importorskip("playwright", reason="the page is tested with playwright")
 pytest.importorskip("uvicorn", reason="the page is served by uvicorn")
 
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from scripted_server import CUT, Failure, ScriptedServer
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from page_visit import Visit
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium"),
-]
-
-HTTP_ERROR = re.compile("Failed to load resource: (the server responded with a status|net::ERR)")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def server() -> Iterator[ScriptedServer]:
-    with ScriptedServer() as server:
-        yield server
-
-
-class Visit:
-    """The page in a context of its own, with helpers; ``complaints`` and ``hosts`` are what a test checks."""
-
-    def __init__(self, browser: Browser, url: str, **options: Any) -> None:
-        self.context = browser.new_context(**options)
-        self.context.set_default_timeout(10_000)
-        self.page: Page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.hosts: set[str | None] = set()
-        self.page.on("console", self._hear)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
-        self.page.goto(url)
-
-    def _hear(self, message: Any) -> None:
-        if message.type in ("error", "warning") and not HTTP_ERROR.match(message.text):
-            self.complaints.append(message.text)
-
-    @property
-    def message(self) -> Locator:
-        return self.page.get_by_role("textbox", name="Message", exact=True)
-
-    def button(self, name: str) -> Locator:
-        return self.page.get_by_role("button", name=name, exact=True)
-
-    def ask(self, question: str) -> None:
-        self.message.fill(question)
-        self.message.press("Enter")
-
-    def answer(self, number: int) -> Locator:
-        return self.page.locator(".answer").nth(number)
-
-    def set(self, **fields: str) -> None:
-        self.button("Settings").click()
-        for label, value in fields.items():
-            self.page.get_by_label(label.replace("_", " "), exact=True).fill(value)
-        self.button("Close").click()
-
-    def is_too_wide(self) -> bool:
-        return bool(self.page.evaluate("document.documentElement.scrollWidth > innerWidth"))
-
-
-@pytest.fixture
-def visit(browser: Browser, server: ScriptedServer) -> Iterator[Visit]:
-    """The page on a desktop. Nothing may be reported on the console, and no other host may be asked."""
-    visit = Visit(browser, server.url)
-    yield visit
-    assert visit.complaints == []
-    assert visit.hosts == {urlsplit(server.url).netloc}
-    visit.context.close()
+pytest_plugins = ["page_visit"]
+pytestmark = pytest.mark.slow
 
 
 def test_a_conversation_of_two_turns(visit: Visit, server: ScriptedServer) -> None:
     expect(visit.page.get_by_text("scripted-1b")).to_be_visible()
+    server.answers.append(["You said: ", 0.1, "What is ", "the capital of Peru?"])
     visit.ask("What is the capital of Peru?")
     expect(visit.answer(0)).to_have_text("You said: What is the capital of Peru?")
     visit.ask("And of\nChile?")
@@ -114,10 +41,10 @@ def test_a_conversation_of_two_turns(visit: Visit, server: ScriptedServer) -> No
         {"role": "user", "content": "And of\nChile?"},
     ]
     figures = visit.page.locator(".figures").nth(0)
-    expect(figures).to_contain_text("4 tokens")  # the fourth is empty
+    expect(figures).to_contain_text("3 tokens")
     expect(figures).to_contain_text(re.compile(r"\d tokens/s"))
     expect(figures).to_contain_text(re.compile(r"first token after \d+\.\d\d s"))
-    expect(figures).to_contain_text("7 of 20 prompt tokens cached")
+    expect(figures).to_contain_text("14 of 28 prompt tokens cached")
 
 
 def test_an_answer_appears_while_it_is_generated_and_can_be_stopped(
@@ -194,8 +121,8 @@ def test_a_new_conversation_begins_while_an_answer_is_generated(visit: Visit, se
 
 def test_settings_are_sent_and_kept(visit: Visit, server: ScriptedServer) -> None:
     fields = {
-        "Temperature": "0.7", "Top_p": "0.9", "Top_k": "40", "Min_p": "0.05", "Max_tokens": "100", "Seed": "7",
-        "System_message": "Be brief.",
+        "Temperature": "0.7", "Top_p": "0.9", "Top_k": "40", "Min_p": "0.05", "Max_tokens": "100",
+        "Seed": "7", "System_message": "Be brief.",
     }  # fmt: skip
     visit.set(**fields)
     for _ in range(2):
@@ -305,143 +232,28 @@ def test_the_oldest_turns_are_forgotten_when_the_context_is_full(
     expect(visit.answer(4)).to_have_text("You said: Five")
     asked = [[entry["content"] for entry in request["messages"][::2]] for request in server.requests]
     assert asked == [
-        ["One", "Two", "Three", "Four"], ["Two", "Three", "Four"], ["Three", "Four"], ["Three", "Four", "Five"]
-    ]  # fmt: skip
+        ["One", "Two", "Three", "Four"],
+        ["Two", "Three", "Four"],
+        ["Three", "Four"],
+        ["Three", "Four", "Five"],
+    ]
     server.answers.extend([full] * 9)
     visit.ask("Six")
     expect(visit.page.get_by_text("The server says: the prompt has 600 tokens")).to_be_visible()
 
 
-def test_a_models_text_is_text_and_keeps_its_whitespace(visit: Visit, server: ScriptedServer) -> None:
-    text = "a  b\n   <b>c</b> <img src=x onerror=\"document.title='run'\">\n\n```python\nif x:\n    y = '<i>'\n```\nend"
-    server.answers.append([*text])
-    visit.ask("Show <code>")
-    paragraph, code, end = (visit.answer(0).locator("> *").nth(at) for at in range(3))
-    expect(end).to_have_text("end")
-    assert paragraph.text_content() == text.partition("\n\n```")[0]
-    expect(paragraph).to_have_css("white-space-collapse", "preserve")
-    assert code.evaluate("node => node.tagName") == "PRE"
-    assert code.text_content() == "if x:\n    y = '<i>'"
-    assert visit.page.locator(".question").text_content() == "Show <code>"
-    assert visit.page.locator("main :is(b, img, i)").count() == 0
-    visit.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    visit.button("Copy").click()
-    expect(visit.button("Copied")).to_be_visible()
-    assert visit.page.evaluate("navigator.clipboard.readText()") == text
-
-
-def test_a_screen_reader_hears_an_answer_once(visit: Visit, server: ScriptedServer) -> None:
-    gate = threading.Event()
-    server.answers.append(["Yes, ", gate, "it is."])
-    status = visit.page.get_by_role("status")
-    expect(status).to_have_attribute("aria-live", "polite")
-    visit.ask("Is it?")
-    expect(visit.answer(0)).to_have_text("Yes, ")
-    expect(status).to_have_text("The model is answering.")
-    gate.set()
-    expect(status).to_have_text("The answer: Yes, it is.")
-    assert visit.page.locator("main [aria-live], main [role=log], main [role=status]").count() == 0
-
-
-def test_the_page_is_used_with_the_keyboard_alone(visit: Visit, server: ScriptedServer) -> None:
-    press, focused = visit.page.keyboard.press, visit.page.locator(":focus")
-    expect(visit.message).to_be_focused()
-    visit.page.keyboard.type("First line")
-    press("Shift+Enter")
-    visit.page.keyboard.type("second")
-    press("Enter")
-    expect(visit.answer(0)).to_have_text("You said: First line\nsecond", use_inner_text=True)
-
-    skip = visit.page.get_by_role("link", name="Skip to the message field")
-    skip.focus()
-    names = []
-    for _ in range(8):
-        names.append(
-            focused.get_attribute("aria-label") or focused.text_content() or focused.get_attribute("id")
-        )
-        outline = focused.evaluate("node => getComputedStyle(node).outlineStyle")
-        assert outline == "solid" or names[-1] == "message", "the focus is not visible"
-        press("Tab")
-    assert names == [
-        "Skip to the message field", "New conversation", "Settings", "Dark theme", "Copy", "Regenerate", "message",
-        "Send",
-    ]  # fmt: skip
-
-    server.answers.append(["Endless", threading.Event()])
-    visit.message.focus()
-    press("Shift+Tab")
-    press("Enter")  # Regenerate
-    expect(visit.answer(0)).to_have_text("Endless")
-    expect(visit.message).to_be_focused()
-    press("Escape")
-    assert server.left.wait(10)
-    expect(visit.page.get_by_text("Stopped.", exact=True)).to_be_visible()
-
-    skip.focus()
-    press("Enter")
-    expect(visit.message).to_be_focused()
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_light_and_dark(browser: Browser, server: ScriptedServer, theme: str) -> None:
-    """The page begins as the system is, and the button changes it for good."""
-    visit = Visit(browser, server.url, color_scheme=theme)
-    other = {"light": "dark", "dark": "light"}[theme]
-    root = visit.page.locator("html")
-    expect(root).to_have_css("color-scheme", theme)
-    visit.button(f"{other.capitalize()} theme").click()
-    expect(root).to_have_css("color-scheme", other)
+def test_turns_are_forgotten_before_there_is_no_room_for_an_answer(
+    visit: Visit, server: ScriptedServer
+) -> None:
+    """Two turns of 40 tokens and a question do not fit into a context of 100, if an answer may have 20."""
+    server.context = 100
     visit.page.reload()
-    expect(root).to_have_css("color-scheme", other)
-    visit.button(f"{theme.capitalize()} theme").click()
-    visit.page.emulate_media(color_scheme=other)
-    expect(root).to_have_css("color-scheme", other)
-    assert visit.complaints == []
-    visit.context.close()
-
-
-def test_a_phone_scrolls_in_one_direction(browser: Browser, server: ScriptedServer) -> None:
-    size = {"width": 360, "height": 640}
-    visit = Visit(browser, server.url, viewport=size, is_mobile=True, has_touch=True)
-    server.answers.append(["w" * 300, " ", "line\n" * 60, "```\n" + "code " * 100 + "\n```"])
-    visit.message.fill("q" * 200)
-    visit.button("Send").tap()
-    expect(visit.page.locator("pre")).to_be_in_viewport()  # the end is kept in view
-    expect(visit.button("Regenerate")).to_be_in_viewport()
-    assert not visit.is_too_wide()
-    server.answers.append(Failure(400, "e" * 300))
-    visit.ask("x")
-    expect(visit.button("Try again")).to_be_in_viewport()
-    assert not visit.is_too_wide()
-    visit.button("Settings").tap()
-    assert visit.page.locator("dialog").evaluate("node => node.scrollWidth <= node.clientWidth")
-    for control in visit.page.locator("dialog :is(button, input, textarea)").all():
-        box = control.bounding_box()
-        assert box is not None
-        assert box["x"] >= 0
-        assert box["x"] + box["width"] <= size["width"]
-    assert visit.complaints == []
-    visit.context.close()
-
-
-def test_motion_can_be_reduced(browser: Browser, server: ScriptedServer) -> None:
-    visit = Visit(browser, server.url, reduced_motion="reduce")
-    server.answers.append([threading.Event()])
-    visit.ask("Hello")
-    expect(visit.page.get_by_text("Waiting for the first token")).to_be_visible()
-    assert visit.page.evaluate("document.getAnimations().length") == 0
-    visit.context.close()
-
-
-def test_the_text_does_not_move_for_who_reads_above(visit: Visit, server: ScriptedServer) -> None:
-    gate = threading.Event()
-    server.answers.append(["line\n" * 100, gate, "line\n" * 100, "end"])
-    visit.ask("Hello")
-    question = visit.page.locator(".question")
-    expect(question).not_to_be_in_viewport()
-    visit.page.evaluate("scrollTo(0, 0)")
-    expect(question).to_be_in_viewport()
-    gate.set()
-    expect(visit.answer(0)).to_contain_text("end")
-    drawn = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(scrollY))))"
-    assert visit.page.evaluate(drawn) == 0
+    visit.set(Max_tokens="20")
+    for at, letter in enumerate("abcd"):
+        server.answers.append(["x"] * 10)
+        visit.ask(letter * 30)
+        expect(visit.answer(at)).to_have_text("x" * 10)
+        expect(visit.answer(at)).to_have_attribute("aria-busy", "false")
+    asked = [[entry["content"][0] for entry in request["messages"]] for request in server.requests]
+    assert asked == [["a"], ["a", "x", "b"], ["b", "x", "c"], ["c", "x", "d"]]
+    expect(visit.page.get_by_text("the first question and its answer are forgotten")).to_be_visible()

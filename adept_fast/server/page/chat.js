@@ -1,23 +1,25 @@
 // A conversation with the server's model.
 
-import { answer, modelName, ServerError } from "./server.js";
+import { answer, firstModel, ServerError } from "./server.js";
 import { apiKey, onSettingsClosed, openSettings, sampling, systemMessage } from "./settings.js";
 import { Turn } from "./turn.js";
 
 const find = (id) => document.getElementById(id);
 const [message, send, stop, conversation] = ["message", "send", "stop", "conversation"].map(find);
 
+const DEFAULT_ROOM = 128; // tokens that are left for an answer whose length is not set
+
 let turns = [];
 let forgotten = 0; // turns at the beginning that do not fit into the model's context
-let model = null;
+let model = null; // {name, context}: the context in tokens, if the server tells it
 let controller = null; // of the answer that is being generated: it stops it
 
 // Show the name of the model. Throws ServerError.
 async function learnModel(signal) {
   if (model !== null) return;
-  model = await modelName(apiKey(), signal);
-  find("model").textContent = model;
-  document.title = `${model} – adept-fast`;
+  model = await firstModel(apiKey(), signal);
+  find("model").textContent = model.name;
+  document.title = `${model.name} – adept-fast`;
   find("problem").hidden = true;
 }
 
@@ -53,17 +55,19 @@ async function generate(turn) {
   showButtons();
 }
 
-// Receive the answer to the turn's question. The oldest turns are left out while the server says that the
-// conversation is longer than the model's context.
+// Receive the answer to the turn's question. The oldest turns are left out as far as they do not fit.
 async function receive(turn, signal) {
   await learnModel(signal);
   const before = turns.slice(0, turns.indexOf(turn)).filter((earlier) => earlier.answer !== "");
   const last = { role: "user", content: turn.question };
   const system = systemMessage() ? [{ role: "system", content: systemMessage() }] : [];
-  for (let left = Math.min(forgotten, before.length); ; left += 1) {
-    const messages = [...system, ...before.slice(left).flatMap((earlier) => earlier.messages), last];
+  for (let left = countUnfit(before, turn); ; left += 1) {
+    const kept = before.slice(left);
+    const messages = [...system, ...kept.flatMap((earlier) => earlier.messages), last];
     try {
-      for await (const part of answer({ model, messages, ...sampling() }, apiKey(), signal)) turn.add(part);
+      const body = { model: model.name, messages, ...sampling() };
+      for await (const part of answer(body, apiKey(), signal)) turn.add(part);
+      turn.count(tokensOf(kept));
       if (left > forgotten) turn.sayForgotten(left);
       forgotten = left;
       return;
@@ -71,6 +75,19 @@ async function receive(turn, signal) {
       if (!error.isTooLong || left === before.length) throw error;
     }
   }
+}
+
+// How many turns at the beginning should be left out, so that the model has room to answer.
+function countUnfit(before, turn) {
+  let left = Math.min(forgotten, before.length);
+  if (model.context === null) return left;
+  const room = Math.min(sampling().max_tokens ?? DEFAULT_ROOM, model.context / 2);
+  while (left < before.length && tokensOf(before.slice(left)) + turn.tokens > model.context - room) left += 1;
+  return left;
+}
+
+function tokensOf(some) {
+  return some.reduce((sum, turn) => sum + turn.tokens, 0);
 }
 
 function submit() {
@@ -158,6 +175,7 @@ addEventListener("scroll", () => {
 });
 new ResizeObserver(() => {
   if (isFollowing) scrollTo(0, document.documentElement.scrollHeight);
+  scrolled = scrollY;
 }).observe(conversation);
 
 find("composer").addEventListener("submit", (event) => {

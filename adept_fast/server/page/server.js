@@ -15,12 +15,12 @@ export class ServerError extends Error {
   }
 }
 
-// The id of the server's first model. Throws ServerError.
-export async function modelName(apiKey, signal) {
+// The server's first model: its {name} and its {context} in tokens, or null. Throws ServerError.
+export async function firstModel(apiKey, signal) {
   const response = await request("v1/models", { headers: headers(apiKey), signal }, apiKey);
-  const model = (await json(response))?.data?.[0]?.id;
-  if (typeof model !== "string") throw new ServerError("The server names no model.");
-  return model;
+  const model = (await json(response))?.data?.[0];
+  if (typeof model?.id !== "string") throw new ServerError("The server names no model.");
+  return { name: model.id, context: model.max_model_len > 0 ? model.max_model_len : null };
 }
 
 // Generates {text} for each piece, {finishReason} and {usage} when they are known. Throws ServerError, and

@@ -2,6 +2,9 @@
 
 import { showText } from "./text_view.js";
 
+const CHARACTERS_A_TOKEN = 3;
+const MIN_MILLISECONDS = 50; // in less than this, what is counted is how the network packs pieces
+
 const NOTHING = { text: "", first: null, last: null, usage: null, finishReason: null };
 
 export class Turn {
@@ -10,6 +13,7 @@ export class Turn {
   #sent = 0; // when the question was sent, in milliseconds
   #now = NOTHING; // what has been received; first and last: when the first and the last piece came
   #previous = NOTHING; // the answer that a new one shall replace
+  #counted = null; // the turn's tokens, if the server has told them
   #drawing = 0;
 
   // actions: {copy, regenerate, openSettings}, called with the turn
@@ -37,11 +41,23 @@ export class Turn {
     ];
   }
 
+  // About how many tokens the turn has in a prompt.
+  get tokens() {
+    return this.#counted ?? Math.ceil((this.question.length + this.answer.length) / CHARACTERS_A_TOKEN);
+  }
+
+  // Take the turn's tokens from the answer's usage; ``before`` are those of the turns before it in the prompt.
+  count(before) {
+    const { prompt_tokens: prompt, completion_tokens: completion } = this.#now.usage ?? {};
+    this.#counted = prompt > 0 ? Math.max(prompt + completion - before, 0) : null;
+  }
+
   // Wait for an answer, in place of the one that there may be.
   begin() {
     this.#isOpen = true;
     this.#sent = performance.now();
     this.#previous = this.#now;
+    this.#counted = null;
     this.#now = NOTHING;
     this.#parts.problem.hidden = true;
     this.#parts.note.textContent = "";
@@ -124,7 +140,7 @@ export class Turn {
     if (first === null) return [];
     const figures = [`first token after ${((first - this.#sent) / 1000).toFixed(2)} s`];
     const tokens = usage?.completion_tokens;
-    if (tokens > 1 && last > first) {
+    if (tokens > 1 && last - first >= MIN_MILLISECONDS) {
       const rate = ((tokens - 1) * 1000) / (last - first);
       figures.unshift(`${rate.toFixed(rate < 100 ? 1 : 0)} tokens/s`);
     }
