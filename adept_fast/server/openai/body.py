@@ -75,12 +75,10 @@ BodyT = TypeVar("BodyT", bound=Body)
 
 
 async def read_body(request: Request, model: type[BodyT]) -> BodyT:
-    """The parameters of a request. Raises ApiError that names the first wrong one."""
-    content_type = request.headers.get("content-type", "")
-    if content_type.partition(";")[0].strip().lower() != "application/json":
-        raise ApiError(
-            415, f"the Content-Type is {short_repr(content_type)}; expected 'application/json'", code=None
-        )
+    """The parameters of a request. Raises ApiError that names the first wrong one.
+
+    That the body is declared as JSON, and not too large, was checked before.
+    """
     try:
         data = from_json(await request.body())
     except ValueError as error:
@@ -109,11 +107,12 @@ def body_schema(model: type[Body], bounds: Mapping[str, Mapping[str, Any]] | Non
 def _api_error(details: ErrorDetails) -> ApiError:
     kind, context = details["type"], details.get("ctx", {})
     if kind == _UNSUPPORTED:
-        name = _joined([*details["loc"], context["name"]])
+        name = _joined(details["loc"], context["name"])
         return ApiError(400, f"{name} {context['message']}", name, _UNSUPPORTED)
-    name = _joined(details["loc"])
     if kind == "extra_forbidden":
+        name = _joined(details["loc"][:-1], str(details["loc"][-1]))
         return ApiError(400, f"{name} is no parameter of this path", name, "unknown_parameter")
+    name = _joined(details["loc"])
     if kind == "missing":
         return ApiError(400, f"{name} is missing", name, "missing_required_parameter")
     if kind == "value_error":
@@ -132,15 +131,15 @@ _EXPECTED = {
 }
 
 
-def _joined(location: Sequence[int | str]) -> str:
-    """A parameter's name, as ``messages[0].role``."""
+def _joined(location: Sequence[int | str], last: str = "") -> str:
+    """A parameter's name, as ``messages[0].role``; ``last`` is the client's own word."""
     name = ""
     for part in location:
         if isinstance(part, int):
             name += f"[{part}]"
         elif not part.startswith(_BRANCH):
             name += f".{part}" if name else part
-    return shortened(name)
+    return shortened(f"{name}.{last}" if name and last else name or last)
 
 
 def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:

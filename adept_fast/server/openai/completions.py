@@ -41,8 +41,8 @@ def router(service: Service, settings: Settings) -> APIRouter:
         """Continues each prompt `n` times. The choices of the first prompt come first."""
         body = await read_body(request, CompletionRequest)
         body.check(settings)
-        params = body.params(body.max_tokens, body.logprobs)
         check_biases(runtime, body.logit_bias)
+        params = body.params(body.max_tokens, body.logprobs)
         prompts, writer = await run_in_threadpool(encode, body)
         requests = engine_requests(
             [prompt.ids for prompt in prompts],
