@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -189,6 +190,38 @@ def test_the_log_has_texts_if_it_is_told_to() -> None:
     assert first["answers"] == [answer["choices"][0]["text"]]
     assert "no_log is False" in stderr
     assert "no_log is True" not in stderr
+
+
+def test_a_client_that_sends_too_much_reads_why() -> None:
+    def chunks() -> Iterator[bytes]:
+        for _ in range(64):
+            yield b" " * 2**20
+
+    with ServerProcess() as server, server.client(headers={"Content-Type": "application/json"}) as client:
+        for body in (b" " * 2**26, chunks()):
+            response = client.post("/v1/completions", content=body)
+            assert (response.status_code, response.headers["connection"]) == (413, "close")
+            assert "expected at most 4194304 bytes" in response.json()["error"]["message"]
+        assert client.get("/health").status_code == 200
+
+
+def test_what_is_no_request_is_refused() -> None:
+    with ServerProcess("--log-format", "json") as server:
+        for text, status in (
+            (b"nonsense\r\n\r\n", b"400"),
+            (b"GET /health HTTP/1.1\r\n\r\n", b"400"),  # without a host
+            (b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: a.example\r\n\r\n", b"400"),
+            (b"GET /health HTTP/1.0\r\n\r\n", b"403"),
+            (b"GET /health HTTP/1.1\r\nHost: a.example\r\n\r\n", b"403"),
+            (b"GET http://localhost/health HTTP/1.1\r\nHost: a.example\r\n\r\n", b"403"),
+            (b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", b"200"),
+        ):
+            with socket.create_connection(("127.0.0.1", server.port)) as connection:
+                connection.sendall(text)
+                assert connection.recv(12).split()[1] == status, text
+        server.signal(signal.SIGTERM)
+        assert server.exit_code() == 0
+        assert all(json.loads(line) for line in server.stderr().splitlines())
 
 
 def test_signals_that_the_caller_ignores_stay_ignored() -> None:
