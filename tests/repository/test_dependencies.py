@@ -236,7 +236,7 @@ def is_private(name: str) -> bool:
 def made_here(tree: ast.Module) -> Iterator[str]:
     """The names that a file gives to something of its own."""
     for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             yield node.name
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.id
