@@ -15,8 +15,8 @@ def cached_tokens_of_random_conversations(
 ) -> int:
     """How many tokens of prompts were not read, in all.
 
-    Prompts go on from the beginnings and from earlier answers. Raises AssertionError if an answer, or what came
-    of it before it was cancelled, differs in a bit from that of the cold runtime.
+    Prompts go on from the beginnings and from earlier answers. Raises AssertionError if an answer differs in a
+    bit from that of the cold runtime; of a cancelled one, what came before.
     """
     draw = random.Random(seed)
     texts = list(beginnings)

@@ -26,16 +26,10 @@ from server_process import ServerProcess
 from adept_fast import Runtime, SamplingParams
 
 SLOTS, WAITING, SEED = 8, 40, 17
-ARGUMENTS = (
-    "--batch-size",
-    str(SLOTS),
-    "--max-queue",
-    str(WAITING),
-    "--max-seq-len",
-    "512",
-    "--step-tokens",
-    "24",
-)
+CONTEXT = 512
+ARGUMENTS = [
+    f"--batch-size={SLOTS}", f"--max-queue={WAITING}", f"--max-seq-len={CONTEXT}", "--step-tokens=24"
+]  # fmt: skip
 MEMORY_GROWTH_BYTES = 64 << 20  # what an allocator may keep
 ANSWER_SECONDS = 120  # nothing takes that long
 

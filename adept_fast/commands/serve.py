@@ -59,6 +59,9 @@ def _serve(options: dict[str, Any], settings: Settings) -> None:
             options,
             max_batch_size=options["batch_size"],
             progress=options["log_format"] == "text",
+            step_tokens=options["step_tokens"],
+            max_waiting=options["max_queue"],
+            prefix_cache=True,
         )
         serve(runtime, settings, listener, lambda: print_text(ready))
 

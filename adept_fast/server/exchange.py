@@ -7,6 +7,7 @@ import re
 import secrets
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -39,7 +40,7 @@ class AnswerTotals:
     finish_reasons: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
 
-    def fields(self) -> dict[str, object]:
+    def fields(self) -> dict[str, Any]:
         """The fields for the log; none without an answer."""
         if not self.finish_reasons:
             return {}

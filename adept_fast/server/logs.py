@@ -16,7 +16,7 @@ _logger = logging.getLogger("adept_fast.server")
 _FIELDS = "adept_fast_fields"  # the attribute of a record that holds them
 
 
-def log(event: str, *, level: int = logging.INFO, **fields: object) -> None:
+def log(event: str, level: int = logging.INFO, **fields: Any) -> None:
     """Log an event. Fields that are None are left out.
 
     The caller sees to it that no field holds an API key, or unasked a prompt or an answer.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Literal
 
 from adept_fast.arguments import ParameterError
 from adept_fast.engine.scheduler import QueueFullError
 from adept_fast.engine.sequence import FinishReason, Generation, GenerationError, GenerationEvent, Request
 from adept_fast.server.api_error import ApiError
+from adept_fast.server.observation import observed
 from adept_fast.server.service import Answer, Service, ServiceStoppingError
 
 
@@ -38,8 +40,9 @@ class Answers:
 
         async def pass_on(index: int, answer: Answer) -> None:
             try:
-                async for event in answer:
-                    queue.put_nowait((index, event))
+                async with aclosing(observed(answer)) as observed_events:
+                    async for event in observed_events:
+                        queue.put_nowait((index, event))
             except Exception as error:  # noqa: BLE001 (raised by the one who reads the queue)
                 queue.put_nowait((index, error))
             else:
