@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from scripted_server import ScriptedServer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -65,6 +65,8 @@ class Visit:
         return self.page.get_by_role("button", name=name, exact=True)
 
     def ask(self, question: str) -> None:
+        """Send a question, as soon as there is no answer to wait for."""
+        expect(self.button("Send")).to_be_visible()
         self.message.fill(question)
         self.message.press("Enter")
 
