@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
-from adept_fast.engine.engine import RequestHandle
+from adept_fast.engine.request_handle import RequestHandle
 from adept_fast.engine.runtime import Runtime
 from adept_fast.engine.scheduler import QueueFullError
 from adept_fast.engine.sequence import Generation, GenerationEvent, Request
