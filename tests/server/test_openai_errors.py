@@ -82,7 +82,7 @@ WRONG_IN_BOTH: list[tuple[dict[str, Any], str]] = [
     ({"stop": ["a", "b", "c"]}, "stop"),
     ({"stop": "nine char"}, "stop"),
     ({"stop": ["a", 1]}, "stop[1]"),
-    ({"stop_token_ids": [-1]}, "stop_token_ids"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
     ({"stop_token_ids": ["a"]}, "stop_token_ids[0]"),
     ({"stream": "yes"}, "stream"),
     ({"stream": 1}, "stream"),
