@@ -29,7 +29,8 @@ void define_operators(Library& library) {
       "float eps, float scale, Tensor(b!)? counts) -> Tensor");
   library.def(
       "sample(Tensor logits, Tensor slots, Tensor positions, Tensor temperature, Tensor top_k, Tensor top_p, "
-      "Tensor min_p, Tensor repetition_penalty, Tensor seed, Tensor(a!) seen) -> Tensor");
+      "Tensor min_p, Tensor repetition_penalty, Tensor frequency_penalty, Tensor presence_penalty, "
+      "Tensor is_biased, Tensor seed, Tensor logit_bias, Tensor(a!) seen, Tensor(b!) counts) -> Tensor");
   library.def(
       "update_decode_state(Tensor chosen, Tensor(a!) ids, Tensor(b!) slots, Tensor(c!) positions, Tensor limits, "
       "Tensor ends, Tensor(d!) counts, Tensor(e!) token_ring) -> ()");

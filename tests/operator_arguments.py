@@ -147,8 +147,13 @@ def sample(fmt: str) -> Arguments:
         "top_p": torch.full((SLOTS,), 0.9),
         "min_p": torch.full((SLOTS,), 0.1),
         "repetition_penalty": torch.full((SLOTS,), 1.2),
+        "frequency_penalty": torch.full((SLOTS,), 0.5),
+        "presence_penalty": torch.full((SLOTS,), -0.2),
+        "is_biased": torch.ones(SLOTS, dtype=torch.bool),
         "seed": torch.arange(SLOTS),
+        "logit_bias": torch.rand(SLOTS, 35),
         "seen": torch.zeros(SLOTS, 35, dtype=torch.bool),
+        "counts": torch.zeros(SLOTS, 35, dtype=torch.int32),
     }
 
 

@@ -12,7 +12,7 @@ WRITTEN: dict[str, tuple[str, ...]] = {
     "mlp": ("counts",),
     "rotary_append": ("cache_layer",),
     "decode_step": ("cache", "counts"),
-    "sample": ("seen",),
+    "sample": ("seen", "counts"),
     "update_decode_state": ("ids", "slots", "positions", "counts", "token_ring"),
 }
 

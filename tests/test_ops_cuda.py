@@ -289,28 +289,30 @@ class TestSampler:
         SamplingParams(temperature=1.2, top_k=9, top_p=0.8, seed=4),
         SamplingParams(repetition_penalty=1.5),
         SamplingParams(temperature=0.7, min_p=0.1, repetition_penalty=1.2, seed=5),
+        SamplingParams(frequency_penalty=1.5, presence_penalty=-0.5),
+        SamplingParams(temperature=0.8, top_p=0.9, presence_penalty=1.0, logit_bias={7: 4, 299: -9}, seed=6),
     )
 
     def started(self) -> Sampler:
-        sampler = Sampler(6, 300, CPU)
+        sampler = Sampler(8, 300, CPU)
         for slot, params in enumerate(self.PARAMS):
-            sampler.start(slot, params, torch.arange(slot, 40))
+            sampler.start(slot, params, range(slot, 40), generated_ids=[5, 60, 5, 299])
         return sampler
 
     def test_it_is_the_same_in_one_call(self) -> None:
         by_torch = self.started()
         with as_cuda(EMULATED.operators):
             by_kernel = self.started()
-        logits = torch.randn(4, 5, 300, generator=torch.Generator().manual_seed(2)) * 3
-        rows = [4, 1, 0, 3, 2]
+        rows = [4, 1, 6, 0, 5, 3, 2]
+        logits = torch.randn(4, len(rows), 300, generator=torch.Generator().manual_seed(2)) * 3
         for step in range(4):
-            at = logits[step], torch.tensor(rows), torch.full((5,), 39 + step)
+            at = logits[step], torch.tensor(rows), torch.full((len(rows),), 39 + step)
             assert torch.equal(by_kernel.choose(*at), by_torch.choose(*at))
 
     def test_one_call_whatever_is_asked_for(self) -> None:
         recorder = Recorder()
         with as_cuda(recorder):
             sampler = self.started()
-        for slot in range(5):
+        for slot in range(len(self.PARAMS)):
             sampler.choose(torch.randn(1, 300), torch.tensor([slot]), torch.tensor([40]))
-        assert recorder.called == ["sample"] * 5
+        assert recorder.called == ["sample"] * len(self.PARAMS)

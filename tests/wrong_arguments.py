@@ -274,6 +274,25 @@ WRONG = [
     Wrong("decode_step", "sin", widened, "sin has shape"),
     Wrong("decode_step", "counts", Tensor.int, "counts has dtype"),
     Wrong("decode_step", "rows", lambda rows: rows - 1, "w has shape"),
+    *(
+        Wrong("sample", name, change, f"{name} has {says}")
+        for name in ("temperature", "frequency_penalty", "presence_penalty", "is_biased", "seed")
+        for change, says in ((Tensor.double, "dtype"), (lambda x: x[None], "shape"))
+    ),
+    *(
+        Wrong("sample", name, change, f"{name} has {says}")
+        for name in ("logit_bias", "seen", "counts")
+        for change, says in (
+            (Tensor.short, "dtype"),
+            (widened, "shape"),
+            (lambda x: x[1:], "shape"),
+            (lambda x: x[0], "shape"),
+        )
+    ),
+    Wrong("sample", "frequency_penalty", lambda x: x[1:], "frequency_penalty has shape"),
+    Wrong("sample", "logit_bias", strided, "logit_bias is not contiguous"),
+    Wrong("sample", "counts", strided, "counts is not contiguous"),
+    Wrong("sample", "counts", misaligned, "counts is not aligned to its elements of 4 bytes"),
     Wrong("copy", "source", strided, "source is not contiguous"),
     Wrong("read", "source", strided, "source is not contiguous"),
 ]

@@ -20,7 +20,9 @@ from adept_fast.system.text_input import LineReader, TextError
 def run(options: dict[str, Any]) -> None:
     params = sampling_params(options)
     lines = LineReader.of_stdin()
-    runtime = load_runtime(chosen_checkpoint(options), options)
+    checkpoint = chosen_checkpoint(options)
+    params.check_vocabulary(checkpoint.tokenizer.vocab_size)
+    runtime = load_runtime(checkpoint, options)
     params = stopping_answers(params, runtime.tokenizer)
     history: list[Turn] = []
     while True:

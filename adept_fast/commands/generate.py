@@ -39,6 +39,7 @@ def run(options: dict[str, Any]) -> None:
     params = sampling_params(options, logprobs=options["logprobs"])
     prompts = _read_prompts(options)
     checkpoint = chosen_checkpoint(options)
+    params.check_vocabulary(checkpoint.tokenizer.vocab_size)
     if options["as_chat"]:
         params = stopping_answers(params, checkpoint.tokenizer)
     given = _token_ids(prompts, checkpoint.tokenizer, options)

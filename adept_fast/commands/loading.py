@@ -18,6 +18,9 @@ _SAMPLING = (
     "top_p",
     "min_p",
     "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
     "seed",
     "prompt_lookup",
 )

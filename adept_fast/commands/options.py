@@ -9,6 +9,7 @@ import click
 
 from adept_fast.choices import LOG_FORMATS, MAX_DRAFTS
 from adept_fast.commands.escapes import unescape
+from adept_fast.system.short_text import short_repr
 
 COUNT = click.IntRange(1, 2**31 - 1)  # of tokens, or of sequences
 
@@ -38,6 +39,20 @@ def _unescape_all(
         return tuple(map(unescape, values))
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def _biases(
+    _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[tuple[int, float], ...]:
+    """The pairs in ``ID=NUMBER``; SamplingParams checks their ranges."""
+    pairs = []
+    for value in values:
+        token_id, _, bias = value.partition("=")
+        try:
+            pairs.append((int(token_id), float(bias)))
+        except ValueError as error:
+            raise click.BadParameter(f"{short_repr(value)} is not ID=NUMBER, such as 5=-100") from error
+    return tuple(pairs)
 
 
 revision_option = click.option(
@@ -104,6 +119,25 @@ sampling_options = _together(
     _option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0),
     _option("--min-p", type=click.FloatRange(0, 1, max_open=True), default=0.0),
     _option("--repetition-penalty", type=click.FloatRange(min=0, min_open=True), default=1.0),
+    _option(
+        "--frequency-penalty",
+        type=click.FloatRange(-2, 2),
+        default=0.0,
+        help="Subtracted from a token's logit each time the text has it.",
+    ),
+    _option(
+        "--presence-penalty",
+        type=click.FloatRange(-2, 2),
+        default=0.0,
+        help="Subtracted once from the logits of tokens that the text has.",
+    ),
+    _option(
+        "--logit-bias",
+        metavar="ID=NUMBER",
+        multiple=True,
+        callback=_biases,
+        help="Add a number from -100 to 100 to the logit of a token id; repeatable.",
+    ),
     _option("--seed", type=click.IntRange(min=0), help="The same seed gives the same text."),
     _option(
         "--prompt-lookup",

@@ -133,10 +133,14 @@ class Engine:
         return handles
 
     def prepare(self, request: Request) -> RequestHandle:
-        """A handle of a request that is not queued yet. Raises ParameterError for its prompt."""
+        """A handle of a request that is not queued yet.
+
+        Raises ParameterError for its prompt, and for token ids of its ``logit_bias``.
+        """
         if not request.prompt_ids:
             raise ParameterError("prompt has no tokens; expected at least one")
         self.check_prompt(request.prompt_ids)
+        request.params.check_vocabulary(self._tokenizer.vocab_size)
         if request.prompt_logprobs is not None:
             integer("prompt_logprobs", request.prompt_logprobs, 0, MAX_LOGPROBS)
         # The last token is never read back, so it needs no position.
@@ -250,7 +254,7 @@ class Engine:
             self._retire()
             for sequence in self._scheduler.admit():
                 if isinstance(sequence, Sequence):
-                    self.runner.start(sequence.slot, sequence.params, sequence.prompt_ids, sequence.end_ids)
+                    self._start(sequence)
             while copies := self._scheduler.copies():  # a copy may be another one's source
                 for copy in copies:
                     self.runner.copy_prefix(copy.source, copy.destination, copy.tokens)
@@ -263,6 +267,16 @@ class Engine:
             self._retire()
             self._is_unfinished = False
 
+    def _start(self, sequence: Sequence) -> None:
+        """Have the runner go on with a sequence, from its tokens so far."""
+        self.runner.start(
+            sequence.slot,
+            sequence.params,
+            sequence.prompt_ids,
+            generated_ids=sequence.token_ids,
+            end_ids=sequence.end_ids,
+        )
+
     def _retire(self) -> None:
         for sequence in self._scheduler.retire():
             self.runner.stop(sequence.slot)
@@ -274,7 +288,7 @@ class Engine:
         running = [s for s in self._scheduler.running if isinstance(s, Sequence)]
         for sequence in running:
             sequence.resume()
-            self.runner.start(sequence.slot, sequence.params, sequence.ids, sequence.end_ids)
+            self._start(sequence)
         self.runner.recover()
 
     def _prefill(self, chunk: list[tuple[Scheduled, Segment]]) -> None:

@@ -64,15 +64,22 @@ class ModelRunner:
         )
 
     def start(
-        self, slot: int, params: SamplingParams, seen_ids: Sequence[int], end_ids: Sequence[int] = ()
+        self,
+        slot: int,
+        params: SamplingParams,
+        seen_ids: Sequence[int],
+        *,
+        generated_ids: Sequence[int] = (),
+        end_ids: Sequence[int] = (),
     ) -> None:
         """Give a slot to a sequence.
 
         Args:
-            seen_ids: the tokens that a repetition penalty counts from the start.
+            seen_ids: the tokens before the text that a repetition penalty counts.
+            generated_ids: the text so far, if the sequence goes on; every penalty counts it.
             end_ids: the tokens that end the text.
         """
-        self._sampler.start(slot, params, seen_ids)
+        self._sampler.start(slot, params, seen_ids, generated_ids=generated_ids)
         self._state.end_at(slot, end_ids)
 
     def stop(self, slot: int) -> None:

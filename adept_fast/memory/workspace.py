@@ -25,7 +25,8 @@ CUDA_ALLOWANCE_BYTES = 1 << 29
 ROW_ALLOWANCE_BYTES = 1 << 23
 
 _FLOAT = 4
-_EAGER_SAMPLING = 64  # bytes a logit: itself, its probability in float64, those sorted, their ids and sums
+# Bytes a logit: itself, its bias and count, its probability in float64, those sorted, their ids and sums.
+_EAGER_SAMPLING = 80
 
 
 def max_rows(max_batch_size: int) -> int:
@@ -43,10 +44,12 @@ class Workspace:
     cache_dtype: torch.dtype = torch.float16
 
     def fixed_bytes(self, max_seq_len: int, max_batch_size: int) -> int:
-        """Allocated at loading: rotary tables, each slot's tokens and, twice for graphs, its end tokens."""
+        """Allocated at loading: rotary tables; the biases, counts and seen tokens of each slot and of rows
+        without one; and, twice for graphs, each slot's end tokens."""
         tables = self.config.rotary_dim * max_seq_len * _FLOAT
         allowance = CUDA_ALLOWANCE_BYTES if self.device.type == "cuda" else 0
-        return tables + 3 * max_batch_size * self.vocab_rows + allowance
+        sampler = (max_batch_size + 1) * (2 * _FLOAT + 1)
+        return tables + (sampler + 2 * max_batch_size) * self.vocab_rows + allowance
 
     def prompt_bytes(self, max_seq_len: int) -> int:
         """For a chunk of a prompt, or the scores of a part of it: activations in float32 (qkv, attention, the

@@ -268,9 +268,10 @@ def slot_sampler(device: torch.device) -> Callable[..., Tensor] | None:
     """The kernel that samples with the settings of all slots, which stay on the device; None without one.
 
     Its arguments are logits, slots and positions, then for each slot temperature, top_k, top_p, min_p,
-    repetition_penalty, seed and seen; it returns int64 [rows] as ``ops/sample.py`` defines it. It adds the
-    chosen tokens of slots with a penalty to ``seen``. A captured graph of the call stays valid when settings
-    change.
+    repetition_penalty, frequency_penalty, presence_penalty, is_biased (bool: whether logit_bias applies),
+    seed, logit_bias, seen and counts; it returns int64 [rows] as ``ops/sample.py`` defines it. It adds the
+    chosen tokens of slots with such a penalty to ``seen`` and ``counts``. A captured graph of the call stays
+    valid when settings change.
     """
     rule = table("sample", device_type(device))[0]
     if rule.implementation != "kernel" or rule.unavailable(device) is not None:

@@ -26,13 +26,17 @@ def sample(
     min_p: Tensor | None = None,
     repetition_penalty: Tensor | None = None,
     seen: Tensor | None = None,
+    frequency_penalty: Tensor | None = None,
+    presence_penalty: Tensor | None = None,
+    counts: Tensor | None = None,
+    logit_bias: Tensor | None = None,
     seed: Tensor | None = None,
     positions: Tensor | None = None,
 ) -> Tensor:
     """The next token of each row: → int64 [rows], ``INVALID`` if the logits are no distribution.
 
-    A setting that is None is off for every row. They apply in this order: repetition penalty, temperature,
-    top-k, top-p and min-p, each to the result of the one before.
+    A setting that is None is off for every row. They apply in this order: bias, repetition, frequency and
+    presence penalty, temperature, top-k, top-p and min-p, each to the result of the one before.
 
     Args:
         logits: float32 [rows, vocab].
@@ -42,15 +46,26 @@ def sample(
         min_p: float32 [rows] in [0, 1), keep tokens with at least this share of the largest probability.
         repetition_penalty: float32 [rows]; a seen token's logit is divided by it if positive, else multiplied
             (CTRL, Keskar et al. 2019).
-        seen: bool [rows, vocab], the tokens that the penalty applies to.
+        seen: bool [rows, vocab], the tokens that it applies to.
+        frequency_penalty: float32 [rows], subtracted from a logit as often as its token was counted.
+        presence_penalty: float32 [rows], subtracted once from the logits of counted tokens.
+        counts: int32 [rows, vocab], of each token in the generated text; both penalties take them.
+        logit_bias: float32 [rows, vocab], added to the logits.
         seed, positions: int64 [rows], from which the random number is computed.
     """
     largest, chosen = logits.max(-1)  # each [rows]; NaN for a row with a NaN
     valid = largest.isfinite()
+    if logit_bias is not None:
+        logits = logits + logit_bias
     if repetition_penalty is not None and seen is not None:
         penalty = repetition_penalty[:, None]
         penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
         logits = torch.where(seen, penalised, logits)
+    if counts is not None:
+        for subtracted, times in ((frequency_penalty, counts), (presence_penalty, counts > 0)):
+            if subtracted is not None:
+                logits = logits - subtracted[:, None] * times
+    if any(given is not None for given in (logit_bias, seen, counts)):
         chosen = logits.argmax(-1)
     if temperature is not None:
         if seed is None or positions is None:
@@ -59,7 +74,7 @@ def sample(
         divisor = torch.where(temperature > 0, temperature, 1.0)[:, None]
         scaled = logits / divisor
         drawn = _draw(_keep_likely(scaled, top_k, top_p, min_p), uniform(seed, positions))
-        # A logit that overflows in the penalty or the temperature is the only likely one.
+        # A logit that overflows in a penalty or the temperature is the only likely one.
         is_drawn = (temperature > 0) & scaled.amax(-1).isfinite()
         chosen = torch.where(is_drawn, drawn, chosen)
     return torch.where(valid, chosen, INVALID)

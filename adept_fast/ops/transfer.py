@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 
-def to_device(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Integers of the host on the device: int64 [rows, columns]. The host waits for no kernel.
+def to_device(
+    rows: Sequence[Sequence[float]], device: torch.device, dtype: torch.dtype = torch.int64
+) -> Tensor:
+    """Numbers of the host on the device: [rows, columns] of the dtype. The host waits for no kernel.
 
     A copy from pageable memory would wait for all kernels queued before it.
     """
-    host = torch.tensor(rows, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
+    host = torch.tensor(rows, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
     return host.to(device, non_blocking=True)
 
 

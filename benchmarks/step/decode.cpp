@@ -60,10 +60,15 @@ State::State(const Shapes& shapes, int64_t tokens, int64_t positions, const std:
       token_ring(tokens * kRingDepth),
       ends(same<uint8_t>(tokens * shapes.vocab, 0)),
       seen(same<uint8_t>(tokens * shapes.vocab, 0)),
+      logit_bias(same<float>(tokens * shapes.vocab, 0)),
+      token_counts(same<int32_t>(tokens * shapes.vocab, 0)),
       temperature(same<float>(tokens, sampling == "top-p" || sampling == "top-k" ? 0.8f : 0)),
       top_p(same<float>(tokens, sampling == "top-p" ? 0.9f : 1)),
       min_p(same<float>(tokens, 0)),
       penalty(same<float>(tokens, 1)),
+      frequency_penalty(same<float>(tokens, 0)),
+      presence_penalty(same<float>(tokens, 0)),
+      is_biased(same<uint8_t>(tokens, 0)),
       top_k(same<int64_t>(tokens, sampling == "top-k" ? 50 : 0)),
       seed(same<int64_t>(tokens, 5)) {
   reset();
@@ -204,8 +209,13 @@ void Decode::sample() {
                             state_.top_p.get(),
                             state_.min_p.get(),
                             state_.penalty.get(),
+                            state_.frequency_penalty.get(),
+                            state_.presence_penalty.get(),
+                            reinterpret_cast<const bool*>(state_.is_biased.get()),
                             state_.seed.get(),
+                            state_.logit_bias.get(),
                             reinterpret_cast<bool*>(state_.seen.get()),
+                            state_.token_counts.get(),
                             state_.chosen.get()};
   check(cuda::sample(sample, workspace(cuda::sample_workspace_bytes(sample)), stream_), "sample");
 }

@@ -35,7 +35,10 @@ class State {
   Buffer<int64_t> neuron_counts;                                              // rows of `down` read, and all
   PinnedWords token_ring;                                                     // [tokens, kRingDepth]
   Buffer<uint8_t> ends, seen;                                                 // bools [tokens, vocab]
-  Buffer<float> temperature, top_p, min_p, penalty;
+  Buffer<float> logit_bias;                                                   // [tokens, vocab]
+  Buffer<int32_t> token_counts;                                               // [tokens, vocab]
+  Buffer<float> temperature, top_p, min_p, penalty, frequency_penalty, presence_penalty;
+  Buffer<uint8_t> is_biased;
   Buffer<int64_t> top_k, seed;
 };
 

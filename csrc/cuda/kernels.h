@@ -59,9 +59,14 @@ struct Sample {
   const float* top_p;
   const float* min_p;
   const float* repetition_penalty;
+  const float* frequency_penalty;
+  const float* presence_penalty;
+  const bool* is_biased;
   const int64_t* seed;
-  bool* seen;    // [slot_count, vocab]; the chosen ids of slots with a penalty are added
-  int64_t* ids;  // [tokens], -1 if a row's logits are no distribution
+  const float* logit_bias;  // [slot_count, vocab], read for slots that are biased
+  bool* seen;               // [slot_count, vocab]; the chosen ids of slots with a repetition penalty are added
+  int32_t* counts;          // [slot_count, vocab]; those of slots with one of the other two are counted
+  int64_t* ids;             // [tokens], -1 if a row's logits are no distribution
 };
 
 int64_t sample_workspace_bytes(const Sample& sample);

@@ -62,7 +62,9 @@ struct Workspace {
 // Called by one thread of a row.
 __device__ void choose(const Sample& sample, const Settings& settings, int64_t token, int64_t id) {
   sample.ids[token] = id;
-  if (id >= 0 && settings.penalty != 1) sample.seen[settings.slot * sample.vocab + id] = true;
+  if (id < 0) return;
+  if (settings.penalty != 1) sample.seen[settings.slot * sample.vocab + id] = true;
+  if (settings.counts()) ++sample.counts[settings.slot * sample.vocab + id];
 }
 
 __global__ void __launch_bounds__(kThreads) find_extremes(const Sample sample, const Workspace workspace) {
@@ -73,15 +75,22 @@ __global__ void __launch_bounds__(kThreads) find_extremes(const Sample sample, c
   if (!settings.exists) return;
   const Logits logits(sample, token, settings);
   const int64_t first = int64_t{blockIdx.x} * kTile + threadIdx.x;
-  float raw[kEach];
+  float z[kEach];
 #pragma unroll
   for (int i = 0; i < kEach; ++i)
-    raw[i] = first + i * kThreads < sample.vocab ? logits.at[first + i * kThreads] : -INFINITY;
+    z[i] = first + i * kThreads < sample.vocab ? logits.at[first + i * kThreads] : -INFINITY;
   Extremes mine = Extremes::none();
 #pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    const int64_t id = first + i * kThreads;
-    if (id < sample.vocab) mine.add(id, raw[i], logits.penalized(id, raw[i]));
+  for (int i = 0; i < kEach; ++i) mine.look_at(z[i]);
+  if (logits.are_adjusted()) {
+    // Read again, one at a time: more would take registers, and other rows would wait for fewer blocks at once.
+#pragma unroll 1
+    for (int64_t id = first; id < min(first + kTile, sample.vocab); id += kThreads)
+      mine.add(id, logits.adjusted(id, logits.at[id]));
+  } else {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+      if (first + i * kThreads < sample.vocab) mine.add(first + i * kThreads, z[i]);
   }
   const Extremes all = mine.of_block();
   if (threadIdx.x == 0) workspace.extremes[token * gridDim.x + blockIdx.x] = all;

@@ -42,7 +42,10 @@ struct Settings {
   float temperature = 0;
   float top_p = 1;
   float min_p = 0;
-  float penalty = 1;
+  float penalty = 1;  // of repetition
+  float frequency = 0;
+  float presence = 0;
+  bool is_biased = false;
   int64_t top_k = 0;
 
   __device__ Settings(const Sample& sample, int64_t token)
@@ -52,40 +55,59 @@ struct Settings {
     top_p = sample.top_p[slot];
     min_p = sample.min_p[slot];
     penalty = sample.repetition_penalty[slot];
+    frequency = sample.frequency_penalty[slot];
+    presence = sample.presence_penalty[slot];
+    is_biased = sample.is_biased[slot];
     top_k = sample.top_k[slot];
   }
 
   __device__ bool draws() const { return temperature > 0; }
   __device__ bool limits() const { return draws() && (top_k > 0 || top_p < 1); }
+  __device__ bool counts() const { return frequency != 0 || presence != 0; }
 };
 
 // The logits of a row.
 struct Logits {
   const float* at;
-  const bool* seen;  // null if there is no penalty
+  const float* bias;      // null if there is none
+  const bool* seen;       // null if there is no repetition penalty
+  const int32_t* counts;  // null if there is neither of the other penalties
   int64_t vocab;
   float penalty;
+  float frequency;
+  float presence;
   float temperature;
 
   __device__ Logits(const Sample& sample, int64_t token, const Settings& settings)
       : at(sample.logits + token * sample.vocab),
+        bias(settings.is_biased ? sample.logit_bias + settings.slot * sample.vocab : nullptr),
         seen(settings.penalty == 1 ? nullptr : sample.seen + settings.slot * sample.vocab),
+        counts(settings.counts() ? sample.counts + settings.slot * sample.vocab : nullptr),
         vocab(sample.vocab),
         penalty(settings.penalty),
+        frequency(settings.frequency),
+        presence(settings.presence),
         temperature(settings.temperature) {}
 
-  __device__ float penalized(int64_t id, float raw) const {
-    if (seen == nullptr || !seen[id]) return raw;
-    return raw > 0 ? raw / penalty : raw * penalty;
+  __device__ bool are_adjusted() const { return bias != nullptr || seen != nullptr || counts != nullptr; }
+
+  // With the bias and the penalties. Each operation rounds, as in the definition: none are fused.
+  __device__ float adjusted(int64_t id, float z) const {
+    if (bias != nullptr) z = __fadd_rn(z, bias[id]);
+    if (seen != nullptr && seen[id]) z = z > 0 ? z / penalty : __fmul_rn(z, penalty);
+    if (counts == nullptr) return z;
+    const int32_t count = counts[id];
+    z = __fsub_rn(z, __fmul_rn(frequency, static_cast<float>(count)));
+    return count > 0 ? __fsub_rn(z, presence) : z;
   }
 
-  __device__ float scaled(int64_t id) const { return penalized(id, at[id]) / temperature; }
+  __device__ float scaled(int64_t id) const { return adjusted(id, at[id]) / temperature; }
 };
 
 // The extremes of some logits, and after merging of all.
 struct Extremes {
-  Uint64 best;      // the key of the largest penalized logit, and below it the complement of the smallest such id
-  uint32_t lowest;  // the key of the smallest penalized logit that is not -inf
+  Uint64 best;      // the key of the largest adjusted logit, and below it the complement of the smallest such id
+  uint32_t lowest;  // the key of the smallest adjusted logit that is not -inf
   uint32_t found;   // a union of the bits below
 
   static constexpr uint32_t kPossible = 1;  // a logit above -inf
@@ -93,10 +115,12 @@ struct Extremes {
 
   __device__ static Extremes none() { return {0, 0xffffffffu, 0}; }
 
-  __device__ void add(int64_t id, float raw, float penalized) {
-    const uint32_t key = key_of(penalized);
-    add({Uint64{key} << 32 | static_cast<uint32_t>(~id), penalized > -INFINITY ? key : 0xffffffffu,
-         raw < INFINITY ? (raw > -INFINITY ? kPossible : 0) : kBad});
+  // A logit before bias and penalties.
+  __device__ void look_at(float raw) { found |= raw < INFINITY ? (raw > -INFINITY ? kPossible : 0) : kBad; }
+
+  __device__ void add(int64_t id, float adjusted) {
+    const uint32_t key = key_of(adjusted);
+    add({Uint64{key} << 32 | static_cast<uint32_t>(~id), adjusted > -INFINITY ? key : 0xffffffffu, 0});
   }
 
   __device__ void add(const Extremes& other) {
@@ -132,7 +156,7 @@ struct Row {
       : is_valid(settings.exists && extremes.found == Extremes::kPossible),
         likeliest(static_cast<uint32_t>(~extremes.best)),
         highest(value_of(static_cast<uint32_t>(extremes.best >> 32)) / settings.temperature) {
-    // An overflow in the penalty or the temperature leaves no distribution either.
+    // An overflow in a penalty or the temperature leaves no distribution either.
     is_drawn = is_valid && settings.draws() && std::isfinite(highest);
     const float range = fminf(kDepth, highest - value_of(extremes.lowest) / settings.temperature);
     bins_per_unit = range > 1e-30f ? kBins / range : 0;

@@ -61,7 +61,8 @@ def test_generate_sampling_options_reach_the_sampler(demo: Runtime) -> None:
     result = run(
         "generate", "--prompt", "Once upon a time", "--temperature", "1.1", "--top-k", "50",
         "--top-p", "0.95", "--min-p", "0.01", "--repetition-penalty", "1.1", "--seed", "9",
-        "--max-new-tokens", "20",
+        "--max-new-tokens", "20", "--frequency-penalty", "0.7", "--presence-penalty", "-0.2",
+        "--logit-bias", "290=-2.5", "--logit-bias", "9=4",
     )  # fmt: skip
     expected = demo.generate(
         "Once upon a time",
@@ -70,10 +71,21 @@ def test_generate_sampling_options_reach_the_sampler(demo: Runtime) -> None:
         top_p=0.95,
         min_p=0.01,
         repetition_penalty=1.1,
+        frequency_penalty=0.7,
+        presence_penalty=-0.2,
+        logit_bias={9: 4.0, 290: -2.5},
         seed=9,
         max_new_tokens=20,
     )
     assert result.stdout == expected.text + "\n"
+    for option, keyword in (
+        ("--frequency-penalty", "frequency_penalty"),
+        ("--presence-penalty", "presence_penalty"),
+    ):
+        alone = run("generate", "--prompt", "Once upon a time", option, "2", "--max-new-tokens", "60")
+        assert (
+            alone.stdout == demo.generate("Once upon a time", max_new_tokens=60, **{keyword: 2}).text + "\n"
+        )
     stopped = run("generate", "--chat", "--prompt", QUESTION, "--stop", "is Par")
     assert stopped.stdout == "The capital of France \n"
 

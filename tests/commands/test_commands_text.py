@@ -254,6 +254,17 @@ class TestPrompts:
         ("--min-p", "nan"),
         ("--top-k", "9" * 400),
         ("--repetition-penalty", "inf"),
+        ("--frequency-penalty", "2.5"),
+        ("--frequency-penalty", "nan"),
+        ("--presence-penalty", "-2.5"),
+        ("--logit-bias", "5"),
+        ("--logit-bias", "=5"),
+        ("--logit-bias", "five=5"),
+        ("--logit-bias", "5=five"),
+        ("--logit-bias", "5=101"),
+        ("--logit-bias", "5=nan"),
+        ("--logit-bias", "-5=1"),
+        ("--logit-bias", "9" * 5000 + "=1"),
         ("--seed", "9" * 400),
         ("--max-seq-len", "9" * 400),
         ("--stop", ""),
@@ -265,6 +276,15 @@ def test_values_out_of_range(command: list[str], option: str, value: str, nothin
     usage, hint, blank, line = result.stderr.splitlines()
     assert (usage[:6], blank, line[:7]) == ("Usage:", "", "Error: ")
     assert len(line) < 700
+
+
+@pytest.mark.parametrize("command", [["generate", "--prompt", "a"], ["chat"]])
+def test_a_bias_beyond_the_vocabulary(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before weights are read."""
+    monkeypatch.setattr(Runtime, "load", None)
+    result = run(*command, "--logit-bias", "4096=1", stdin=f"{QUESTION}\n")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "error: logit_bias has the token id 4096; expected 0 to 4095\n"
 
 
 @pytest.mark.parametrize(

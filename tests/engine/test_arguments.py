@@ -124,6 +124,11 @@ TABLE: list[tuple[str, Callable[[Runtime, Any], object], set[str]]] = [
     ("top_p", sampling("top_p"), set()),
     ("min_p", sampling("min_p"), set()),
     ("repetition_penalty", sampling("repetition_penalty"), NUMBERS),
+    ("frequency_penalty", sampling("frequency_penalty"), NUMBERS | {"negative"}),
+    ("presence_penalty", sampling("presence_penalty"), NUMBERS | {"negative"}),
+    ("logit_bias", sampling("logit_bias"), {"empty list"}),
+    ("logit_bias", lambda r, v: SamplingParams(logit_bias=[(v, 1.0)]), {"integer"}),
+    ("logit_bias", lambda r, v: SamplingParams(logit_bias={5: v}), NUMBERS | {"negative"}),
     ("stop", sampling("stop"), {"text", "lines", "long text", "empty list", "numpy texts"}),
     ("stop_token_ids", sampling("stop_token_ids"), {"empty list"}),
     ("seed", sampling("seed"), {"none", "integer"}),
@@ -250,9 +255,23 @@ def test_integers_of_numpy_and_torch(demo: Runtime, kind: Any) -> None:
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.array, torch.tensor])
 def test_floats_of_numpy_and_torch(kind: Any) -> None:
     params = SamplingParams(
-        temperature=kind(0.5), top_p=kind(0.5), min_p=kind(0.25), repetition_penalty=kind(1.5)
+        temperature=kind(0.5),
+        top_p=kind(0.5),
+        min_p=kind(0.25),
+        repetition_penalty=kind(1.5),
+        frequency_penalty=kind(-0.5),
+        logit_bias={np.int32(7): kind(2.5), 3: 1},
     )
-    assert params == SamplingParams(temperature=0.5, top_p=0.5, min_p=0.25, repetition_penalty=1.5)
+    expected = SamplingParams(
+        temperature=0.5,
+        top_p=0.5,
+        min_p=0.25,
+        repetition_penalty=1.5,
+        frequency_penalty=-0.5,
+        logit_bias=((3, 1.0), (7, 2.5)),
+    )
+    assert params == expected
+    assert hash(params) == hash(expected)
     assert type(params.temperature) is float
 
 

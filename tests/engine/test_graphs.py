@@ -80,6 +80,10 @@ def one_step_after_the_other(runtime: Runtime, prompt: list[int], params: Sampli
     model, cache, slot = runtime.engine.runner.model, runtime.engine.runner.cache, torch.tensor([0])
     seen = torch.zeros(1, runtime.tokenizer.vocab_size, dtype=torch.bool)
     seen[0, prompt] = True
+    counts = torch.zeros(1, runtime.tokenizer.vocab_size, dtype=torch.int32)
+    bias = torch.zeros(1, runtime.tokenizer.vocab_size)
+    for token_id, number in dict(params.logit_bias).items():
+        bias[0, token_id] = number
     logits = model.prefill(torch.tensor(prompt), cache, 0)
     room = CONTEXT + 1 - len(prompt)
     most = room if params.max_new_tokens is None else min(room, params.max_new_tokens)
@@ -94,6 +98,10 @@ def one_step_after_the_other(runtime: Runtime, prompt: list[int], params: Sampli
             min_p=torch.tensor([params.min_p]),
             repetition_penalty=torch.tensor([params.repetition_penalty]),
             seen=seen,
+            frequency_penalty=torch.tensor([params.frequency_penalty]),
+            presence_penalty=torch.tensor([params.presence_penalty]),
+            counts=counts,
+            logit_bias=bias,
             seed=torch.tensor([params.seed or 0]),
             positions=position,
         ).tolist()
@@ -102,6 +110,7 @@ def one_step_after_the_other(runtime: Runtime, prompt: list[int], params: Sampli
             return found
         found.append(token_id)
         seen[0, token_id] = True
+        counts[0, token_id] += 1
         if len(found) == most:
             return found
         logits = model.decode_step(torch.tensor([token_id]), slot, position, cache, int(position) + 1)
@@ -145,7 +154,10 @@ def test_batches_of_unequal_lengths_that_end_one_by_one(launched: Runtime) -> No
         )
         for at in range(len(prompts))
     ]
+    params[2] = dataclasses.replace(params[2], logit_bias={5: 3.0, 9: -100.0})
+    params[3] = dataclasses.replace(params[3], frequency_penalty=0.8, presence_penalty=-0.3)
     params[4] = dataclasses.replace(params[4], repetition_penalty=1.4)
+    params[6] = dataclasses.replace(params[6], presence_penalty=1.5, logit_bias={8: 5.0})
     for prompt, settings, found in zip(prompts, params, launched.generate(prompts, params), strict=True):
         assert found.token_ids == plain_loop(launched, prompt, settings)
 
@@ -187,6 +199,9 @@ def test_other_settings_are_not_captured_anew(runtime: Runtime, monkeypatch: pyt
         SamplingParams(max_new_tokens=6, ignore_eos=True, temperature=0.7, seed=5),
         SamplingParams(max_new_tokens=6, ignore_eos=True, temperature=1.4, top_k=30, min_p=0.01, seed=6),
         SamplingParams(max_new_tokens=6, ignore_eos=True, repetition_penalty=1.8),
+        SamplingParams(max_new_tokens=6, ignore_eos=True, logit_bias={5: 4.0, 6: -100.0}),
+        SamplingParams(max_new_tokens=6, ignore_eos=True, frequency_penalty=1.5, presence_penalty=0.5),
+        SamplingParams(max_new_tokens=6, ignore_eos=True, temperature=0.8, presence_penalty=-2.0, seed=8),
         SamplingParams(max_new_tokens=6, ignore_eos=True, temperature=0.9, top_p=0.5, seed=7),
     ]
     for length, params in enumerate(many, start=3):
@@ -197,7 +212,9 @@ def test_other_settings_are_not_captured_anew(runtime: Runtime, monkeypatch: pyt
     assert report is not None
     assert report.shapes == [(1, MIN_LENGTH)]
     assert report.seconds > 0
-    for tensor in (*vars(runner._state.rows(1)).values(), runner.cache.data):
+    sampler = runner._sampler
+    held = (*sampler._settings.values(), sampler._bias)  # the double knows what a step writes as its own
+    for tensor in (*vars(runner._state.rows(1)).values(), runner.cache.data, *held):
         assert tensor.untyped_storage().data_ptr() in capture.inputs
 
 

@@ -79,7 +79,9 @@ def text_beside(
 
 @pytest.mark.slow
 def test_ctrl_c_at_any_line_of_the_engine(runtime: Runtime) -> None:
-    params = SamplingParams(max_new_tokens=6, repetition_penalty=1.3, ignore_eos=True)
+    params = SamplingParams(
+        max_new_tokens=6, repetition_penalty=1.3, frequency_penalty=0.5, logit_bias={7: 1.0}, ignore_eos=True
+    )
     request = Request(runtime.tokenizer.encode(PROMPTS[0]), params)
     result = runtime.engine.submit(request).result()
     expected = result.token_ids, result.text

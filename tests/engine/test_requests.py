@@ -159,9 +159,21 @@ def test_streams_that_are_dropped_free_their_slots(runtime: Runtime) -> None:
     assert len(steps) <= 9  # and not the dropped streams' hundred
 
 
-def test_an_error_of_a_step_lets_others_go_on(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 1.3},
+        {"frequency_penalty": 0.02},
+        {"presence_penalty": 0.1},
+        {"logit_bias": {7: 0.05}, "frequency_penalty": -0.01, "presence_penalty": 0.05},
+    ],
+    ids=str,
+)
+def test_an_error_of_a_step_lets_others_go_on(
+    runtime: Runtime, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the middle of their texts, with a penalty on the tokens so far."""
-    params = SamplingParams(max_new_tokens=12, repetition_penalty=1.3, ignore_eos=True)
+    params = SamplingParams(max_new_tokens=12, ignore_eos=True, **settings)
     request = Request(runtime.tokenizer.encode(PROMPTS[0]), params)
     expected = runtime.engine.submit(request).result().token_ids
     other = runtime.engine.submit(request)

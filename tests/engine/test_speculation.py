@@ -126,8 +126,19 @@ def test_a_count_out_of_range_is_refused(count: object) -> None:
         SamplingParams(prompt_lookup=count)  # type: ignore[arg-type]
 
 
-def test_not_together_with_a_penalty() -> None:
-    with pytest.raises(
-        ParameterError, match="prompt_lookup is 3 and repetition_penalty 1.2; expected only one"
-    ):
-        SamplingParams(prompt_lookup=3, repetition_penalty=1.2)
+@pytest.mark.parametrize("name", ["repetition_penalty", "frequency_penalty", "presence_penalty"])
+def test_not_together_with_a_penalty(name: str) -> None:
+    with pytest.raises(ParameterError, match=f"prompt_lookup is 3 and {name} 1.2; expected only one"):
+        SamplingParams(prompt_lookup=3, **{name: 1.2})  # type: ignore[arg-type]
+
+
+def test_guesses_with_a_bias_change_nothing(runtime: Runtime) -> None:
+    """Towards some tokens, so that the text repeats, and away from the likeliest."""
+    plain = runtime.generate(REPEATED, max_new_tokens=20, ignore_eos=True)
+    bias = {plain.token_ids[0]: -100.0, 7: 4.0, 9: 3.5}
+    params = SamplingParams(max_new_tokens=30, ignore_eos=True, logit_bias=bias)
+    expected = runtime.generate(REPEATED, params)
+    guessed = runtime.generate(REPEATED, dataclasses.replace(params, prompt_lookup=7))
+    assert guessed.token_ids == expected.token_ids != plain.token_ids
+    assert plain.token_ids[0] not in guessed.token_ids
+    assert guessed.timings.accepted_tokens > 0

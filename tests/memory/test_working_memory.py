@@ -16,6 +16,7 @@ from adept_fast.extension import Extension
 from adept_fast.memory import workspace
 from adept_fast.memory.workspace import CUDA_ALLOWANCE_BYTES, ROW_ALLOWANCE_BYTES, Workspace, max_rows
 from adept_fast.ops import reference
+from adept_fast.sampling import Sampler
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -138,8 +139,18 @@ def test_graphs_hold_their_logits_and_share_the_rest() -> None:
 def test_what_every_slot_keeps() -> None:
     config = small_config()
     tables = 2 * 1000 * (config.rotary_dim // 2) * 4
-    assert Workspace(config, CPU, 4096).fixed_bytes(1000, 4) == tables + 3 * 4 * 4096
-    assert Workspace(config, GPU, 4096).fixed_bytes(1000, 4) == tables + 3 * 4 * 4096 + CUDA_ALLOWANCE_BYTES
+    ends, sampler = 2 * 4 * 4096, 5 * (4 + 4 + 1) * 4096
+    fixed = tables + ends + sampler
+    assert Workspace(config, CPU, 4096).fixed_bytes(1000, 4) == fixed
+    assert Workspace(config, GPU, 4096).fixed_bytes(1000, 4) == fixed + CUDA_ALLOWANCE_BYTES
+
+
+def test_the_plan_counts_every_table_of_the_sampler() -> None:
+    """Those that are as wide as the vocabulary; the numbers of a slot are few."""
+    tables = [t for t in vars(Sampler(4, 4096, CPU)).values() if isinstance(t, torch.Tensor) and t.ndim == 2]
+    ends = 2 * 4 * 4096
+    space = Workspace(small_config(), CPU, 4096)
+    assert space.fixed_bytes(0, 4) == ends + sum(table.nbytes for table in tables)
 
 
 def test_without_the_extension_rows_have_an_allowance(monkeypatch: pytest.MonkeyPatch) -> None:

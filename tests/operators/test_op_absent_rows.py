@@ -95,6 +95,7 @@ class Rows:
         self.counts = torch.zeros(rows, dtype=torch.int64, device=backend.device)
         self.token_ring = backend.pinned(torch.zeros(rows, 4, dtype=torch.int64))
         self.seen = torch.zeros(SLOTS, VOCABULARY, dtype=torch.bool, device=backend.device)
+        self.token_counts = torch.zeros(SLOTS, VOCABULARY, dtype=torch.int32, device=backend.device)
 
     @torch.inference_mode()
     def step(self, model: Persimmon, cache: StaticKVCache) -> tuple[Tensor, Tensor]:
@@ -102,14 +103,16 @@ class Rows:
         logits = model.decode_step_by_operators(self.ids, self.slots, self.positions, cache, CAPACITY)
         sampler = ops.slot_sampler(model.device)
         assert sampler is not None
-        chosen = sampler(logits, self.slots, self.positions, *self._settings(), self.seen)
+        bias = torch.full(self.seen.shape, float("nan"), device=self.seen.device)
+        tables = bias, self.seen, self.token_counts
+        chosen = sampler(logits, self.slots, self.positions, *self._settings(), *tables)
         ops.update_decode_state(
             chosen, self.ids, self.slots, self.positions, self.limits, self.ends, self.counts, self.token_ring
         )
         return logits.cpu(), chosen.cpu()
 
     def _settings(self) -> tuple[Tensor, ...]:
-        """Greedy slots and drawn ones, all with a penalty."""
+        """Greedy slots and drawn ones, all with penalties and without a bias."""
 
         def setting(values: list[float], dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=self.slots.device)
@@ -121,6 +124,9 @@ class Rows:
             setting([1.0] * 6),
             setting([0.0] * 6),
             setting([1.3] * 6),
+            setting([0.5] * 6),
+            setting([-0.2] * 6),
+            setting([False] * 6, torch.bool),
             setting([1, 2, 3, 4, 5, 6], long),
         )
 

@@ -158,13 +158,18 @@ def test_rotary_append(backend: Backend, dtype: torch.dtype) -> None:
 @on(CUDA)
 def test_sample(backend: Backend) -> None:
     tokens = 16
-    settings_of = [Setting(), Setting(0.0), Setting(0.7, top_p=0.9), Setting(1.5, 40, 0.95, 0.01, 1.3)]
-    rows = Rows.of(torch.randn(tokens, 3000) * 3, [settings_of[token % 4] for token in range(tokens)])
+    settings_of = [
+        Setting(),
+        Setting(0.0),
+        Setting(0.7, top_p=0.9),
+        Setting(1.5, 40, 0.95, 0.01, 1.3),
+        Setting(0.0, frequency=0.5, presence=1.0),
+        Setting(0.9, 9, is_biased=True),
+    ]
+    rows = Rows.of(torch.randn(tokens, 3000) * 3, [settings_of[token % 6] for token in range(tokens)])
 
     def run(chosen: list[int]) -> Tensor:
-        seeds, positions, seen = rows.seeds[chosen], rows.positions[chosen], rows.seen[chosen]
-        few = Rows(rows.logits[chosen], [rows.settings[token] for token in chosen], seeds, positions, seen)
-        return few.sampled(backend)[0][:, None]
+        return rows.only(chosen).sampled(backend)[0][:, None]
 
     @few_examples
     @company

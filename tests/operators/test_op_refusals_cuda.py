@@ -97,7 +97,16 @@ def moved(tensor: Tensor) -> Tensor:
         ("embed", {"ids": torch.tensor([[0]])}, "ids has shape [1, 1]; expected [1]"),
         ("read", {"source": torch.zeros(5)}, "source has 20 bytes; expected a multiple of 16 on a GPU"),
         ("read", {"source": torch.zeros(12)[1:9]}, "source is not aligned to 16 bytes"),
-        ("sample", {"logits": torch.zeros(2, 0), "seen": torch.zeros(SLOTS, 0).bool()}, "sample: "),
+        (
+            "sample",
+            {
+                "logits": torch.zeros(2, 0),
+                "logit_bias": torch.zeros(SLOTS, 0),
+                "seen": torch.zeros(SLOTS, 0).bool(),
+                "counts": torch.zeros(SLOTS, 0).int(),
+            },
+            "sample: ",
+        ),
         ("layernorm_qkv", {"w": moved(torch.zeros(144, 48).half())}, "misaligned"),
         ("mlp", {"w_down_t": moved(torch.zeros(UNITS, 48).half())}, "misaligned"),
         (

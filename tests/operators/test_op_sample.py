@@ -19,7 +19,14 @@ TILE = 2048  # logits that one block takes
 INFINITY = float("inf")
 
 
-GREEDY = [Setting(0.0), Setting(0.0, penalty=1.7), Setting(0.0, 5, 0.5, 0.1)]
+GREEDY = [
+    Setting(0.0),
+    Setting(0.0, penalty=1.7),
+    Setting(0.0, 5, 0.5, 0.1),
+    Setting(0.0, frequency=0.3),
+    Setting(0.0, presence=-1.1, is_biased=True),
+    Setting(0.0, penalty=1.7, frequency=-0.7, presence=0.9, is_biased=True),
+]
 DRAWN = [
     Setting(),
     Setting(0.3),
@@ -36,6 +43,12 @@ DRAWN = [
     Setting(2.0, top_k=700, top_p=0.95, min_p=0.001, penalty=1.2),
     Setting(1.0, top_k=3, top_p=0.3, min_p=0.5),
     Setting(1.0, top_k=2, top_p=1e-9),
+    Setting(1.0, is_biased=True),
+    Setting(0.9, top_k=20, frequency=2.0),
+    Setting(1.1, top_p=0.9, presence=1.3),
+    Setting(
+        1.5, top_k=700, top_p=0.95, min_p=0.001, penalty=1.2, frequency=-0.6, presence=0.4, is_biased=True
+    ),
 ]
 ENDS = [  # of what SamplingParams allows
     Setting(1e-20),
@@ -51,7 +64,7 @@ ENDS = [  # of what SamplingParams allows
 ]
 VOCABS = [1, 7, 1000, TILE + 1, 4099]
 if THIN:
-    DRAWN, ENDS, VOCABS = [DRAWN[9], DRAWN[12]], [ENDS[2]], [TILE + 1]
+    DRAWN, ENDS, VOCABS = [DRAWN[9], DRAWN[12], DRAWN[-1]], [ENDS[2]], [TILE + 1]
 
 
 def kinds_of_logits(vocab: int) -> dict[str, Tensor]:
@@ -144,7 +157,7 @@ def test_two_limits_among_tokens_that_are_nearly_equal(backend: Backend) -> None
 
 @on(CUDA)
 def test_rows_that_are_no_distribution(backend: Backend) -> None:
-    """INVALID, whatever they are sampled by; nothing is added to what was seen."""
+    """INVALID, whatever they are sampled by; nothing is added to what was seen and counted."""
     vocab = TILE + 5
     logits = torch.randn(12, vocab)
     for row, (at, bad) in enumerate(itertools.product((0, 77, vocab - 1), (float("nan"), INFINITY))):
@@ -152,7 +165,13 @@ def test_rows_that_are_no_distribution(backend: Backend) -> None:
     logits[6:10] = -INFINITY
     logits[8, 3] = logits[9, vocab - 1] = -5.0
     logits[10, 4] = -float("nan")
-    for setting in (Setting(0.0), Setting(penalty=1.5), Setting(0.7, 5, 0.9, 0.1)):
+    for setting in (
+        Setting(0.0),
+        Setting(penalty=1.5),
+        Setting(0.7, 5, 0.9, 0.1),
+        Setting(0.0, frequency=-2.0, is_biased=True),
+        Setting(0.7, presence=2.0, is_biased=True),
+    ):
         rows = Rows.of(logits, [setting] * 12)
         assert check(backend, rows) == 0
         ids = rows.sampled(backend)[0].tolist()
@@ -164,6 +183,7 @@ def test_rows_that_are_no_distribution(backend: Backend) -> None:
 def test_slots_that_do_not_exist(backend: Backend) -> None:
     vocab, count = 40, 3
     logits, seen = torch.randn(5, vocab), torch.zeros(count, vocab, dtype=torch.bool)
+    counts = torch.zeros(count, vocab, dtype=torch.int32)
     ids = backend.run(
         "sample",
         logits=logits,
@@ -174,28 +194,31 @@ def test_slots_that_do_not_exist(backend: Backend) -> None:
         top_p=torch.ones(count),
         min_p=torch.zeros(count),
         repetition_penalty=torch.full((count,), 2.0),
+        frequency_penalty=torch.full((count,), 0.5),
+        presence_penalty=torch.full((count,), 0.5),
+        is_biased=torch.zeros(count, dtype=torch.bool),
         seed=torch.full((count,), 3),
+        logit_bias=torch.full((count, vocab), float("nan")),
         seen=seen,
+        counts=counts,
     ).tolist()
     assert ids == [INVALID, int(logits[1].argmax()), INVALID, INVALID, int(logits[4].argmax())]
-    assert seen.sum() == 2
-    assert seen[2, ids[1]]
-    assert seen[0, ids[4]]
+    for table in (seen, counts):
+        assert table.sum() == 2
+        assert table[2, ids[1]] == table[0, ids[4]] == 1
 
 
 @on(CUDA)
 def test_a_row_draws_the_same_alone_and_in_any_order(backend: Backend) -> None:
-    chosen = [Setting(0.0), DRAWN[-1], Setting(0.3), DRAWN[-3 if not THIN else -1]]
+    chosen = [Setting(0.0), DRAWN[-1], Setting(0.3), GREEDY[-1], DRAWN[-7 if not THIN else -1]]
     generator = torch.Generator().manual_seed(4)
     rows = Rows.of(torch.randn(len(chosen), TILE + 700, generator=generator) * 2, chosen)
-    together, _ = rows.sampled(backend)
+    together, *_ = rows.sampled(backend)
     for schedule in backend.schedules():
         with schedule:
             assert torch.equal(rows.sampled(backend)[0], together)
     for row in range(len(chosen)):
-        one = slice(row, row + 1)
-        alone = Rows(rows.logits[one], chosen[one], rows.seeds[one], rows.positions[one], rows.seen[one])
-        assert torch.equal(alone.sampled(backend)[0], together[one])
+        assert rows.only([row]).sampled(backend)[0].tolist() == [together[row]]
 
 
 @on(CUDA)
@@ -216,15 +239,19 @@ def test_a_setting_out_of_range_still_gets_an_id(backend: Backend) -> None:
         Setting(penalty=float("nan")),
         Setting(penalty=1e-45),
         Setting(penalty=-2.0, top_k=5),
+        Setting(frequency=float("nan")),
+        Setting(0.0, frequency=INFINITY),
+        Setting(presence=INFINITY, top_k=4),
+        Setting(0.0, presence=float("nan")),
     ]
     for logits in (torch.randn(len(odd), 50) * 3, torch.zeros(len(odd), 50)):
-        ids, _ = Rows.of(logits, odd).sampled(backend)
+        ids, *_ = Rows.of(logits, odd).sampled(backend)
         assert ((ids >= 0) & (ids < 50)).all()
 
 
 @on(CUDA)
 def test_no_rows_and_no_vocabulary(backend: Backend) -> None:
-    ids, _ = Rows.of(torch.zeros(0, 5), []).sampled(backend)
+    ids, *_ = Rows.of(torch.zeros(0, 5), []).sampled(backend)
     assert ids.shape == (0,)
     with pytest.raises(RuntimeError, match="sample: "):
         Rows.of(torch.zeros(1, 0), [Setting()]).sampled(backend)
@@ -238,6 +265,7 @@ def test_no_rows_and_no_vocabulary(backend: Backend) -> None:
         Setting(1.0, top_k=6),
         Setting(1.0, top_p=0.8),
         Setting(1.3, 12, 0.8, 0.05),
+        Setting(1.0, 12, frequency=0.5, presence=-1.0, is_biased=True),
     ],
     ids=str,
 )
@@ -248,8 +276,10 @@ def test_draws_follow_the_distribution(backend: Backend, setting: Setting) -> No
     logits = torch.randn(vocab, generator=torch.Generator().manual_seed(3)) * 2
     rows = Rows.of(logits.expand(draws, -1).contiguous(), [setting] * draws)
     rows.seeds[:] = 1234
-    drawn, _ = rows.sampled(backend)
-    p = (logits.double() / setting.temperature).softmax(0)
+    for table in (rows.seen, rows.counts, rows.bias):
+        table[:] = table[0].clone()
+    drawn, *_ = rows.sampled(backend)
+    p = (rows.adjusted(0).double() / setting.temperature).softmax(0)
     kept = p.argsort(descending=True)[: setting.top_k or vocab]
     whole = p[kept].sum()
     kept = kept[p[kept].cumsum(0) - p[kept] < setting.top_p * whole]
@@ -286,6 +316,9 @@ some_logits = st.lists(
     top_p=st.sampled_from([1.0, 0.95, 0.63, 0.3, 0.01]),
     min_p=st.sampled_from([0.0, 0.0101, 0.37, 0.99]),
     penalty=st.sampled_from([1.0, 1.5, 0.5]),
+    frequency=st.sampled_from([0.0, 0.5, -1.25]),
+    presence=st.sampled_from([0.0, 2.0, -0.125]),
+    is_biased=st.booleans(),
     start=st.integers(0, 2**40),
 )
 @on(CUDA)
@@ -297,7 +330,10 @@ def test_any_row(
     top_p: float,
     min_p: float,
     penalty: float,
+    frequency: float,
+    presence: float,
+    is_biased: bool,
     start: int,
 ) -> None:
-    chosen = [Setting(temperature, top_k, top_p, min_p, penalty)] * 4
+    chosen = [Setting(temperature, top_k, top_p, min_p, penalty, frequency, presence, is_biased)] * 4
     check(backend, Rows.of(torch.tensor([logits] * 4), chosen, start))
