@@ -136,10 +136,6 @@ class SamplingFields(Body):
         seeds: list[int | None] = [
             None if self.seed is None else (self.seed + choice * _STEP) % _SEEDS for choice in range(self.n)
         ]
-        more: dict[str, Any] = {}
-        for name in ("frequency_penalty", "presence_penalty", "logit_bias"):
-            if getattr(self, name):
-                more[name] = getattr(self, name)
         try:
             return [
                 SamplingParams(
@@ -149,12 +145,14 @@ class SamplingFields(Body):
                     top_p=self.top_p,
                     min_p=self.min_p,
                     repetition_penalty=self.repetition_penalty,
+                    frequency_penalty=self.frequency_penalty,
+                    presence_penalty=self.presence_penalty,
+                    logit_bias=self.logit_bias,
                     stop=(*self.stops, *more_stops),
                     stop_token_ids=tuple(self.stop_token_ids),
                     seed=seed,
                     logprobs=logprobs,
                     ignore_eos=self.ignore_eos,
-                    **more,
                 )
                 for seed in seeds
             ]
