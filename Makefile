@@ -3,6 +3,7 @@
 # make test-fast  the tests that are not marked slow, operators with few of their shapes
 # make test-transformers VERSION=…  what runs on transformers, with that release of it, oldest or newest
 # make fuzz   open COUNT mutated checkpoints, and call the compiled operators CALLS times with random arguments
+# make soak   many clients at a server of the demo for ten minutes, whose answers must be the ones that they get alone
 # make bench       measure in under five minutes, on two cores, and rewrite the figures and plots of README and docs
 # make bench-full  measure all of it, which takes an hour or more
 # make step        build/step, which times a decode step and its operators on a GPU (build/step --help)
@@ -24,7 +25,7 @@ BIN := $(VENV)/bin
 PIP = $(shell test -x $(BIN)/pip && echo $(BIN)/python -m pip || echo $(PYTHON) -m pip --python $(BIN)/python)
 INSTALL = $(PIP) install --quiet --progress-bar off --disable-pip-version-check
 
-.PHONY: demo test test-fast test-transformers fuzz lint bench bench-full step gpu-build gpu-check gpu-baselines clean
+.PHONY: demo test test-fast test-transformers fuzz soak lint bench bench-full step gpu-build gpu-check gpu-baselines clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -58,6 +59,9 @@ fuzz: $(VENV)/installed-test
 	$(BIN)/python tests/fuzz_checkpoints.py --count $(COUNT) $(ARGS)
 	$(BIN)/python tests/fuzz_operators.py --calls $(CALLS) $(ARGS)
 	$(BIN)/python tests/fuzz_operators.py --calls $(CALLS) --emulated $(ARGS)
+
+soak: $(VENV)/installed-test
+	$(BIN)/python tests/soak.py --seconds 600 $(ARGS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

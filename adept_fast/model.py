@@ -101,6 +101,11 @@ class Persimmon:
     def device(self) -> torch.device:
         return self.weights.device
 
+    @property
+    def has_one_order(self) -> bool:
+        """Whether a token's keys and values have the same bits if it is prefilled and if it is decoded."""
+        return self._prefill_operators is ops
+
     def prefill(self, ids: Tensor, cache: StaticKVCache, slot: int, start: int = 0) -> Tensor:
         """Read the tokens of one sequence into its slot, in chunks.
 

@@ -17,6 +17,7 @@ from adept_fast.system.short_text import short_repr
 
 _LARGEST_SEED = 2**63 - 1
 MAX_DRAFTS = choices.MAX_DRAFTS
+MAX_LOGPROBS = 1000  # of the likeliest tokens at a position
 MAX_BIASES = 1024  # entries of logit_bias
 
 # A slot's numbers with the values that have no effect, in the order of ``ops.slot_sampler``'s arguments.
@@ -109,7 +110,7 @@ class SamplingParams:
         if self.seed is not None:
             self._set("seed", integer("seed", self.seed, 0, _LARGEST_SEED))
         if self.logprobs is not None:
-            self._set("logprobs", integer("logprobs", self.logprobs, 0, 1000))
+            self._set("logprobs", integer("logprobs", self.logprobs, 0, MAX_LOGPROBS))
         self._set("prompt_lookup", integer("prompt_lookup", self.prompt_lookup, 0, MAX_DRAFTS))
         self._set("ignore_eos", flag("ignore_eos", self.ignore_eos))
         for name, (in_range, expected) in _NUMBERS.items():

@@ -12,6 +12,7 @@ CASES = {
     "prefill": ("cases.speed", "prefill"),
     "batch": ("cases.speed", "batch"),
     "load": ("cases.load", "main"),
+    "serve": ("cases.serve", "main"),
     "memory": ("cases.memory", "main"),
     "scaling": ("cases.scaling", "main"),
     "operators": ("cases.operators", "main"),

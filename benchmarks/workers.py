@@ -87,7 +87,7 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             cwd=folder,
-            env=os.environ | environment(packages) | _settings(threads),
+            env=os.environ | environment(packages) | settings_of(threads),
         )
 
     @property
@@ -141,8 +141,8 @@ def environment(root: Path = ROOT) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))}
 
 
-def _settings(threads: int) -> dict[str, str]:
-    # A worker sets the threads of its runtime itself; these are for the libraries below it.
+def settings_of(threads: int) -> dict[str, str]:
+    """For the libraries of a process that is measured; a worker sets the threads of its runtime itself."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     return dict.fromkeys(names, str(threads)) | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 

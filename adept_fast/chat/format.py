@@ -125,11 +125,22 @@ def chat_prompt(question: str, history: Sequence[Turn] = ()) -> str:
     return "\n\n".join([*blocks, f"human: {question}\n\nadept:"])
 
 
+class AnswerStripper:
+    """Removes the leading spaces of an answer that arrives in pieces."""
+
+    def __init__(self) -> None:
+        self._has_begun = False
+
+    def push(self, piece: str) -> str:
+        """The piece, without spaces before the first other character of the answer; may be empty."""
+        text = piece if self._has_begun else piece.lstrip(" ")
+        self._has_begun = self._has_begun or bool(text)
+        return text
+
+
 def strip_answer(pieces: Iterable[str]) -> Iterator[str]:
     """The pieces of an answer without its leading spaces."""
-    started = False
+    stripper = AnswerStripper()
     for piece in pieces:
-        text = piece if started else piece.lstrip(" ")
-        started = started or bool(text)
-        if text:
+        if text := stripper.push(piece):
             yield text

@@ -62,7 +62,7 @@ def run(options: dict[str, Any]) -> None:
             f"which leaves {_MIN_STEPS} steps"
         )
     more = min(MAX_STEP_TOKENS, 4 * batch_size)
-    runtime = load_runtime(checkpoint, options, max_batch_size=more)
+    runtime = load_runtime(checkpoint, options, max_batch_size=more, prefix_cache=False)
     stopwatch = Stopwatch(runtime, checkpoint, context)
     samples = [stopwatch.sample(batch_size) for _ in range(_SAMPLES)]
     report = _report(runtime, samples) | {

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
-
-import click
 
 from adept_fast.arguments import ParameterError
 from adept_fast.chat.format import ChatError
 from adept_fast.commands.conversation import Turn, chat_ids, stopping_answers
 from adept_fast.commands.errors import show_error
 from adept_fast.commands.loading import chosen_checkpoint, load_runtime, sampling_params
+from adept_fast.commands.question import ask, say_forgotten
 from adept_fast.commands.streaming import print_stream
 from adept_fast.engine.runtime import Runtime
 from adept_fast.engine.text_stream import TextStream
@@ -29,7 +27,7 @@ def run(options: dict[str, Any]) -> None:
     history: list[Turn] = []
     while True:
         try:
-            question = _ask(lines)
+            question = ask(lines)
             if question is None:
                 return
             if not question.strip():
@@ -39,21 +37,6 @@ def run(options: dict[str, Any]) -> None:
             show_error(error)
             continue
         history = [*kept, Turn(question, print_stream(stream, as_chat=True))]
-
-
-def _ask(lines: LineReader) -> str | None:
-    """The next question; None at the end of the conversation. Terminals get a prompt, on stderr."""
-    while True:
-        try:
-            if sys.stdin.isatty():
-                click.echo("human: ", nl=False, err=True)
-            question = lines.read()
-        except KeyboardInterrupt:
-            click.echo("\n(Ctrl-D leaves)", err=True)
-            continue
-        if question is None:
-            click.echo(err=True)
-        return question
 
 
 def _begin_answer(
@@ -68,7 +51,5 @@ def _begin_answer(
         prompt = chat_ids(runtime.tokenizer, question, kept, add_bos=add_bos)
     stream = runtime.stream(prompt, params)
     if len(kept) < len(history):
-        click.echo(
-            f"(the context is full: the first {len(history) - len(kept)} turns are forgotten)", err=True
-        )
+        say_forgotten(len(history) - len(kept))
     return kept, stream

@@ -10,6 +10,7 @@ import importlib
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from adept_fast import __version__
 from adept_fast.choices import CHECKPOINT_FORMATS, DTYPES, MAX_STEP_TOKENS, PACKED_FORMATS, PACKED_LAYOUTS
@@ -23,8 +24,10 @@ from adept_fast.commands.options import (
     json_option,
     mmap_option,
     placement_options,
+    remote_options,
     revision_option,
     sampling_options,
+    serving_options,
 )
 
 
@@ -72,11 +75,17 @@ def generate(**options: Any) -> None:
 @placement_options
 @sampling_options
 @bos_option
+@remote_options
 def chat(**options: Any) -> None:
     """Talk with the model. Ctrl-C stops an answer, Ctrl-D leaves.
 
     A question that is too long or not UTF-8 is an error on stderr; the next one is read.
     """
+    if options["server"] is not None:
+        _run("remote_chat", options)
+        return
+    if click.get_current_context().get_parameter_source("api_key") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--api-key is given without --server; expected both or none")
     _run("chat", options)
 
 
@@ -125,6 +134,19 @@ def info(**options: Any) -> None:
 def bench(**options: Any) -> None:
     """Measure decode speed, its limit, and what would be faster."""
     _run("bench", options)
+
+
+# Once it says that it serves, the first answer waits for nothing.
+@main.command(context_settings={"default_map": {"warmup": True}})
+@serving_options
+@checkpoint_options
+@placement_options
+def serve(**options: Any) -> None:
+    """Answer requests over HTTP: OpenAI's API, Adept's, and a page to chat at /.
+
+    Prints one line when it takes requests. SIGTERM and Ctrl-C end it in order, a second one at once.
+    """
+    _run("serve", options)
 
 
 @main.command()

@@ -18,12 +18,12 @@ from adept_fast.commands.output import print_json, print_text
 from adept_fast.commands.placement_words import describe_embedding, describe_pages, describe_weights
 from adept_fast.engine.graphs import launch_description
 from adept_fast.engine.loading import request_memory
+from adept_fast.engine.placement import Placement
 from adept_fast.memory.advice import InsufficientMemoryError, plan_memory
 from adept_fast.memory.plan import MemoryPlan, MemoryRequest
 from adept_fast.memory.workspace import allowance_reason
 from adept_fast.ops import cuda
 from adept_fast.ops.optional import choices
-from adept_fast.placement import Placement
 from adept_fast.system.byte_counts import format_bytes, format_together
 from adept_fast.system.short_text import printable
 

@@ -44,11 +44,11 @@ def chosen_checkpoint(options: dict[str, Any]) -> Checkpoint:
 
 
 def load_runtime(
-    checkpoint: Checkpoint, options: dict[str, Any], *, max_batch_size: int = 1, progress: bool = True
+    checkpoint: Checkpoint, options: dict[str, Any], *, progress: bool = True, **settings: Any
 ) -> Runtime:
-    """A Runtime from the values of ``placement_options``."""
+    """A Runtime from the values of ``placement_options``, and other settings of ``Runtime.load``."""
     placement = {name: options[name] for name in _PLACEMENT}
-    return Runtime.load(checkpoint, max_batch_size=max_batch_size, progress=progress, **placement)
+    return Runtime.load(checkpoint, progress=progress, **placement, **settings)
 
 
 def sampling_params(

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from adept_fast.choices import MAX_DRAFTS
+from adept_fast.choices import LOG_FORMATS, MAX_DRAFTS
 from adept_fast.commands.escapes import unescape
 from adept_fast.system.short_text import short_repr
 
@@ -152,6 +152,20 @@ sampling_options = _together(
         help=r"A string that ends the text, with the escapes \n, \t, \r, \\, \xHH and \uHHHH; repeatable.",
     ),
 )
+# A model elsewhere; ``remote_chat`` reads them.
+remote_options = _together(
+    _option(
+        "--server",
+        metavar="URL",
+        help="Talk with the model of a server, such as http://127.0.0.1:8000, instead of loading one.",
+    ),
+    _option(
+        "--api-key",
+        envvar="ADEPT_FAST_API_KEY",
+        show_envvar=True,
+        help="With --server: its key. The variable is not seen by other users of this machine.",
+    ),
+)
 bos_option = click.option(
     "--bos/--no-bos",
     "add_bos",
@@ -159,3 +173,63 @@ bos_option = click.option(
     help="Put the BOS token before the text.  [default: as the checkpoint says]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+
+SECONDS = click.FloatRange(min=0, max=10**6)
+# The address, the limits and the users of a server; ``serve`` reads them.
+serving_options = _together(
+    _option("--host", default="127.0.0.1", help="An address of this machine; 0.0.0.0 for all of IPv4."),
+    _option("--port", type=click.IntRange(0, 65535), default=8000, help="0 for any that is free."),
+    _option("--model-name", help="The model's id for clients.  [default: the checkpoint's name]"),
+    _option("--batch-size", type=COUNT, default=8, help="Answers that run at the same time."),
+    _option("--max-queue", type=click.IntRange(0, 10**6), default=64, help="Answers that wait beyond them."),
+    _option(
+        "--step-tokens",
+        type=COUNT,
+        help="Tokens of prompts and answers in one step: fewer bound the time "
+        "between tokens, more read prompts faster.  [default: as the device likes]",
+    ),
+    _option("--request-seconds", type=SECONDS, default=600.0, help="A longer request fails; 0 for no limit."),
+    _option(
+        "--grace-seconds", type=SECONDS, default=30.0, help="At SIGTERM, running requests get this long."
+    ),
+    _option(
+        "--api-key",
+        envvar="ADEPT_FAST_API_KEY",
+        show_envvar=True,
+        help="Admit requests with this key alone. Other users of a machine see options, not variables.",
+    ),
+    _option(
+        "--api-key-file",
+        type=click.Path(exists=True, dir_okay=False),
+        help="Admit requests with a key of this file: one a line, # begins a comment.",
+    ),
+    _option("--no-auth", is_flag=True, help="Serve all who reach --host, without a key."),
+    _option(
+        "--allowed-host",
+        "allowed_hosts",
+        multiple=True,
+        help="A name that requests may have in Host; repeatable.  [default: any with keys or --no-auth, else "
+        "localhost]",
+    ),
+    _option(
+        "--cors-origin",
+        "cors_origins",
+        multiple=True,
+        help="An origin whose pages may use the server, such as https://example.org, or *; repeatable.",
+    ),
+    _option("--log-format", type=click.Choice(LOG_FORMATS), default="text", help="Of the lines on stderr."),
+    _option("--log-prompts", is_flag=True, help="Log prompts and answers too."),
+    _option(
+        "--max-body-bytes", type=click.IntRange(1024, 2**30), default=4 * 2**20, help="Of a request's body."
+    ),
+    _option("--max-prompts", type=COUNT, default=128, help="In one request."),
+    _option("--max-choices", type=COUNT, default=16, help="Answers to one prompt (n)."),
+    _option("--max-stops", type=click.IntRange(min=0), default=16, help="Stop strings of one request."),
+    _option("--max-stop-characters", type=COUNT, default=256, help="Of a stop string."),
+    _option(
+        "--max-logprobs",
+        type=click.IntRange(0, 1000),
+        default=20,
+        help="Likeliest tokens that are reported at each position.",
+    ),
+)

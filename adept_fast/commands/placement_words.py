@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from adept_fast.checkpoint import dtype_name
+from adept_fast.engine.placement import Placement
 from adept_fast.memory.plan import MemoryPlan, MemoryRequest
-from adept_fast.placement import Placement
 
 
 def describe_weights(placement: Placement) -> str:

@@ -12,15 +12,23 @@ import torch
 from torch import Tensor
 
 from adept_fast import ops
-from adept_fast.arguments import ParameterError
+from adept_fast.arguments import ParameterError, integer
 from adept_fast.engine.model_runner import ModelRunner, PendingStep
-from adept_fast.engine.scheduler import Scheduled, ScheduledSequence, Scheduler
-from adept_fast.engine.scoring import ScoredSequence, Target, TokenLogprobs, score_targets
+from adept_fast.engine.prefix_cache import PrefixCache
+from adept_fast.engine.scheduler import Limits, Scheduled, ScheduledSequence, Scheduler
+from adept_fast.engine.scoring import (
+    ScoredSequence,
+    Target,
+    TokenLogprobs,
+    prompt_logprobs,
+    score_targets,
+)
 from adept_fast.engine.sequence import Generation, GenerationEvent, Request, Sequence, TokenLogprob
 from adept_fast.engine.speculation import kept_tokens
 from adept_fast.engine.turn import Turns
 from adept_fast.model import Segment
 from adept_fast.ops.transfer import to_device, to_host
+from adept_fast.sampling import MAX_LOGPROBS
 from adept_fast.tokenizer.tokenizer import Tokenizer
 
 
@@ -76,6 +84,11 @@ class Engine:
 
     Args:
         guard: makes a context for each step, which may turn its errors into others.
+        step_tokens: of prompts and decoding rows in one step while a sequence decodes; None for as many
+            tokens of prompts as the model reads in one chunk.
+        max_waiting: requests that wait for a slot; None for any number.
+        prefix_cache: a slot keeps its keys and values until it is needed, and a request that begins with the
+            same tokens reuses them. The model's weights must not change.
     """
 
     def __init__(
@@ -83,11 +96,22 @@ class Engine:
         runner: ModelRunner,
         tokenizer: Tokenizer,
         guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+        *,
+        step_tokens: int | None = None,
+        max_waiting: int | None = None,
+        prefix_cache: bool = False,
     ) -> None:
         self.runner = runner
         self._tokenizer = tokenizer
         self._guard = guard
-        self._scheduler = Scheduler(runner.cache.max_batch_size, runner.model.chunk_tokens)
+        slots, chunk_tokens = runner.cache.max_batch_size, runner.model.chunk_tokens
+        self._scheduler = Scheduler(
+            slots,
+            Limits(chunk_tokens, step_tokens or chunk_tokens + slots, max_waiting),
+            PrefixCache(slots) if prefix_cache else None,
+        )
+        self._arrival = threading.Event()  # of requests, for ``run``
+        self._is_stopping = False
         self._turns = Turns(after_fork=self._forget_other_threads)
         self._scheduled: list[ScheduledSequence] = []  # the rows of the steps in flight
         self._pending: deque[tuple[PendingStep, list[ScheduledSequence]]] = deque()
@@ -116,9 +140,12 @@ class Engine:
             raise ParameterError("prompt has no tokens; expected at least one")
         self.check_prompt(request.prompt_ids)
         request.params.check_vocabulary(self._tokenizer.vocab_size)
+        if request.prompt_logprobs is not None:
+            integer("prompt_logprobs", request.prompt_logprobs, 0, MAX_LOGPROBS)
         # The last token is never read back, so it needs no position.
         room = self.max_seq_len - len(request.prompt_ids) + 1
-        return RequestHandle(self, Sequence(request, self._tokenizer, room))
+        reusable = self.runner.model.has_one_order
+        return RequestHandle(self, Sequence(request, self._tokenizer, room, decoded_is_reusable=reusable))
 
     def check_prompt(self, ids: SequenceOf[int]) -> None:
         """Raises ParameterError for ids that are not in the vocabulary, or more than the cache holds."""
@@ -132,8 +159,34 @@ class Engine:
             )
 
     def begin(self, handles: SequenceOf[RequestHandle]) -> None:
-        """Queue requests that were prepared."""
+        """Queue requests that were prepared. Raises QueueFullError, and then queues none."""
         self._scheduler.add([handle.sequence for handle in handles])
+        self._arrival.set()
+
+    def run(self, after_step: Callable[[], None]) -> None:
+        """Step for all requests as they come, until ``stop_running``. Raises what a step raises."""
+
+        def step() -> None:
+            self.step()
+            after_step()
+
+        def is_idle() -> bool:
+            return self._is_stopping or not self._scheduler.sequences()
+
+        while not self._is_stopping:
+            self._arrival.clear()
+            self._turns.work_until(is_idle, step)
+            if is_idle() and not self._is_stopping:
+                self._arrival.wait()
+
+    def stop_running(self) -> None:
+        """Have ``run`` return after the current step. Requests stay as they are."""
+        self._is_stopping = True
+        self._arrival.set()
+
+    def counts(self) -> tuple[int, int]:
+        """How many sequences have a slot, and how many wait for one."""
+        return len(self._scheduler.running), self._scheduler.waiting
 
     def score(self, sequences: SequenceOf[ScoredSequence]) -> Iterator[ScoredSequence]:
         """Queue sequences, and yield them in order once they are scored. Raises what a step raises."""
@@ -184,6 +237,7 @@ class Engine:
             self._turns.work_until(lambda: not self._scheduler.sequences(), self.step)
             with self._turns.hold(), torch.inference_mode():
                 if not self._scheduler.running:  # another thread may have had the turn in between
+                    self._scheduler.forget_prefixes()
                     self.runner.warmup()
                     is_done = True
 
@@ -198,6 +252,10 @@ class Engine:
             for sequence in self._scheduler.admit():
                 if isinstance(sequence, Sequence):
                     self._start(sequence)
+            while copies := self._scheduler.copies():  # a copy may be another one's source
+                for copy in copies:
+                    self.runner.copy_prefix(copy.source, copy.destination, copy.tokens)
+                    self._scheduler.copied(copy)
             decoding = self._scheduler.decoding()
             if chunk := self._scheduler.next_chunk():
                 self._prefill(chunk)
@@ -240,8 +298,11 @@ class Engine:
             last_row = first_row + len(segment.ids) - 1
             if isinstance(sequence, ScoredSequence):
                 targets += [(sequence, t) for t in sequence.targets(first_row, len(segment.ids))]
-            elif isinstance(sequence, Sequence) and segment.end == len(sequence.prompt_ids):
-                ended.append((sequence, last_row))
+            elif isinstance(sequence, Sequence):
+                if sequence.prompt_logprobs is not None:
+                    self._score_prompt(sequence, segment, hidden[first_row : last_row + 1])
+                if segment.end == len(sequence.prompt_ids) and sequence.room:
+                    ended.append((sequence, last_row))
             first_row = last_row + 1
         results: list[Tensor] = []
         logprobs = None
@@ -258,6 +319,14 @@ class Engine:
             sequence.prefilled(len(segment.ids))
         for row, (sequence, _) in enumerate(ended):
             sequence.accept([int(values[-1][row])], _logprobs_of(sequence, logprobs, [row]))
+
+    def _score_prompt(self, sequence: Sequence, segment: Segment, hidden: Tensor) -> None:
+        """Score the tokens of a prompt that those of a segment predict; waits."""
+        predicted = sequence.prompt_ids[segment.start + 1 : segment.end + 1]
+        if predicted:
+            count = sequence.prompt_logprobs or 0
+            states = hidden[: len(predicted)]
+            sequence.add_prompt_logprobs(prompt_logprobs(self.runner.model, states, predicted, count))
 
     def _sample_first(
         self, hidden: Tensor, ended: list[tuple[Sequence, int]]

@@ -6,6 +6,7 @@ import torch
 
 from adept_fast.arguments import ParameterError, one_of
 from adept_fast.checkpoint import Checkpoint
+from adept_fast.engine.placement import Placement, choose_placement, find_device
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.memory.advice import InsufficientMemoryError, explaining_out_of_memory
 from adept_fast.memory.available import available_bytes
@@ -13,7 +14,6 @@ from adept_fast.memory.footprint import Footprint, footprint
 from adept_fast.memory.plan import UNLIMITED_BYTES, MemoryPlan, MemoryRequest
 from adept_fast.model import Persimmon
 from adept_fast.ops import cuda, optional
-from adept_fast.placement import Placement, choose_placement, find_device
 from adept_fast.quantization.formats import WeightFormat
 from adept_fast.quantization.layouts import advised_formats
 from adept_fast.weights import PinnedMemoryError, is_tied, load_weights

@@ -97,6 +97,11 @@ class ModelRunner:
         """
         return self.model.prefill_chunk(segments, self.cache)
 
+    def copy_prefix(self, source: int, destination: int, tokens: int) -> None:
+        """Copy the keys and values of a slot's first tokens into another slot; does not wait."""
+        data = self.cache.data  # [layer, k/v, slot, head, position, head_dim]
+        data[:, :, destination, :, :tokens] = data[:, :, source, :, :tokens]
+
     def sample(self, logits: Tensor, slots: Sequence[int], positions: Sequence[int]) -> Tensor:
         """The token that follows each position of a slot: int64 [rows], from logits float32 [rows, vocab]."""
         device_slots, device_positions = to_device([slots, positions], self.model.device)  # each [rows]

@@ -28,6 +28,7 @@ from adept_fast.engine.engine import Engine
 from adept_fast.engine.graphs import CUDA_GRAPHS, CaptureReport, LaunchPolicy
 from adept_fast.engine.loading import load_model, request_memory
 from adept_fast.engine.model_runner import ModelRunner
+from adept_fast.engine.placement import Placement
 from adept_fast.engine.scoring import Likelihood, Score, ScoredSequence
 from adept_fast.engine.sequence import Generation, Request
 from adept_fast.engine.stats import Stats
@@ -37,7 +38,6 @@ from adept_fast.memory.advice import explaining_out_of_memory, plan_memory
 from adept_fast.memory.plan import MemoryPlan
 from adept_fast.memory.workspace import max_rows
 from adept_fast.model import Persimmon
-from adept_fast.placement import Placement
 from adept_fast.sampling import SamplingParams
 from adept_fast.system.short_text import short_repr
 from adept_fast.tokenizer.tokenizer import Tokenizer
@@ -65,6 +65,9 @@ class Runtime:
         load_seconds: float,
         *,
         cuda_graphs: str = "auto",
+        step_tokens: int | None = None,
+        max_waiting: int | None = None,
+        prefix_cache: bool = True,
     ) -> None:
         self.config: PersimmonConfig = model.config
         self.tokenizer = tokenizer
@@ -74,7 +77,12 @@ class Runtime:
         policy = LaunchPolicy.on(model.device, max_rows(cache.max_batch_size), cache.max_seq_len, cuda_graphs)
         runner = ModelRunner(model, cache, tokenizer.vocab_size, policy)
         self.engine = Engine(
-            runner, tokenizer, guard=lambda: explaining_out_of_memory(plan, during="generating")
+            runner,
+            tokenizer,
+            guard=lambda: explaining_out_of_memory(plan, during="generating"),
+            step_tokens=step_tokens,
+            max_waiting=max_waiting,
+            prefix_cache=prefix_cache,
         )
 
     @classmethod
@@ -94,6 +102,9 @@ class Runtime:
         exact_prefill: bool = False,
         cuda_graphs: str = "auto",
         warmup: bool = False,
+        step_tokens: int | None = None,
+        max_waiting: int | None = None,
+        prefix_cache: bool = True,
         mmap: bool = True,
         progress: bool = True,
     ) -> Runtime:
@@ -122,6 +133,13 @@ class Runtime:
                 operator by operator if that fails; ``required`` raises CaptureError instead; ``off``.
             warmup: load the libraries that the first prompt would wait for, and capture the steps of up to
                 ``max_batch_size`` sequences.
+            step_tokens: while a sequence decodes, a step reads at most this many tokens of prompts, less one
+                for each sequence that decodes: fewer bound the time between tokens, more shorten the time to
+                the first. None for chunks of 512, or 16 with ``exact_prefill``.
+            max_waiting: requests that may wait for one of the ``max_batch_size`` slots; the engine's
+                ``submit`` then raises QueueFullError. None for any number.
+            prefix_cache: a prompt that begins as an earlier one does not read the common tokens again while
+                a slot holds them. No bit of a result changes.
             mmap: map weight files into memory; a file that is truncated later ends the process. False copies
                 them, and a truncated file raises CheckpointError.
             progress: show a progress bar on stderr.
@@ -133,6 +151,11 @@ class Runtime:
         max_batch_size = integer("max_batch_size", max_batch_size, 1)
         cuda_graphs = one_of("cuda_graphs", cuda_graphs, CUDA_GRAPHS)
         mmap, warmup, progress = flag("mmap", mmap), flag("warmup", warmup), flag("progress", progress)
+        if step_tokens is not None:
+            step_tokens = integer("step_tokens", step_tokens, 1)
+        if max_waiting is not None:
+            max_waiting = integer("max_waiting", max_waiting, 0)
+        prefix_cache = flag("prefix_cache", prefix_cache)
         flags = {"check_weights": check_weights, "exact_prefill": exact_prefill}
         flags = {name: flag(name, value) for name, value in flags.items()}
         checkpoint = _open(path_or_name, optional_text("revision", revision), mmap=mmap, progress=progress)
@@ -150,7 +173,18 @@ class Runtime:
         )
         plan = plan_memory(request)
         model, cache = load_model(checkpoint, placement, plan, progress=progress, **flags)
-        runtime = cls(model, checkpoint.tokenizer, cache, plan, placement, 0.0, cuda_graphs=cuda_graphs)
+        runtime = cls(
+            model,
+            checkpoint.tokenizer,
+            cache,
+            plan,
+            placement,
+            load_seconds=0.0,
+            cuda_graphs=cuda_graphs,
+            step_tokens=step_tokens,
+            max_waiting=max_waiting,
+            prefix_cache=prefix_cache,
+        )
         if warmup:
             runtime.warm_up()
         runtime.load_seconds = time.perf_counter() - started

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adept_fast.engine.prefix_cache import HeldTokens
 from adept_fast.engine.sequence import TokenLogprob
 from adept_fast.memory.workspace import SCORED_ROWS
 from adept_fast.model import Persimmon, Segment
@@ -84,6 +85,7 @@ class ScoredSequence:
         self.slot = -1
         self.is_cancelled = False
         self.thread = threading.get_ident()
+        self.deadline: float | None = None
         self.error: Exception | None = None
         self._context, self._continuations = list(context), continuations
         self._logprobs = [[math.nan] * len(ids) for ids in continuations]
@@ -101,8 +103,22 @@ class ScoredSequence:
     def begin(self, slot: int) -> None:
         self.slot = slot
 
+    def wanted(self) -> HeldTokens:
+        """None: the hidden state of every token is needed."""
+        return HeldTokens([])
+
+    def reuse(self, count: int) -> None:
+        self._read += count
+
+    def held(self) -> HeldTokens:
+        """None: scored texts seldom come again."""
+        return HeldTokens([])
+
     def interrupt(self) -> None:
         self._is_interrupted = True
+
+    def expire(self) -> None:
+        self.interrupt()
 
     def likelihoods(self) -> list[Likelihood]:
         """One for each continuation."""
@@ -165,6 +181,21 @@ def score_targets(model: Persimmon, hidden: Tensor, targets: Sequence[Target]) -
         likeliest.append(scores.argmax(-1) == some_ids)
         del scores
     return torch.cat(logprobs), torch.cat(likeliest)
+
+
+def prompt_logprobs(model: Persimmon, hidden: Tensor, ids: Sequence[int], count: int) -> list[TokenLogprob]:
+    """The log-probability of each id and of the ``count`` likeliest ones in its place, as ``score_targets``
+    computes it; waits.
+
+    Args:
+        hidden: float32 [ids, hidden], which predict them.
+    """
+    entries = []
+    (predicted,) = to_device([ids], hidden.device)  # [ids]
+    for some, states in zip(predicted.split(SCORED_ROWS), hidden.split(SCORED_ROWS), strict=True):
+        found = TokenLogprobs(model.all_logits(states), some, count)
+        entries += [found.of(row, count) for row in range(len(some))]
+    return entries
 
 
 class TokenLogprobs:

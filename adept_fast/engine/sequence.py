@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from adept_fast.engine.prefix_cache import HeldTokens
 from adept_fast.engine.speculation import PromptLookup
 from adept_fast.engine.stopping import StopMatcher
 from adept_fast.model import Segment
@@ -20,7 +22,7 @@ class GenerationError(ValueError):
     """A text cannot go on, as its logits hold a NaN or an infinity."""
 
 
-FinishReason = Literal["stop", "length", "eos", "interrupted"]
+FinishReason = Literal["stop", "length", "eos", "interrupted", "timeout"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Timings:
     decode_steps: int  # fewer than tokens if drafted tokens were kept
     drafted_tokens: int = 0  # by prompt lookup
     accepted_tokens: int = 0  # drafted tokens that were kept
+    cached_tokens: int = 0  # of the prompt, whose keys and values were in the cache already
 
     @property
     def tokens_per_second(self) -> float:
@@ -57,8 +60,9 @@ class Generation:
 
     ``text`` begins exactly where the prompt ends, usually with a space. ``finish_reason``: ``eos`` the model
     ended the text, ``stop`` a stop string or stop token did, ``length`` max_new_tokens or the context was
-    reached, ``interrupted`` Ctrl-C or a cancellation ended it. ``token_ids`` is without the token that ended
-    the text. ``logprobs`` has an entry for each of ``token_ids``, or is None if not requested.
+    reached, ``interrupted`` Ctrl-C or a cancellation ended it, ``timeout`` its deadline. ``token_ids`` is
+    without the token that ended the text. ``logprobs`` has an entry for each of ``token_ids``, and
+    ``prompt_logprobs`` one for each token of the prompt, None for the first; each is None if not requested.
     """
 
     text: str
@@ -66,14 +70,26 @@ class Generation:
     finish_reason: FinishReason
     logprobs: list[TokenLogprob] | None
     timings: Timings
+    prompt_logprobs: list[TokenLogprob | None] | None = None
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt, at least one token, and how it is continued."""
+    """A prompt, at least one token, and how it is continued.
+
+    Args:
+        deadline: the time, as ``time.monotonic()`` has it, at which the request ends unfinished.
+        prompt_logprobs: None for none; n for the log-probability of each token of the prompt, as
+            ``Runtime.score`` computes it, and of the n most likely ones at its position. The prompt is then
+            read whole, whatever the cache holds.
+        cache_scope: keys and values are reused among requests of one scope only.
+    """
 
     prompt_ids: list[int]
     params: SamplingParams
+    deadline: float | None = None
+    prompt_logprobs: int | None = None
+    cache_scope: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,10 +112,17 @@ class Sequence:
 
     Args:
         context_room: how many tokens may be generated before the context is full.
+        decoded_is_reusable: others may reuse the keys and values of generated tokens, too. Where decode steps
+            and prefill differ in their order of additions, only those of the prompt have a prefill's bits.
     """
 
-    def __init__(self, request: Request, tokenizer: Tokenizer, context_room: int) -> None:
+    def __init__(
+        self, request: Request, tokenizer: Tokenizer, context_room: int, *, decoded_is_reusable: bool = False
+    ) -> None:
         self.prompt_ids, self.params = request.prompt_ids, request.params
+        self.deadline, self.prompt_logprobs = request.deadline, request.prompt_logprobs
+        self._cache_scope = request.cache_scope
+        self._decoded_is_reusable = decoded_is_reusable
         self.slot = -1
         self.is_cancelled = False
         self.thread = threading.get_ident()
@@ -112,6 +135,8 @@ class Sequence:
         self.drafted_tokens = self.accepted_tokens = 0
         self._tokenizer = tokenizer
         self._prefilled = 0  # tokens of the prompt that the cache holds
+        self._cached = 0  # of these, tokens that it held before
+        self._prompt_entries: list[TokenLogprob | None] = [None]  # of the tokens predicted so far
         self._published = 0  # tokens that are in events
         self._steps = 0
         self._chosen = 0  # tokens, the one that ended the text included
@@ -119,7 +144,7 @@ class Sequence:
         self._derive_text()
         limit = self.params.max_new_tokens
         self._max_tokens = context_room if limit is None else min(limit, context_room)
-        if self._max_tokens == 0:
+        if self._max_tokens == 0 and self.prompt_logprobs is None:
             self._end("length")
 
     @property
@@ -157,6 +182,23 @@ class Sequence:
         self.slot = slot
         self._started_at = self._first_token_at = self._ended_at = time.perf_counter()
 
+    def wanted(self) -> HeldTokens:
+        """The first tokens of the prompt; the last one is read for its logits."""
+        ids = [] if self.token_ids or self.prompt_logprobs is not None else self.prompt_ids[:-1]
+        return HeldTokens(ids, self._cache_scope)
+
+    def reuse(self, count: int) -> None:
+        """Record that the first ``count`` tokens are in the cache, and need not be prefilled."""
+        self._cached += count - self._prefilled
+        self._prefilled = count
+
+    def held(self) -> HeldTokens:
+        """The tokens that were read; none if something in the cache may be no number."""
+        ids = [] if self.error is not None else self.prompt_ids[: self._prefilled]
+        if ids and self._decoded_is_reusable:
+            ids += self.token_ids[: max(0, self._chosen - 1)]  # the last one chosen is not read yet
+        return HeldTokens(ids, self._cache_scope)
+
     def unread(self) -> Segment:
         """The tokens of the prompt that were not prefilled yet."""
         return Segment(self.slot, self._prefilled, self.prompt_ids[self._prefilled :])
@@ -164,10 +206,20 @@ class Sequence:
     def prefilled(self, count: int) -> None:
         """Record that ``count`` more tokens of the prompt are in the cache."""
         self._prefilled += count
+        if self.room == 0 and self._prefilled == len(self.prompt_ids):  # only the prompt was to be scored
+            self._end("length")
+
+    def add_prompt_logprobs(self, entries: Iterable[TokenLogprob]) -> None:
+        """Add the log-probabilities of the prompt's next tokens."""
+        self._prompt_entries += entries
 
     def resume(self) -> None:
         """Make the state consistent with the tokens so far, after a step that was cut short."""
         self._prefilled = len(self.prompt_ids) if self.token_ids else 0
+        if not self.token_ids:
+            self._cached, self._prompt_entries = 0, [None]
+        if not self.is_finished:
+            self._chosen = len(self.token_ids)
         del self.logprobs[len(self.token_ids) :]
         self._derive_text()
         if not self.is_finished and (self.room == 0 or self._stops.stopped):
@@ -215,6 +267,11 @@ class Sequence:
         if not self.is_finished:
             self._end("interrupted")
 
+    def expire(self) -> None:
+        """End the text here, at its deadline."""
+        if not self.is_finished:
+            self._end("timeout")
+
     def generation(self, load_seconds: float) -> Generation:
         """The result so far."""
         timings = Timings(
@@ -226,6 +283,7 @@ class Sequence:
             decode_steps=self._steps,
             drafted_tokens=self.drafted_tokens,
             accepted_tokens=self.accepted_tokens,
+            cached_tokens=self._cached,
         )
         return Generation(
             text=self.text,
@@ -233,6 +291,7 @@ class Sequence:
             finish_reason=self.finish_reason or "interrupted",
             logprobs=None if self.params.logprobs is None else self.logprobs,
             timings=timings,
+            prompt_logprobs=None if self.prompt_logprobs is None else self._prompt_entries,
         )
 
     def _derive_text(self) -> None:

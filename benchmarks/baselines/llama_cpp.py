@@ -45,7 +45,7 @@ class LlamaCppWorker(Worker):
         import llama_cpp
         from safetensors import safe_open
 
-        from benchmarks.baselines.nemotron_gguf import gguf_names, tensor_bytes, write_gguf
+        from benchmarks.baselines.nemotron_gguf import gguf_names, gguf_of, tensor_bytes
 
         if batch > 1:
             raise Absent("this worker decodes one sequence")
@@ -53,9 +53,7 @@ class LlamaCppWorker(Worker):
             raise Absent("this worker runs on a CPU")
         self._release()
         source = Path(checkpoint)
-        path = source / f"nemotron-{format}.gguf"
-        if not path.exists():
-            write_gguf(source, path, format)
+        path = gguf_of(source, format)
         started = time.perf_counter()
         llama_cpp.llama_backend_init()
         self.llama = llama_cpp

@@ -6,7 +6,8 @@ Persimmon's shape. What differs:
 
 * Nemotron has no LayerNorm of queries and keys, so llama.cpp does that much less work.
 * query_key_value is laid out (q, k, v) × head, not head × (q, k, v); the rows are put in that order here.
-* There is no tokenizer in the file: benchmarks hand over ids.
+* The tokenizer is that of ``tokenizer.json``, whose unigram model llama.cpp knows as T5's. Without that file
+  there is none, and only ids can be handed over.
 
 Every matrix is in the one named format, the embedding and lm_head too, so that bits are equal; llama.cpp's
 own tool would keep lm_head in Q6_K beside Q4_0. Vectors are F32, as llama.cpp wants them.
@@ -16,6 +17,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 FORMATS = ("BF16", "F16", "Q8_0", "Q4_0")
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _LAYER_NAMES = {
     "input_layernorm": "attn_norm",
     "self_attn.query_key_value": "attn_qkv",
@@ -43,12 +47,21 @@ _NAMES = {
 }
 
 
+def gguf_of(checkpoint: Path, format: str) -> Path:
+    """The file of a format, beside the checkpoint's others; it is written unless it exists."""
+    path = checkpoint / f"nemotron-tokenizer-{format}.gguf"
+    if not path.exists():
+        write_gguf(checkpoint, path, format)
+    return path
+
+
 def write_gguf(checkpoint: Path, path: Path, format: str) -> None:
     """Write ``path``, one tensor at a time; it appears when it is complete."""
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     unfinished = path.with_name(path.name + ".unfinished")
     writer = gguf.GGUFWriter(unfinished, "nemotron")
     _add_settings(writer, config)
+    _add_tokenizer(writer, config, checkpoint / "tokenizer.json")
     with safe_open(checkpoint / "model.safetensors", framework="pt") as file:
         names = list(gguf_names(file.keys()))
         for name, gguf_name in names:
@@ -121,4 +134,36 @@ def _add_settings(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_rope_freq_base(rotary["rope_theta"])
     writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("none")
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, config: dict[str, Any], path: Path) -> None:
+    """That of the unigram model in ``path``, if there is such a file; ids can be handed over without it."""
+    if not path.is_file():
+        writer.add_tokenizer_model("none")
+        return
+    model = json.loads(path.read_text(encoding="utf-8"))["model"]
+    if model["type"] != "Unigram":
+        raise ValueError(f"{path.name} has a {model['type']} model; expected Unigram")
+    settings = json.loads(path.with_name("tokenizer_config.json").read_text(encoding="utf-8"))
+    pieces = [piece for piece, _ in model["vocab"]]
+    special = {model["unk_id"]: gguf.TokenType.UNKNOWN, config["eos_token_id"]: gguf.TokenType.CONTROL}
+    writer.add_tokenizer_model("t5")
+    writer.add_token_list(pieces)
+    writer.add_token_scores([score for _, score in model["vocab"]])
+    writer.add_token_types(
+        [
+            special.get(at, gguf.TokenType.BYTE if _BYTE.fullmatch(piece) else gguf.TokenType.NORMAL)
+            for at, piece in enumerate(pieces)
+        ]
+    )
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_unk_token_id(model["unk_id"])
+    writer.add_add_bos_token(settings["add_bos_token"])
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(True)
+    writer.add_remove_extra_whitespaces(False)
+
+
+if __name__ == "__main__":  # in the environment of llama.cpp: prints the path of the file
+    print(gguf_of(Path(sys.argv[1]), sys.argv[2]))

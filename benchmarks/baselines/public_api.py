@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 from typing import Any
 
@@ -56,7 +57,9 @@ class PublicApiWorker(Worker):
 
 
 def load_runtime(model: Any, format: str, context: int, batch: int, device: str) -> Runtime:
-    """``format``: a dtype, or a format of packed weights."""
+    """``format``: a dtype, or a format of packed weights. Every prompt is read, also one that came before."""
+    has_prefix_cache = "prefix_cache" in inspect.signature(Runtime.load).parameters  # earlier commits do not
+    unshared: dict[str, Any] = {"prefix_cache": False} if has_prefix_cache else {}
     return Runtime.load(
         model,
         device=device,
@@ -65,6 +68,7 @@ def load_runtime(model: Any, format: str, context: int, batch: int, device: str)
         max_seq_len=context,
         max_batch_size=batch,
         progress=False,
+        **unshared,
     )
 
 

@@ -46,7 +46,7 @@ def main(samples: int, threads: int | None, output: Path | None) -> None:
 
 def measure_once() -> dict[str, float]:
     before = measure_read_bandwidth(torch.device("cpu"))
-    runtime = Runtime.load("demo", device="cpu", progress=False)
+    runtime = Runtime.load("demo", device="cpu", prefix_cache=False, progress=False)
     answer = runtime.generate(PROMPT, max_new_tokens=1).timings
     decode = runtime.generate(PROMPT, max_new_tokens=DECODE_TOKENS, ignore_eos=True).timings
     bandwidth = (before + measure_read_bandwidth(torch.device("cpu"))) / 2

@@ -23,8 +23,8 @@ from adept_fast.arguments import ParameterError
 from adept_fast.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from adept_fast.checkpoint.convert import convert
 from adept_fast.config import PersimmonConfig
+from adept_fast.engine.placement import choose_placement
 from adept_fast.memory.footprint import footprint
-from adept_fast.placement import choose_placement
 from adept_fast.quantization.formats import FORMATS, NAMES
 from adept_fast.quantization.layout_cpu import TiledMatrix
 from adept_fast.quantization.layout_gpu import GpuMatrix

@@ -112,7 +112,7 @@ def test_a_long_prompt_does_not_stop_the_others(tmp_path: Path) -> None:
     """Between two chunks of it, they take a step."""
     config = small_config(max_position_embeddings=4096)
     write_huggingface(tmp_path, config, random_tensors(config), demo_tokenizer())
-    runtime = Runtime.load(tmp_path, device="cpu", max_batch_size=2, progress=False)
+    runtime = Runtime.load(tmp_path, device="cpu", max_batch_size=2, prefix_cache=False, progress=False)
     params = SamplingParams(max_new_tokens=20, ignore_eos=True)
     first, prompt = [5, 6, 7], [5 + at % 4000 for at in range(3 * PREFILL_CHUNK + 1)]
     alone = [runtime.generate([ids], params)[0].token_ids for ids in (first, prompt)]
@@ -132,7 +132,7 @@ def test_an_error_in_logits_ends_its_own_request_alone(
 
     def damaged(ids: torch.Tensor, slots: torch.Tensor, *rest: Any) -> torch.Tensor:
         logits = step(ids, slots, *rest)
-        logits[slots == 0] = float("nan")
+        logits[slots == broken.sequence.slot] = float("nan")
         return logits
 
     monkeypatch.setattr(runtime.engine.runner.model, "decode_step", damaged)

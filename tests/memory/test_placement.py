@@ -21,11 +21,11 @@ from adept_fast.commands.placement_words import (
 )
 from adept_fast.engine import loading
 from adept_fast.engine.loading import request_memory
+from adept_fast.engine.placement import Placement, choose_placement
 from adept_fast.extension import Extension
 from adept_fast.memory.advice import plan_memory
 from adept_fast.memory.footprint import footprint
 from adept_fast.memory.plan import huge_pages
-from adept_fast.placement import Placement, choose_placement
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 GB = 10**9

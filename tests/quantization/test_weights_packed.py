@@ -21,9 +21,9 @@ from adept_fast.checkpoint import CheckpointError, StoredTensor, demo_path, open
 from adept_fast.checkpoint.convert import convert
 from adept_fast.commands.cli import main
 from adept_fast.commands.placement_words import describe_weights
+from adept_fast.engine.placement import choose_placement
 from adept_fast.memory.footprint import footprint
 from adept_fast.ops import reference
-from adept_fast.placement import choose_placement
 from adept_fast.quantization.formats import FORMATS, MatrixSpec
 from adept_fast.quantization.layout_cpu import TiledMatrix
 from adept_fast.quantization.layout_gpu import GpuMatrix

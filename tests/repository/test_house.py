@@ -22,10 +22,10 @@ OTHERS = [
 # A module may import those of its own line and of the lines below it.
 ORDER = [
     ["commands"],
+    ["server"],
     ["integrations"],
     ["modeling"],
     ["engine"],
-    ["placement"],
     ["memory"],
     ["model"],
     ["sampling"],

@@ -1,0 +1,115 @@
+"""``adept-fast serve``: a server of the checkpoint, over HTTP."""
+
+from __future__ import annotations
+
+import importlib.util
+import ipaddress
+import logging
+import socket
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+
+from adept_fast.commands.api_keys import api_keys, is_readable_by_all
+from adept_fast.commands.errors import CommandFailed
+from adept_fast.commands.loading import chosen_checkpoint, load_runtime
+from adept_fast.commands.output import print_text
+from adept_fast.commands.termination import ended_by_exceptions
+from adept_fast.server.settings import Settings
+from adept_fast.system.short_text import short_repr
+
+_PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+_SAME = (
+    "grace_seconds",
+    "log_prompts",
+    "max_body_bytes",
+    "max_prompts",
+    "max_choices",
+    "max_stops",
+    "max_stop_characters",
+    "max_logprobs",
+)
+
+
+def run(options: dict[str, Any]) -> None:
+    settings = _settings(options)
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise CommandFailed(
+            f"{', '.join(missing)} cannot be found; expected the packages that "
+            f"pip install 'adept-fast[serve]' installs"
+        )
+    _serve(options, settings)
+
+
+def _serve(options: dict[str, Any], settings: Settings) -> None:
+    from adept_fast.server.logs import configure_logs, log
+    from adept_fast.server.run import bind, serve, url_of
+
+    configure_logs(options["log_format"])
+    if options["api_key_file"] is not None and is_readable_by_all(options["api_key_file"]):
+        log("all users can read the API keys", level=logging.WARNING, file=options["api_key_file"])
+    with ended_by_exceptions():
+        listener = bind(options["host"], options["port"])
+        ready = f"serving {settings.model_name} on {url_of(listener, options['host'])}"
+        runtime = load_runtime(
+            chosen_checkpoint(options),
+            options,
+            max_batch_size=options["batch_size"],
+            progress=options["log_format"] == "text",
+            step_tokens=options["step_tokens"],
+            max_waiting=options["max_queue"],
+            prefix_cache=True,
+        )
+        serve(runtime, settings, listener, lambda: print_text(ready))
+
+
+def _settings(options: dict[str, Any]) -> Settings:
+    """Raises click.UsageError for options that do not go together."""
+    keys = api_keys(options)
+    is_local = _is_loopback(options["host"])
+    if keys and options["no_auth"]:
+        raise click.UsageError("--no-auth and an API key are both given; expected one of them")
+    if not (keys or options["no_auth"] or is_local):
+        raise click.UsageError(
+            f"--host is {short_repr(options['host'])}, which other machines may reach; "
+            f"expected --api-key, --api-key-file or --no-auth with it"
+        )
+    # Without keys, the name in a request is what keeps out the pages of strangers in a local browser.
+    hosts = (*_LOOPBACK_NAMES, options["host"]) if is_local and not keys else None
+    return Settings(
+        model_name=options["model_name"] or _name_of(options["checkpoint"]),
+        api_keys=keys,
+        allowed_hosts=options["allowed_hosts"] or hosts,
+        cors_origins=tuple(_origin(origin) for origin in options["cors_origins"]),
+        request_seconds=options["request_seconds"] or None,
+        **{name: options[name] for name in _SAME},
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server on the host; a name must have no other address."""
+    try:
+        addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError):
+        return False
+    return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses)
+
+
+def _name_of(checkpoint: str) -> str:
+    """``demo``, ``owner/name``, or the last part of a path without ``.tar``."""
+    is_path = checkpoint.startswith(("/", ".")) or checkpoint.count("/") > 1
+    name = checkpoint.rstrip("/").rpartition("/")[2] if is_path else checkpoint
+    return name.removesuffix(".tar") or checkpoint
+
+
+def _origin(origin: str) -> str:
+    parts = urlsplit(origin)
+    if origin != "*" and (origin != f"{parts.scheme}://{parts.netloc}" or not parts.hostname):
+        raise click.UsageError(
+            f"--cors-origin is {short_repr(origin)}; expected *, or a scheme and a host such as "
+            f"https://example.org"
+        )
+    return origin

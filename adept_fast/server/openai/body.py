@@ -1,0 +1,170 @@
+"""Body: the JSON object of a request, read strictly, and its schema in the OpenAPI document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, from_json, to_json
+from starlette.requests import Request
+
+from adept_fast.server.api_error import ApiError
+from adept_fast.system.short_text import short_repr, shortened
+
+_UNSUPPORTED = "unsupported_parameter"
+_BRANCH = "<"  # begins the name of a union's branch, which is no part of a parameter's name
+
+
+def _whole(value: object) -> object:
+    # JSON has one kind of number: some clients write 16.0.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
+class Body(BaseModel):
+    """An object of named parameters; null stands for a parameter's default, other names are refused.
+
+    ``unsupported`` has OpenAI's parameters that do nothing here, with the values besides null that ask for
+    nothing.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    unsupported: ClassVar[Mapping[str, Sequence[object]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            return data
+        given = {name: value for name, value in data.items() if value is not None}
+        for name in cls.unsupported.keys() & given.keys():
+            value = given.pop(name)
+            neutral = cls.unsupported[name]
+            if not any(type(value) is type(allowed) and value == allowed for allowed in neutral):
+                expected = " or ".join(["null", *(_json_repr(allowed) for allowed in neutral)])
+                message = f"is {short_repr(value)}, which this server does not support; expected {expected}"
+                # Braces in it would be read as fields.
+                raise PydanticCustomError(_UNSUPPORTED, "{message}", {"name": name, "message": message})
+        return given
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        properties = schema.setdefault("properties", {})
+        for name in properties.keys() - set(schema.get("required", ())):
+            properties[name] = _or_null(properties[name])
+        for name, neutral in cls.unsupported.items():
+            properties[name] = {"enum": [None, *neutral], "description": "Not supported by this server."}
+        return schema
+
+
+BodyT = TypeVar("BodyT", bound=Body)
+
+
+async def read_body(request: Request, model: type[BodyT]) -> BodyT:
+    """The parameters of a request. Raises ApiError that names the first wrong one."""
+    content_type = request.headers.get("content-type", "")
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise ApiError(
+            415, f"the Content-Type is {short_repr(content_type)}; expected 'application/json'", code=None
+        )
+    try:
+        data = from_json(await request.body())
+    except ValueError as error:
+        raise ApiError(400, f"the body is no JSON: {error}", code="invalid_json") from error
+    if not isinstance(data, dict):
+        raise ApiError(400, f"the body is {short_repr(data)}; expected a JSON object", code="invalid_json")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise _api_error(error.errors(include_url=False)[0]) from error
+
+
+def body_schema(model: type[Body], bounds: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+    """The OpenAPI entry of a route whose body ``read_body`` reads.
+
+    Args:
+        bounds: more of a parameter's schema, such as ``{"n": {"maximum": 16}}``.
+    """
+    schema = model.model_json_schema()
+    schema = _inlined(schema, schema.pop("$defs", {}))
+    for name, more in (bounds or {}).items():
+        schema["properties"][name].update(more)
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _api_error(details: ErrorDetails) -> ApiError:
+    kind, context = details["type"], details.get("ctx", {})
+    if kind == _UNSUPPORTED:
+        name = _joined([*details["loc"], context["name"]])
+        return ApiError(400, f"{name} {context['message']}", name, _UNSUPPORTED)
+    name = _joined(details["loc"])
+    if kind == "extra_forbidden":
+        return ApiError(400, f"{name} is no parameter of this path", name, "unknown_parameter")
+    if kind == "missing":
+        return ApiError(400, f"{name} is missing", name, "missing_required_parameter")
+    if kind == "value_error":
+        return ApiError(400, f"{name} {context['error']}", name, "invalid_value")
+    expected = _EXPECTED.get(kind) or details["msg"].removeprefix("Input should be ")
+    return ApiError(
+        400, f"{name} is {short_repr(details['input'])}; expected {expected}", name, "invalid_value"
+    )
+
+
+_EXPECTED = {
+    "model_type": "an object",
+    "dict_type": "an object",
+    "list_type": "a list",
+    "string_type": "text",
+}
+
+
+def _joined(location: Sequence[int | str]) -> str:
+    """A parameter's name, as ``messages[0].role``."""
+    name = ""
+    for part in location:
+        if isinstance(part, int):
+            name += f"[{part}]"
+        elif not part.startswith(_BRANCH):
+            name += f".{part}" if name else part
+    return shortened(name)
+
+
+def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
+    """The schema without references: the OpenAPI document has no place for their definitions."""
+    if isinstance(schema, list):
+        return [_inlined(entry, definitions) for entry in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        target = definitions[schema["$ref"].rpartition("/")[2]]
+        schema = {**target, **{name: value for name, value in schema.items() if name != "$ref"}}
+    return {name: _inlined(value, definitions) for name, value in schema.items() if name != "discriminator"}
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema that null meets too."""
+    if isinstance(schema.get("type"), str) and not schema.keys() & {"enum", "const"}:
+        return {**schema, "type": [schema["type"], "null"]}
+    outside = {name: value for name, value in schema.items() if name in ("default", "description")}
+    inside = {
+        name: value for name, value in schema.items() if name not in ("default", "description", "title")
+    }
+    return {"anyOf": [inside, {"type": "null"}], **outside}
+
+
+def _json_repr(value: object) -> str:
+    return to_json(value).decode()

@@ -1,0 +1,49 @@
+"""``/v1/chat/completions``: conversations are answered."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from adept_fast.server.api_error import responses
+from adept_fast.server.openai.body import body_schema, read_body
+from adept_fast.server.openai.chat_request import ChatRequest, chat_bounds
+from adept_fast.server.openai.chat_response import ChatChunk, ChatCompletion
+from adept_fast.server.openai.chat_writer import ChatWriter
+from adept_fast.server.openai.delivery import STATUSES, deliver, documented
+from adept_fast.server.openai.prompts import check_biases, check_prompt, encode_messages, engine_requests
+from adept_fast.server.service import Service
+from adept_fast.server.settings import Settings
+
+
+def router(service: Service, settings: Settings) -> APIRouter:
+    """The route ``/v1/chat/completions``."""
+    routes = APIRouter(tags=["chat"])
+    runtime = service.runtime
+
+    def encode(body: ChatRequest) -> list[int]:
+        messages = [message.as_template_reads_it() for message in body.messages]
+        ids = encode_messages(runtime, messages, body.add_bos)
+        check_prompt(runtime, ids, "messages")
+        return ids
+
+    @routes.post(
+        "/v1/chat/completions",
+        summary="Answer a conversation",
+        responses={200: documented(ChatCompletion, ChatChunk), **responses(*STATUSES)},
+        response_class=Response,
+        openapi_extra=body_schema(ChatRequest, chat_bounds(settings)),
+    )
+    async def create_chat_completion(request: Request) -> Response:
+        """Answers a conversation `n` times, in the chat format of the checkpoint."""
+        body = await read_body(request, ChatRequest)
+        body.check(settings)
+        logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        params = body.params(body.max_new_tokens, logprobs, runtime.tokenizer.chat_format.stop)
+        check_biases(runtime, body.logit_bias)
+        ids = await run_in_threadpool(encode, body)
+        writer = ChatWriter(body, runtime.tokenizer, settings.model_name)
+        requests = engine_requests([ids], params, request, settings)
+        return await deliver(request, service, requests, writer, stream=body.stream)
+
+    return routes

@@ -1,0 +1,56 @@
+"""``/v1/completions``: prompts are continued."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from adept_fast.server.api_error import responses
+from adept_fast.server.openai.body import body_schema, read_body
+from adept_fast.server.openai.completion_request import CompletionRequest, completion_bounds
+from adept_fast.server.openai.completion_response import Completion
+from adept_fast.server.openai.completion_writer import CompletionWriter
+from adept_fast.server.openai.delivery import STATUSES, deliver, documented
+from adept_fast.server.openai.prompts import EncodedPrompt, check_biases, encode_prompt, engine_requests
+from adept_fast.server.service import Service
+from adept_fast.server.settings import Settings
+
+
+def router(service: Service, settings: Settings) -> APIRouter:
+    """The route ``/v1/completions``."""
+    routes = APIRouter(tags=["completions"])
+    runtime = service.runtime
+
+    def encode(body: CompletionRequest) -> tuple[list[EncodedPrompt], CompletionWriter]:
+        prompts = body.prompts
+        names = ["prompt"] if len(prompts) == 1 else [f"prompt[{at}]" for at in range(len(prompts))]
+        encoded = [
+            encode_prompt(runtime, prompt, body.add_bos, name)
+            for prompt, name in zip(prompts, names, strict=True)
+        ]
+        return encoded, CompletionWriter(body, encoded, runtime.tokenizer, settings.model_name)
+
+    @routes.post(
+        "/v1/completions",
+        summary="Continue prompts",
+        responses={200: documented(Completion, Completion), **responses(*STATUSES)},
+        response_class=Response,
+        openapi_extra=body_schema(CompletionRequest, completion_bounds(settings)),
+    )
+    async def create_completion(request: Request) -> Response:
+        """Continues each prompt `n` times. The choices of the first prompt come first."""
+        body = await read_body(request, CompletionRequest)
+        body.check(settings)
+        params = body.params(body.max_tokens, body.logprobs)
+        check_biases(runtime, body.logit_bias)
+        prompts, writer = await run_in_threadpool(encode, body)
+        requests = engine_requests(
+            [prompt.ids for prompt in prompts],
+            params,
+            request,
+            settings,
+            prompt_logprobs=body.logprobs if body.echo else None,
+        )
+        return await deliver(request, service, requests, writer, stream=body.stream)
+
+    return routes

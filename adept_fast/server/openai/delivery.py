@@ -1,0 +1,73 @@
+"""Delivery: from queued answers to a response, whole or as a stream of events."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from pydantic import BaseModel
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from adept_fast.engine.sequence import Generation, GenerationEvent, Request
+from adept_fast.server.openai.answers import Answers
+from adept_fast.server.openai.event_stream import EventStream, while_connected
+from adept_fast.server.service import Service
+
+STATUSES = 400, 404, 413, 415, 429, 500, 503, 504  # of errors
+
+
+def documented(whole: type[BaseModel], event: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI document's entry for a response, whole or as a stream."""
+    description = f"With `stream`, the data of each event is a {event.__name__}, and `[DONE]` at the end."
+    events = {"text/event-stream": {"schema": {"type": "string", "description": description}}}
+    return {"model": whole, "description": "The answers.", "content": events}
+
+
+class Writer(ABC):
+    """Writes the answers of one HTTP request in the form of its API."""
+
+    @abstractmethod
+    def whole(self, generations: Sequence[Generation]) -> BaseModel:
+        """The response without a stream."""
+
+    @abstractmethod
+    def chunks(self, index: int, event: GenerationEvent, answers: Answers) -> Iterator[BaseModel]:
+        """The events of a stream for a step of one answer."""
+
+    @abstractmethod
+    def last_chunk(self, generations: Sequence[Generation]) -> BaseModel | None:
+        """The event at the end of a stream, with the usage, if it was requested."""
+
+
+async def deliver(
+    http_request: HttpRequest, service: Service, requests: Sequence[Request], writer: Writer, *, stream: bool
+) -> Response:
+    """Queue requests and answer with what they generate. Raises ApiError, and ClientDisconnect.
+
+    Errors after the first event of a stream are an event. Whatever ends the response cancels the requests.
+    """
+    answers = Answers.submit(service, requests)
+    try:
+        if stream:
+            return await EventStream.begin(http_request.receive, _events(answers, writer))
+        generations = await while_connected(http_request.receive, answers.wait())
+    except BaseException:
+        answers.cancel()
+        raise
+    return Response(_json(writer.whole(generations)), media_type="application/json")
+
+
+async def _events(answers: Answers, writer: Writer) -> AsyncGenerator[str, None]:
+    async with aclosing(answers.events()) as events:
+        async for index, event in events:
+            for chunk in writer.chunks(index, event, answers):
+                yield _json(chunk)
+    if (last := writer.last_chunk(answers.generations())) is not None:
+        yield _json(last)
+
+
+def _json(model: BaseModel) -> str:
+    return model.model_dump_json(exclude_unset=True)

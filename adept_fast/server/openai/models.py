@@ -1,0 +1,56 @@
+"""``/v1/models``: the one model that a server has."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path
+from pydantic import BaseModel, Field
+
+from adept_fast.server.api_error import ApiError, responses
+from adept_fast.server.service import Service
+from adept_fast.server.settings import Settings
+from adept_fast.system.short_text import short_repr
+
+
+class Model(BaseModel):
+    """A served model."""
+
+    id: str = Field(description="The name that requests give as `model`.")
+    object: Literal["model"] = "model"
+    created: int = Field(description="When it was loaded, in seconds since 1970.")
+    owned_by: str = "adept-fast"
+    max_model_len: int = Field(description="The context: tokens of a prompt and its answer.")
+
+
+class ModelList(BaseModel):
+    """All served models."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+def router(service: Service, settings: Settings) -> APIRouter:
+    """The routes ``/v1/models`` and ``/v1/models/{id}``."""
+    routes = APIRouter(tags=["models"])
+    model = Model(id=settings.model_name, created=int(time.time()), max_model_len=service.runtime.max_seq_len)
+
+    @routes.get("/v1/models", summary="List the served model")
+    async def list_models() -> ModelList:
+        return ModelList(data=[model])
+
+    # An id may hold a slash.
+    @routes.get("/v1/models/{model_id:path}", summary="Describe a model", responses=responses(404))
+    async def get_model(model_id: Annotated[str, Path(description="An id of the list.")]) -> Model:
+        check_model(model_id, settings)
+        return model
+
+    return routes
+
+
+def check_model(name: str | None, settings: Settings) -> None:
+    """Raises ApiError for a model that is not served; None stands for the served one."""
+    if name not in (None, settings.model_name):
+        message = f"the model {short_repr(name)} does not exist; expected {short_repr(settings.model_name)}"
+        raise ApiError(404, message, "model", "model_not_found")

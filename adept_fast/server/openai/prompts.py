@@ -1,0 +1,94 @@
+"""Prompts of HTTP requests as token ids. Long ones take time: call these from a thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from starlette.requests import Request as HttpRequest
+
+from adept_fast.arguments import ParameterError
+from adept_fast.chat.format import ChatError
+from adept_fast.engine.runtime import Runtime
+from adept_fast.engine.sequence import Request
+from adept_fast.sampling import SamplingParams
+from adept_fast.server.api_error import ApiError
+from adept_fast.server.settings import Settings
+from adept_fast.tokenizer.tokenizer import StreamingDetokenizer, TokenizerError
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt's token ids, and its text as ``echo`` returns it."""
+
+    ids: list[int]
+    text: str
+
+
+def encode_prompt(
+    runtime: Runtime, prompt: str | Sequence[int], add_bos: bool | None, name: str
+) -> EncodedPrompt:
+    """One without tokens becomes BOS. Raises ApiError that names the parameter."""
+    tokenizer = runtime.tokenizer
+    try:
+        ids = tokenizer.encode(prompt, add_bos=add_bos) if isinstance(prompt, str) else list(prompt)
+        ids = ids or tokenizer.encode("", add_bos=True)
+    except TokenizerError as error:
+        raise ApiError(400, f"{name}: {error}", name, "invalid_value") from error
+    check_prompt(runtime, ids, name)
+    # Bytes of a character that the answer completes belong to the answer's text.
+    text = prompt if isinstance(prompt, str) else StreamingDetokenizer(tokenizer).extend(ids)
+    return EncodedPrompt(ids, text)
+
+
+def encode_messages(
+    runtime: Runtime, messages: Sequence[Mapping[str, str]], add_bos: bool | None, *, answered: bool = True
+) -> list[int]:
+    """The prompt of a conversation, which ends where the answer begins. Raises ApiError."""
+    try:
+        ids = runtime.tokenizer.apply_chat_template(messages, add_generation_prompt=answered, add_bos=add_bos)
+    except (ChatError, TokenizerError) as error:
+        raise ApiError(400, str(error), "messages", "invalid_value") from error
+    return ids
+
+
+def check_prompt(runtime: Runtime, ids: Sequence[int], name: str) -> None:
+    """Raises ApiError for too many ids, or ids that are not in the vocabulary."""
+    if len(ids) > runtime.max_seq_len:
+        raise ApiError(
+            400,
+            f"{name} has {len(ids)} tokens; expected at most {runtime.max_seq_len}, this server's context",
+            name,
+            "context_length_exceeded",
+        )
+    try:
+        runtime.engine.check_prompt(ids)
+    except ParameterError as error:
+        raise ApiError(400, str(error), name, "invalid_value") from error
+
+
+def check_biases(runtime: Runtime, biases: Iterable[int]) -> None:
+    """Raises ApiError for tokens that are not in the vocabulary."""
+    last_id = runtime.tokenizer.vocab_size - 1
+    for token_id in biases:
+        if token_id > last_id:
+            message = f"logit_bias has the token id {token_id}; expected 0 to {last_id}"
+            raise ApiError(400, message, "logit_bias", "invalid_value")
+
+
+def engine_requests(
+    prompts: Iterable[list[int]],
+    params: Sequence[SamplingParams],
+    http_request: HttpRequest,
+    settings: Settings,
+    prompt_logprobs: int | None = None,
+) -> list[Request]:
+    """A request for each prompt and choice, those of the first prompt first. Their time begins now."""
+    deadline = None if settings.request_seconds is None else time.monotonic() + settings.request_seconds
+    scope = getattr(http_request.state, "cache_scope", "")
+    return [
+        Request(ids, choice, deadline=deadline, prompt_logprobs=prompt_logprobs, cache_scope=scope)
+        for ids in prompts
+        for choice in params
+    ]

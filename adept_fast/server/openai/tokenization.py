@@ -1,0 +1,105 @@
+"""``/tokenize`` and ``/detokenize``: text to token ids and back."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+
+from adept_fast.server.api_error import ApiError, responses
+from adept_fast.server.openai.body import Body, Whole, body_schema, read_body
+from adept_fast.server.openai.chat_request import Message
+from adept_fast.server.openai.models import check_model
+from adept_fast.server.openai.prompts import encode_messages
+from adept_fast.server.service import Service
+from adept_fast.server.settings import Settings
+from adept_fast.tokenizer.tokenizer import TokenizerError
+
+
+class TokenizeRequest(Body):
+    """A text or a conversation."""
+
+    model: str | None = Field(None, description="The id of the served model; may be omitted.")
+    prompt: str | None = Field(None, description="A text.")
+    messages: Annotated[list[Message], Field(fail_fast=True)] | None = Field(
+        None, min_length=1, description="A conversation, in place of a text."
+    )
+    add_generation_prompt: bool = Field(
+        True, description="Whether the ids of a conversation end where its answer begins."
+    )
+    add_bos: bool | None = Field(None, description="Put BOS before text; null as the checkpoint says.")
+
+
+class TokenizeResponse(BaseModel):
+    """Token ids."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int = Field(description="The context: tokens of a prompt and its answer.")
+
+
+class DetokenizeRequest(Body):
+    """Token ids."""
+
+    model: str | None = Field(None, description="The id of the served model; may be omitted.")
+    tokens: Annotated[list[Whole], Field(fail_fast=True)]
+
+
+class DetokenizeResponse(BaseModel):
+    """The text of token ids."""
+
+    prompt: str
+
+
+def router(service: Service, settings: Settings) -> APIRouter:
+    """The routes ``/tokenize`` and ``/detokenize``."""
+    routes = APIRouter(tags=["tokens"])
+    runtime = service.runtime
+    errors = responses(400, 404, 413, 415)
+
+    def encode(body: TokenizeRequest) -> list[int]:
+        if (body.prompt is None) == (body.messages is None):
+            raise ApiError(
+                400, "prompt and messages: expected one of them", "prompt", "missing_required_parameter"
+            )
+        if body.messages is not None:
+            messages = [message.as_template_reads_it() for message in body.messages]
+            answered = body.add_generation_prompt
+            return encode_messages(runtime, messages, body.add_bos, answered=answered)
+        try:
+            return runtime.tokenizer.encode(body.prompt or "", add_bos=body.add_bos)
+        except TokenizerError as error:
+            raise ApiError(400, str(error), "prompt", "invalid_value") from error
+
+    def decode(tokens: list[int]) -> str:
+        try:
+            return runtime.tokenizer.decode(tokens)
+        except TokenizerError as error:
+            raise ApiError(400, str(error), "tokens", "invalid_value") from error
+
+    @routes.post(
+        "/tokenize",
+        summary="Text or a conversation to token ids",
+        responses=errors,
+        openapi_extra=body_schema(TokenizeRequest),
+    )
+    async def tokenize(request: Request) -> TokenizeResponse:
+        body = await read_body(request, TokenizeRequest)
+        check_model(body.model, settings)
+        ids = await run_in_threadpool(encode, body)
+        return TokenizeResponse(tokens=ids, count=len(ids), max_model_len=runtime.max_seq_len)
+
+    @routes.post(
+        "/detokenize",
+        summary="Token ids to text",
+        responses=errors,
+        openapi_extra=body_schema(DetokenizeRequest),
+    )
+    async def detokenize(request: Request) -> DetokenizeResponse:
+        body = await read_body(request, DetokenizeRequest)
+        check_model(body.model, settings)
+        return DetokenizeResponse(prompt=await run_in_threadpool(decode, body.tokens))
+
+    return routes

@@ -1,0 +1,1 @@
+"""Load on servers of the OpenAI interface: how they are started, asked and measured."""
