@@ -83,7 +83,9 @@ def internal_error() -> ApiError:
 
 _DESCRIPTIONS = {
     400: "A parameter is missing, unknown, not supported, or outside its range; `param` names it.",
+    401: "The API key is missing or wrong, if the server has any.",
     404: "There is no such model.",
+    408: "The body arrived too slowly.",
     413: "The body is too large.",
     415: "The body is not `application/json`.",
     429: "Too many requests wait; the header `Retry-After` has the seconds after which to repeat it.",

@@ -35,7 +35,9 @@ def router(service: Service, settings: Settings) -> APIRouter:
         summary="Continue prompts",
         responses={200: documented(Completion, Completion), **responses(*STATUSES)},
         response_class=Response,
-        openapi_extra=body_schema(CompletionRequest, completion_bounds(settings)),
+        openapi_extra=body_schema(
+            CompletionRequest, completion_bounds(settings, runtime.tokenizer.vocab_size)
+        ),
     )
     async def create_completion(request: Request) -> Response:
         """Continues each prompt `n` times. The choices of the first prompt come first."""
