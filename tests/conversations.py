@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from adept_fast import Request, Runtime, SamplingParams
-from adept_fast.engine.engine import RequestHandle
+from adept_fast.engine.request_handle import RequestHandle
 
 _MAX_PROMPT = 250  # tokens
 
@@ -15,8 +15,8 @@ def cached_tokens_of_random_conversations(
 ) -> int:
     """How many tokens of prompts were not read, in all.
 
-    Prompts go on from the beginnings and from earlier answers. Raises AssertionError if an answer differs from
-    the cold runtime's in a bit; of a cancelled one, what came before.
+    Prompts go on from the beginnings and from earlier answers. Raises AssertionError if an answer differs
+    from the cold runtime's in a bit; of a cancelled one, what came before.
     """
     draw = random.Random(seed)
     texts = list(beginnings)

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from scripted_server import ScriptedServer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -36,14 +36,18 @@ def server() -> Iterator[ScriptedServer]:
 
 
 class Visit:
-    """The page in a context of its own, with helpers; ``complaints`` and ``hosts`` are what a test checks."""
+    """The page in a context of its own, with helpers.
+
+    ``complaints`` are the errors and warnings on its console, ``hosts`` those that it has asked for anything.
+    """
 
     def __init__(self, browser: Browser, url: str, **options: Any) -> None:
         self.context = browser.new_context(**options)
         self.context.set_default_timeout(10_000)
         self.page: Page = self.context.new_page()
         self.complaints: list[str] = []
-        self.hosts: set[str | None] = set()
+        self.host = urlsplit(url).netloc
+        self.hosts: set[str] = set()
         self.page.on("console", self._hear)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
@@ -61,6 +65,8 @@ class Visit:
         return self.page.get_by_role("button", name=name, exact=True)
 
     def ask(self, question: str) -> None:
+        """Send a question, as soon as there is no answer to wait for."""
+        expect(self.button("Send")).to_be_visible()
         self.message.fill(question)
         self.message.press("Enter")
 
@@ -82,20 +88,20 @@ OpenPage = Callable[..., Visit]
 
 @pytest.fixture
 def open_page(chromium: Browser, server: ScriptedServer) -> Iterator[OpenPage]:
-    """Opens the page in a new context, whose options are those of the call.
+    """Opens the page of the server, or of a URL, in a new context with the options of the call.
 
     Nothing may be reported on the console, and no other host may be asked.
     """
     visits = []
 
-    def open_page(**options: Any) -> Visit:
-        visits.append(Visit(chromium, server.url, **options))
+    def open_page(url: str | None = None, **options: Any) -> Visit:
+        visits.append(Visit(chromium, url or server.url, **options))
         return visits[-1]
 
     yield open_page
     for visit in visits:
         assert visit.complaints == []
-        assert visit.hosts == {urlsplit(server.url).netloc}
+        assert visit.hosts == {visit.host}
         visit.context.close()
 
 

@@ -30,7 +30,8 @@ class Failure:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-# Pieces of text; a float is seconds without any; an Event is waited for; a Failure is sent as an event; CUT breaks the connection.
+# Pieces of text. A float is seconds without any, an Event is waited for, a Failure is sent as an event, CUT
+# breaks the connection.
 Script = Sequence[object]
 
 

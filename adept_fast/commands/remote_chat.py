@@ -20,18 +20,19 @@ from adept_fast.commands.question import ask, say_forgotten
 from adept_fast.commands.remote_turns import RemoteTurn, answered, fitting, messages
 from adept_fast.system.text_input import LineReader, TextError
 
-# The options of sampling: the parameter of the API, and the value that need not be sent.
-_SETTINGS = {
-    "max_new_tokens": ("max_tokens", None),
-    "temperature": ("temperature", None),
-    "top_k": ("top_k", 0),
-    "top_p": ("top_p", 1.0),
-    "min_p": ("min_p", 0.0),
-    "repetition_penalty": ("repetition_penalty", 1.0),
-    "seed": ("seed", None),
-    "stop": ("stop", ()),
+# The options of sampling that are parameters of the API too, and their values that need not be sent.
+_UNSENT: dict[str, object] = {
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+    "logit_bias": (),
+    "seed": None,
+    "stop": (),
 }
-_OTHERS = {"server", "api_key", "debug"}
+_OTHERS = {"server", "api_key", "debug", "max_new_tokens", "temperature"}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but for tabs and newlines
 
 
@@ -41,13 +42,8 @@ def run(options: dict[str, Any]) -> None:
         client = ChatClient(options["server"], options["api_key"])
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    settings = {
-        name: options[option]
-        for option, (name, unsent) in _SETTINGS.items()
-        if options[option] not in (None, unsent)
-    }
     lines = LineReader.of_stdin()
-    conversation = _Conversation(client, client.model(), settings)
+    conversation = _Conversation(client, client.model(), _settings(options))
     while True:
         try:
             question = ask(lines)
@@ -101,8 +97,8 @@ class _Conversation:
                     if isinstance(part, Usage):
                         usage = part
                     else:
+                        text += part  # first, as Ctrl-C may come right after it was printed
                         print_text(_CONTROL.sub(_escaped, part), newline=False)
-                        text += part
         except KeyboardInterrupt:
             pass
         except ServerError as error:
@@ -113,6 +109,15 @@ class _Conversation:
         if failure is not None:
             show_error(failure)
         return text, usage
+
+
+def _settings(options: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a request: those that say what the options' defaults are, and others that are set."""
+    settings = {"max_tokens": options["max_new_tokens"], "temperature": options["temperature"]}
+    settings |= {name: options[name] for name, unsent in _UNSENT.items() if options[name] != unsent}
+    if options["logit_bias"]:
+        settings["logit_bias"] = {str(token_id): bias for token_id, bias in options["logit_bias"]}
+    return settings
 
 
 def _escaped(control: re.Match[str]) -> str:
@@ -126,7 +131,7 @@ def _refuse_local_options() -> None:
     local = [
         "/".join([*parameter.opts, *parameter.secondary_opts])
         for parameter in context.command.params
-        if parameter.name not in _SETTINGS.keys() | _OTHERS
+        if parameter.name not in _UNSENT.keys() | _OTHERS
         and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
     ]
     if local:

@@ -12,8 +12,8 @@ def print_stream(stream: TextStream, *, as_chat: bool) -> str:
     printed = ""
     try:
         for piece in strip_answer(stream) if as_chat else stream:
+            printed += piece  # first, as Ctrl-C may come right after it was printed
             print_text(piece, newline=False)
-            printed += piece
     except KeyboardInterrupt:
         stream.stop()
     print_text("")

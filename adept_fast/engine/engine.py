@@ -15,6 +15,7 @@ from adept_fast import ops
 from adept_fast.arguments import ParameterError, integer
 from adept_fast.engine.model_runner import ModelRunner, PendingStep
 from adept_fast.engine.prefix_cache import PrefixCache
+from adept_fast.engine.request_handle import RequestHandle
 from adept_fast.engine.scheduler import Limits, Scheduled, ScheduledSequence, Scheduler
 from adept_fast.engine.scoring import (
     ScoredSequence,
@@ -23,7 +24,7 @@ from adept_fast.engine.scoring import (
     prompt_logprobs,
     score_targets,
 )
-from adept_fast.engine.sequence import Generation, GenerationEvent, Request, Sequence, TokenLogprob
+from adept_fast.engine.sequence import Request, Sequence, TokenLogprob
 from adept_fast.engine.speculation import kept_tokens
 from adept_fast.engine.turn import Turns
 from adept_fast.model import Segment
@@ -31,50 +32,6 @@ from adept_fast.ops.transfer import to_device, to_host
 from adept_fast.sampling import MAX_LOGPROBS
 from adept_fast.system.short_text import short_repr
 from adept_fast.tokenizer.tokenizer import Tokenizer
-
-
-class RequestHandle(Iterator[GenerationEvent]):
-    """The events of one request, in order; iteration waits for the next one.
-
-    A request makes progress while any thread waits for any request of its engine. Once its handle is garbage,
-    it is cancelled.
-    """
-
-    def __init__(self, engine: Engine, sequence: Sequence) -> None:
-        self.sequence, self._engine = sequence, engine
-
-    def __next__(self) -> GenerationEvent:
-        """Raises GenerationError if the logits hold a NaN, and what a step of the engine raises."""
-        sequence = self.sequence
-        self._engine.wait(lambda: bool(sequence.events) or sequence.is_finished, [sequence])
-        if sequence.events:
-            return sequence.events.popleft()
-        if sequence.error is not None:
-            raise sequence.error
-        raise StopIteration
-
-    def begin(self) -> None:
-        """Queue the request, if it was only prepared."""
-        self._engine.begin([self])
-
-    def wait(self) -> None:
-        """Return at the end of the request; raises what iteration does. The events stay to be read."""
-        self._engine.wait(lambda: self.sequence.is_finished, [self.sequence])
-        if self.sequence.error is not None:
-            raise self.sequence.error
-
-    def cancel(self) -> None:
-        """End the request at the next step, which frees its slot; the last event says ``interrupted``."""
-        self._engine.cancel(self.sequence)
-
-    def result(self, load_seconds: float = 0.0) -> Generation:
-        """Wait for the end; returns everything that was generated."""
-        self.wait()
-        return self.sequence.generation(load_seconds)
-
-    def __del__(self) -> None:
-        if "_engine" in vars(self):  # else Ctrl-C came while it was made
-            self._engine.cancel(self.sequence)
 
 
 class Engine:
@@ -181,6 +138,7 @@ class Engine:
             self._turns.work_until(is_idle, step)
             if is_idle() and not self._is_stopping:
                 self._arrival.wait()
+        self._is_stopping = False  # it may be called again
 
     def stop_running(self) -> None:
         """Have ``run`` return after the current step. Requests stay as they are."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
-from adept_fast.engine.engine import RequestHandle
+from adept_fast.engine.request_handle import RequestHandle
 from adept_fast.engine.runtime import Runtime
 from adept_fast.engine.scheduler import QueueFullError
 from adept_fast.engine.sequence import Generation, GenerationEvent, Request
@@ -144,8 +144,9 @@ class Service:
             answer.cancel()
         while self._answers and self.failure is None:
             await asyncio.sleep(_POLL_SECONDS)
-        self.runtime.engine.stop_running()
-        await asyncio.to_thread(self._thread.join)
+        if self._thread.is_alive():
+            self.runtime.engine.stop_running()
+            await asyncio.to_thread(self._thread.join)
 
     def _run(self) -> None:
         """The engine's thread."""

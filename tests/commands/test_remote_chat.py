@@ -73,11 +73,13 @@ def test_sampling_options_are_sent() -> None:
         chat(
             f"{server.url}/v1/", "--max-new-tokens", "9", "--temperature", "0.7", "--top-k", "40",
             "--top-p", "0.9", "--min-p", "0.05", "--repetition-penalty", "1.1", "--seed", "7",
-            "--stop", r"\n\n", "--stop", "x",
+            "--stop", r"\n\n", "--stop", "x", "--frequency-penalty", "0.5", "--presence-penalty", "-1",
+            "--logit-bias", "5=-100", "--logit-bias", "6=1.5",
         )  # fmt: skip
     expected = {
         "max_tokens": 9, "temperature": 0.7, "top_k": 40, "top_p": 0.9, "min_p": 0.05,
         "repetition_penalty": 1.1, "seed": 7, "stop": ["\n\n", "x"],
+        "frequency_penalty": 0.5, "presence_penalty": -1.0, "logit_bias": {"5": -100.0, "6": 1.5},
     }  # fmt: skip
     assert {name: server.requests[0][name] for name in expected} == expected
 

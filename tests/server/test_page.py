@@ -56,6 +56,12 @@ def test_an_answer_appears_while_it_is_generated_and_can_be_stopped(
     expect(visit.answer(0)).to_have_text("Once upon a time")
     expect(visit.answer(0)).to_have_attribute("aria-busy", "true")
     expect(visit.button("Send")).to_be_hidden()
+    visit.message.fill("Too early")
+    visit.message.press("Enter")
+    expect(visit.page.get_by_role("status")).to_have_text(
+        "Wait for the end of the answer, or stop it with Escape."
+    )
+    expect(visit.message).to_have_value("Too early")
     visit.button("Stop").click()
     expect(visit.page.get_by_text("Stopped.", exact=True)).to_be_visible()
     assert server.left.wait(10), "the server goes on"

@@ -39,6 +39,19 @@ def test_a_models_text_is_text_and_keeps_its_whitespace(visit: Visit, server: Sc
     assert visit.page.evaluate("navigator.clipboard.readText()") == text
 
 
+def test_an_answer_is_copied_where_the_clipboard_is_for_secure_pages_alone(
+    visit: Visit, server: ScriptedServer
+) -> None:
+    visit.page.add_init_script("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    visit.page.reload()
+    visit.ask("Hello")
+    expect(visit.answer(0)).to_have_text("You said: Hello")
+    visit.button("Copy").click()
+    expect(visit.button("Copied")).to_be_focused()
+    visit.message.press("ControlOrMeta+v")
+    expect(visit.message).to_have_value("You said: Hello")
+
+
 def test_a_screen_reader_hears_an_answer_once(visit: Visit, server: ScriptedServer) -> None:
     gate = threading.Event()
     server.answers.append(["Yes, ", gate, "it is."])
@@ -82,6 +95,13 @@ def test_the_page_is_used_with_the_keyboard_alone(visit: Visit, server: Scripted
     press("Enter")  # Regenerate
     expect(visit.answer(0)).to_have_text("Endless")
     expect(visit.message).to_be_focused()
+    visit.button("Settings").focus()
+    press("Enter")
+    expect(visit.page.get_by_role("dialog")).to_be_visible()
+    press("Escape")  # closes the dialog alone
+    expect(visit.page.get_by_role("dialog")).to_be_hidden()
+    expect(visit.button("Settings")).to_be_focused()
+    expect(visit.button("Stop")).to_be_visible()
     press("Escape")
     assert server.left.wait(10)
     expect(visit.page.get_by_text("Stopped.", exact=True)).to_be_visible()
@@ -107,12 +127,14 @@ def test_light_and_dark(open_page: OpenPage, server: ScriptedServer, theme: str)
     expect(root).to_have_css("color-scheme", other)
 
 
-def test_a_phone_scrolls_in_one_direction(open_page: OpenPage, server: ScriptedServer) -> None:
-    size = {"width": 360, "height": 640}
+@pytest.mark.parametrize("width", [360, 320])
+def test_a_phone_scrolls_in_one_direction(open_page: OpenPage, server: ScriptedServer, width: int) -> None:
+    size = {"width": width, "height": 640}
     visit = open_page(viewport=size, is_mobile=True, has_touch=True)
     server.answers.append(["w" * 300, " ", "line\n" * 60, "```\n" + "code " * 100 + "\n```"])
     visit.message.fill("q" * 200)
     visit.button("Send").tap()
+    expect(visit.message).not_to_be_focused()  # its keyboard would cover the answer
     expect(visit.page.locator("pre")).to_be_in_viewport()  # the end is kept in view
     expect(visit.button("Regenerate")).to_be_in_viewport()
     assert not visit.is_too_wide()

@@ -108,8 +108,8 @@ function submit() {
 }
 
 function regenerate(turn) {
-  message.focus(); // the button goes away
   generate(turn);
+  moveFocus();
 }
 
 function beginAnew() {
@@ -129,8 +129,14 @@ function showButtons() {
   const hadFocus = [send, stop].includes(document.activeElement);
   send.hidden = isOpen;
   stop.hidden = !isOpen;
-  if (hadFocus) (isOpen ? stop : send).focus();
+  if (hadFocus) moveFocus();
   for (const turn of turns) turn.allowAgain(!isOpen && turn === turns.at(-1));
+}
+
+// The element with the focus has gone. On a phone the message field would bring up its keyboard.
+function moveFocus() {
+  const isTouched = matchMedia("(pointer: coarse)").matches;
+  (isTouched ? (stop.hidden ? send : stop) : message).focus();
 }
 
 async function copy(turn) {
@@ -183,7 +189,8 @@ find("composer").addEventListener("submit", (event) => {
   submit();
 });
 message.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+  // Enter may end the input of a character; some browsers give it the code 229 then.
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229) {
     event.preventDefault();
     submit();
   }
