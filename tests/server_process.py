@@ -19,27 +19,32 @@ import adept_fast
 ROOT = Path(adept_fast.__file__).resolve().parents[1]
 SECONDS = 120  # to wait for what must happen; nothing takes that long
 
-# The program, in which a step takes as long as that of a large model, so that answers are still running
-# when a test goes on.
+# Before the program: a step takes as long as that of a large model, so answers still run when a test goes on.
 SLOW_MODEL = """
 import time
 from adept_fast.engine.engine import Engine
-step = Engine.step
-def slow_step(self):
-    time.sleep(0.02)
-    return step(self)
-Engine.step = slow_step
+
+def slow(step):
+    def slow_step(engine):
+        time.sleep(0.02)
+        return step(engine)
+    return slow_step
+
+Engine.step = slow(Engine.step)
 """
-# The program, whose engine fails when a file appears.
+# Before the program: the engine fails once a file is there.
 FAILING_ENGINE = """
 import os
 from adept_fast.engine.engine import Engine
-step = Engine.step
-def failing_step(self):
-    if os.path.exists({path!r}):
-        raise RuntimeError("the device is lost")
-    return step(self)
-Engine.step = failing_step
+
+def failing(step):
+    def failing_step(engine):
+        if os.path.exists({path!r}):
+            raise RuntimeError("the device is lost")
+        return step(engine)
+    return failing_step
+
+Engine.step = failing(Engine.step)
 """
 _MAIN = "from adept_fast.commands.cli import main\nmain(prog_name='adept-fast')\n"
 

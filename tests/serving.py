@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
 import uvicorn
@@ -124,12 +123,7 @@ def app_of(service: Service, settings: Settings) -> FastAPI:
     return app
 
 
-def in_process(service: Service, settings: Settings) -> httpx.AsyncClient:
+def in_process(app: FastAPI) -> httpx.AsyncClient:
     """A client of a server without a network. Errors within the server are responses, as on a network."""
-    transport = httpx.ASGITransport(app_of(service, settings), raise_app_exceptions=False)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://server")
-
-
-def json_of(response: httpx.Response) -> dict[str, Any]:
-    found: dict[str, Any] = response.json()
-    return found

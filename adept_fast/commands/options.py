@@ -181,7 +181,7 @@ serving_options = _together(
     _option("--port", type=click.IntRange(0, 65535), default=8000, help="0 for any that is free."),
     _option("--model-name", help="The model's id for clients.  [default: the checkpoint's name]"),
     _option("--batch-size", type=COUNT, default=8, help="Answers that run at the same time."),
-    _option("--max-queue", type=click.IntRange(0, 10**6), default=64, help="Answers that wait beyond them."),
+    _option("--max-queue", type=click.IntRange(0, 10**6), default=128, help="Answers that wait beyond them."),
     _option(
         "--step-tokens",
         type=COUNT,

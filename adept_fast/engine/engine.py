@@ -30,6 +30,7 @@ from adept_fast.engine.turn import Turns
 from adept_fast.model import Segment
 from adept_fast.ops.transfer import to_device, to_host
 from adept_fast.sampling import MAX_LOGPROBS
+from adept_fast.system.short_text import short_repr
 from adept_fast.tokenizer.tokenizer import Tokenizer
 
 
@@ -109,7 +110,9 @@ class Engine:
         last_id = self._tokenizer.vocab_size - 1
         for token_id in ids:
             if not 0 <= token_id <= last_id:
-                raise ParameterError(f"prompt has the token id {token_id}; expected 0 to {last_id}")
+                raise ParameterError(
+                    f"prompt has the token id {short_repr(token_id)}; expected 0 to {last_id}"
+                )
         if len(ids) > self.max_seq_len:
             raise ParameterError(
                 f"prompt has {len(ids)} tokens; expected at most max_seq_len {self.max_seq_len}"
@@ -135,6 +138,7 @@ class Engine:
             self._turns.work_until(is_idle, step)
             if is_idle() and not self._is_stopping:
                 self._arrival.wait()
+        self._is_stopping = False  # it may be called again
 
     def stop_running(self) -> None:
         """Have ``run`` return after the current step. Requests stay as they are."""

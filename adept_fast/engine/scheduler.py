@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from adept_fast.arguments import ParameterError
 from adept_fast.engine.decode_state import ENDLESS, RowInput
 from adept_fast.engine.prefix_cache import (
     MIN_COPIED_TOKENS,
@@ -128,10 +129,18 @@ class Scheduler:
         self.running: list[Scheduled] = []
 
     def add(self, sequences: Iterable[Scheduled]) -> None:
-        """Queue sequences, in the name of this thread. Raises QueueFullError, and then queues none."""
+        """Queue sequences, in the name of this thread, or none of them.
+
+        Raises QueueFullError, or ParameterError for more than could ever run and wait together.
+        """
         sequences = list(sequences)
         bound, waiting = self._limits.max_waiting, len(self._waiting)
         free = self._slots - len(self.running)
+        if bound is not None and len(sequences) > bound + self._slots:
+            raise ParameterError(
+                f"{len(sequences)} prompts and choices came at once; expected at most {bound + self._slots}, "
+                f"of which {self._slots} run and {bound} wait"
+            )
         if bound is not None and waiting + len(sequences) > bound + free:
             raise QueueFullError(
                 f"{waiting} requests wait and {len(sequences)} more came; expected at most {bound} waiting"

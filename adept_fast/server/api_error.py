@@ -76,9 +76,16 @@ class ApiError(Exception):
         return JSONResponse(self.body().model_dump(), self.status, headers=self.headers)
 
 
+def internal_error() -> ApiError:
+    """The error for what went wrong within the server; its traceback is for the log alone."""
+    return ApiError(500, "the server failed to answer this request; its log says why")
+
+
 _DESCRIPTIONS = {
     400: "A parameter is missing, unknown, not supported, or outside its range; `param` names it.",
+    401: "The API key is missing or wrong, if the server has any.",
     404: "There is no such model.",
+    408: "The body arrived too slowly.",
     413: "The body is too large.",
     415: "The body is not `application/json`.",
     429: "Too many requests wait; the header `Retry-After` has the seconds after which to repeat it.",
@@ -137,5 +144,4 @@ async def _of_disconnect(request: Request, error: Exception) -> Response:
 
 
 async def _of_server(request: Request, error: Exception) -> Response:
-    """The traceback is for the log alone."""
-    return ApiError(500, "the server failed to answer this request; its log says why").response()
+    return internal_error().response()

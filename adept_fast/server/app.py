@@ -10,6 +10,7 @@ from adept_fast.server import adept_api, api_docs, api_error, health, metrics, o
 from adept_fast.server.body_limit import BodyLimit
 from adept_fast.server.exchange import REQUEST_ID, Exchanges
 from adept_fast.server.security import HostCheck, KeyCheck
+from adept_fast.server.send_limit import SendLimit
 from adept_fast.server.service import Service
 from adept_fast.server.settings import Settings
 
@@ -32,6 +33,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         app.include_router(routes)
     api_error.install(app)
     # The one that is added last is passed first.
+    app.add_middleware(SendLimit)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(KeyCheck, keys=settings.api_keys, open_paths=OPEN_PATHS)
     if settings.cors_origins:

@@ -13,6 +13,7 @@ from typing import Any
 from adept_fast.system.short_text import printable
 
 _logger = logging.getLogger("adept_fast.server")
+_MAX_FRAMES = 30  # of a traceback, the innermost ones
 _FIELDS = "adept_fast_fields"  # the attribute of a record that holds them
 
 
@@ -26,7 +27,7 @@ def log(event: str, level: int = logging.INFO, **fields: Any) -> None:
 
 def log_failure(event: str, error: BaseException, **fields: object) -> None:
     """Log an error with its traceback, but without its message, which may quote a prompt."""
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = traceback.extract_tb(error.__traceback__)[-_MAX_FRAMES:]
     where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
     log(event, level=logging.ERROR, error=type(error).__name__, traceback=where, **fields)
 

@@ -144,8 +144,9 @@ class Service:
             answer.cancel()
         while self._answers and self.failure is None:
             await asyncio.sleep(_POLL_SECONDS)
-        self.runtime.engine.stop_running()
-        await asyncio.to_thread(self._thread.join)
+        if self._thread.is_alive():
+            self.runtime.engine.stop_running()
+            await asyncio.to_thread(self._thread.join)
 
     def _run(self) -> None:
         """The engine's thread."""

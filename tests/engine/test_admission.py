@@ -66,6 +66,15 @@ def test_the_queue_is_bounded(runtime: Runtime) -> None:
     assert waiting[1].result().finish_reason == "interrupted"
 
 
+def test_more_than_can_ever_wait_is_no_full_queue(runtime: Runtime) -> None:
+    """To repeat the call later would not help."""
+    most = SLOTS + WAITING
+    message = f"{most + 1} prompts and choices came at once; expected at most {most}"
+    with pytest.raises(ParameterError, match=message):
+        runtime.engine.submit_all([request() for _ in range(most + 1)])
+    assert runtime.engine.counts() == (0, 0)
+
+
 def test_free_slots_count_as_room(runtime: Runtime) -> None:
     handles = runtime.engine.submit_all([request(2) for _ in range(SLOTS + WAITING)])
     with pytest.raises(QueueFullError):

@@ -159,15 +159,17 @@ def test_streams_that_are_dropped_free_their_slots(runtime: Runtime) -> None:
     assert len(steps) <= 9  # and not the dropped streams' hundred
 
 
+FAVOURED = {token_id: 90 - token_id / 10 for token_id in range(5, 30)}  # of which the penalties choose
+
+
 @pytest.mark.parametrize(
     "settings",
     [
-        {"repetition_penalty": 1.3},
-        {"frequency_penalty": 0.02},
-        {"presence_penalty": 0.1},
-        {"logit_bias": {7: 0.05}, "frequency_penalty": -0.01, "presence_penalty": 0.05},
+        {"logit_bias": FAVOURED, "repetition_penalty": 1.3, "temperature": 3.0, "seed": 1},
+        {"logit_bias": FAVOURED, "frequency_penalty": 1.5},
+        {"logit_bias": FAVOURED, "presence_penalty": -2.0, "temperature": 1.0, "seed": 2},
     ],
-    ids=str,
+    ids=["repetition", "frequency", "presence"],
 )
 def test_an_error_of_a_step_lets_others_go_on(
     runtime: Runtime, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch

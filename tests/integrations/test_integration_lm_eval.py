@@ -24,6 +24,7 @@ from lm_eval_requests import EXACT, request, texts  # noqa: E402
 
 from adept_fast.integrations.lm_eval import AdeptFastLM  # noqa: E402
 from adept_fast.integrations.lm_eval.generation import _NEUTRAL, generation_params  # noqa: E402
+from adept_fast.sampling import SamplingParams  # noqa: E402
 
 MAX_LENGTH = 40
 
@@ -197,6 +198,10 @@ class TestGeneration:
             ({"max_tokens": 9, "until": [3]}, "stop has 3; expected strings"),
             ({"max_gen_toks": 64}, "max_gen_toks is 64; expected less than max_length 64"),
             ({"do_sample": True, "top_p": 2.0, "max_tokens": 9}, "top_p is 2.0"),
+            (
+                {"frequency_penalty": 3, "max_tokens": 9},
+                "frequency_penalty is 3; expected a number from -2 to 2",
+            ),
         ],
     )
     def test_settings_that_are_refused(self, settings: dict[str, Any], found: str) -> None:
@@ -208,6 +213,9 @@ class TestGeneration:
         assert generation_params({"temperature": 0.5, "do_sample": False}, 512).temperature == 0
         assert generation_params({"do_sample": True}, 512).temperature == 1
         assert generation_params({}, 512).max_new_tokens == 256
+        penalties = {"frequency_penalty": 0.5, "presence_penalty": -1.0, "logit_bias": {7: 2.0}}
+        expected = SamplingParams(max_new_tokens=256, seed=0, **penalties)  # type: ignore[arg-type]
+        assert generation_params(penalties, 512) == expected
         assert generation_params({"max_gen_toks": 7, "max_tokens": 9}, 512).max_new_tokens == 7
         assert generation_params({"max_gen_toks": "7", "temperature": "0.5"}, 512).temperature == 0.5
 

@@ -60,6 +60,7 @@ BUILD = "setuptools calls ours in its place"
 SANDBOX = "jinja2.sandbox.SandboxedEnvironment"
 JINJA = "jinja calls ours in its place"
 CLICK = "click calls ours in its place"
+SERVER = "uvicorn's serve calls ours in its place"
 SIGNATURES = [
     Signature(
         "torch._utils._rebuild_tensor_v2",
@@ -87,6 +88,8 @@ SIGNATURES = [
     ),
     Signature("click.ClickException.show", CLICK, ("self", "file"), "override"),
     Signature("click.ParamType.convert", CLICK, ("self", "value", "param", "ctx"), "override"),
+    Signature("uvicorn.Server.capture_signals", SERVER, ("self",), "override"),
+    Signature("uvicorn.Server.startup", SERVER, ("self", "sockets"), "override"),
     Signature(f"{LM}.tok_encode", OVERRIDDEN, ("self", "string", "add_special_tokens", "kwargs"), "override"),
     Signature(f"{LM}._loglikelihood_tokens", OVERRIDDEN, ("self", "requests", "kwargs"), "override"),
     Signature(f"{LM}.loglikelihood_rolling", OVERRIDDEN, ("self", "requests", "disable_tqdm"), "override"),
@@ -233,7 +236,7 @@ def is_private(name: str) -> bool:
 def made_here(tree: ast.Module) -> Iterator[str]:
     """The names that a file gives to something of its own."""
     for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             yield node.name
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.id

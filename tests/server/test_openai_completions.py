@@ -36,7 +36,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"seed": 5, "temperature": 2, "top_k": 7},
     {"seed": 6, "temperature": 2, "min_p": 0.05, "repetition_penalty": 1.5},
     {"seed": 7, "temperature": 2, "stop": ["e"], "ignore_eos": True},
-    {"temperature": 0, "stop_token_ids": [340, 341, 342]},
+    {"temperature": 0, "stop_token_ids": [340, 534]},
+    {"seed": 8, "frequency_penalty": 1.5, "presence_penalty": -0.5, "logit_bias": {"304": -100, "305": 4}},
 ]
 EXTENSIONS = ("top_k", "min_p", "repetition_penalty", "ignore_eos", "stop_token_ids")
 
@@ -53,7 +54,10 @@ def test_texts_and_logprobs_are_those_of_generate(
     if "logit_bias" in settings:
         settings = {**settings, "logit_bias": {int(i): bias for i, bias in settings["logit_bias"].items()}}
     params = SamplingParams(**{"max_new_tokens": 24, "logprobs": 2, "temperature": 1.0, **settings})
-    assert_same(alone, done.choices[0], alone.generate(PROMPT, params))
+    expected = alone.generate(PROMPT, params)
+    assert_same(alone, done.choices[0], expected)
+    if settings != {"temperature": 0}:  # each has an effect
+        assert expected.text != alone.generate(PROMPT, max_new_tokens=24).text
 
 
 def test_the_defaults_are_those_of_openai(client: OpenAI, alone: Runtime) -> None:

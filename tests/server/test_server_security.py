@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 
 import httpx
 import pytest
 from asgi import with_client
+from starlette.types import Send
 
 from adept_fast import Runtime
-from adept_fast.server import body_limit
+from adept_fast.server import body_limit, send_limit
 from adept_fast.server.body_limit import BodyLimit
 from adept_fast.server.exchange import Exchanges
 from adept_fast.server.metrics import Metrics
 from adept_fast.server.security import KeyCheck
+from adept_fast.server.send_limit import SendLimit
 from adept_fast.server.service import Load, Service
 
 KEYS = ("first-key", "second-key")
@@ -240,6 +242,63 @@ def test_a_body_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_client_that_leaves_while_it_sends() -> None:
     gone = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
     assert _limited(10, gone, {**JSON_TYPE, "Content-Length": "5"}) == []
+
+
+def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(send_limit, "SEND_SECONDS", 0.01)
+    ended = []
+
+    async def app(_scope: object, _receive: object, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await asyncio.ensure_future(send({"type": "http.response.body"}))  # which another task may do
+        finally:
+            ended.append(True)
+
+    sent = []
+
+    async def send(message: MutableMapping[str, object]) -> None:
+        sent.append(message["type"])
+        if len(sent) == 2:
+            await asyncio.Event().wait()
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.disconnect"}
+
+    asyncio.run(SendLimit(app)({"type": "http"}, receive, send))
+    assert (sent, ended) == (["http.response.start", "http.response.body"], [True])
+
+
+def test_a_response_that_takes_long_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(send_limit, "SEND_SECONDS", 0.01)
+
+    async def main() -> None:
+        looks = 0
+        late = asyncio.Event()
+
+        def look(watch: object) -> None:
+            nonlocal looks
+            looks += 1
+            if looks == 3:
+                late.set()
+            whole_look(watch)  # type: ignore[arg-type]
+
+        whole_look = send_limit._Watch._look
+        monkeypatch.setattr(send_limit._Watch, "_look", look)
+
+        async def app(_scope: object, _receive: object, send: Send) -> None:
+            await late.wait()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        sent = []
+
+        async def send(message: MutableMapping[str, object]) -> None:
+            sent.append(message["type"])
+
+        await SendLimit(app)({"type": "http"}, None, send)  # type: ignore[arg-type]
+        assert sent == ["http.response.start"]
+
+    asyncio.run(main())
 
 
 def test_headers_of_every_response(demo: Runtime) -> None:

@@ -102,9 +102,15 @@ def test_what_cannot_be_queued_is_refused(runtime: Runtime) -> None:
     async def use(service: Service) -> None:
         with pytest.raises(ParameterError, match="prompt has no tokens"):
             service.submit([request(), request(prompt=[])])
-        with pytest.raises(QueueFullError):
+        with pytest.raises(ParameterError, match="came at once"):
             service.submit([request() for _ in range(SLOTS + WAITING + 1)])
         assert service.load() == Load(SLOTS, 0, 0)
+        answers = service.submit([request(200) for _ in range(SLOTS + WAITING)])
+        with pytest.raises(QueueFullError):
+            service.submit([request()])
+        for answer in answers:
+            answer.cancel()
+            await read(answer)
         assert [answer.is_finished for answer in service.submit([request(0)])] == [True]
 
     serve(runtime, use)

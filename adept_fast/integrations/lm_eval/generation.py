@@ -12,7 +12,8 @@ from adept_fast.system.short_text import short_repr
 DEFAULT_NEW_TOKENS = 256  # if a task sets nothing, as for lm-eval's own models
 # Names of the number of new tokens in tasks for different backends; the first given one counts.
 _NEW_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+_PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias")
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", *_PENALTIES, "seed")
 
 
 # Settings of transformers' generate with their default values, which have no effect.

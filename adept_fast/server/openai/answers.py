@@ -55,6 +55,8 @@ class Answers:
                 index, event = await queue.get()
                 if event is None:
                     unfinished -= 1
+                elif isinstance(event, GenerationError):
+                    raise ApiError(500, str(event), code="invalid_logits") from event
                 elif isinstance(event, BaseException):
                     raise event
                 else:
@@ -92,12 +94,3 @@ def finish_reason_of(reason: FinishReason | None) -> Literal["stop", "length"] |
     if reason == "interrupted":
         raise ApiError(503, "the server is stopping, and ended the answer", code="stopping")
     return "stop" if reason == "eos" else reason
-
-
-def api_error(error: BaseException) -> ApiError:
-    """A failure within the server as its client is told of it; the log has the rest."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, GenerationError):
-        return ApiError(500, str(error), code="invalid_logits")
-    return ApiError(500, "the server failed to answer this request; its log says why")

@@ -13,7 +13,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic.json_schema import JsonSchemaValue
+from pydantic.json_schema import JsonSchemaMode, JsonSchemaValue
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, from_json, to_json
 from starlette.requests import Request
 
@@ -21,6 +21,7 @@ from adept_fast.server.api_error import ApiError
 from adept_fast.system.short_text import short_repr, shortened
 
 _UNSUPPORTED = "unsupported_parameter"
+_NULL = {"type": "null"}
 _BRANCH = "<"  # begins the name of a union's branch, which is no part of a parameter's name
 
 
@@ -29,7 +30,8 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+READ_WHOLE = BeforeValidator(_whole)  # after an integer's bounds, else the schema lacks them
+Whole = Annotated[int, READ_WHOLE]
 
 
 class Body(BaseModel):
@@ -75,12 +77,10 @@ BodyT = TypeVar("BodyT", bound=Body)
 
 
 async def read_body(request: Request, model: type[BodyT]) -> BodyT:
-    """The parameters of a request. Raises ApiError that names the first wrong one."""
-    content_type = request.headers.get("content-type", "")
-    if content_type.partition(";")[0].strip().lower() != "application/json":
-        raise ApiError(
-            415, f"the Content-Type is {short_repr(content_type)}; expected 'application/json'", code=None
-        )
+    """The parameters of a request. Raises ApiError that names the first wrong one.
+
+    That the body is declared as JSON, and not too large, was checked before.
+    """
     try:
         data = from_json(await request.body())
     except ValueError as error:
@@ -93,14 +93,20 @@ async def read_body(request: Request, model: type[BodyT]) -> BodyT:
         raise _api_error(error.errors(include_url=False)[0]) from error
 
 
+def inlined_schema(model: type[BaseModel], mode: JsonSchemaMode) -> dict[str, Any]:
+    """The JSON schema of a model, without references."""
+    schema = model.model_json_schema(mode=mode)
+    found: dict[str, Any] = _inlined(schema, schema.pop("$defs", {}))
+    return found
+
+
 def body_schema(model: type[Body], bounds: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
     """The OpenAPI entry of a route whose body ``read_body`` reads.
 
     Args:
         bounds: more of a parameter's schema, such as ``{"n": {"maximum": 16}}``.
     """
-    schema = model.model_json_schema()
-    schema = _inlined(schema, schema.pop("$defs", {}))
+    schema = inlined_schema(model, "validation")
     for name, more in (bounds or {}).items():
         schema["properties"][name].update(more)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
@@ -109,11 +115,12 @@ def body_schema(model: type[Body], bounds: Mapping[str, Mapping[str, Any]] | Non
 def _api_error(details: ErrorDetails) -> ApiError:
     kind, context = details["type"], details.get("ctx", {})
     if kind == _UNSUPPORTED:
-        name = _joined([*details["loc"], context["name"]])
+        name = _joined(details["loc"], context["name"])
         return ApiError(400, f"{name} {context['message']}", name, _UNSUPPORTED)
-    name = _joined(details["loc"])
     if kind == "extra_forbidden":
+        name = _joined(details["loc"][:-1], str(details["loc"][-1]))
         return ApiError(400, f"{name} is no parameter of this path", name, "unknown_parameter")
+    name = _joined(details["loc"])
     if kind == "missing":
         return ApiError(400, f"{name} is missing", name, "missing_required_parameter")
     if kind == "value_error":
@@ -132,15 +139,15 @@ _EXPECTED = {
 }
 
 
-def _joined(location: Sequence[int | str]) -> str:
-    """A parameter's name, as ``messages[0].role``."""
+def _joined(location: Sequence[int | str], last: str = "") -> str:
+    """A parameter's name, as ``messages[0].role``; ``last`` is the client's own word."""
     name = ""
     for part in location:
         if isinstance(part, int):
             name += f"[{part}]"
         elif not part.startswith(_BRANCH):
             name += f".{part}" if name else part
-    return shortened(name)
+    return shortened(f"{name}.{last}" if name and last else name or last)
 
 
 def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
@@ -152,18 +159,24 @@ def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
     if "$ref" in schema:
         target = definitions[schema["$ref"].rpartition("/")[2]]
         schema = {**target, **{name: value for name, value in schema.items() if name != "$ref"}}
-    return {name: _inlined(value, definitions) for name, value in schema.items() if name != "discriminator"}
+    return {
+        name: _inlined(value, definitions)
+        for name, value in schema.items()
+        if not (name == "discriminator" or (name == "title" and isinstance(value, str)))
+    }
 
 
 def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
     """A schema that null meets too."""
     if isinstance(schema.get("type"), str) and not schema.keys() & {"enum", "const"}:
         return {**schema, "type": [schema["type"], "null"]}
+    choices = [choice for choice in schema.get("anyOf", ()) if choice != _NULL]
+    if len(choices) == 1 and schema["anyOf"] != choices:
+        outer = {name: value for name, value in schema.items() if name != "anyOf"}
+        return _or_null({**choices[0], **outer})
     outside = {name: value for name, value in schema.items() if name in ("default", "description")}
-    inside = {
-        name: value for name, value in schema.items() if name not in ("default", "description", "title")
-    }
-    return {"anyOf": [inside, {"type": "null"}], **outside}
+    inside = {name: value for name, value in schema.items() if name not in outside}
+    return {"anyOf": [*(choices or [inside]), _NULL], **outside}
 
 
 def _json_repr(value: object) -> str:

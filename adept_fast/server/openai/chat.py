@@ -38,9 +38,9 @@ def router(service: Service, settings: Settings) -> APIRouter:
         """Answers a conversation `n` times, in the chat format of the checkpoint."""
         body = await read_body(request, ChatRequest)
         body.check(settings)
+        check_biases(runtime, body.logit_bias)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         params = body.params(body.max_new_tokens, logprobs, runtime.tokenizer.chat_format.stop)
-        check_biases(runtime, body.logit_bias)
         ids = await run_in_threadpool(encode, body)
         writer = ChatWriter(body, runtime.tokenizer, settings.model_name)
         requests = engine_requests([ids], params, request, settings)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from adept_fast.server.openai.body import Body, Whole
+from adept_fast.server.openai.body import READ_WHOLE, Body
 from adept_fast.server.openai.sampling_fields import SamplingFields, bounds, invalid
 from adept_fast.server.settings import Settings
 
@@ -19,6 +19,7 @@ class TextPart(Body):
     text: str
 
 
+_AtLeastOne = Annotated[int, Field(ge=1, le=2**31 - 1), READ_WHOLE]
 Content = Annotated[
     Annotated[str, Tag("<text>")] | Annotated[list[TextPart], Field(fail_fast=True), Tag("<parts>")],
     Discriminator(lambda value: "<parts>" if isinstance(value, list) else "<text>"),
@@ -75,15 +76,13 @@ class ChatRequest(SamplingFields):
         "web_search_options": [],
     }
     messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1)
-    max_completion_tokens: Whole | None = Field(
-        None, ge=1, le=2**31 - 1, description="By default, until the context is full."
+    max_completion_tokens: _AtLeastOne | None = Field(
+        None, description="By default, until the context is full."
     )
-    max_tokens: Whole | None = Field(
-        None, ge=1, le=2**31 - 1, description="The older name of `max_completion_tokens`."
-    )
+    max_tokens: _AtLeastOne | None = Field(None, description="The older name of `max_completion_tokens`.")
     logprobs: bool = Field(False, description="Report the log-probability of each token.")
-    top_logprobs: Whole | None = Field(
-        None, ge=0, description="And those of this many of the likeliest tokens; only with `logprobs`."
+    top_logprobs: Annotated[int, Field(ge=0), READ_WHOLE] | None = Field(
+        None, description="And those of this many of the likeliest tokens; only with `logprobs`."
     )
 
     @property

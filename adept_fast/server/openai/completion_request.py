@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
-from adept_fast.server.openai.body import Whole
+from adept_fast.server.openai.body import READ_WHOLE, Whole
 from adept_fast.server.openai.sampling_fields import SamplingFields, bounds, invalid
 from adept_fast.server.settings import Settings
 
@@ -36,11 +36,13 @@ class CompletionRequest(SamplingFields):
     unsupported = {"suffix": [""]}
     prompt: Prompt = Field(description="Text or token ids, or a list of either; without any, BOS stands.")
     max_tokens: Whole = Field(16, ge=0, le=2**31 - 1, description="0 to score prompts, with `echo`.")
-    logprobs: Whole | None = Field(
-        None, ge=0, description="Log-probabilities of the tokens, and of this many of the likeliest ones."
+    logprobs: Annotated[int, Field(ge=0), READ_WHOLE] | None = Field(
+        None, description="Log-probabilities of the tokens, and of this many of the likeliest ones."
     )
     echo: bool = Field(False, description="Begin each text with its prompt.")
-    best_of: Whole | None = Field(None, ge=1, description="Only the value of `n`.")
+    best_of: Annotated[int, Field(ge=1), READ_WHOLE] | None = Field(
+        None, description="Only the value of `n`."
+    )
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -60,11 +62,15 @@ class CompletionRequest(SamplingFields):
             raise invalid("logprobs", f"is {self.logprobs}; expected at most {settings.max_logprobs}")
 
 
-def completion_bounds(settings: Settings) -> dict[str, dict[str, Any]]:
-    """What the settings allow, for the OpenAPI document."""
+def completion_bounds(settings: Settings, vocab_size: int) -> dict[str, dict[str, Any]]:
+    """What the settings and the vocabulary allow, for the OpenAPI document."""
+    ids = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": vocab_size - 1}}
+    several = {"type": "array", "minItems": 1, "maxItems": settings.max_prompts}
+    text = {"type": "string"}
+    prompts = [text, {**several, "items": text}, {**ids, "minItems": 1}, {**several, "items": ids}]
     return {
         **bounds(settings),
         "best_of": {"maximum": settings.max_choices},
         "logprobs": {"maximum": settings.max_logprobs},
-        "prompt": {"maxItems": settings.max_prompts},
+        "prompt": {"oneOf": prompts},
     }

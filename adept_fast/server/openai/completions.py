@@ -35,14 +35,16 @@ def router(service: Service, settings: Settings) -> APIRouter:
         summary="Continue prompts",
         responses={200: documented(Completion, Completion), **responses(*STATUSES)},
         response_class=Response,
-        openapi_extra=body_schema(CompletionRequest, completion_bounds(settings)),
+        openapi_extra=body_schema(
+            CompletionRequest, completion_bounds(settings, runtime.tokenizer.vocab_size)
+        ),
     )
     async def create_completion(request: Request) -> Response:
         """Continues each prompt `n` times. The choices of the first prompt come first."""
         body = await read_body(request, CompletionRequest)
         body.check(settings)
-        params = body.params(body.max_tokens, body.logprobs)
         check_biases(runtime, body.logit_bias)
+        params = body.params(body.max_tokens, body.logprobs)
         prompts, writer = await run_in_threadpool(encode, body)
         requests = engine_requests(
             [prompt.ids for prompt in prompts],

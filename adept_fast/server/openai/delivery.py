@@ -13,16 +13,18 @@ from starlette.responses import Response
 
 from adept_fast.engine.sequence import Generation, GenerationEvent, Request
 from adept_fast.server.openai.answers import Answers
+from adept_fast.server.openai.body import inlined_schema
 from adept_fast.server.openai.event_stream import EventStream, while_connected
 from adept_fast.server.service import Service
 
-STATUSES = 400, 404, 413, 415, 429, 500, 503, 504  # of errors
+STATUSES = 400, 401, 404, 408, 413, 415, 429, 500, 503, 504  # of errors
 
 
 def documented(whole: type[BaseModel], event: type[BaseModel]) -> dict[str, Any]:
     """The OpenAPI document's entry for a response, whole or as a stream."""
     description = f"With `stream`, the data of each event is a {event.__name__}, and `[DONE]` at the end."
-    events = {"text/event-stream": {"schema": {"type": "string", "description": description}}}
+    schema = {"type": "string", "description": description, "x-event": inlined_schema(event, "serialization")}
+    events = {"text/event-stream": {"schema": schema}}
     return {"model": whole, "description": "The answers.", "content": events}
 
 

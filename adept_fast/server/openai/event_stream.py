@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from adept_fast.server.openai.answers import api_error
+from adept_fast.server.api_error import ApiError, internal_error
 
 T = TypeVar("T")
 
@@ -75,19 +75,23 @@ class EventStream(Response):
                 await _send_data(send, data)
         except ClientDisconnect:
             raise
-        except Exception as error:
-            known = api_error(error)
-            await _send_data(send, known.body().model_dump_json())
-            if known is not error:
-                raise  # for the log
+        except ApiError as error:
+            await _send_end(send, error.body().model_dump_json())
+        except Exception:
+            await _send_end(send, internal_error().body().model_dump_json())
+            raise  # for the log
         else:
-            await _send_data(send, "[DONE]")
-        await _send(send, {"type": "http.response.body", "body": b"", "more_body": False})
+            await _send_end(send, "[DONE]")
 
 
 async def _send_data(send: Send, data: str) -> None:
     body = f"data: {data}\n\n".encode()
     await _send(send, {"type": "http.response.body", "body": body, "more_body": True})
+
+
+async def _send_end(send: Send, data: str) -> None:
+    await _send_data(send, data)
+    await _send(send, {"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _send(send: Send, message: Message) -> None:

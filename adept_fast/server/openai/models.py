@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Literal
+from typing import Literal
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from adept_fast.server.api_error import ApiError, responses
@@ -36,14 +36,22 @@ def router(service: Service, settings: Settings) -> APIRouter:
     routes = APIRouter(tags=["models"])
     model = Model(id=settings.model_name, created=int(time.time()), max_model_len=service.runtime.max_seq_len)
 
-    @routes.get("/v1/models", summary="List the served model")
+    @routes.get("/v1/models", summary="List the served model", responses=responses(401))
     async def list_models() -> ModelList:
         return ModelList(data=[model])
 
     # An id may hold a slash.
-    @routes.get("/v1/models/{model_id:path}", summary="Describe a model", responses=responses(404))
-    async def get_model(model_id: Annotated[str, Path(description="An id of the list.")]) -> Model:
-        check_model(model_id, settings)
+    # FastAPI would document errors in its own form for a parameter that it reads.
+    parameter = {"name": "model_id", "in": "path", "required": True, "schema": {"type": "string"}}
+
+    @routes.get(
+        "/v1/models/{model_id:path}",
+        summary="Describe a model",
+        responses=responses(401, 404),
+        openapi_extra={"parameters": [{**parameter, "description": "An id of the list."}]},
+    )
+    async def get_model(request: Request) -> Model:
+        check_model(request.path_params["model_id"], settings)
         return model
 
     return routes

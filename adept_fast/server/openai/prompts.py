@@ -65,7 +65,8 @@ def check_prompt(runtime: Runtime, ids: Sequence[int], name: str) -> None:
     try:
         runtime.engine.check_prompt(ids)
     except ParameterError as error:
-        raise ApiError(400, str(error), name, "invalid_value") from error
+        message = name + str(error).removeprefix("prompt")
+        raise ApiError(400, message, name, "invalid_value") from error
 
 
 def check_biases(runtime: Runtime, biases: Iterable[int]) -> None:

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
 from adept_fast.arguments import ParameterError
 from adept_fast.sampling import SamplingParams
 from adept_fast.server.api_error import ApiError
-from adept_fast.server.openai.body import Body, Whole
+from adept_fast.server.openai.body import READ_WHOLE, Body, Whole
 from adept_fast.server.openai.models import check_model
 from adept_fast.server.settings import Settings
 from adept_fast.system.short_text import short_repr
@@ -52,6 +52,8 @@ LogitBias = Annotated[
         }
     ),
 ]
+Seed = Annotated[int, Field(ge=-_SEEDS, lt=_SEEDS), READ_WHOLE]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1), READ_WHOLE]
 Temperature = Annotated[
     float,
     Field(ge=0, le=2),
@@ -91,14 +93,11 @@ class SamplingFields(Body):
         1.0, ge=1e-10, le=1e10, description="Above 1 makes tokens of the prompt and the text less likely."
     )
     logit_bias: LogitBias = Field({}, description="Token id → a number added to its logit.")
-    seed: Whole | None = Field(
-        None,
-        ge=-(2**63),
-        le=2**63 - 1,
-        description="The same seed gives the same answers; the first choice is that of `n` 1.",
+    seed: Seed | None = Field(
+        None, description="The same seed gives the same answers; the first choice is that of `n` 1."
     )
     stop: Stop = Field([], description="Text that ends an answer, and is no part of it; or a list of such.")
-    stop_token_ids: Annotated[list[Whole], Field(fail_fast=True)] = Field(
+    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True)] = Field(
         [], max_length=128, description="Tokens that end an answer, and are no part of it."
     )
     ignore_eos: bool = Field(False, description="Go on past the end token.")
@@ -137,10 +136,6 @@ class SamplingFields(Body):
         seeds: list[int | None] = [
             None if self.seed is None else (self.seed + choice * _STEP) % _SEEDS for choice in range(self.n)
         ]
-        more: dict[str, Any] = {}
-        for name in ("frequency_penalty", "presence_penalty", "logit_bias"):
-            if getattr(self, name):
-                more[name] = getattr(self, name)
         try:
             return [
                 SamplingParams(
@@ -150,12 +145,14 @@ class SamplingFields(Body):
                     top_p=self.top_p,
                     min_p=self.min_p,
                     repetition_penalty=self.repetition_penalty,
+                    frequency_penalty=self.frequency_penalty,
+                    presence_penalty=self.presence_penalty,
+                    logit_bias=self.logit_bias,
                     stop=(*self.stops, *more_stops),
                     stop_token_ids=tuple(self.stop_token_ids),
                     seed=seed,
                     logprobs=logprobs,
                     ignore_eos=self.ignore_eos,
-                    **more,
                 )
                 for seed in seeds
             ]

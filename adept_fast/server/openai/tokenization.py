@@ -57,7 +57,7 @@ def router(service: Service, settings: Settings) -> APIRouter:
     """The routes ``/tokenize`` and ``/detokenize``."""
     routes = APIRouter(tags=["tokens"])
     runtime = service.runtime
-    errors = responses(400, 404, 413, 415)
+    errors = responses(400, 401, 404, 408, 413, 415)
 
     def encode(body: TokenizeRequest) -> list[int]:
         if (body.prompt is None) == (body.messages is None):
