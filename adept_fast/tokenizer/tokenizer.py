@@ -266,6 +266,11 @@ class StreamingDetokenizer:
         # Until there is text, the space before every text may still be removed.
         self._invisible: list[int] | None = []
 
+    @property
+    def holds_bytes(self) -> bool:
+        """Whether bytes of an incomplete character wait."""
+        return bool(self._bytes.getstate()[0])
+
     def push(self, token_id: int) -> str:
         """The text that this token completes; may be empty."""
         byte = self._tokenizer.byte_value(token_id)

@@ -327,14 +327,12 @@ def test_openais_client_raises_the_error_of_a_stream(
         next(stream)
 
 
-def test_one_failed_choice_ends_the_others(alone: Runtime) -> None:
-    service = ScriptedService(alone, [step(" b"), GenerationError("a NaN")])
-
-    async def send() -> httpx.Response:
-        async with in_process(app_of(service, SETTINGS)) as http:
-            return await http.post(COMPLETIONS, json={"prompt": "a", "n": 3})
-
-    assert asyncio.run(send()).status_code == 500
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_failed_choice_ends_the_others(alone: Runtime, stream: bool) -> None:
+    script = [step(" b"), GenerationError("a NaN")]
+    response = post(alone, COMPLETIONS, {"prompt": "a", "n": 3, "stream": stream}, script)
+    assert response.status_code == (200 if stream else 500)
+    service, _ = scripted_app(alone)
     assert [answer.is_cancelled for answer in service.answers] == [True] * 3
 
 

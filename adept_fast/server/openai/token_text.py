@@ -41,8 +41,11 @@ class TextOffsets:
         return [self._push(token_id) for token_id in token_ids]
 
     def _push(self, token_id: int) -> int:
-        if self._tokenizer.byte_value(token_id) is None:
-            self.length += len(self._detokenizer.finish())  # else it would count as this token's
+        if self._tokenizer.byte_value(token_id) is not None:
+            self.length += len(self._detokenizer.push(token_id))
+            # The last character of the piece is the byte's own, unless it still waits for others.
+            return self.length if self._detokenizer.holds_bytes else self.length - 1
+        self.length += len(self._detokenizer.finish())  # else it would count as this token's
         offset = self.length
         self.length += len(self._detokenizer.push(token_id))
         return offset
