@@ -98,7 +98,7 @@ def test_a_model_has_the_name_of_its_checkpoint(settings: Any, checkpoint: str, 
 def test_keys_come_from_an_option_a_variable_and_a_file(settings: Any, tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# comment\n\n  one \r\ntwo  # of somebody\nwith#hash\none\n", encoding="utf-8")
-    assert settings("--api-key", "a")[1].api_keys == ("a",)
+    assert settings("--api-key", "a")[1] == Settings("demo", api_keys=("a",), allowed_hosts=None)
     assert settings(ADEPT_FAST_API_KEY="b")[1].api_keys == ("b",)
     _, found = settings("--api-key", "a", "--api-key-file", str(file), "--host", "0.0.0.0")
     assert found.api_keys == ("a", "one", "two", "with#hash")

@@ -131,9 +131,11 @@ def test_a_failing_engine_ends_the_process(tmp_path: Path) -> None:
 
 
 def test_a_killed_server_starts_again_on_its_port() -> None:
-    with ServerProcess() as server, server.client() as client:
+    with ServerProcess() as server, server.client() as idle, server.client() as client:
+        assert idle.get("/health").status_code == 200  # its connection outlives the server
         with client.stream("POST", "/v1/completions", json=completion(TOKENS, stream=True)) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()
+            next(lines)
             server.signal(signal.SIGKILL)
             assert server.exit_code() == -signal.SIGKILL
         with ServerProcess(port=server.port) as again, again.client() as client_again:

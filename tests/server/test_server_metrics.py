@@ -66,6 +66,19 @@ def test_answers_are_counted(demo: Runtime) -> None:
     with_client(demo, work)
 
 
+def test_the_token_that_ends_a_text_is_none_of_its_tokens(demo: Runtime) -> None:
+    async def work(client: httpx.AsyncClient, _service: Service) -> None:
+        body = {"prompt": PROMPT, "max_tokens": 50, "temperature": 0}
+        answer = (await client.post("/v1/completions", json=body)).json()
+        assert answer["choices"][0]["finish_reason"] == "stop"
+        counted = await read(client)
+        assert counted["generated_tokens_total", ()] == answer["usage"]["completion_tokens"]
+        assert counted["time_between_tokens_seconds_count", ()] == answer["usage"]["completion_tokens"] - 1
+        assert counted["answers_total", (("finish_reason", "eos"),)] == 1
+
+    with_client(demo, work)
+
+
 def test_tokens_from_the_cache_are_counted(demo: Runtime) -> None:
     async def work(client: httpx.AsyncClient, _service: Service) -> None:
         body = {"prompt": PROMPT, "max_tokens": 1}
