@@ -10,7 +10,6 @@ import pytest
 import torch
 from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
 
-from adept_fast import placement
 from adept_fast.arguments import ParameterError
 from adept_fast.checkpoint import WEIGHT_DTYPES, Checkpoint, open_checkpoint
 from adept_fast.checkpoint.convert import convert
@@ -19,7 +18,7 @@ from adept_fast.commands.placement_words import (
     describe_pages,
     describe_weights,
 )
-from adept_fast.engine import loading
+from adept_fast.engine import loading, placement
 from adept_fast.engine.loading import request_memory
 from adept_fast.engine.placement import Placement, choose_placement
 from adept_fast.extension import Extension
