@@ -21,10 +21,15 @@ from adept_fast.tokenizer.tokenizer import StreamingDetokenizer, Tokenizer, Toke
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt's token ids, and its text as ``echo`` returns it."""
+    """A prompt's token ids, and its text, if it was text."""
 
     ids: list[int]
-    text: str
+    given_text: str | None
+
+    def text(self, tokenizer: Tokenizer) -> str:
+        """Its text, without bytes of a character that the answer completes: they belong to the answer."""
+        given = self.given_text
+        return StreamingDetokenizer(tokenizer).extend(self.ids) if given is None else given
 
 
 def encode_prompt(
@@ -40,9 +45,7 @@ def encode_prompt(
     except TokenizerError as error:
         raise ApiError(400, f"{name}: {error}", name, "invalid_value") from error
     check_prompt(runtime, ids, name)
-    # Bytes of a character that the answer completes belong to the answer's text.
-    text = prompt if isinstance(prompt, str) else StreamingDetokenizer(tokenizer).extend(ids)
-    return EncodedPrompt(ids, text)
+    return EncodedPrompt(ids, prompt if isinstance(prompt, str) else None)
 
 
 def encode_messages(
