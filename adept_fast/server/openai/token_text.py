@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 
 from adept_fast.tokenizer.tokenizer import StreamingDetokenizer, Tokenizer
 
 
+@functools.lru_cache(maxsize=2**16)
 def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
     """The bytes that a token adds to a text; the name of one that has no text."""
     byte = tokenizer.byte_value(token_id)
