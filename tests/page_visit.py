@@ -15,14 +15,15 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from scripted_server import ScriptedServer
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+NAMES = "chromium", "chromium-browser", "google-chrome"
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 HTTP_ERROR = re.compile("Failed to load resource: (the server responded with a status|net::ERR)")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: its event loop keeps other tests from running theirs
 def chromium() -> Iterator[Browser]:
     if CHROMIUM is None:
-        pytest.skip("there is no chromium")
+        pytest.skip(f"none of {', '.join(NAMES)} is installed")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser

@@ -56,7 +56,7 @@ class ScriptedServer:
         self._socket.bind(("127.0.0.1", 0))
         self._socket.listen()
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self._server = uvicorn.Server(uvicorn.Config(self._app(), log_level="critical", lifespan="off"))
+        self._server = uvicorn.Server(uvicorn.Config(self._app(), log_config=None, lifespan="off"))
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
 
     def __enter__(self) -> ScriptedServer:

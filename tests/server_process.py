@@ -32,6 +32,22 @@ def slow(step):
 
 Engine.step = slow(Engine.step)
 """
+# Before the program: from its 20th step on, the engine waits for a file.
+HELD_ENGINE = """
+import itertools, os, time
+from adept_fast.engine.engine import Engine
+
+def held(step):
+    numbers = itertools.count()
+    def held_step(engine):
+        if next(numbers) >= 20:
+            while not os.path.exists({path!r}):
+                time.sleep(0.005)
+        return step(engine)
+    return held_step
+
+Engine.step = held(Engine.step)
+"""
 # Before the program: the engine fails once a file is there.
 FAILING_ENGINE = """
 import os

@@ -127,10 +127,10 @@ class ChatClient:
             connection.sock.settimeout(SILENCE_SECONDS)
             body = None if content is None else json.dumps(content).encode()
             connection.request(method, self._path + path, body, headers)
-            response = connection.getresponse()
-            if response.status != 200:
-                raise self._refusal(response)
-            yield response
+            with connection.getresponse() as response:  # it holds the socket on its own
+                if response.status != 200:
+                    raise self._refusal(response)
+                yield response
         finally:
             connection.close()
 

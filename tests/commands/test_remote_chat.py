@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from http.client import HTTPResponse
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from click.testing import CliRunner, Result
 from raw_server import HEAD, MODELS, RawServer
 from scripted_server import Failure, ScriptedServer
 
-from adept_fast.commands.chat_client import MAX_BODY_BYTES
+from adept_fast.commands.chat_client import MAX_BODY_BYTES, ChatClient
 from adept_fast.commands.cli import main
 from adept_fast.commands.event_stream import MAX_EVENT_BYTES
 
@@ -98,6 +100,17 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on_without_torch() -> 
         stdout, stderr = chat.communicate(b"Go on\n", timeout=20)
     assert (stdout, stderr, chat.returncode) == (b"\nYou said: Go on\n", b"\n", 0)
     assert server.requests[1]["messages"][1] == {"role": "assistant", "content": "Once upon a time"}
+
+
+def test_a_stream_that_is_left_closes_its_connection_at_once() -> None:
+    with ScriptedServer() as server:
+        server.answers.append(["Once", threading.Event()])
+        stream = ChatClient(server.url).stream("scripted-1b", [{"role": "user", "content": "a"}], {})
+        assert next(stream) == "Once"
+        kept = [entry for entry in gc.get_objects() if isinstance(entry, HTTPResponse)]
+        stream.close()
+        assert server.left.wait(20), "the server goes on"
+        assert [response.isclosed() for response in kept] == [True]
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,11 @@ def test_echo_begins_with_the_prompt(client: OpenAI, alone: Runtime) -> None:
         assert [choice.text for choice in done.choices] == [PROMPT + continued] * 2
 
 
+def test_echo_repeats_each_choices_own_prompt(client: OpenAI) -> None:
+    done = client.completions.create(model="demo", prompt=[PROMPT, OTHER], n=2, max_tokens=0, echo=True)
+    assert [choice.text for choice in done.choices] == [PROMPT, PROMPT, OTHER, OTHER]
+
+
 @pytest.mark.parametrize("max_tokens", [0, 5])
 def test_echo_with_logprobs_scores_the_prompt(client: OpenAI, alone: Runtime, max_tokens: int) -> None:
     text = "Tim ate a pie – 5 €."

@@ -128,6 +128,7 @@ WRONG_IN_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ["a"] * 4}, "prompt"),
     ({"prompt": [340] * 257}, "prompt"),
     ({"prompt": ["a", "a " * 2000]}, "prompt[1]"),
+    ({"prompt": ["a", "a" * 100_000]}, "prompt[1]"),
     ({"suffix": "b"}, "suffix"),
     ({"best_of": 2}, "best_of"),
     ({"best_of": 0}, "best_of"),
@@ -157,6 +158,7 @@ WRONG_IN_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "assistant", "content": "a", "tool_calls": [1]}]}, "messages[0].tool_calls"),
     ({"messages": [{"role": "user", "content": "a", "<text>": 1}]}, "messages[0].<text>"),
     ({"messages": [{"role": "user", "content": "a " * 2000}]}, "messages"),
+    ({"messages": [{"role": "user", "content": "a" * 20_000}] * 5}, "messages"),
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_completion_tokens": 0}, "max_completion_tokens"),
     ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
@@ -225,6 +227,9 @@ NO_JSON = [
     b"\xef\xbb\xbf{}",
     b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}",
     b'{"a":' * 100_000,
+    b'{"a":' * 10_000,
+    b'{"prompt": [' + b"[]," * 100_000 + b"[]]}",
+    b"{" + b",".join(b'"k%d": 1' % number for number in range(1000)) + b"}",
     b"[" * 100_000 + b"]" * 100_000,
 ]
 
@@ -327,14 +332,12 @@ def test_openais_client_raises_the_error_of_a_stream(
         next(stream)
 
 
-def test_one_failed_choice_ends_the_others(alone: Runtime) -> None:
-    service = ScriptedService(alone, [step(" b"), GenerationError("a NaN")])
-
-    async def send() -> httpx.Response:
-        async with in_process(app_of(service, SETTINGS)) as http:
-            return await http.post(COMPLETIONS, json={"prompt": "a", "n": 3})
-
-    assert asyncio.run(send()).status_code == 500
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_failed_choice_ends_the_others(alone: Runtime, stream: bool) -> None:
+    script = [step(" b"), GenerationError("a NaN")]
+    response = post(alone, COMPLETIONS, {"prompt": "a", "n": 3, "stream": stream}, script)
+    assert response.status_code == (200 if stream else 500)
+    service, _ = scripted_app(alone)
     assert [answer.is_cancelled for answer in service.answers] == [True] * 3
 
 

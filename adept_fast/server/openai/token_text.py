@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Sequence
 
 from adept_fast.tokenizer.tokenizer import StreamingDetokenizer, Tokenizer
 
 
+@functools.lru_cache(maxsize=2**16)
 def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
     """The bytes that a token adds to a text; the name of one that has no text."""
     byte = tokenizer.byte_value(token_id)
@@ -29,20 +31,28 @@ class TextOffsets:
     """The character at which each token of a text begins; the bytes of one character share it.
 
     ``length`` is that of the text so far, without bytes of a character that is not complete.
+
+    Args:
+        after: tokens before the text, which does not include theirs.
+        length: where the text's first token begins.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = (), length: int = 0) -> None:
         self._tokenizer = tokenizer
         self._detokenizer = StreamingDetokenizer(tokenizer)
-        self.length = 0
+        self._detokenizer.skip(after)
+        self.length = length
 
     def extend(self, token_ids: Iterable[int]) -> list[int]:
         """The offsets of the next tokens."""
         return [self._push(token_id) for token_id in token_ids]
 
     def _push(self, token_id: int) -> int:
-        if self._tokenizer.byte_value(token_id) is None:
-            self.length += len(self._detokenizer.finish())  # else it would count as this token's
+        if self._tokenizer.byte_value(token_id) is not None:
+            self.length += len(self._detokenizer.push(token_id))
+            # The last character of the piece is the byte's own, unless it still waits for others.
+            return self.length if self._detokenizer.holds_bytes else self.length - 1
+        self.length += len(self._detokenizer.finish())  # else it would count as this token's
         offset = self.length
         self.length += len(self._detokenizer.push(token_id))
         return offset
