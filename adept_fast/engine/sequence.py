@@ -298,7 +298,7 @@ class Sequence:
         """Set what follows from the tokens so far."""
         # The text goes on where the prompt ends, so its leading space counts, unlike that of a new text.
         self._detokenizer = StreamingDetokenizer(self._tokenizer)
-        self._detokenizer.extend(self.prompt_ids)
+        self._detokenizer.skip(self.prompt_ids)
         self._stops = StopMatcher(self.params.stop)
         self._lookup = PromptLookup(self.ids) if self.params.prompt_lookup else None
         certain = "".join(self._stops.push(self._detokenizer.push(token_id)) for token_id in self.token_ids)

@@ -20,6 +20,7 @@ from adept_fast.tokenizer.vocabulary import TokenizerError, Vocabulary, pieces_o
 __all__ = ["END_OF_TEXT", "StreamingDetokenizer", "Tokenizer", "TokenizerError"]
 
 END_OF_TEXT = "|ENDOFTEXT|"
+_TAIL = 8  # tokens; the bytes of an incomplete character are at most 3
 
 
 class Tokenizer:
@@ -280,6 +281,14 @@ class StreamingDetokenizer:
 
     def extend(self, ids: Iterable[int]) -> str:
         return "".join([self.push(token_id) for token_id in ids])
+
+    def skip(self, ids: Sequence[int]) -> None:
+        """Go on after ids whose text is not needed; fast, and only before everything else."""
+        self.extend(ids[-_TAIL:])
+        if self._invisible is not None:  # no text there: what comes may be the first
+            self._bytes.reset()
+            self._invisible = []
+            self.extend(ids)
 
     def finish(self) -> str:
         """The rest: a U+FFFD for each byte of an incomplete character."""

@@ -128,6 +128,7 @@ WRONG_IN_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ["a"] * 4}, "prompt"),
     ({"prompt": [340] * 257}, "prompt"),
     ({"prompt": ["a", "a " * 2000]}, "prompt[1]"),
+    ({"prompt": ["a", "a" * 100_000]}, "prompt[1]"),
     ({"suffix": "b"}, "suffix"),
     ({"best_of": 2}, "best_of"),
     ({"best_of": 0}, "best_of"),
@@ -157,6 +158,7 @@ WRONG_IN_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "assistant", "content": "a", "tool_calls": [1]}]}, "messages[0].tool_calls"),
     ({"messages": [{"role": "user", "content": "a", "<text>": 1}]}, "messages[0].<text>"),
     ({"messages": [{"role": "user", "content": "a " * 2000}]}, "messages"),
+    ({"messages": [{"role": "user", "content": "a" * 20_000}] * 5}, "messages"),
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_completion_tokens": 0}, "max_completion_tokens"),
     ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
@@ -225,6 +227,9 @@ NO_JSON = [
     b"\xef\xbb\xbf{}",
     b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}",
     b'{"a":' * 100_000,
+    b'{"a":' * 10_000,
+    b'{"prompt": [' + b"[]," * 100_000 + b"[]]}",
+    b"{" + b",".join(b'"k%d": 1' % number for number in range(1000)) + b"}",
     b"[" * 100_000 + b"]" * 100_000,
 ]
 

@@ -103,6 +103,40 @@ def test_joined_pieces_are_the_text_of_any_bytes(tokenizer: Tokenizer, data: byt
 
 
 @settings(max_examples=300, deadline=None)
+@given(
+    ids=st.lists(st.one_of(st.integers(0, 399), st.integers(0, 3), st.integers(3, 258)), max_size=40),
+    split=st.floats(0, 1),
+)
+def test_text_goes_on_after_ids_that_were_skipped(tokenizer: Tokenizer, ids: list[int], split: float) -> None:
+    ids = [token_id % tokenizer.vocab_size for token_id in ids]
+    at = round(len(ids) * split)
+    read, skipped = StreamingDetokenizer(tokenizer), StreamingDetokenizer(tokenizer)
+    read.extend(ids[:at])
+    skipped.skip(ids[:at])
+    for token_id in ids[at:]:
+        assert skipped.push(token_id) == read.push(token_id)
+        assert skipped.holds_bytes == read.holds_bytes
+    assert skipped.finish() == read.finish()
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    data=st.lists(st.sampled_from(["😀".encode(), "😀".encode()[:3], "€".encode()[:2], b"\x80", b"a"])).map(
+        b"".join
+    ),
+    split=st.integers(0, 40),
+)
+def test_bytes_go_on_after_bytes_that_were_skipped(data: bytes, split: int) -> None:
+    tokenizer = made("identity, user-defined end")
+    ids = [ids_of_bytes(tokenizer)[byte] for byte in data]
+    read, skipped = StreamingDetokenizer(tokenizer), StreamingDetokenizer(tokenizer)
+    read.extend(ids[:split])
+    skipped.skip(ids[:split])
+    assert [skipped.push(i) for i in ids[split:]] == [read.push(i) for i in ids[split:]]
+    assert skipped.finish() == read.finish()
+
+
+@settings(max_examples=300, deadline=None)
 @given(text=st.text(max_size=40))
 def test_no_piece_ends_inside_a_character(text: str) -> None:
     tokenizer = made("identity, user-defined end")

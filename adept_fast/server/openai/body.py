@@ -20,7 +20,8 @@ from starlette.requests import Request
 from adept_fast.server.api_error import ApiError
 from adept_fast.system.short_text import short_repr, shortened
 
-_UNSUPPORTED = "unsupported_parameter"
+_MAX_BRACKETS = 50_000  # texts' own included; lists and objects cost far more time than their bytes
+_UNSUPPORTED, _UNKNOWN = "unsupported_parameter", "unknown_parameter"
 _NULL = {"type": "null"}
 _BRANCH = "<"  # begins the name of a union's branch, which is no part of a parameter's name
 
@@ -49,6 +50,9 @@ class Body(BaseModel):
     def _without_neutral(cls, data: object) -> object:
         if not isinstance(data, dict):
             return data
+        for name in data:  # here, as pydantic would describe every one of very many
+            if name not in cls.model_fields and name not in cls.unsupported:
+                raise PydanticCustomError(_UNKNOWN, "unknown", {"name": name})
         given = {name: value for name, value in data.items() if value is not None}
         for name in cls.unsupported.keys() & given.keys():
             value = given.pop(name)
@@ -81,8 +85,13 @@ async def read_body(request: Request, model: type[BodyT]) -> BodyT:
 
     That the body is declared as JSON, and not too large, was checked before.
     """
+    content = await request.body()
+    brackets = content.count(b"[") + content.count(b"{")
+    if brackets > _MAX_BRACKETS:
+        message = f"the body has {brackets} opening brackets and braces; expected at most {_MAX_BRACKETS}"
+        raise ApiError(400, message, code="invalid_json")
     try:
-        data = from_json(await request.body())
+        data = from_json(content)
     except ValueError as error:
         raise ApiError(400, f"the body is no JSON: {error}", code="invalid_json") from error
     if not isinstance(data, dict):
@@ -117,9 +126,9 @@ def _api_error(details: ErrorDetails) -> ApiError:
     if kind == _UNSUPPORTED:
         name = _joined(details["loc"], context["name"])
         return ApiError(400, f"{name} {context['message']}", name, _UNSUPPORTED)
-    if kind == "extra_forbidden":
-        name = _joined(details["loc"][:-1], str(details["loc"][-1]))
-        return ApiError(400, f"{name} is no parameter of this path", name, "unknown_parameter")
+    if kind == _UNKNOWN:
+        name = _joined(details["loc"], context["name"])
+        return ApiError(400, f"{name} is no parameter of this path", name, _UNKNOWN)
     name = _joined(details["loc"])
     if kind == "missing":
         return ApiError(400, f"{name} is missing", name, "missing_required_parameter")

@@ -10,7 +10,7 @@ from adept_fast.server.openai.body import READ_WHOLE, Whole
 from adept_fast.server.openai.sampling_fields import SamplingFields, bounds, invalid
 from adept_fast.server.settings import Settings
 
-TokenIds = Annotated[list[Whole], Field(fail_fast=True)]
+TokenIds = Annotated[list[int], Field(fail_fast=True)]
 
 
 def _kind(value: object) -> str:
@@ -24,7 +24,7 @@ def _kind(value: object) -> str:
 Prompt = Annotated[
     Annotated[str, Tag("<text>")]
     | Annotated[list[str], Field(fail_fast=True, min_length=1), Tag("<texts>")]
-    | Annotated[list[Whole], Field(fail_fast=True, min_length=1), Tag("<ids>")]
+    | Annotated[list[int], Field(fail_fast=True, min_length=1), Tag("<ids>")]
     | Annotated[list[TokenIds], Field(fail_fast=True, min_length=1), Tag("<id lists>")],
     Discriminator(_kind),
 ]

@@ -19,22 +19,22 @@ from adept_fast.server.openai.usage import Usage, usage_of
 from adept_fast.tokenizer.tokenizer import Tokenizer
 
 
+class _Prompt:
+    """A prompt as it is written: all of it with ``echo``, else nothing."""
+
+    def __init__(self, prompt: EncodedPrompt, tokenizer: Tokenizer, body: CompletionRequest) -> None:
+        self.ids = prompt.ids
+        self.text = prompt.text(tokenizer) if body.echo else ""
+        has_offsets = body.echo and body.logprobs is not None
+        self.offsets = TextOffsets(tokenizer).extend(prompt.ids) if has_offsets else []
+
+
 class _Choice:
     """What was written of one continuation."""
 
-    def __init__(
-        self, prompt: EncodedPrompt, tokenizer: Tokenizer, *, echo: bool, has_logprobs: bool
-    ) -> None:
-        self.prompt = prompt
+    def __init__(self, prompt: _Prompt, offsets: TextOffsets) -> None:
+        self.prompt, self.offsets = prompt, offsets
         self.is_begun = False
-        self._offsets = TextOffsets(tokenizer)
-        self.prompt_offsets = self._offsets.extend(prompt.ids) if has_logprobs else []
-        # From the text of all tokens to that of the choice.
-        self._shift = (len(prompt.text) if echo else 0) - self._offsets.length
-
-    def offsets(self, token_ids: Sequence[int]) -> list[int]:
-        """Where the next tokens begin in the choice's text."""
-        return [self._shift + offset for offset in self._offsets.extend(token_ids)]
 
 
 class CompletionWriter(Writer):
@@ -46,8 +46,8 @@ class CompletionWriter(Writer):
         self._body = body
         self._tokenizer = tokenizer
         self._choices = [
-            _Choice(prompt, tokenizer, echo=body.echo, has_logprobs=body.logprobs is not None)
-            for prompt in prompts
+            _Choice(prompt, TextOffsets(tokenizer, prompt.ids, len(prompt.text)))
+            for prompt in [_Prompt(encoded, tokenizer, body) for encoded in prompts]
             for _ in range(body.n)
         ]
         self._head = {
@@ -112,11 +112,11 @@ class CompletionWriter(Writer):
         choice.is_begun = True
         found = None
         if logprobs is not None:
-            offsets = choice.offsets(token_ids)
+            offsets = choice.offsets.extend(token_ids)
             entries: list[TokenLogprob | None] = list(logprobs)
             ids = list(token_ids)
             if echoes and prompt_logprobs is not None:
-                offsets = choice.prompt_offsets + offsets
+                offsets = choice.prompt.offsets + offsets
                 entries = [*prompt_logprobs, *entries]
                 ids = choice.prompt.ids + ids
             found = self._logprobs(ids, entries, offsets)

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -59,7 +60,9 @@ async def deliver(
     except BaseException:
         answers.cancel()
         raise
-    return Response(_json(writer.whole(generations)), media_type="application/json")
+    # Log-probabilities of many tokens take long to write, and streams must not wait for them.
+    content = await run_in_threadpool(lambda: _json(writer.whole(generations)))
+    return Response(content, media_type="application/json")
 
 
 async def _events(answers: Answers, writer: Writer) -> AsyncGenerator[str, None]:

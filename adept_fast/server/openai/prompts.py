@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,15 +16,20 @@ from adept_fast.engine.sequence import Request
 from adept_fast.sampling import SamplingParams
 from adept_fast.server.api_error import ApiError
 from adept_fast.server.settings import Settings
-from adept_fast.tokenizer.tokenizer import StreamingDetokenizer, TokenizerError
+from adept_fast.tokenizer.tokenizer import StreamingDetokenizer, Tokenizer, TokenizerError
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt's token ids, and its text as ``echo`` returns it."""
+    """A prompt's token ids, and its text, if it was text."""
 
     ids: list[int]
-    text: str
+    given_text: str | None
+
+    def text(self, tokenizer: Tokenizer) -> str:
+        """Its text, without bytes of a character that the answer completes: they belong to the answer."""
+        given = self.given_text
+        return StreamingDetokenizer(tokenizer).extend(self.ids) if given is None else given
 
 
 def encode_prompt(
@@ -31,26 +37,48 @@ def encode_prompt(
 ) -> EncodedPrompt:
     """One without tokens becomes BOS. Raises ApiError that names the parameter."""
     tokenizer = runtime.tokenizer
+    if isinstance(prompt, str):
+        check_characters(runtime, len(prompt), name)
     try:
         ids = tokenizer.encode(prompt, add_bos=add_bos) if isinstance(prompt, str) else list(prompt)
         ids = ids or tokenizer.encode("", add_bos=True)
     except TokenizerError as error:
         raise ApiError(400, f"{name}: {error}", name, "invalid_value") from error
     check_prompt(runtime, ids, name)
-    # Bytes of a character that the answer completes belong to the answer's text.
-    text = prompt if isinstance(prompt, str) else StreamingDetokenizer(tokenizer).extend(ids)
-    return EncodedPrompt(ids, text)
+    return EncodedPrompt(ids, prompt if isinstance(prompt, str) else None)
 
 
 def encode_messages(
     runtime: Runtime, messages: Sequence[Mapping[str, str]], add_bos: bool | None, *, answered: bool = True
 ) -> list[int]:
     """The prompt of a conversation, which ends where the answer begins. Raises ApiError."""
+    check_characters(runtime, sum(len(message["content"]) for message in messages), "messages")
     try:
         ids = runtime.tokenizer.apply_chat_template(messages, add_generation_prompt=answered, add_bos=add_bos)
     except (ChatError, TokenizerError) as error:
         raise ApiError(400, str(error), "messages", "invalid_value") from error
     return ids
+
+
+def check_characters(runtime: Runtime, characters: int, name: str) -> None:
+    """Raises ApiError for text that has more characters than tokens of the context can stand for.
+
+    Other threads wait while a text is encoded: one of some million characters would stop every stream.
+    """
+    max_characters = runtime.max_seq_len * _longest_piece(runtime.tokenizer)
+    if characters > max_characters:
+        raise ApiError(
+            400,
+            f"{name} has {characters} characters; expected at most {max_characters}, "
+            f"the longest text of {runtime.max_seq_len} tokens, this server's context",
+            name,
+            "context_length_exceeded",
+        )
+
+
+@functools.lru_cache(maxsize=1)
+def _longest_piece(tokenizer: Tokenizer) -> int:
+    return max((len(piece) for piece in tokenizer.pieces()), default=1)
 
 
 def check_prompt(runtime: Runtime, ids: Sequence[int], name: str) -> None:

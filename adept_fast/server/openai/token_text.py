@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Sequence
 
 from adept_fast.tokenizer.tokenizer import StreamingDetokenizer, Tokenizer
 
 
+@functools.lru_cache(maxsize=2**16)
 def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
     """The bytes that a token adds to a text; the name of one that has no text."""
     byte = tokenizer.byte_value(token_id)
@@ -29,12 +31,17 @@ class TextOffsets:
     """The character at which each token of a text begins; the bytes of one character share it.
 
     ``length`` is that of the text so far, without bytes of a character that is not complete.
+
+    Args:
+        after: tokens before the text, which does not include theirs.
+        length: where the text's first token begins.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = (), length: int = 0) -> None:
         self._tokenizer = tokenizer
         self._detokenizer = StreamingDetokenizer(tokenizer)
-        self.length = 0
+        self._detokenizer.skip(after)
+        self.length = length
 
     def extend(self, token_ids: Iterable[int]) -> list[int]:
         """The offsets of the next tokens."""

@@ -9,10 +9,10 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from adept_fast.server.api_error import ApiError, responses
-from adept_fast.server.openai.body import Body, Whole, body_schema, read_body
+from adept_fast.server.openai.body import Body, body_schema, read_body
 from adept_fast.server.openai.chat_request import Message
 from adept_fast.server.openai.models import check_model
-from adept_fast.server.openai.prompts import encode_messages
+from adept_fast.server.openai.prompts import check_characters, check_prompt, encode_messages
 from adept_fast.server.service import Service
 from adept_fast.server.settings import Settings
 from adept_fast.tokenizer.tokenizer import TokenizerError
@@ -44,7 +44,9 @@ class DetokenizeRequest(Body):
     """Token ids."""
 
     model: str | None = Field(None, description="The id of the served model; may be omitted.")
-    tokens: Annotated[list[Whole], Field(fail_fast=True)]
+    tokens: Annotated[list[int], Field(fail_fast=True)] = Field(
+        description="Ids, as many as fit the context."
+    )
 
 
 class DetokenizeResponse(BaseModel):
@@ -57,6 +59,7 @@ def router(service: Service, settings: Settings) -> APIRouter:
     """The routes ``/tokenize`` and ``/detokenize``."""
     routes = APIRouter(tags=["tokens"])
     runtime = service.runtime
+    token_id = {"type": "integer", "minimum": 0, "maximum": runtime.tokenizer.vocab_size - 1}
     errors = responses(400, 401, 404, 408, 413, 415)
 
     def encode(body: TokenizeRequest) -> list[int]:
@@ -68,12 +71,14 @@ def router(service: Service, settings: Settings) -> APIRouter:
             messages = [message.as_template_reads_it() for message in body.messages]
             answered = body.add_generation_prompt
             return encode_messages(runtime, messages, body.add_bos, answered=answered)
+        check_characters(runtime, len(body.prompt or ""), "prompt")
         try:
             return runtime.tokenizer.encode(body.prompt or "", add_bos=body.add_bos)
         except TokenizerError as error:
             raise ApiError(400, str(error), "prompt", "invalid_value") from error
 
     def decode(tokens: list[int]) -> str:
+        check_prompt(runtime, tokens, "tokens")
         try:
             return runtime.tokenizer.decode(tokens)
         except TokenizerError as error:
@@ -95,7 +100,7 @@ def router(service: Service, settings: Settings) -> APIRouter:
         "/detokenize",
         summary="Token ids to text",
         responses=errors,
-        openapi_extra=body_schema(DetokenizeRequest),
+        openapi_extra=body_schema(DetokenizeRequest, {"tokens": {"items": token_id}}),
     )
     async def detokenize(request: Request) -> DetokenizeResponse:
         body = await read_body(request, DetokenizeRequest)
