@@ -186,7 +186,7 @@ serving_options = _together(
         "--step-tokens",
         type=COUNT,
         help="Tokens of prompts and answers in one step: fewer bound the time "
-        "between tokens, more read prompts faster.  [default: as the device likes]",
+        "between tokens, more read prompts faster.  [default: as many as the model reads at once]",
     ),
     _option("--request-seconds", type=SECONDS, default=600.0, help="A longer request fails; 0 for no limit."),
     _option(
@@ -208,8 +208,8 @@ serving_options = _together(
         "--allowed-host",
         "allowed_hosts",
         multiple=True,
-        help="A name that requests may have in Host; repeatable.  [default: any with keys or --no-auth, else "
-        "localhost]",
+        help="A name that requests may have in Host; repeatable.  [default: localhost, if --host is a "
+        "loopback address and there are no keys; else any]",
     ),
     _option(
         "--cors-origin",

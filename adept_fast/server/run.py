@@ -38,7 +38,9 @@ def bind(host: str, port: int) -> socket.socket:
     Raises ServerError if the host is unknown, or the address is another program's.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        # localhost may have two addresses, and some clients try one of them only.
+        family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
         listener = socket.socket(family, socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise ServerError(f"--host is {short_repr(host)}, which is no address of this machine") from error
