@@ -7,18 +7,11 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
+from openai_calls import CHAT, COMPLETIONS, MESSAGES, post
 from openai_server import SETTINGS, alone, one_thread_a_call
 from scripted_service import ScriptedService
 from serving import app_of
-from test_openai_errors import (
-    CHAT,
-    COMPLETIONS,
-    MESSAGES,
-    WRONG_IN_BOTH,
-    WRONG_IN_CHAT,
-    WRONG_IN_COMPLETIONS,
-    post,
-)
+from wrong_bodies import WRONG_IN_BOTH, WRONG_IN_CHAT, WRONG_IN_COMPLETIONS
 
 from adept_fast import Runtime
 

@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag
 from adept_fast.server.openai.body import READ_WHOLE, Whole
 from adept_fast.server.openai.sampling_fields import SamplingFields, bounds, invalid
 from adept_fast.server.settings import Settings
+from adept_fast.system.short_text import short_repr
 
 TokenIds = Annotated[list[int], Field(fail_fast=True)]
 
@@ -57,9 +58,13 @@ class CompletionRequest(SamplingFields):
                 "prompt", f"has {len(self.prompts)} prompts; expected at most {settings.max_prompts}"
             )
         if self.best_of not in (None, self.n):
-            raise invalid("best_of", f"is {self.best_of}; expected the value of n, {self.n}")
+            raise invalid(
+                "best_of", f"is {short_repr(self.best_of)}; expected the value of n, {short_repr(self.n)}"
+            )
         if self.logprobs is not None and self.logprobs > settings.max_logprobs:
-            raise invalid("logprobs", f"is {self.logprobs}; expected at most {settings.max_logprobs}")
+            raise invalid(
+                "logprobs", f"is {short_repr(self.logprobs)}; expected at most {settings.max_logprobs}"
+            )
 
 
 def completion_bounds(settings: Settings, vocab_size: int) -> dict[str, dict[str, Any]]:
