@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
@@ -42,8 +42,8 @@ class Prompts(Body):
         0.0, ge=0, le=1, description="Draw among the fewest tokens of this probability; 0 for all."
     )
     add_BOS: bool = Field(False, description="Put the end-of-document token before each prompt.")  # noqa: N815
-    random_seed: Whole | None = Field(
-        None, ge=0, le=2**63 - 1, description="The same seed gives the same texts; null draws one."
+    random_seed: Annotated[Whole, Field(ge=0, le=2**63 - 1)] | None = Field(
+        None, description="The same seed gives the same texts; null draws one."
     )
     logprobs: bool = Field(False, description="Answer with the log-probability of each token.")
     no_log: bool = Field(False, description="Keep prompts and answers out of the log, also if it has them.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,6 +23,8 @@ td { border-top: 1px solid #8884; }
 code { overflow-wrap: anywhere; }
 """
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+_NAME = re.compile("`([^`]*)`")
+_BOUNDS = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
 _POLICY = f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; frame-ancestors 'none'"
 
 
@@ -53,7 +57,7 @@ def _page(document: dict[str, Any]) -> str:
 
 def _operation(document: dict[str, Any], method: str, path: str, operation: dict[str, Any]) -> str:
     text = operation.get("description") or operation.get("summary", "")
-    parts = [f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{html.escape(text)}</p>"]
+    parts = [f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{_text(text)}</p>"]
     content = operation.get("requestBody", {}).get("content", {})
     for media_type, body in content.items():
         schema = _resolved(document, body.get("schema", {}))
@@ -72,9 +76,14 @@ def _operation(document: dict[str, Any], method: str, path: str, operation: dict
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     def row(tag: str, cells: tuple[str, ...]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}>{_text(str(cell))}</{tag}>" for cell in cells) + "</tr>"
 
     return f"<table>{row('th', head)}{''.join(row('td', cells) for cells in rows)}</table>"
+
+
+def _text(text: str) -> str:
+    """HTML of a text with names between backticks."""
+    return _NAME.sub(r"<code>\1</code>", html.escape(text))
 
 
 def _resolved(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
@@ -89,19 +98,22 @@ def _resolved(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any
 
 
 def _type(document: dict[str, Any], schema: dict[str, Any]) -> str:
-    """``integer, 1 to 16``, ``string or array of string``, …"""
+    """``integer, from 1, to 16, default 1``, ``string or array of string``; null is what any may be."""
     schema = _resolved(document, schema)
     if "anyOf" in schema:
-        return " or ".join(_type(document, choice) for choice in schema["anyOf"])
-    if "enum" in schema:
-        return ", ".join(map(str, schema["enum"]))
-    if "const" in schema:
-        return str(schema["const"])
-    name = str(schema.get("type", "any"))
-    if name == "array":
-        return f"array of {_type(document, schema.get('items', {}))}"
-    lowest = schema.get("minimum", schema.get("exclusiveMinimum"))
-    highest = schema.get("maximum", schema.get("exclusiveMaximum"))
-    bounds = [f"{word} {bound}" for word, bound in (("from", lowest), ("to", highest)) if bound is not None]
-    default = [f"default {schema['default']}"] if "default" in schema else []
-    return ", ".join([name, *([" ".join(bounds)] if bounds else []), *default])
+        names = [_type(document, choice) for choice in schema["anyOf"]]
+    elif "enum" in schema or "const" in schema:
+        names = [json.dumps(value) for value in schema.get("enum", [schema.get("const")])]
+    else:
+        types = schema.get("type", "any")
+        names = [types] if isinstance(types, str) else list(types)
+        names = ["array of " + _type(document, schema.get("items", {})) if n == "array" else n for n in names]
+    words = [f"{word} {_number(schema[name])}" for name, word in _BOUNDS.items() if name in schema]
+    if schema.get("default") is not None:
+        words.append(f"default {json.dumps(schema['default'])}")
+    return ", ".join([" or ".join(name for name in names if name not in ("null", "")), *words])
+
+
+def _number(value: float) -> str:
+    """The document has 16 as 16.0."""
+    return str(int(value)) if float(value).is_integer() else str(value)

@@ -20,6 +20,7 @@ REQUEST_ID = "X-Request-Id"
 UNKNOWN = "unknown"  # the endpoint of requests that have none
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_CONVERTER = re.compile(r":\w+}")  # of a parameter in the path of a route
 _SAFE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -139,5 +140,5 @@ def _add_headers(headers: MutableHeaders, request_id: str) -> None:
 
 
 def _endpoint(scope: Scope) -> str:
-    """The path as the route declares it; never the one that the client wrote, of which there is no end."""
-    return getattr(scope.get("route"), "path", UNKNOWN)
+    """The path as the OpenAPI document has it; never the client's own, of which there is no end."""
+    return _CONVERTER.sub("}", getattr(scope.get("route"), "path", UNKNOWN))

@@ -17,6 +17,7 @@ from adept_fast.engine.graphs import Captured, CaptureError, CudaGraphRunner, La
 from adept_fast.engine.model_runner import ModelRunner
 from adept_fast.memory.graph_buckets import MIN_LENGTH, GraphBuckets
 from adept_fast.memory.workspace import max_rows
+from adept_fast.sampling import Sampler
 
 CONTEXT = 2100  # no power of two, so the last bucket is the odd one
 SLOTS = 5
@@ -78,39 +79,19 @@ def plain_loop(runtime: Runtime, prompt: list[int], params: SamplingParams) -> l
 def one_step_after_the_other(runtime: Runtime, prompt: list[int], params: SamplingParams) -> list[int]:
     """On slot 0, each looked at before the next."""
     model, cache, slot = runtime.engine.runner.model, runtime.engine.runner.cache, torch.tensor([0])
-    seen = torch.zeros(1, runtime.tokenizer.vocab_size, dtype=torch.bool)
-    seen[0, prompt] = True
-    counts = torch.zeros(1, runtime.tokenizer.vocab_size, dtype=torch.int32)
-    bias = torch.zeros(1, runtime.tokenizer.vocab_size)
-    for token_id, number in dict(params.logit_bias).items():
-        bias[0, token_id] = number
+    sampler = Sampler(1, runtime.tokenizer.vocab_size, model.device)
     logits = model.prefill(torch.tensor(prompt), cache, 0)
     room = CONTEXT + 1 - len(prompt)
     most = room if params.max_new_tokens is None else min(room, params.max_new_tokens)
     found: list[int] = []
     while True:
         position = torch.tensor([len(prompt) + len(found)])
-        (token_id,) = ops.sample(
-            logits,
-            temperature=torch.tensor([params.temperature]),
-            top_k=torch.tensor([params.top_k]),
-            top_p=torch.tensor([params.top_p]),
-            min_p=torch.tensor([params.min_p]),
-            repetition_penalty=torch.tensor([params.repetition_penalty]),
-            seen=seen,
-            frequency_penalty=torch.tensor([params.frequency_penalty]),
-            presence_penalty=torch.tensor([params.presence_penalty]),
-            counts=counts,
-            logit_bias=bias,
-            seed=torch.tensor([params.seed or 0]),
-            positions=position,
-        ).tolist()
+        sampler.start(0, params, prompt, generated_ids=found)
+        token_id = int(sampler.choose(logits, slot, position - 1))
         is_end = token_id == runtime.tokenizer.eos_id and not params.ignore_eos
         if is_end or token_id in params.stop_token_ids:
             return found
         found.append(token_id)
-        seen[0, token_id] = True
-        counts[0, token_id] += 1
         if len(found) == most:
             return found
         logits = model.decode_step(torch.tensor([token_id]), slot, position, cache, int(position) + 1)

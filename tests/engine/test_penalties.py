@@ -18,6 +18,12 @@ VOCAB = 40
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(scope="module")
+def demo() -> Runtime:
+    """On a CPU: there a text's logits can be computed again with the same bits."""
+    return Runtime.load("demo", device="cpu", max_batch_size=4, progress=False)
+
+
 def test_a_bias_is_kept_as_pairs_in_order() -> None:
     params = SamplingParams(logit_bias={9: 1, 2: -100, 5: 0.5})
     assert params.logit_bias == ((2, -100.0), (5, 0.5), (9, 1.0))

@@ -62,8 +62,12 @@ def test_prompts_scores_and_steps_stay_within_it_on_a_cpu(tmp_path: Path, change
     drawn = {"temperature": 1.0, "top_p": 0.9, "top_k": 50, "min_p": 0.01, "seed": 1, "ignore_eos": True}
     guessed = most_allocated(lambda: runtime.generate([prompt[:8] * 4], prompt_lookup=15, **drawn))
     batched = most_allocated(lambda: runtime.generate([prompt[:8]] * 3, max_new_tokens=5, **drawn))
+    penalties = {"repetition_penalty": 1.2, "frequency_penalty": 0.5, "presence_penalty": 0.5}
+    biased = drawn | penalties | {"max_new_tokens": 5, "logit_bias": {7: 1.0}}
+    penalised = most_allocated(lambda: runtime.generate([prompt[:8]] * 3, **biased))
     assert max(guessed, batched) <= space.step_bytes(max_rows(3), runtime.max_seq_len)
-    assert runtime.memory().workspace_bytes >= max(planned, guessed, batched)
+    assert penalised <= space.step_bytes(3, runtime.max_seq_len)
+    assert runtime.memory().workspace_bytes >= max(planned, guessed, batched, penalised)
 
 
 @pytest.mark.parametrize("tokens", [1, 2] if THIN else [1, 2, 9, 16])
@@ -96,8 +100,13 @@ def test_the_kernels_workspaces_stay_within_it(tokens: int) -> None:
         torch.full((slots,), 0.9),
         torch.full((slots,), 0.01),
         torch.ones(slots),
+        torch.zeros(slots),
+        torch.zeros(slots),
+        torch.zeros(slots, dtype=torch.bool),
         torch.arange(slots),
+        torch.zeros(slots, vocab),
         torch.zeros(slots, vocab, dtype=torch.bool),
+        torch.zeros(slots, vocab, dtype=torch.int32),
     ]
 
     def step() -> list[torch.Tensor]:

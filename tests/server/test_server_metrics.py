@@ -112,7 +112,7 @@ def test_refusals_are_counted_and_paths_of_clients_are_no_labels(demo: Runtime) 
         rejected = {reason: counted["requests_rejected_total", (("reason", reason),)] for reason in reasons}
         assert rejected == {"key": 1, "body": 1, "stopping": 1, "host": 0, "queue_full": 0}
         endpoints = {dict(labels)["endpoint"] for name, labels in counted if name == "http_requests_total"}
-        assert endpoints == {"unknown", "/v1/models/{model_id:path}", "/api", "/health"}
+        assert endpoints == {"unknown", "/v1/models/{model_id}", "/api", "/health"}
 
     with_client(demo, work, api_keys=("key",), max_body_bytes=1000)
 

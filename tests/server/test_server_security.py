@@ -324,6 +324,8 @@ def test_the_docs_need_no_other_host(demo: Runtime) -> None:
     assert "//" not in page.replace("<!doctype", "")
     for path in ("/v1/chat/completions", "/api", "/metrics", "/tokenize"):
         assert path in page
+    for words in ("array of string", "number, above 0, to 100, default 1.0", "integer, from 0, to 1000"):
+        assert words in page
 
 
 def test_an_error_of_the_server_is_answered_without_its_message() -> None:
