@@ -38,6 +38,8 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
     (COMPLETIONS, {"prompt": "a", "stream": True, "stream_options": {"include_usage": True}}),
     (COMPLETIONS, {"prompt": "a", "stop": ["a", "12345678"], "stop_token_ids": [5], "ignore_eos": True}),
     (COMPLETIONS, {"prompt": "a", "n": 1.0, "max_tokens": 3.0}),
+    (COMPLETIONS, {"prompt": [[1.0, 2], [3]], "stop_token_ids": [5.0]}),
+    ("/detokenize", {"tokens": [1.0, 2]}),
     (CHAT, {"messages": MESSAGES}),
     (CHAT, {"messages": [*MESSAGES, {"role": "assistant", "content": "b", "refusal": None, "name": "c"}]}),
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "tools": []}),

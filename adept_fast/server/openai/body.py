@@ -9,6 +9,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     GetJsonSchemaHandler,
     ValidationError,
     model_validator,
@@ -31,8 +32,15 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _whole_entries(value: object) -> object:
+    # Of a million ids, this looks at the types alone.
+    has_floats = isinstance(value, list) and float in set(map(type, value))
+    return [_whole(entry) for entry in value] if isinstance(value, list) and has_floats else value
+
+
 READ_WHOLE = BeforeValidator(_whole)  # after an integer's bounds, else the schema lacks them
 Whole = Annotated[int, READ_WHOLE]
+WholeNumbers = Annotated[list[int], Field(fail_fast=True), BeforeValidator(_whole_entries)]
 
 
 class Body(BaseModel):

@@ -6,12 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
-from adept_fast.server.openai.body import READ_WHOLE, Whole
+from adept_fast.server.openai.body import READ_WHOLE, Whole, WholeNumbers
 from adept_fast.server.openai.sampling_fields import SamplingFields, bounds, invalid
 from adept_fast.server.settings import Settings
 from adept_fast.system.short_text import short_repr
-
-TokenIds = Annotated[list[int], Field(fail_fast=True)]
 
 
 def _kind(value: object) -> str:
@@ -25,8 +23,8 @@ def _kind(value: object) -> str:
 Prompt = Annotated[
     Annotated[str, Tag("<text>")]
     | Annotated[list[str], Field(fail_fast=True, min_length=1), Tag("<texts>")]
-    | Annotated[list[int], Field(fail_fast=True, min_length=1), Tag("<ids>")]
-    | Annotated[list[TokenIds], Field(fail_fast=True, min_length=1), Tag("<id lists>")],
+    | Annotated[WholeNumbers, Field(min_length=1), Tag("<ids>")]
+    | Annotated[list[WholeNumbers], Field(fail_fast=True, min_length=1), Tag("<id lists>")],
     Discriminator(_kind),
 ]
 
