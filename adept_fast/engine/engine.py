@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adept_fast import ops
 from adept_fast.arguments import ParameterError, integer
+from adept_fast.engine.admission import Admission
 from adept_fast.engine.model_runner import ModelRunner, PendingStep
 from adept_fast.engine.prefix_cache import PrefixCache
 from adept_fast.engine.request_handle import RequestHandle
@@ -42,11 +43,7 @@ class Engine:
 
     Args:
         guard: makes a context for each step, which may turn its errors into others.
-        step_tokens: of prompts and decoding rows in one step while a sequence decodes; None for as many
-            tokens of prompts as the model reads in one chunk.
-        max_waiting: requests that wait for a slot; None for any number.
-        prefix_cache: a slot keeps its keys and values until it is needed, and a request that begins with the
-            same tokens reuses them. The model's weights must not change.
+        admission: how much is taken in at once; nothing is shared by default.
     """
 
     def __init__(
@@ -54,10 +51,7 @@ class Engine:
         runner: ModelRunner,
         tokenizer: Tokenizer,
         guard: Callable[[], AbstractContextManager[None]] = nullcontext,
-        *,
-        step_tokens: int | None = None,
-        max_waiting: int | None = None,
-        prefix_cache: bool = False,
+        admission: Admission = Admission(),  # noqa: B008 (it is immutable)
     ) -> None:
         self.runner = runner
         self._tokenizer = tokenizer
@@ -65,8 +59,8 @@ class Engine:
         slots, chunk_tokens = runner.cache.max_batch_size, runner.model.chunk_tokens
         self._scheduler = Scheduler(
             slots,
-            Limits(chunk_tokens, step_tokens or chunk_tokens + slots, max_waiting),
-            PrefixCache(slots) if prefix_cache else None,
+            Limits(chunk_tokens, admission.step_tokens or chunk_tokens + slots, admission.max_waiting),
+            PrefixCache(slots) if admission.prefix_cache else None,
         )
         self._arrival = threading.Event()  # of requests, for ``run``
         self._is_stopping = False

@@ -24,6 +24,7 @@ from adept_fast.arguments import (
 )
 from adept_fast.checkpoint import Checkpoint, open_checkpoint
 from adept_fast.config import PersimmonConfig
+from adept_fast.engine.admission import Admission
 from adept_fast.engine.engine import Engine
 from adept_fast.engine.graphs import CUDA_GRAPHS, CaptureReport, LaunchPolicy
 from adept_fast.engine.loading import load_model, request_memory
@@ -63,11 +64,8 @@ class Runtime:
         plan: MemoryPlan,
         placement: Placement,
         load_seconds: float,
-        *,
         cuda_graphs: str = "auto",
-        step_tokens: int | None = None,
-        max_waiting: int | None = None,
-        prefix_cache: bool = True,
+        admission: Admission = Admission(prefix_cache=True),  # noqa: B008 (it is immutable)
     ) -> None:
         self.config: PersimmonConfig = model.config
         self.tokenizer = tokenizer
@@ -77,12 +75,7 @@ class Runtime:
         policy = LaunchPolicy.on(model.device, max_rows(cache.max_batch_size), cache.max_seq_len, cuda_graphs)
         runner = ModelRunner(model, cache, tokenizer.vocab_size, policy)
         self.engine = Engine(
-            runner,
-            tokenizer,
-            guard=lambda: explaining_out_of_memory(plan, during="generating"),
-            step_tokens=step_tokens,
-            max_waiting=max_waiting,
-            prefix_cache=prefix_cache,
+            runner, tokenizer, lambda: explaining_out_of_memory(plan, during="generating"), admission
         )
 
     @classmethod
@@ -122,26 +115,18 @@ class Runtime:
                 ``fp8``; None for floats, or for the format of a packed checkpoint.
             max_seq_len: tokens of a sequence, prompt included; None for the model's context, or what fits.
             max_batch_size: sequences that are generated at once.
-            cache_dtype: of keys and values: ``float16``, ``bfloat16`` or ``float32``. Devices and dtypes may
-                be torch's own too.
+            cache_dtype: of keys and values: ``float16``, ``bfloat16`` or ``float32``; or a torch.dtype.
             embedding: with a GPU, the memory of the embedding, which is only looked up: ``device``, ``host``
                 (pinned memory), or ``auto``: on the device if everything fits there.
             check_weights: refuse weights with a NaN or an infinity; this reads them all once.
-            exact_prefill: read prompts with the bits of decode steps, at most 16 tokens at a time; other
-                orders of additions are faster on a GPU, and on a CPU with AVX512_BF16 for bfloat16.
+            exact_prefill: read prompts with the bits of decode steps, at most 16 tokens at a time.
             cuda_graphs: on a GPU, ``auto`` captures decode steps when they are first needed, or launches them
                 operator by operator if that fails; ``required`` raises CaptureError instead; ``off``.
-            warmup: load the libraries that the first prompt would wait for, and capture the steps of up to
-                ``max_batch_size`` sequences.
-            step_tokens: while a sequence decodes, a step reads at most this many tokens of prompts, less one
-                for each sequence that decodes: fewer bound the time between tokens, more shorten the time to
-                the first. None for chunks of 512, or 16 with ``exact_prefill``.
-            max_waiting: requests that may wait for one of the ``max_batch_size`` slots; the engine's
-                ``submit`` then raises QueueFullError. None for any number.
-            prefix_cache: a prompt that begins as an earlier one does not read the common tokens again while
-                a slot holds them. No bit of a result changes.
-            mmap: map weight files into memory; a file that is truncated later ends the process. False copies
-                them, and a truncated file raises CheckpointError.
+            warmup: load the libraries of the first prompt, and capture steps of ``max_batch_size`` sequences.
+            step_tokens: of prompts and decoding sequences in one step; None for whole chunks beside them.
+            max_waiting: requests that may wait for a slot before QueueFullError; None for any number.
+            prefix_cache: do not read again what a slot holds of a prompt; no bit of a result changes.
+            mmap: map weight files, which must stay whole. False copies them: CheckpointError if truncated.
             progress: show a progress bar on stderr.
 
         Raises CheckpointError for a bad checkpoint, ParameterError for an argument out of its range, and
@@ -151,13 +136,8 @@ class Runtime:
         max_batch_size = integer("max_batch_size", max_batch_size, 1)
         cuda_graphs = one_of("cuda_graphs", cuda_graphs, CUDA_GRAPHS)
         mmap, warmup, progress = flag("mmap", mmap), flag("warmup", warmup), flag("progress", progress)
-        if step_tokens is not None:
-            step_tokens = integer("step_tokens", step_tokens, 1)
-        if max_waiting is not None:
-            max_waiting = integer("max_waiting", max_waiting, 0)
-        prefix_cache = flag("prefix_cache", prefix_cache)
-        flags = {"check_weights": check_weights, "exact_prefill": exact_prefill}
-        flags = {name: flag(name, value) for name, value in flags.items()}
+        flags = _flags(check_weights=check_weights, exact_prefill=exact_prefill)
+        admission = Admission(step_tokens, max_waiting, prefix_cache)
         checkpoint = _open(path_or_name, optional_text("revision", revision), mmap=mmap, progress=progress)
         if max_seq_len is not None:
             max_seq_len = integer("max_seq_len", max_seq_len, 1, checkpoint.config.max_position_embeddings)
@@ -173,18 +153,7 @@ class Runtime:
         )
         plan = plan_memory(request)
         model, cache = load_model(checkpoint, placement, plan, progress=progress, **flags)
-        runtime = cls(
-            model,
-            checkpoint.tokenizer,
-            cache,
-            plan,
-            placement,
-            load_seconds=0.0,
-            cuda_graphs=cuda_graphs,
-            step_tokens=step_tokens,
-            max_waiting=max_waiting,
-            prefix_cache=prefix_cache,
-        )
+        runtime = cls(model, checkpoint.tokenizer, cache, plan, placement, 0.0, cuda_graphs, admission)
         if warmup:
             runtime.warm_up()
         runtime.load_seconds = time.perf_counter() - started
@@ -352,6 +321,10 @@ class Runtime:
             Request(self._encode(prompt, add_bos) or self.tokenizer.encode("", add_bos=True), settings)
             for prompt, settings in zip(prompts, params, strict=True)
         ]
+
+
+def _flags(**values: object) -> dict[str, bool]:
+    return {name: flag(name, value) for name, value in values.items()}
 
 
 def _open(path_or_name: object, revision: str | None, *, mmap: bool, progress: bool) -> Checkpoint:
