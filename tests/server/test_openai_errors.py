@@ -55,10 +55,10 @@ def test_chat_names_the_wrong_parameter(alone: Runtime, more: dict[str, Any], pa
         ({"tools": "{n}"}, "tools is no parameter of this path"),
         ({"{n}": 1}, "{n} is no parameter of this path"),
         ({"suffix": "{n}"}, "suffix is '{n}', which this server does not support; expected null or \"\""),
-        ({"prompt": []}, "prompt is []; expected at least 1 entry"),
+        ({"prompt": []}, "prompt has 0 entries; expected at least 1"),
         (
             {"stop_token_ids": [1] * 129},
-            "stop_token_ids is [1, 1, 1, 1, 1, 1, ...]; expected at most 128 entries",
+            "stop_token_ids has 129 entries; expected at most 128",
         ),
     ],
 )

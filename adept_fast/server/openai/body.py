@@ -147,9 +147,9 @@ def _api_error(details: ErrorDetails) -> ApiError:
         expected = _EXPECTED[kind].format(**bounds)
     else:
         expected = details["msg"].removeprefix("Input should be ")
-    return ApiError(
-        400, f"{name} is {short_repr(details['input'])}; expected {expected}", name, "invalid_value"
-    )
+    value = details["input"]
+    found = f"has {len(value)} entries" if kind in ("too_long", "too_short") else f"is {short_repr(value)}"
+    return ApiError(400, f"{name} {found}; expected {expected}", name, "invalid_value")
 
 
 _EXPECTED = {  # with what pydantic calls an error's context
@@ -164,8 +164,8 @@ _EXPECTED = {  # with what pydantic calls an error's context
     "list_type": "a list",
     "model_type": "an object",
     "string_type": "text",
-    "too_long": "at most {max_length} entries",
-    "too_short": "at least {min_length} entry",
+    "too_long": "at most {max_length}",
+    "too_short": "at least {min_length}",
 }
 
 
