@@ -7,18 +7,11 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
+from openai_calls import CHAT, COMPLETIONS, MESSAGES, post
 from openai_server import SETTINGS, alone, one_thread_a_call
 from scripted_service import ScriptedService
 from serving import app_of
-from test_openai_errors import (
-    CHAT,
-    COMPLETIONS,
-    MESSAGES,
-    WRONG_IN_BOTH,
-    WRONG_IN_CHAT,
-    WRONG_IN_COMPLETIONS,
-    post,
-)
+from wrong_bodies import WRONG_IN_BOTH, WRONG_IN_CHAT, WRONG_IN_COMPLETIONS
 
 from adept_fast import Runtime
 
@@ -45,6 +38,8 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
     (COMPLETIONS, {"prompt": "a", "stream": True, "stream_options": {"include_usage": True}}),
     (COMPLETIONS, {"prompt": "a", "stop": ["a", "12345678"], "stop_token_ids": [5], "ignore_eos": True}),
     (COMPLETIONS, {"prompt": "a", "n": 1.0, "max_tokens": 3.0}),
+    (COMPLETIONS, {"prompt": [[1.0, 2], [3]], "stop_token_ids": [5.0]}),
+    ("/detokenize", {"tokens": [1.0, 2]}),
     (CHAT, {"messages": MESSAGES}),
     (CHAT, {"messages": [*MESSAGES, {"role": "assistant", "content": "b", "refusal": None, "name": "c"}]}),
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "tools": []}),

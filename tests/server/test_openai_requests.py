@@ -13,6 +13,7 @@ from serving import app_of, in_process
 
 from adept_fast import Request, Runtime
 from adept_fast.chat import STOP, chat_prompt
+from adept_fast.chat.chat_template import ChatTemplate
 from adept_fast.server.openai.token_text import TextOffsets, token_bytes, token_text
 from adept_fast.server.settings import Settings
 
@@ -43,6 +44,24 @@ def test_the_stop_strings_of_a_chat_format_are_added(alone: Runtime) -> None:
     body = {"prompt": "a", "stop": "b"}
     (request,) = requests_of(alone, "/v1/completions", body, Settings(model_name="demo"))
     assert request.params.stop == ("b",)
+
+
+def test_messages_reach_a_template_by_its_own_names(alone: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "{% for m in messages %}[{{ m.role }} {{ m.name }} {{ m.content }}]{% endfor %}"
+    template = ChatTemplate(source + "{% if add_generation_prompt %}>{% endif %}", "a test")
+    monkeypatch.setattr(alone.tokenizer, "chat_format", template)
+    parts = [{"type": "text", "text": "b"}, {"type": "text", "text": "c"}]
+    messages = [
+        {"role": "developer", "content": "a"},
+        {"role": "system", "content": parts},
+        {"role": "user", "content": "d", "name": "e"},
+        {"role": "assistant", "content": "f", "refusal": None, "tool_calls": []},
+    ]
+    body = {"messages": messages}
+    (request,) = requests_of(alone, "/v1/chat/completions", body, Settings(model_name="demo"))
+    expected = "[system  a][system  bc][user e d][assistant  f]>"
+    assert alone.tokenizer.decode(request.prompt_ids) == expected
+    assert request.params.stop == ()
 
 
 def test_requests_have_a_deadline_if_the_server_sets_one(alone: Runtime) -> None:

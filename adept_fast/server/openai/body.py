@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     GetJsonSchemaHandler,
     ValidationError,
     model_validator,
@@ -31,8 +32,15 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _whole_entries(value: object) -> object:
+    # Of a million ids, this looks at the types alone.
+    has_floats = isinstance(value, list) and float in set(map(type, value))
+    return [_whole(entry) for entry in value] if isinstance(value, list) and has_floats else value
+
+
 READ_WHOLE = BeforeValidator(_whole)  # after an integer's bounds, else the schema lacks them
 Whole = Annotated[int, READ_WHOLE]
+WholeNumbers = Annotated[list[int], Field(fail_fast=True), BeforeValidator(_whole_entries)]
 
 
 class Body(BaseModel):
@@ -134,18 +142,35 @@ def _api_error(details: ErrorDetails) -> ApiError:
         return ApiError(400, f"{name} is missing", name, "missing_required_parameter")
     if kind == "value_error":
         return ApiError(400, f"{name} {context['error']}", name, "invalid_value")
-    expected = _EXPECTED.get(kind) or details["msg"].removeprefix("Input should be ")
-    return ApiError(
-        400, f"{name} is {short_repr(details['input'])}; expected {expected}", name, "invalid_value"
-    )
+    if kind in _EXPECTED:
+        bounds = {name: f"{bound:.0f}" if bound == int(bound) else bound for name, bound in _numbers(context)}
+        expected = _EXPECTED[kind].format(**bounds)
+    else:
+        expected = details["msg"].removeprefix("Input should be ")
+    value = details["input"]
+    found = f"has {len(value)} entries" if kind in ("too_long", "too_short") else f"is {short_repr(value)}"
+    return ApiError(400, f"{name} {found}; expected {expected}", name, "invalid_value")
 
 
-_EXPECTED = {
-    "model_type": "an object",
+_EXPECTED = {  # with what pydantic calls an error's context
+    "bool_type": "true or false",
     "dict_type": "an object",
+    "float_type": "a number",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "int_type": "an integer",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
     "list_type": "a list",
+    "model_type": "an object",
     "string_type": "text",
+    "too_long": "at most {max_length}",
+    "too_short": "at least {min_length}",
 }
+
+
+def _numbers(context: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    return ((name, value) for name, value in context.items() if isinstance(value, (int, float)))
 
 
 def _joined(location: Sequence[int | str], last: str = "") -> str:

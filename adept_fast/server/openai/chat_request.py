@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag
 from adept_fast.server.openai.body import READ_WHOLE, Body
 from adept_fast.server.openai.sampling_fields import SamplingFields, bounds, invalid
 from adept_fast.server.settings import Settings
+from adept_fast.system.short_text import short_repr
 
 
 class TextPart(Body):
@@ -94,7 +95,7 @@ class ChatRequest(SamplingFields):
         if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
             raise invalid(
                 "max_tokens",
-                f"is {self.max_tokens}, and max_completion_tokens {self.max_completion_tokens}; "
+                f"is {short_repr(self.max_tokens)}, and max_completion_tokens {self.max_completion_tokens}; "
                 f"expected one of them, or the same value",
             )
         if self.top_logprobs is None:
@@ -102,7 +103,10 @@ class ChatRequest(SamplingFields):
         if not self.logprobs:
             raise invalid("top_logprobs", "is given without logprobs; expected logprobs to be true")
         if self.top_logprobs > settings.max_logprobs:
-            raise invalid("top_logprobs", f"is {self.top_logprobs}; expected at most {settings.max_logprobs}")
+            raise invalid(
+                "top_logprobs",
+                f"is {short_repr(self.top_logprobs)}; expected at most {settings.max_logprobs}",
+            )
 
 
 def chat_bounds(settings: Settings) -> dict[str, dict[str, Any]]:

@@ -6,11 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
-from adept_fast.server.openai.body import READ_WHOLE, Whole
+from adept_fast.server.openai.body import READ_WHOLE, Whole, WholeNumbers
 from adept_fast.server.openai.sampling_fields import SamplingFields, bounds, invalid
 from adept_fast.server.settings import Settings
-
-TokenIds = Annotated[list[int], Field(fail_fast=True)]
+from adept_fast.system.short_text import short_repr
 
 
 def _kind(value: object) -> str:
@@ -24,8 +23,8 @@ def _kind(value: object) -> str:
 Prompt = Annotated[
     Annotated[str, Tag("<text>")]
     | Annotated[list[str], Field(fail_fast=True, min_length=1), Tag("<texts>")]
-    | Annotated[list[int], Field(fail_fast=True, min_length=1), Tag("<ids>")]
-    | Annotated[list[TokenIds], Field(fail_fast=True, min_length=1), Tag("<id lists>")],
+    | Annotated[WholeNumbers, Field(min_length=1), Tag("<ids>")]
+    | Annotated[list[WholeNumbers], Field(fail_fast=True, min_length=1), Tag("<id lists>")],
     Discriminator(_kind),
 ]
 
@@ -57,9 +56,13 @@ class CompletionRequest(SamplingFields):
                 "prompt", f"has {len(self.prompts)} prompts; expected at most {settings.max_prompts}"
             )
         if self.best_of not in (None, self.n):
-            raise invalid("best_of", f"is {self.best_of}; expected the value of n, {self.n}")
+            raise invalid(
+                "best_of", f"is {short_repr(self.best_of)}; expected the value of n, {short_repr(self.n)}"
+            )
         if self.logprobs is not None and self.logprobs > settings.max_logprobs:
-            raise invalid("logprobs", f"is {self.logprobs}; expected at most {settings.max_logprobs}")
+            raise invalid(
+                "logprobs", f"is {short_repr(self.logprobs)}; expected at most {settings.max_logprobs}"
+            )
 
 
 def completion_bounds(settings: Settings, vocab_size: int) -> dict[str, dict[str, Any]]:

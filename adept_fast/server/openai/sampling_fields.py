@@ -115,7 +115,7 @@ class SamplingFields(Body):
         if self.stream_options is not None and not self.stream:
             raise invalid("stream_options", "is given without stream; expected stream to be true")
         if self.n > settings.max_choices:
-            raise invalid("n", f"is {self.n}; expected at most {settings.max_choices}")
+            raise invalid("n", f"is {short_repr(self.n)}; expected at most {settings.max_choices}")
         if len(self.stops) > settings.max_stops:
             raise invalid("stop", f"has {len(self.stops)} strings; expected at most {settings.max_stops}")
         for stop in self.stops:

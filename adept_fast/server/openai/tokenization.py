@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from adept_fast.server.api_error import ApiError, responses
-from adept_fast.server.openai.body import Body, body_schema, read_body
+from adept_fast.server.openai.body import Body, WholeNumbers, body_schema, read_body
 from adept_fast.server.openai.chat_request import Message
 from adept_fast.server.openai.models import check_model
 from adept_fast.server.openai.prompts import check_characters, check_prompt, encode_messages
@@ -44,9 +44,7 @@ class DetokenizeRequest(Body):
     """Token ids."""
 
     model: str | None = Field(None, description="The id of the served model; may be omitted.")
-    tokens: Annotated[list[int], Field(fail_fast=True)] = Field(
-        description="Ids, as many as fit the context."
-    )
+    tokens: WholeNumbers = Field(description="Ids, as many as fit the context.")
 
 
 class DetokenizeResponse(BaseModel):
