@@ -8,8 +8,8 @@ requests arrive at random, at a mean rate, whether or not others are answered. P
 begin differently, so that no server's cache of prompts helps; answers are streamed, and have a fixed number
 of tokens unless the model ends them. All is measured by the client, a process of its own, at the arrival of
 tokens: see benchmarks.serving.client. With ``--long-prompt`` all clients but one decode, and the last sends a
-long prompt every second: the time between the tokens of the others is compared with their median when no
-prompt is read.
+long prompt every second: the 99th percentile of the time between the tokens of the others while it is read is
+compared with their median meanwhile, and with that when no prompt is read.
 
 A sample is ``--seconds`` of a load, after a lead of 2 s, with the same requests for every server; the next
 sample has others. Servers stay loaded, but are stopped while others are measured. A sample during which other
@@ -50,9 +50,10 @@ LOAD_COLUMNS: Columns = {
 PAUSE_COLUMNS: Columns = {
     "between tokens ms": ("between_tokens_median", 1e3, ".1f"),
     "p99": ("between_tokens_p99", 1e3, ".1f"),
-    "while reading, p99": ("while_reading_p99", 1e3, ".1f"),
-    "max": ("while_reading_max", 1e3, ".1f"),
-    "p99 over median": ("p99_over_median", 1.0, ".2f"),
+    "while reading ms": ("while_reading_median", 1e3, ".1f"),
+    "p99 ": ("while_reading_p99", 1e3, ".1f"),
+    "over median": ("p99_over_median", 1.0, ".2f"),
+    "over quiet median": ("p99_over_quiet_median", 1.0, ".2f"),
     "long prompt ms": ("long_prompt_seconds", 1e3, ".0f"),
 }
 

@@ -266,6 +266,20 @@ def batch(reports: Sequence[Report]) -> str:
     return markdown(["", "sequences", "time of a step against one of 1, at equal bandwidth"], rows)
 
 
+def rows_with(name: str, render: Callable[[Sequence[Report]], str]) -> Callable[[Sequence[Report]], str]:
+    """The rendering of the rows that have a figure of this name."""
+
+    def rendered(reports: Sequence[Report]) -> str:
+        return render(
+            [
+                {"measured": {row: values for row, values in report["measured"].items() if name in values}}
+                for report in reports
+            ]
+        )
+
+    return rendered
+
+
 def scaling(reports: Sequence[Report]) -> str:
     rows = [
         [
@@ -308,6 +322,17 @@ def quality(reports: Sequence[Report]) -> str:
     return markdown([*header, "answered as in float32"], rows)
 
 
+def ratios(reports: Sequence[Report]) -> str:
+    """How many times the tokens a second of each other server ours gives."""
+    rows = [
+        [f"{ours.partition(',')[0]} over {other.partition(',')[0]}", figure(times, 2)]
+        for report in reports
+        for ours, others in report["ratios"].items()
+        for other, times in others.items()
+    ]
+    return markdown(["tokens a second, closed loop", "times (p10 to p90)"], rows)
+
+
 RENDERERS: dict[str, Callable[[Sequence[Report]], str]] = {
     "decode": table_of(MEGABYTES, SPEED, SHARE),
     "demo": demo,
@@ -335,6 +360,28 @@ RENDERERS: dict[str, Callable[[Sequence[Report]], str]] = {
     "accelerated": accelerated,
     "quality": quality,
     "throughput": throughput,
+    "serve": rows_with(
+        "tokens_per_second",
+        table_of(
+            ("tokens a second (p10 to p90)", shown("tokens_per_second", 0)),
+            ("first token, ms", shown("time_to_first_token_seconds_p50", 0, 1e3)),
+            ("between tokens, ms", shown("seconds_between_tokens_p50", 1, 1e3)),
+            ("p99", shown("seconds_between_tokens_p99", 1, 1e3)),
+            ("end to end, s", shown("end_to_end_seconds_p50", 2)),
+        ),
+    ),
+    "serve-long": rows_with(
+        "quiet_median",
+        table_of(
+            ("between tokens, ms (p10 to p90)", shown("quiet_median", 1, 1e3)),
+            ("while it is read", shown("while_reading_median", 1, 1e3)),
+            ("p99", shown("while_reading_p99", 1, 1e3)),
+            ("p99 over median", shown("p99_over_median", 2)),
+            ("over that without", shown("p99_over_quiet_median", 2)),
+            ("prompt read in, ms", shown("long_prompt_seconds", 0, 1e3)),
+        ),
+    ),
+    "serve-ratios": ratios,
 }
 
 

@@ -93,8 +93,9 @@ def pause_figures(observed: dict[str, Any], span: Span) -> dict[str, float]:
     """What those who decode notice of a long prompt: times between their tokens, in seconds.
 
     ``between_tokens_…`` are over the whole window; ``while_reading_…`` over the gaps that overlap the time
-    from a long prompt's sending to its first token. ``p99_over_median`` is the percentile of the latter, or
-    of all where no prompt is read, over the median of the gaps that no prompt overlaps.
+    from a long prompt's sending to its first token, ``quiet_median`` over the others. ``p99_over_median`` is
+    of the gaps while reading, or of all without a long prompt; ``p99_over_quiet_median`` has the median of
+    the gaps without one below.
     """
     requests: list[Observed] = observed["requests"]
     check(requests)
@@ -115,9 +116,6 @@ def pause_figures(observed: dict[str, Any], span: Span) -> dict[str, float]:
         "between_tokens_p99": _p99(seconds),
         "quiet_median": _median(quiet),
     }
-    if figures["quiet_median"] and figures["between_tokens_median"]:  # else tokens come in bursts
-        figures["p99_over_median"] = _p99(during or seconds) / figures["quiet_median"]
-        figures["p99_over_median_of_all"] = _p99(seconds) / figures["between_tokens_median"]
     if reading:
         figures |= {
             "while_reading_median": _median(during),
@@ -126,6 +124,10 @@ def pause_figures(observed: dict[str, Any], span: Span) -> dict[str, float]:
             "long_prompt_seconds": _median([end - begin for begin, end in reading]),
             "long_prompts": float(len(reading)),
         }
+    noticed = during or seconds
+    for name, below in (("p99_over_median", _median(noticed)), ("p99_over_quiet_median", _median(quiet))):
+        if below:  # 0 where tokens come in bursts
+            figures[name] = _p99(noticed) / below
     return figures | processor_figures(observed["edges"])
 
 

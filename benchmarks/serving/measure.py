@@ -41,7 +41,7 @@ class Load:
 
 def loads_of(clients: int, rates: Sequence[float], long_prompt: int | None) -> list[Load]:
     """A closed loop; an open one of each rate; decoding with a long prompt beside it, and without."""
-    loads = [Load(CLOSED, lambda maker, span: maker.closed(clients), load_figures)]
+    loads = [Load(CLOSED, lambda maker, span: maker.closed(clients, span.begin / 2), load_figures)]
     for rate in rates:
 
         def arriving(maker: Maker, span: Span, rate: float = rate) -> list[list[Request]]:

@@ -90,10 +90,17 @@ class Maker:
         numbers = random.Random(f"{self.seed} warm-up")
         return [self.request("warm-up", numbers)["body"] for _ in range(count)]
 
-    def closed(self, clients: int) -> list[list[Request]]:
-        """Each client has more requests than it can send, and sends one when the last is answered."""
+    def closed(self, clients: int, lead: float) -> list[list[Request]]:
+        """Each client has more requests than it can send, and sends one when the last is answered.
+
+        They begin one after the other within ``lead`` seconds: their answers are of equal lengths, and would
+        else all end at once again and again.
+        """
         every = [random.Random(f"{self.seed} {CLOSED} {client}") for client in range(clients)]
-        return [[self.request(CLOSED, numbers) for _ in range(REQUESTS_EACH)] for numbers in every]
+        return [
+            [self.request(CLOSED, numbers, lead * at / clients) for _ in range(REQUESTS_EACH)]
+            for at, numbers in enumerate(every)
+        ]
 
     def open(self, rate: float, end: float) -> list[list[Request]]:
         """Requests that arrive at ``rate`` a second, whether or not the others are answered."""

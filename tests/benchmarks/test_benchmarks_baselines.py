@@ -209,3 +209,25 @@ def test_torch_baselines_take_recipes(tmp_path: Path) -> None:
         worker.load(**load)
         found.append(ids_of(worker, IDS))
     assert found[0] == found[1]
+
+
+def test_a_gguf_has_the_tokenizer_of_the_checkpoint(tiny: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    from benchmarks.baselines.nemotron_gguf import gguf_of
+
+    path = gguf_of(tiny, "F16")
+    written = path.stat().st_mtime_ns
+    assert gguf_of(tiny, "F16") == path
+    assert path.stat().st_mtime_ns == written  # it was there
+    fields = gguf.GGUFReader(path).fields
+    tokenizer = open_checkpoint(tiny).tokenizer
+    assert fields["tokenizer.ggml.model"].contents() == "t5"
+    assert fields["tokenizer.ggml.tokens"].contents() == tokenizer.pieces()
+    scores = fields["tokenizer.ggml.scores"].contents()
+    assert scores == pytest.approx([score if score else 0.0 for score in tokenizer.scores()])
+    kinds = fields["tokenizer.ggml.token_type"].contents()
+    control = [at for at, kind in enumerate(kinds) if kind == gguf.TokenType.CONTROL]
+    assert control == [tokenizer.eos_id] == [fields["tokenizer.ggml.eos_token_id"].contents()]
+    values = [tokenizer.byte_value(at) for at, kind in enumerate(kinds) if kind == gguf.TokenType.BYTE]
+    assert values == list(range(256))
+    assert fields["tokenizer.ggml.add_bos_token"].contents() == tokenizer.add_bos

@@ -105,8 +105,9 @@ def test_prompts_are_words_that_are_one_token() -> None:
 
 
 def test_the_same_seed_makes_the_same_load_and_another_seed_another() -> None:
-    one, again, other = (maker(seed).closed(3) for seed in (3, 3, 4))
+    one, again, other = (maker(seed).closed(3, 1.5) for seed in (3, 3, 4))
     assert one == again != other
+    assert [{request["at"] for request in client} for client in one] == [{0.0}, {0.5}, {1.0}]
     lengths = [len(request["body"]["prompt"].split()) for client in one for request in client]
     assert set(lengths) == set(range(4, 41))
     assert statistics.median(lengths) == pytest.approx((4 * 41) ** 0.5, rel=0.15)  # the logarithm is even
@@ -188,12 +189,16 @@ def test_a_pause_is_what_overlaps_the_reading_of_a_long_prompt() -> None:
     figures = pause_figures({"requests": requests, "edges": EDGES}, WINDOW)
     assert figures["quiet_median"] == pytest.approx(0.1)
     assert figures["while_reading_p99"] == figures["while_reading_max"] == pytest.approx(0.6)
-    assert figures["p99_over_median"] == pytest.approx(6.0)
+    assert figures["p99_over_quiet_median"] == pytest.approx(6.0)
+    assert figures["p99_over_median"] == pytest.approx(1.0)  # of the one gap while the prompt was read
     assert figures["long_prompt_seconds"] == pytest.approx(0.5)
     assert figures["long_prompts"] == 1
     alone = pause_figures({"requests": requests[:1], "edges": EDGES}, WINDOW)
     assert "while_reading_p99" not in alone
-    assert alone["p99_over_median"] == pytest.approx(np.percentile([0.1] * 21 + [0.6], 99) / 0.1)
+    for name in ("p99_over_median", "p99_over_quiet_median"):
+        assert alone[name] == pytest.approx(np.percentile([0.1] * 21 + [0.6], 99) / 0.1)
+    bursts = [observed(DECODING, arrivals=(3.0, 3.0, 3.0, 4.0))]
+    assert "p99_over_median" not in pause_figures({"requests": bursts, "edges": EDGES}, WINDOW)
 
 
 @pytest.mark.parametrize(
