@@ -185,8 +185,8 @@ serving_options = _together(
     _option(
         "--step-tokens",
         type=COUNT,
-        help="Tokens of prompts and answers in one step: fewer bound the time "
-        "between tokens, more read prompts faster.  [default: as many as the model reads at once]",
+        help="Tokens of prompts and answers in one step: fewer bound the time between tokens, more read "
+        "prompts faster.  [default: as many for prompts as for answers, or what a step's fixed cost pays for]",
     ),
     _option("--request-seconds", type=SECONDS, default=600.0, help="A longer request fails; 0 for no limit."),
     _option(

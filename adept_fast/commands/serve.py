@@ -59,7 +59,7 @@ def _serve(options: dict[str, Any], settings: Settings) -> None:
             options,
             max_batch_size=options["batch_size"],
             progress=options["log_format"] == "text",
-            step_tokens=options["step_tokens"],
+            step_tokens=options["step_tokens"] or "auto",
             max_waiting=options["max_queue"],
             prefix_cache=True,
         )

@@ -59,7 +59,7 @@ class Engine:
         slots, chunk_tokens = runner.cache.max_batch_size, runner.model.chunk_tokens
         self._scheduler = Scheduler(
             slots,
-            Limits(chunk_tokens, admission.step_tokens or chunk_tokens + slots, admission.max_waiting),
+            Limits(chunk_tokens, admission.step_tokens_of(runner.model, slots), admission.max_waiting),
             PrefixCache(slots) if admission.prefix_cache else None,
         )
         self._arrival = threading.Event()  # of requests, for ``run``

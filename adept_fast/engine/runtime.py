@@ -95,7 +95,7 @@ class Runtime:
         exact_prefill: bool = False,
         cuda_graphs: str = "auto",
         warmup: bool = False,
-        step_tokens: int | None = None,
+        step_tokens: int | str | None = None,
         max_waiting: int | None = None,
         prefix_cache: bool = True,
         mmap: bool = True,
@@ -123,7 +123,7 @@ class Runtime:
             cuda_graphs: on a GPU, ``auto`` captures decode steps when they are first needed, or launches them
                 operator by operator if that fails; ``required`` raises CaptureError instead; ``off``.
             warmup: load the libraries of the first prompt, and capture steps of ``max_batch_size`` sequences.
-            step_tokens: of prompts and decoding sequences in one step; None for whole chunks beside them.
+            step_tokens: of prompts and decoding sequences in one step; None for whole chunks, or ``auto``.
             max_waiting: requests that may wait for a slot before QueueFullError; None for any number.
             prefix_cache: do not read again what a slot holds of a prompt; no bit of a result changes.
             mmap: map weight files, which must stay whole. False copies them: CheckpointError if truncated.

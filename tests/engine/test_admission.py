@@ -11,6 +11,7 @@ from shared_runtime import one_thread_a_call as one_thread_a_call
 from thread_calls import Call
 
 from adept_fast import ParameterError, Request, Runtime, SamplingParams
+from adept_fast.engine.admission import Admission
 from adept_fast.engine.scheduler import QueueFullError
 
 SLOTS, WAITING, STEP_TOKENS = 2, 3, 7
@@ -152,6 +153,7 @@ def test_a_thread_of_its_own_runs_requests_as_they_come(runtime: Runtime) -> Non
     ("setting", "value", "expected"),
     [
         ("step_tokens", 0, "from 1 to"),
+        ("step_tokens", "few", "expected an integer, auto or None"),
         ("max_waiting", -1, "from 0 to"),
         ("prefix_cache", 1, "expected True or False"),
     ],
@@ -164,3 +166,12 @@ def test_settings_out_of_range_are_refused(setting: str, value: object, expected
 def test_the_number_of_prompt_logprobs_is_checked(runtime: Runtime) -> None:
     with pytest.raises(ParameterError, match="prompt_logprobs is 1001; expected an integer from 0 to 1000"):
         runtime.engine.submit(Request([5], SamplingParams(), prompt_logprobs=1001))
+
+
+def test_auto_reads_as_many_tokens_as_there_are_answers_where_both_cost_the_same(loaded: Runtime) -> None:
+    model = loaded.engine.runner.model
+    assert model.has_one_order
+    auto = Admission("auto")
+    assert [auto.step_tokens_of(model, slots) for slots in (1, 8, 12, 40)] == [16, 16, 24, 80]
+    assert Admission().step_tokens_of(model, 8) == model.chunk_tokens + 8
+    assert Admission(5).step_tokens_of(model, 8) == 5
