@@ -186,7 +186,7 @@ serving_options = _together(
         "--step-tokens",
         type=COUNT,
         help="Tokens of prompts and answers in one step: fewer bound the time between tokens, more read "
-        "prompts faster.  [default: as many for prompts as for answers, or what a step's fixed cost pays for]",
+        "prompts faster.  [default: as many for prompts as for answers, more where they cost little]",
     ),
     _option("--request-seconds", type=SECONDS, default=600.0, help="A longer request fails; 0 for no limit."),
     _option(
