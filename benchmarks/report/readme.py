@@ -330,7 +330,7 @@ def ratios(reports: Sequence[Report]) -> str:
         for ours, others in report["ratios"].items()
         for other, times in others.items()
     ]
-    return markdown(["tokens a second, closed loop", "times (p10 to p90)"], rows)
+    return markdown(["tokens/s in a closed loop", "times (p10 to p90)"], rows)
 
 
 RENDERERS: dict[str, Callable[[Sequence[Report]], str]] = {
@@ -363,7 +363,7 @@ RENDERERS: dict[str, Callable[[Sequence[Report]], str]] = {
     "serve": rows_with(
         "tokens_per_second",
         table_of(
-            ("tokens a second (p10 to p90)", shown("tokens_per_second", 0)),
+            ("tokens/s (p10 to p90)", shown("tokens_per_second", 0)),
             ("first token, ms", shown("time_to_first_token_seconds_p50", 0, 1e3)),
             ("between tokens, ms", shown("seconds_between_tokens_p50", 1, 1e3)),
             ("p99", shown("seconds_between_tokens_p99", 1, 1e3)),

@@ -263,6 +263,31 @@ def test_throughput_is_bytes_over_time_and_a_copys_bandwidth_no_limit(results: P
     assert "share" not in written
 
 
+def test_servers_have_a_table_of_loads_one_of_ratios_and_one_of_long_prompts(results: Path) -> None:
+    def figures(**values: float) -> dict[str, Any]:
+        return {
+            name: {"median": value, "p10": 0.9 * value, "p90": 1.1 * value} for name, value in values.items()
+        }
+
+    path = results / "one" / "decode-x.json"
+    measured = {
+        "ours:x, closed loop": figures(
+            tokens_per_second=800, time_to_first_token_seconds_p50=0.04, seconds_between_tokens_p50=0.007
+        ),
+        "ours:x, long prompt": figures(quiet_median=0.007, while_reading_p99=0.02, p99_over_median=1.5),
+    }
+    ratio = figures(times=2.5)["times"]
+    changes = {"measured": measured, "ratios": {"ours:x, closed loop": {"other:x, closed loop": ratio}}}
+    write(path, json.loads(path.read_text(encoding="utf-8")) | changes)
+    section = "<!-- begin: serve+serve-ratios+serve-long one/decode-x -->\n<!-- end -->\n"
+    lines = [line for line in readme.rewrite(section, results=results).splitlines() if line.startswith("| o")]
+    assert lines == [
+        "| ours:x, closed loop | 800 (720 to 880) | 40 (36 to 44) | 7.0 (6.3 to 7.7) | – | – |",
+        "| ours:x over other:x | 2.50 (2.25 to 2.75) |",
+        "| ours:x, long prompt | 7.0 (6.3 to 7.7) | – | 20.0 (18.0 to 22.0) | 1.50 (1.35 to 1.65) | – | – |",
+    ]
+
+
 def test_the_limit_of_a_bar_is_the_bandwidth_beside_it_over_its_bytes(results: Path) -> None:
     report = json.loads((results / "one" / "decode-x.json").read_text(encoding="utf-8"))
     ours, rival = plot.speed_figures([report])["bars"]
