@@ -97,7 +97,7 @@ def running_server(runtime: Runtime, settings: Settings) -> Iterator[RunningServ
     service, gate = Service(runtime), Gate(runtime)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app_of(service, settings), log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(app_of(service, settings), log_config=None))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:

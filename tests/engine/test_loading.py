@@ -64,7 +64,8 @@ def floats_of_the_layers() -> int:
 
 def other_memory(context: int) -> int:
     """What the 8B works with for one sequence of so many tokens, on a GPU."""
-    fixed = 4 * 32 * context + 3 * PIECES + 2**29
+    sampler = 2 * (4 + 4 + 1) * PIECES  # biases, counts, seen tokens: of the slot, and of rows without one
+    fixed = 4 * 32 * context + sampler + 2 * PIECES + 2**29
     prompt = 512 * 4 * (8 * 4096 + 3 * 16384) + 512 * 5 * context + 8 * context
     attention = 16 * 64 * math.ceil(context / 256) * (64 + 2) * 4
     mlp = 16 * 4 * 16384 + 256 + 32 * 16 * 4 * 4096
