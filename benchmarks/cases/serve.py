@@ -97,7 +97,9 @@ PAUSE_COLUMNS: Columns = {
 @click.option("--long-prompt", type=click.IntRange(min=1), help="Tokens of one read while others decode.")
 @click.option("--shortest-prompt", default=16, show_default=True, type=click.IntRange(min=1), help="Tokens.")
 @click.option("--longest-prompt", default=256, show_default=True, type=click.IntRange(min=1), help="Tokens.")
-@click.option("--max-tokens", default=64, show_default=True, type=click.IntRange(min=2), help="Of an answer.")
+@click.option(
+    "--max-tokens", default=128, show_default=True, type=click.IntRange(min=2), help="Of an answer."
+)
 @click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(min=0.5), help="A sample.")
 @click.option("--samples", default=5, show_default=True, type=click.IntRange(min=1))
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1), help="Of each server.")
@@ -183,7 +185,7 @@ def checkpoint_of(model: str, folder: Path) -> Path:
 def print_report(report: dict[str, Any]) -> None:
     """Tables of loads and of long prompts, how many times as fast ours is, and who is absent."""
     measured = report["measured"]
-    for columns, name in ((LOAD_COLUMNS, "tokens_per_second"), (PAUSE_COLUMNS, "quiet_median")):
+    for columns, name in ((LOAD_COLUMNS, "tokens_per_second"), (PAUSE_COLUMNS, "between_tokens_median")):
         rows = [
             [
                 row,

@@ -371,7 +371,7 @@ RENDERERS: dict[str, Callable[[Sequence[Report]], str]] = {
         ),
     ),
     "serve-long": rows_with(
-        "quiet_median",
+        "between_tokens_median",
         table_of(
             ("between tokens, ms (p10 to p90)", shown("quiet_median", 1, 1e3)),
             ("while it is read", shown("while_reading_median", 1, 1e3)),

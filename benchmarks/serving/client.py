@@ -36,6 +36,10 @@ from benchmarks.serving.event_stream import AnswerError, EventStream
 WARM_UP_SECONDS = 120.0
 
 
+class WarmUpError(RuntimeError):
+    """The server did not answer a request to warm up."""
+
+
 @dataclass
 class Observed:
     """An answer: when its tokens arrived, and why it ended. Counts are None if the server sends no usage."""
@@ -88,7 +92,7 @@ def request_bytes(plan: dict[str, Any], body: dict[str, Any]) -> bytes:
 
 @dataclass
 class Load:
-    """Sends the requests of a plan; ``run`` returns what was observed."""
+    """Sends the requests of a plan; ``run`` returns what was observed. Raises WarmUpError."""
 
     plan: dict[str, Any]
     start: float = 0.0
@@ -106,7 +110,7 @@ class Load:
             await asyncio.wait_for(exchange.done, WARM_UP_SECONDS)
             observed = read_answer("warm-up", 0.0, 0.0, exchange)
             if observed.error:
-                raise SystemExit(f"the server did not answer a request to warm up: {observed.error}")
+                raise WarmUpError(f"the server did not answer a request to warm up: {observed.error}")
         self.exchanges.clear()
         loop = asyncio.get_running_loop()
         self.start = time.perf_counter()
@@ -201,4 +205,7 @@ def read_event(event: dict[str, Any], at: float, observed: Observed) -> None:
 
 
 if __name__ == "__main__":
-    json.dump(asyncio.run(Load(json.load(sys.stdin)).run()), sys.stdout)
+    try:
+        json.dump(asyncio.run(Load(json.load(sys.stdin)).run()), sys.stdout)
+    except WarmUpError as error:
+        sys.exit(str(error))

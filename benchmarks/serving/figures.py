@@ -95,7 +95,7 @@ def pause_figures(observed: dict[str, Any], span: Span) -> dict[str, float]:
     ``between_tokens_…`` are over the whole window; ``while_reading_…`` over the gaps that overlap the time
     from a long prompt's sending to its first token, ``quiet_median`` over the others. ``p99_over_median`` is
     of the gaps while reading, or of all without a long prompt; ``p99_over_quiet_median`` has the median of
-    the gaps without one below.
+    the gaps without one below. Figures of which there is none are left out.
     """
     requests: list[Observed] = observed["requests"]
     check(requests)
@@ -109,25 +109,24 @@ def pause_figures(observed: dict[str, Any], span: Span) -> dict[str, float]:
     seconds = [after - before for before, after in every]
     during = [gap for gap, is_during in zip(seconds, overlaps, strict=True) if is_during]
     quiet = [gap for gap, is_during in zip(seconds, overlaps, strict=True) if not is_during]
-    if not quiet or (reading and not during):
-        raise LoadError("no token arrived beside a long prompt, or none without one")
-    figures = {
-        "between_tokens_median": _median(seconds),
-        "between_tokens_p99": _p99(seconds),
-        "quiet_median": _median(quiet),
-    }
-    if reading:
+    if not seconds:
+        raise LoadError("no token of those who decode arrived in the window")
+    figures = {"between_tokens_median": _median(seconds), "between_tokens_p99": _p99(seconds)}
+    if quiet:
+        figures["quiet_median"] = _median(quiet)
+    if during:
         figures |= {
             "while_reading_median": _median(during),
             "while_reading_p99": _p99(during),
             "while_reading_max": max(during),
-            "long_prompt_seconds": _median([end - begin for begin, end in reading]),
-            "long_prompts": float(len(reading)),
         }
+    if reading:
+        figures["long_prompt_seconds"] = _median([end - begin for begin, end in reading])
+        figures["long_prompts"] = float(len(reading))
     noticed = during or seconds
-    for name, below in (("p99_over_median", _median(noticed)), ("p99_over_quiet_median", _median(quiet))):
-        if below:  # 0 where tokens come in bursts
-            figures[name] = _p99(noticed) / below
+    for name, below in (("p99_over_median", noticed), ("p99_over_quiet_median", quiet)):
+        if below and _median(below):  # 0 where tokens come in bursts
+            figures[name] = _p99(noticed) / _median(below)
     return figures | processor_figures(observed["edges"])
 
 
