@@ -97,9 +97,7 @@ PAUSE_COLUMNS: Columns = {
 @click.option("--long-prompt", type=click.IntRange(min=1), help="Tokens of one read while others decode.")
 @click.option("--shortest-prompt", default=16, show_default=True, type=click.IntRange(min=1), help="Tokens.")
 @click.option("--longest-prompt", default=256, show_default=True, type=click.IntRange(min=1), help="Tokens.")
-@click.option(
-    "--max-tokens", default=128, show_default=True, type=click.IntRange(min=2), help="Of an answer."
-)
+@click.option("--max-tokens", default=64, show_default=True, type=click.IntRange(min=2), help="Of an answer.")
 @click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(min=0.5), help="A sample.")
 @click.option("--samples", default=5, show_default=True, type=click.IntRange(min=1))
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1), help="Of each server.")
