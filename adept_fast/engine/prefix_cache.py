@@ -68,6 +68,8 @@ def common_prefix(held: HeldTokens, wanted: HeldTokens) -> int:
     if held.scope != wanted.scope:
         return 0
     low, high = 0, min(len(held.ids), len(wanted.ids))
+    if held.ids[:MIN_COPIED_TOKENS] != wanted.ids[:MIN_COPIED_TOKENS]:  # most have nothing in common
+        high = min(high, MIN_COPIED_TOKENS)
     while low < high:  # slices are compared in C
         middle = (low + high + 1) // 2
         low, high = (middle, high) if held.ids[low:middle] == wanted.ids[low:middle] else (low, middle - 1)
