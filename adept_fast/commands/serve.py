@@ -63,7 +63,18 @@ def _serve(options: dict[str, Any], settings: Settings) -> None:
             max_waiting=options["max_queue"],
             prefix_cache=True,
         )
-        serve(runtime, settings, listener, lambda: print_text(ready))
+
+        def on_ready() -> None:
+            print_text(ready)
+            log(
+                "ready",
+                slots=runtime.max_batch_size,
+                context=runtime.max_seq_len,
+                step_tokens=runtime.engine.step_tokens,
+                max_queue=options["max_queue"],
+            )
+
+        serve(runtime, settings, listener, on_ready)
 
 
 def _settings(options: dict[str, Any]) -> Settings:

@@ -73,6 +73,11 @@ class Engine:
     def max_seq_len(self) -> int:
         return self.runner.cache.max_seq_len
 
+    @property
+    def step_tokens(self) -> int:
+        """How many tokens of prompts and decoding rows a step has at most."""
+        return self._scheduler.limits.step_tokens
+
     def submit(self, request: Request) -> RequestHandle:
         """Queue a request. Raises ParameterError for its prompt."""
         return self.submit_all([request])[0]

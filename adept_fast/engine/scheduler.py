@@ -121,7 +121,7 @@ class Scheduler:
     """
 
     def __init__(self, slots: int, limits: Limits | None = None, prefixes: PrefixCache | None = None) -> None:
-        self._limits = limits or Limits()
+        self.limits = limits or Limits()
         self._prefixes = prefixes
         self._waiting: deque[Scheduled] = deque()
         self._slots = slots
@@ -134,7 +134,7 @@ class Scheduler:
         Raises QueueFullError, or ParameterError for more than could ever run and wait together.
         """
         sequences = list(sequences)
-        bound, waiting = self._limits.max_waiting, len(self._waiting)
+        bound, waiting = self.limits.max_waiting, len(self._waiting)
         free = self._slots - len(self.running)
         if bound is not None and len(sequences) > bound + self._slots:
             raise ParameterError(
@@ -241,9 +241,9 @@ class Scheduler:
     def next_chunk(self) -> list[tuple[Scheduled, Segment]]:
         """The segments to prefill next, each with its sequence."""
         by_slot = {sequence.slot: sequence for sequence in self.running}
-        max_tokens, rows = self._limits.chunk_tokens, len(self.decoding())
+        max_tokens, rows = self.limits.chunk_tokens, len(self.decoding())
         if rows:
-            max_tokens = min(max_tokens, max(1, self._limits.step_tokens - rows))
+            max_tokens = min(max_tokens, max(1, self.limits.step_tokens - rows))
         chunk = next_chunk((sequence.unread() for sequence in self._readers()), max_tokens)
         return [(by_slot[segment.slot], segment) for segment in chunk]
 

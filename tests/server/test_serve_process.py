@@ -165,6 +165,9 @@ def test_the_log_has_numbers_and_no_texts() -> None:
         server.signal(signal.SIGTERM)
         stderr = server.stderr()
     logged = [json.loads(line) for line in stderr.splitlines()]
+    assert logged[0]["event"] == "ready"
+    assert (logged[0]["slots"], logged[0]["max_queue"]) == (8, 128)
+    assert logged[0]["step_tokens"] >= 16
     requests = [entry for entry in logged if entry["event"] == "request"]
     assert [(entry["endpoint"], entry["status"]) for entry in requests] == [
         ("/v1/completions", 200),
