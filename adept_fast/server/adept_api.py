@@ -17,7 +17,7 @@ from adept_fast.server.api_error import ApiError
 from adept_fast.server.exchange import current
 from adept_fast.server.openai.answers import Answers
 from adept_fast.server.openai.body import Body, Whole, body_schema, read_body
-from adept_fast.server.openai.event_stream import while_connected
+from adept_fast.server.openai.delivery import gathered
 from adept_fast.server.openai.prompts import encode_prompt, engine_requests
 from adept_fast.server.openai.token_text import token_bytes, token_text
 from adept_fast.server.service import Service
@@ -91,21 +91,13 @@ def router(service: Service, settings: Settings) -> APIRouter:
             prompts = await run_in_threadpool(_encode, body, service.runtime)
             prompt_logprobs = 0 if body.logprobs else None
             requests = engine_requests(prompts, [params], request, settings, prompt_logprobs)
-            generations = await _generations(request, Answers.submit(service, requests))
+            generations = await gathered(request, Answers.submit(service, requests))
             tokenizer = service.runtime.tokenizer
             return await run_in_threadpool(_continuations, body, prompts, generations, tokenizer)
         except ApiError as error:
             return PlainTextResponse(error.message, error.status, headers=error.headers)
 
     return routes
-
-
-async def _generations(request: Request, answers: Answers) -> list[Generation]:
-    try:
-        return await while_connected(request.receive, answers.wait())
-    except BaseException:
-        answers.cancel()
-        raise
 
 
 def _params(body: Prompts, settings: Settings) -> SamplingParams:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from shared_runtime import one_thread_a_call as one_thread_a_call
 from thread_calls import Call
 
 from adept_fast import ParameterError, Request, Runtime, SamplingParams
 from adept_fast.engine.admission import Admission
 from adept_fast.engine.scheduler import QueueFullError
+from adept_fast.model import PREFILL_CHUNK
 
 SLOTS, WAITING, STEP_TOKENS = 2, 3, 7
 
@@ -175,3 +179,17 @@ def test_auto_reads_as_many_tokens_as_there_are_answers_where_both_cost_the_same
     assert [auto.step_tokens_of(model, slots) for slots in (1, 8, 12, 40)] == [16, 16, 24, 80]
     assert Admission().step_tokens_of(model, 8) == model.chunk_tokens + 8
     assert Admission(5).step_tokens_of(model, 8) == 5
+
+
+@pytest.mark.parametrize(
+    ("device", "has_one_order", "expected"),
+    [("cpu", False, 64 + 8), ("cuda", False, 512 + 8), ("cuda", True, 512 + 8)],
+)
+def test_auto_reads_more_tokens_where_a_chunk_has_a_fixed_cost(
+    device: str, has_one_order: bool, expected: int
+) -> None:
+    """Weights that a CPU's GEMM packs at each call, and launches on a GPU."""
+    model: Any = SimpleNamespace(
+        device=torch.device(device), has_one_order=has_one_order, chunk_tokens=PREFILL_CHUNK
+    )
+    assert Admission("auto").step_tokens_of(model, 8) == expected

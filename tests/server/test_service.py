@@ -106,8 +106,11 @@ def test_what_cannot_be_queued_is_refused(runtime: Runtime) -> None:
             service.submit([request() for _ in range(SLOTS + WAITING + 1)])
         assert service.load() == Load(SLOTS, 0, 0)
         answers = service.submit([request(200) for _ in range(SLOTS + WAITING)])
-        with pytest.raises(QueueFullError):
+        with pytest.raises(QueueFullError) as full:
             service.submit([request()])
+        assert full.value.retry_after_seconds == pytest.approx(
+            1 / (SLOTS + WAITING), rel=0.5
+        )  # none ended yet
         for answer in answers:
             answer.cancel()
             await read(answer)

@@ -56,13 +56,22 @@ async def deliver(
     try:
         if stream:
             return await EventStream.begin(http_request.receive, _events(answers, writer))
-        generations = await while_connected(http_request.receive, answers.wait())
     except BaseException:
         answers.cancel()
         raise
+    generations = await gathered(http_request, answers)
     # Log-probabilities of many tokens take long to write, and streams must not wait for them.
     content = await run_in_threadpool(lambda: _json(writer.whole(generations)))
     return Response(content, media_type="application/json")
+
+
+async def gathered(http_request: HttpRequest, answers: Answers) -> list[Generation]:
+    """All that is generated, unless the client goes. Raises ApiError, and ClientDisconnect."""
+    try:
+        return await while_connected(http_request.receive, answers.wait())
+    except BaseException:
+        answers.cancel()  # also if the wait had not begun
+        raise
 
 
 async def _events(answers: Answers, writer: Writer) -> AsyncGenerator[str, None]:
