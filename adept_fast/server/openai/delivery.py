@@ -13,6 +13,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from adept_fast.engine.sequence import Generation, GenerationEvent, Request
+from adept_fast.server.api_error import ErrorBody
 from adept_fast.server.openai.answers import Answers
 from adept_fast.server.openai.body import inlined_schema
 from adept_fast.server.openai.event_stream import EventStream, while_connected
@@ -24,7 +25,15 @@ STATUSES = 400, 401, 404, 408, 413, 415, 429, 500, 503, 504  # of errors
 def documented(whole: type[BaseModel], event: type[BaseModel]) -> dict[str, Any]:
     """The OpenAPI document's entry for a response, whole or as a stream."""
     description = f"With `stream`, the data of each event is a {event.__name__}, and `[DONE]` at the end."
-    schema = {"type": "string", "description": description, "x-event": inlined_schema(event, "serialization")}
+    content = {"anyOf": [inlined_schema(model, "serialization") for model in (event, ErrorBody)]}
+    text = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
+    # Of each event, as OpenAPI 3.2 has it; readers of earlier versions take a stream's schema so too.
+    schema = {
+        "type": "object",
+        "properties": {"data": {"anyOf": [{"const": "[DONE]"}, text]}},
+        "required": ["data"],
+        "description": description,
+    }
     events = {"text/event-stream": {"schema": schema}}
     return {"model": whole, "description": "The answers.", "content": events}
 
