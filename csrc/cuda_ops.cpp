@@ -5,7 +5,9 @@
 #include "cuda_ops.h"
 
 #include "cuda/kernels.h"
+#include "cuda/tile_layout.h"
 #include "cuda/torch_device.h"
+#include "cuda/workspace.h"
 #include "operators.h"
 
 namespace adept::cuda_ops {
@@ -91,6 +93,42 @@ void* device_address(const char* name, const Tensor& tensor, const Tensor& like)
   return found.devicePointer;
 }
 
+Format format_of_tiles(const char* name, Layout layout, const Tensor& values) {
+  switch (values.scalar_type()) {
+    case ScalarType::Half: return Format::kFloat16;
+    case ScalarType::BFloat16: return Format::kBFloat16;
+    case ScalarType::Char: return Format::kInt8;
+    case ScalarType::Float8_e4m3fn: return Format::kFloat8;
+    default: break;
+  }
+  check_dtype(name, values, ScalarType::Byte);
+  const Format by_32 = Format::kInt4G32;
+  const int64_t bytes = layout == Layout::kTiled ? stored_chunk_bytes(by_32) : stored_strip_row_bytes(by_32);
+  return values.size(2) == bytes ? by_32 : Format::kInt4G128;
+}
+
+// As cuda/tile_layout.h describes it. Scales of 4 bits are among the values.
+Matrix tiled_matrix(const char* name, Layout layout, const Tensor& values, const OptionalTensor& scales, int64_t rows,
+                    int64_t cols) {
+  const Format format = format_of_tiles(name, layout, values);
+  const int64_t size = values.element_size();
+  if (layout == Layout::kTiled)
+    check_shape(name, values,
+                {cuda::blocks_of(rows, kTileRows), cuda::blocks_of(cols, chunk_cols(format)),
+                 stored_chunk_bytes(format) / size});
+  else
+    check_shape(name, values, {cuda::blocks_of(cols, strip_cols(format)), rows, stored_strip_row_bytes(format) / size});
+  const bool has_scales = bits_of(format) == 8;
+  ADEPT_REQUIRE(scales.has_value() == has_scales, name,
+                has_scales ? " has no scales; expected one for each output" : " has scales of its own; expected None");
+  if (has_scales) {
+    check_shape(name, *scales, {layout == Layout::kTiled ? rows : cols});
+    check_dtype(name, *scales, ScalarType::Float);
+  }
+  const void* const factors = has_scales ? data<float>(name, *scales) : nullptr;
+  return {format, values.const_data_ptr(), factors, rows, cols, true};
+}
+
 struct Gpu {
   using Device = OnOneDevice;
 
@@ -98,13 +136,14 @@ struct Gpu {
     return cuda_ops::device_address(name, tensor, like);
   }
 
-  // Row by row in both layouts; in 8 bits there is a scale for each output.
+  // Values of three dimensions are in tiles, those of two row by row; in 8 bits there is a scale for each output.
   static Matrix matrix(const char* name, Layout layout, const Tensor& values, const OptionalTensor& scales,
                        int64_t rows, int64_t cols) {
     ADEPT_REQUIRE(cols > 0 && cols % cuda::kColsMultiple == 0, name, " has ", cols, " columns; expected a multiple of ",
                   cuda::kColsMultiple, " on a GPU");
     ADEPT_REQUIRE(rows <= cuda::kMaxRows && cols <= cuda::kMaxCols, name, " has ", rows, " rows and ", cols,
                   " columns; expected at most ", cuda::kMaxRows, " and ", cuda::kMaxCols, " on a GPU");
+    if (values.dim() == 3) return tiled_matrix(name, layout, values, scales, rows, cols);
     if (!scales) {
       const Matrix floats = float_matrix(name, values, rows, cols);
       ADEPT_REQUIRE(floats.format != Format::kFloat32, name,

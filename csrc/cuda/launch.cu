@@ -32,6 +32,14 @@ cudaError_t max_shared_bytes(size_t* bytes) {
   return error;
 }
 
+cudaError_t shared_bytes_beside_another(size_t* bytes) {
+  constexpr int kReservedOfBlock = 1024, kStaticOfBlock = 1024;
+  int value = 0;
+  const cudaError_t error = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, &value);
+  *bytes = static_cast<size_t>(value / 2 - kReservedOfBlock - kStaticOfBlock);
+  return error;
+}
+
 cudaError_t multiprocessors(int* count) { return attribute(cudaDevAttrMultiProcessorCount, count); }
 
 }  // namespace adept::cuda

@@ -48,6 +48,9 @@ cudaError_t allow_shared_bytes(void (*kernel)(Parameters...), size_t bytes) {
 // The maximum of dynamic shared memory of a kernel on the current device.
 cudaError_t max_shared_bytes(size_t* bytes);
 
+// The maximum for two kernels on one multiprocessor at the same time.
+cudaError_t shared_bytes_beside_another(size_t* bytes);
+
 // Multiprocessors of the current device.
 cudaError_t multiprocessors(int* count);
 
