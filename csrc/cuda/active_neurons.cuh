@@ -169,4 +169,35 @@ __device__ __forceinline__ void add_parts(const SparseDownProj& proj, const Unit
   }
 }
 
+constexpr int kAddWarps = 8;  // of a block that adds the shares
+constexpr int kSharesOfWarp = kMaxParts / kPartsOfShare / kAddWarps;
+
+__device__ __forceinline__ void add(float4& sum, const float4& more) {
+  sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
+}
+
+__device__ __forceinline__ float4 four(const float* from) { return *reinterpret_cast<const float4*>(from); }
+
+// The sum of the warp's four shares, in order, of four columns: all loads are in flight at once.
+__device__ __forceinline__ float4 sum_of_shares(const SparseDownProj& proj, const float* partials, int shares,
+                                                int64_t token, int64_t col) {
+  float4 parts[kSharesOfWarp] = {}, sum = {};
+#pragma unroll
+  for (int i = 0; i < kSharesOfWarp; ++i) {
+    const int share = warp_index() * kSharesOfWarp + i;
+    if (share < shares && col < proj.w.cols)
+      parts[i] = four(partials + (share * proj.tokens + token) * proj.w.cols + col);
+  }
+#pragma unroll
+  for (const float4& part : parts) add(sum, part);
+  return sum;
+}
+
+// x + sum * scale + bias
+__device__ __forceinline__ float4 with_residual(const float4& x, const float4& sum, const float4& scale,
+                                                const float4& bias) {
+  return {x.x + sum.x * scale.x + bias.x, x.y + sum.y * scale.y + bias.y, x.z + sum.z * scale.z + bias.z,
+          x.w + sum.w * scale.w + bias.w};
+}
+
 }  // namespace adept::cuda

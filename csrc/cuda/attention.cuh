@@ -198,14 +198,12 @@ struct MergeShared {
   float sums[4 * kThreads];
 };
 
-// Merges the splits of one head of a token: part p of the team takes splits p, p + parts, ..., four dimensions a
-// thread.
+// Merges the first `used` of a head's splits: part p of the team takes splits p, p + parts, ..., four dimensions a
+// thread. `head`: of all tokens' heads.
 template <class Team>
-__device__ void merge_head(const DecodeAttention& attention, const Partials& partials, int64_t splits, int64_t token,
-                           int64_t of_head, MergeShared& shared) {
+__device__ void merge_head(const DecodeAttention& attention, const Partials& partials, int64_t splits, int64_t head,
+                           int64_t used, MergeShared& shared) {
   const int head_dim = static_cast<int>(attention.cache.head_dim), threads = head_dim / 4;  // for each split
-  const int64_t head = token * attention.cache.heads + of_head;
-  const int64_t used = splits_of(length_of(attention, token));
   const int parts = min(kThreads / threads, kMaxGroups);
   const int part = threadIdx.x / threads, column = threadIdx.x % threads * 4;
   Softmax<4> state;

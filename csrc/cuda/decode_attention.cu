@@ -70,7 +70,8 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ MergeShared shared;
   pdl_wait();
   pdl_launch_dependents();
-  merge_head<WholeBlock>(attention, partials, splits, blockIdx.y, blockIdx.x, shared);
+  const int64_t token = blockIdx.y, head = token * attention.cache.heads + blockIdx.x;
+  merge_head<WholeBlock>(attention, partials, splits, head, splits_of(length_of(attention, token)), shared);
 }
 
 int64_t heads_of(const DecodeAttention& attention) { return attention.tokens * attention.cache.heads; }

@@ -53,12 +53,11 @@ class DownProjUnits {
  public:
   __device__ DownProjUnits(const SparseDownProj& proj, int part_neurons)
       : strips_(strips_of<kFormat, kTokens>(proj.w.cols)), part_neurons_(part_neurons) {
-    const int shares =
-        static_cast<int>((proj.w.rows + kPartsOfShare * part_neurons - 1) / (kPartsOfShare * part_neurons));
-    count_ = strips_ * shares;
+    shares_ = static_cast<int>((proj.w.rows + kPartsOfShare * part_neurons - 1) / (kPartsOfShare * part_neurons));
   }
 
-  __device__ int count() const { return count_; }
+  __device__ int count() const { return strips_ * shares_; }
+  __device__ int shares() const { return shares_; }
   __device__ Unit unit(int i) const { return {i / strips_, i % strips_ * kStripCols<kFormat, kTokens>}; }
   // The first neuron of this warp's part.
   __device__ int first_neuron(const Unit& unit) const {
@@ -67,7 +66,7 @@ class DownProjUnits {
   __device__ int part_neurons() const { return part_neurons_; }
 
  private:
-  int strips_, part_neurons_, count_;
+  int strips_, part_neurons_, shares_;
 };
 
 // A warp's way through its neurons, kListedNeurons at a time, unit after unit.
@@ -275,6 +274,31 @@ __device__ int multiply_units(const SparseDownProj& proj, int part_neurons, Down
     batch = next;
   }
   return active;
+}
+
+// The sums of a unit's columns, by warps, in shared memory: of two times 128 columns.
+using HandedShares = float4[2][kAddWarps][kWarpSize];
+
+// out = x + bias + the sum of all shares of some columns, in the order of add_partials. The whole team calls it.
+template <Format kFormat, int kTokens, class Team>
+__device__ void add_shares(const SparseDownProj& proj, int first_col, int shares, const float* partials,
+                           HandedShares& handed) {
+  constexpr int kGroups = kStripCols<kFormat, kTokens> / (4 * kWarpSize);
+  const int tokens = static_cast<int>(proj.tokens), hidden = static_cast<int>(proj.w.cols);
+  for (int round = 0; round < tokens * kGroups; ++round) {
+    const int token = round / kGroups, col = first_col + (round % kGroups * kWarpSize + lane_index()) * 4;
+    float4(&of_warps)[kAddWarps][kWarpSize] = handed[round % 2];
+    of_warps[warp_index()][lane_index()] = sum_of_shares(proj, partials, shares, token, col);
+    Team::sync();
+    // A different warp each round; the others continue.
+    if (warp_index() != round % kAddWarps || col >= hidden) continue;
+    float4 sum = of_warps[0][lane_index()], scale = {1, 1, 1, 1};
+#pragma unroll
+    for (int warp = 1; warp < kAddWarps; ++warp) add(sum, of_warps[warp][lane_index()]);
+    if constexpr (Weights<kFormat>::kBits == 8) scale = four(static_cast<const float*>(proj.w.scales) + col);
+    const int64_t at = int64_t{token} * hidden + col;
+    *reinterpret_cast<float4*>(proj.out + at) = with_residual(four(proj.x + at), sum, scale, four(proj.bias + col));
+  }
 }
 
 }  // namespace adept::cuda
