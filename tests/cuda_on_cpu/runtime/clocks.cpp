@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "device.h"
 #include "races.h"
 
 namespace cuda_on_cpu::races {
@@ -33,7 +34,7 @@ struct Acquire {
   Segment fence;
 };
 
-std::array<Lane, kMaxFibers> lanes;
+std::array<Lane, kMaxThreads> lanes;
 uint32_t phase = 0;
 std::vector<Segment> segments;  // of this launch
 SegmentId launch_first = 1, operator_first = 1;

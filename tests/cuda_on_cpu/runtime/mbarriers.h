@@ -1,0 +1,31 @@
+// mbarriers: barriers in shared memory whose phases end with arrivals and with bytes that have landed.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "machine.h"
+
+namespace cuda_on_cpu {
+
+void init_mbarrier(uint64_t* barrier, uint32_t arrivals);
+
+// Shows the engine that copies what this thread has initialised.
+void show_mbarriers();
+
+// Arrives, and announces bytes that will land in this phase.
+void arrive_at_mbarrier(uint64_t* barrier, uint32_t bytes = 0);
+void wait_for_mbarrier(uint64_t* barrier, uint32_t parity);
+
+// Bytes of a bulk copy have landed.
+void land_on_mbarrier(uint64_t* barrier, uint32_t bytes);
+void check_mbarrier_of_copy(const uint64_t* barrier);
+
+// What a thread waits for there, in words.
+std::string describe_mbarrier(const Wait& wait);
+
+// For a block that begins, and one that has ended.
+void forget_mbarriers();
+void check_mbarriers_at_end();
+
+}  // namespace cuda_on_cpu
