@@ -1,10 +1,10 @@
 """On an NVIDIA GPU: the arguments that the kernels support, and products by torch's GEMM for all others.
 
 A GEMM takes its rows in tiles (``row_tiles.py``), so that a token's bits do not depend on the other rows.
-Packed weights are dequantized block by block for it. Inputs and weights are rounded to the matrix's product
-dtype, sums are float32. A power of two scales each token's inputs to near 1. That is exact, and keeps float16
-from overflowing: relu² exceeds its range, and so could sums of 8-bit weights, whose scales are applied after
-the sum.
+Packed weights, and floats in tiles, are unpacked block by block for it. Inputs and weights are rounded to the
+matrix's product dtype, sums are float32. A power of two scales each token's inputs to near 1. That is exact,
+and keeps float16 from overflowing: relu² exceeds its range, and so could sums of 8-bit weights, whose scales
+are applied after the sum.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from adept_fast.ops import kernels, optional, reference
 from adept_fast.ops.gemm import Gemm
 from adept_fast.ops.row_tiles import in_tiles
 from adept_fast.quantization.layout_gpu import GpuMatrix
-from adept_fast.quantization.layouts import kernel_formats
-from adept_fast.quantization.matrix import Matrix, QuantizedMatrix
+from adept_fast.quantization.layout_gpu_tiles import is_in_tiles
+from adept_fast.quantization.matrix import LayoutMatrix, Matrix, QuantizedMatrix
 
 MAX_TOKENS = 16  # that the kernels take in one call
 MAX_HEAD_DIM = 256
 VECTOR = 8  # the kernels take rows in multiples of this many elements
-_FORMATS = kernel_formats(torch.device("cuda"))
 _HALVES = (torch.float16, torch.bfloat16)
 _TRIAL_WORDS = 4096  # that are read to see whether kernels run
 _BLOCK_ELEMENTS = 1 << 24
@@ -69,12 +68,14 @@ def refuses_matrices(x: Tensor, *matrices: Matrix) -> str | None:
     """The reason that the kernels do not multiply x by these matrices; None if they do."""
     if x.shape[0] > MAX_TOKENS:
         return f"{x.shape[0]} tokens, and the kernels take at most {MAX_TOKENS}"
+    if len(set(map(is_in_tiles, matrices))) > 1:
+        return "one matrix is in tiles and another is not, and the kernels take both in one layout"
     for w in matrices:
-        if isinstance(w, QuantizedMatrix):
-            if not isinstance(w, GpuMatrix) or w.spec.format not in _FORMATS:
-                return f"the kernels do not read {w.spec.format.name} in the layout {w.layout}"
-        elif w.dtype not in _HALVES:
-            return f"the kernels take float16 and bfloat16, not {w.dtype}"
+        if isinstance(w, Tensor):
+            if w.dtype not in _HALVES:
+                return f"the kernels take float16 and bfloat16, not {w.dtype}"
+        elif not isinstance(w, GpuMatrix) and not is_in_tiles(w):
+            return f"the kernels do not read {w.spec.format.name} in the layout {w.layout}"
         if w.shape[1] % VECTOR:
             return f"the kernels take a hidden_size in multiples of {VECTOR}, not {w.shape[1]}"
     return None
@@ -123,7 +124,7 @@ def refuses_table(ids: Tensor, table: Tensor) -> str | None:
 
 def project(x: Tensor, w: Matrix, few: int = 0) -> Tensor:
     """x · wᵀ: float32 [tokens, out], for w of [out, in]; ``few`` as in ``row_tiles.in_tiles``."""
-    if not isinstance(w, GpuMatrix):
+    if isinstance(w, Tensor):
         return in_tiles(reference.project, x.to(reference.compute_dtype(w)), w, w.shape[0], few)
     narrow, exponents = _narrowed(x, w)
     return _scaled(in_tiles(_unscaled, narrow, w, w.shape[0], few), w, exponents)
@@ -132,7 +133,7 @@ def project(x: Tensor, w: Matrix, few: int = 0) -> Tensor:
 def project_transposed(x: Tensor, w_t: Matrix, few: int = 0) -> Tensor:
     """x · w_t: float32 [tokens, out], for w_t of [in, out]; ``few`` as in ``row_tiles.in_tiles``."""
     outputs = w_t.shape[1]
-    if isinstance(w_t, GpuMatrix):
+    if not isinstance(w_t, Tensor):
         narrow, exponents = _narrowed(x, w_t)
         return _scaled(in_tiles(_unscaled_transposed, narrow, w_t, outputs, few), w_t, exponents)
     dtype = reference.compute_dtype(w_t)
@@ -149,7 +150,7 @@ def _product_transposed(x: Tensor, w_t: Matrix) -> Tensor:
 
 
 def _unscaled(x: Tensor, w: Matrix) -> Tensor:
-    assert isinstance(w, GpuMatrix)
+    assert not isinstance(w, Tensor)
     out = x.new_empty(x.shape[0], w.shape[0], dtype=torch.float32)
     for rows in _blocks(w):
         out[:, rows] = F.linear(x, w.unscaled(rows.start, rows.stop, w.spec.product_dtype))
@@ -157,14 +158,14 @@ def _unscaled(x: Tensor, w: Matrix) -> Tensor:
 
 
 def _unscaled_transposed(x: Tensor, w_t: Matrix) -> Tensor:
-    assert isinstance(w_t, GpuMatrix)
+    assert not isinstance(w_t, Tensor)
     out = x.new_zeros(x.shape[0], w_t.shape[1], dtype=torch.float32)
     for rows in _blocks(w_t):
         out += x[:, rows] @ w_t.unscaled(rows.start, rows.stop, w_t.spec.product_dtype)
     return out
 
 
-def _blocks(w: GpuMatrix) -> Iterator[slice]:
+def _blocks(w: LayoutMatrix) -> Iterator[slice]:
     step = max(1, _BLOCK_ELEMENTS // max(1, w.shape[1]))
     for start in range(0, w.shape[0], step):
         yield slice(start, min(start + step, w.shape[0]))
@@ -175,7 +176,7 @@ def _exponents(x: Tensor) -> Tensor:
     return torch.frexp(x.float().abs().amax(-1, keepdim=True)).exponent
 
 
-def _narrowed(x: Tensor, w: GpuMatrix) -> tuple[Tensor, Tensor]:
+def _narrowed(x: Tensor, w: LayoutMatrix) -> tuple[Tensor, Tensor]:
     """x · 2^-exponent in the products' dtype, and the exponents, int32 [tokens, 1]."""
     exponents = _exponents(x)
     if w.bits == 8:
@@ -185,8 +186,8 @@ def _narrowed(x: Tensor, w: GpuMatrix) -> tuple[Tensor, Tensor]:
     return torch.ldexp(x.float(), -exponents).to(w.spec.product_dtype), exponents
 
 
-def _scaled(out: Tensor, w: GpuMatrix, exponents: Tensor) -> Tensor:
-    if w.bits == 8:
+def _scaled(out: Tensor, w: LayoutMatrix, exponents: Tensor) -> Tensor:
+    if isinstance(w, QuantizedMatrix) and w.bits == 8:
         out *= w.scales
     return torch.ldexp(out, exponents)
 
