@@ -5,9 +5,8 @@
 #include "cuda_ops.h"
 
 #include "cuda/kernels.h"
-#include "cuda/tile_layout.h"
 #include "cuda/torch_device.h"
-#include "cuda/workspace.h"
+#include "gpu_matrices.h"
 #include "operators.h"
 
 namespace adept::cuda_ops {
@@ -93,42 +92,6 @@ void* device_address(const char* name, const Tensor& tensor, const Tensor& like)
   return found.devicePointer;
 }
 
-Format format_of_tiles(const char* name, Layout layout, const Tensor& values) {
-  switch (values.scalar_type()) {
-    case ScalarType::Half: return Format::kFloat16;
-    case ScalarType::BFloat16: return Format::kBFloat16;
-    case ScalarType::Char: return Format::kInt8;
-    case ScalarType::Float8_e4m3fn: return Format::kFloat8;
-    default: break;
-  }
-  check_dtype(name, values, ScalarType::Byte);
-  const Format by_32 = Format::kInt4G32;
-  const int64_t bytes = layout == Layout::kTiled ? stored_chunk_bytes(by_32) : stored_strip_row_bytes(by_32);
-  return values.size(2) == bytes ? by_32 : Format::kInt4G128;
-}
-
-// As cuda/tile_layout.h describes it. Scales of 4 bits are among the values.
-Matrix tiled_matrix(const char* name, Layout layout, const Tensor& values, const OptionalTensor& scales, int64_t rows,
-                    int64_t cols) {
-  const Format format = format_of_tiles(name, layout, values);
-  const int64_t size = values.element_size();
-  if (layout == Layout::kTiled)
-    check_shape(name, values,
-                {cuda::blocks_of(rows, kTileRows), cuda::blocks_of(cols, chunk_cols(format)),
-                 stored_chunk_bytes(format) / size});
-  else
-    check_shape(name, values, {cuda::blocks_of(cols, strip_cols(format)), rows, stored_strip_row_bytes(format) / size});
-  const bool has_scales = bits_of(format) == 8;
-  ADEPT_REQUIRE(scales.has_value() == has_scales, name,
-                has_scales ? " has no scales; expected one for each output" : " has scales of its own; expected None");
-  if (has_scales) {
-    check_shape(name, *scales, {layout == Layout::kTiled ? rows : cols});
-    check_dtype(name, *scales, ScalarType::Float);
-  }
-  const void* const factors = has_scales ? data<float>(name, *scales) : nullptr;
-  return {format, values.const_data_ptr(), factors, rows, cols, true};
-}
-
 struct Gpu {
   using Device = OnOneDevice;
 
@@ -139,11 +102,8 @@ struct Gpu {
   // Values of three dimensions are in tiles, those of two row by row; in 8 bits there is a scale for each output.
   static Matrix matrix(const char* name, Layout layout, const Tensor& values, const OptionalTensor& scales,
                        int64_t rows, int64_t cols) {
-    ADEPT_REQUIRE(cols > 0 && cols % cuda::kColsMultiple == 0, name, " has ", cols, " columns; expected a multiple of ",
-                  cuda::kColsMultiple, " on a GPU");
-    ADEPT_REQUIRE(rows <= cuda::kMaxRows && cols <= cuda::kMaxCols, name, " has ", rows, " rows and ", cols,
-                  " columns; expected at most ", cuda::kMaxRows, " and ", cuda::kMaxCols, " on a GPU");
-    if (values.dim() == 3) return tiled_matrix(name, layout, values, scales, rows, cols);
+    check_matrix_sizes(name, rows, cols);
+    if (values.dim() == 3) return matrix_in_tiles(name, layout, values, scales, rows, cols);
     if (!scales) {
       const Matrix floats = float_matrix(name, values, rows, cols);
       ADEPT_REQUIRE(floats.format != Format::kFloat32, name,
@@ -157,15 +117,7 @@ struct Gpu {
       check_dtype(name, *scales, ScalarType::Float);
       return {int8 ? Format::kInt8 : Format::kFloat8, values.const_data_ptr(), data<float>(name, *scales), rows, cols};
     }
-    const bool by_32 = values.dim() == 2 && scales->dim() == 2 && values.size(1) * 2 == scales->size(1) * kGroupSize32;
-    const int64_t group = by_32 ? kGroupSize32 : kGroupSize128, padded = round_up(cols, group);
-    check_dtype(name, values, ScalarType::Byte);
-    check_shape(name, values, {rows, padded / 2});
-    check_shape(name, *scales, {rows, padded / group});
-    check_dtype(name, *scales, ScalarType::Half);
-    ADEPT_REQUIRE(scales->numel() <= kMaxSize, name, " has ", scales->numel(), " scales; expected at most ", kMaxSize);
-    return {by_32 ? Format::kInt4G32 : Format::kInt4G128, values.const_data_ptr(), scales->const_data_ptr(), rows,
-            cols};
+    return int4_matrix(name, values, *scales, rows, cols);
   }
 
   static void check_tokens(int64_t tokens) {
@@ -323,6 +275,26 @@ Tensor sample(const Tensor& logits, const Tensor& slots, const Tensor& positions
   return ids;
 }
 
+Tensor widen(const Tensor& w, const OptionalTensor& scales, int64_t cols, int64_t start, int64_t stop,
+             ScalarType dtype) {
+  const OnOneDevice device({"w", w}, {{"scales", scales}});
+  cuda::Widen widen = matrix_to_widen(w, scales, cols);
+  ADEPT_REQUIRE(0 <= start && start <= stop && stop <= widen.rows, "start and stop are ", start, " and ", stop,
+                "; expected rows of the ", widen.rows, " of w");
+  const char* const given = torch::headeronly::toString(dtype);
+  const bool half = dtype == ScalarType::Half;
+  ADEPT_REQUIRE(half || dtype == ScalarType::BFloat16, "dtype is ", given, "; expected Half or BFloat16");
+  widen.start = start;
+  widen.stop = stop;
+  widen.out_format = half ? Format::kFloat16 : Format::kBFloat16;
+  ADEPT_REQUIRE(is_quantized(widen.format) || widen.format == widen.out_format, "dtype is ", given,
+                "; expected that of w");
+  const Tensor out = torch::stable::new_empty(w, {stop - start, cols}, dtype);
+  widen.out = out.mutable_data_ptr();
+  check(cuda::widen(widen, current_stream(w)), "widen");
+  return out;
+}
+
 }  // namespace
 
 void implement_operators(torch::stable::detail::StableLibrary& library) {
@@ -331,6 +303,7 @@ void implement_operators(torch::stable::detail::StableLibrary& library) {
   library.impl("read", TORCH_BOX(&read));
   library.impl("embed", TORCH_BOX(&embed));
   library.impl("sample", TORCH_BOX(&sample));
+  library.impl("widen", TORCH_BOX(&widen));
   library.impl("prefill_attention", TORCH_BOX(&prefill_attention));
 }
 

@@ -35,6 +35,7 @@ void define_operators(Library& library) {
       "update_decode_state(Tensor chosen, Tensor(a!) ids, Tensor(b!) slots, Tensor(c!) positions, Tensor limits, "
       "Tensor ends, Tensor(d!) counts, Tensor(e!) token_ring) -> ()");
   library.def("embed(Tensor table, Tensor ids) -> Tensor");
+  library.def("widen(Tensor w, Tensor? scales, int cols, int start, int stop, ScalarType dtype) -> Tensor");
 }
 
 }  // namespace adept

@@ -173,6 +173,11 @@ def embed(fmt: str) -> Arguments:
     return {"table": torch.randn(35, HIDDEN).half(), "ids": torch.tensor([34, 0])}
 
 
+def widen(fmt: str) -> Arguments:
+    w, scales = torch.randint(256, (35, 64), dtype=torch.uint8), torch.randn(35, 1).half()
+    return {"w": w, "scales": scales, "cols": HIDDEN, "start": 3, "stop": 35, "dtype": torch.float16}
+
+
 def copy(fmt: str) -> Arguments:
     return {"source": torch.randn(300)}
 
@@ -191,6 +196,7 @@ OPERATORS: dict[str, Callable[[str], Arguments]] = {
         sample,
         update_decode_state,
         embed,
+        widen,
         copy,
     )
 } | {"read": copy}
@@ -200,6 +206,7 @@ OF_A_GPU = {
     "sample": ((2,), torch.int64),
     "embed": ((2, HIDDEN), torch.float32),
     "prefill_attention": ((5, HEADS * HEAD_DIM), torch.float32),
+    "widen": ((32, HIDDEN), torch.float16),
 }
 
 # Those for which a GPU has none.

@@ -25,6 +25,7 @@ _RESULTS: dict[str, Callable[..., Tensor | None]] = {
     "decode_step": lambda ids, *rest: rest[7].new_empty(ids.shape[0], rest[11]),  # final_gamma, rows
     "sample": lambda logits, slots, *_: slots.new_empty(logits.shape[0]),
     "update_decode_state": lambda *_: None,
+    "widen": lambda w, scales, cols, start, stop, dtype: w.new_empty(stop - start, cols, dtype=dtype),
 }
 
 

@@ -75,6 +75,28 @@ cudaError_t sample(const Sample& sample, void* workspace, cudaStream_t stream);
 // Any number of tokens. The table may be in host memory that the device can read. An id out of range gives zeros.
 cudaError_t embed(const Embed& embed, cudaStream_t stream);
 
+// The order of a matrix's weights in memory: row by row, or one of tile_layout.h.
+enum class Order { kRows, kTiles, kStrips };
+
+// out = rows `start` to `stop` of a matrix in 16 bits, row by row: in 4 bits weights times scales, in 8 bits the
+// weights alone, as their scales are those of outputs.
+struct Widen {
+  Format format;
+  Order order;
+  const void* values;
+  const void* scales;  // float16, of a matrix in 4 bits row by row
+  int64_t rows;
+  int64_t cols;
+  int64_t start;
+  int64_t stop;
+  Format out_format;  // float16 or bfloat16, that of the matrix if it has one
+  void* out;          // [stop - start, cols]
+};
+
+// The number of columns must be a multiple of 8 (else cudaErrorInvalidValue), and weights aligned to 16 bytes (else
+// cudaErrorMisalignedAddress).
+cudaError_t widen(const Widen& widen, cudaStream_t stream);
+
 // The token ring may be in host memory that the device can write. A row whose slot is out of range is inactive.
 cudaError_t update_decode_state(const UpdateDecodeState& state, cudaStream_t stream);
 

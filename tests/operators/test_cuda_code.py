@@ -104,6 +104,7 @@ KERNELS = {
     # These wait for one chain of loads, and have no loop.
     r"embed_vectors<(?:__half|__nv_bfloat16|float)>": Meant(threads=256, blocks=8),
     r"embed_elements<(?:__half|__nv_bfloat16|float)>": Meant(threads=256, blocks=8),
+    rf"widen_rows<(?:{F16}|{EIGHT_BITS}|{INT4}), \(Order\)[012], {F16}>": Meant(threads=512, blocks=3),
     r"update_rows": Meant(threads=32, blocks=32),
 }
 

@@ -22,6 +22,7 @@ FIRST = {
     "prefill_attention": "q",
     "sample": "logits",
     "update_decode_state": "ids",
+    "widen": "w",
 }  # others: x
 BESIDE = [
     (operator, name)
