@@ -1,6 +1,6 @@
 // A ring of stages in shared memory: one warp fills them, other warps read them, in one order.
 //
-// Layout: stages, each followed by nothing, then two barriers for each. `full` completes when a stage's bytes have
+// Layout: the stages, then two barriers for each. `full` completes when a stage's bytes have
 // landed: one bulk copy on 9.0, 16 bytes a lane on 8.x. `empty` completes when all its readers have left it. What is in
 // flight is bounded by the ring and not by registers, and weights do not wait for the kernel before: the ring is full
 // when its inputs arrive.
@@ -29,7 +29,7 @@ struct Ring {
         count(count),
         stage_bytes(stage_bytes) {}
 
-  // By one thread, before the block meets. `readers`: warps that leave each stage.
+  // By one thread, before the block meets. `readers`: warps that wait for every stage and leave it.
   __device__ void init(int readers) const {
     for (int i = 0; i < count; ++i) {
       mbarrier_init(full + i, has_bulk_copies() ? 1 : kWarpSize);
@@ -44,13 +44,13 @@ class RingPlace {
  public:
   explicit __device__ RingPlace(const Ring& ring) : ring_(ring) {}
 
+ protected:
   __device__ __forceinline__ void go_on() {
     if (++stage_ < ring_.count) return;
     stage_ = 0;
     parity_ ^= 1;
   }
 
- protected:
   const Ring& ring_;
   int stage_ = 0;
   uint32_t parity_ = 0;  // of the phase in which the stage is filled
@@ -101,7 +101,7 @@ class RingWriter : public RingPlace {
   }
 };
 
-// The end of a warp that reads; it goes past the stages that it does not wait for.
+// The end of a warp that reads, which waits for every stage and leaves it.
 class RingReader : public RingPlace {
  public:
   using RingPlace::RingPlace;
@@ -112,9 +112,10 @@ class RingReader : public RingPlace {
   }
 
   // The warp has read the stage.
-  __device__ __forceinline__ void leave() const {
+  __device__ __forceinline__ void leave() {
     __syncwarp();
     if (lane_index() == 0) mbarrier_arrive(ring_.empty + stage_);
+    go_on();
   }
 };
 

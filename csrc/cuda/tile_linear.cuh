@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kTileThreads, kTokenTiles == 1 ? 2 : 1)
   __shared__ float scratch[kTeamWarps], unscale[kTokenTiles * kTokensOfTile];
   unsigned char* const memory = dynamic_shared<unsigned char>();
   const Ring ring(memory, stages, kStageBytes<kFormat>);
-  if (threadIdx.x == 0) ring.init(kReadersOfStage);
+  if (threadIdx.x == 0) ring.init(kTeamWarps);
   __syncthreads();
   if (warp_index() == kTeamWarps) {
     RingWriter writer(ring);

@@ -12,7 +12,6 @@
 namespace adept::cuda {
 
 constexpr int kStageChunks = 4;
-constexpr int kReadersOfStage = kStageChunks;  // warps
 using Consumers = FirstThreads<kTeamThreads>;
 
 template <Format kFormat>
@@ -85,11 +84,10 @@ __device__ __forceinline__ void multiply_tiles(const Linear& linear, const Produ
   int round = 0;
   for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += static_cast<int>(gridDim.x), ++round) {
     float of_warp[kTokenTiles][4] = {};
-    for (int stage = 0; stage < stages_of_tile(chunks); ++stage, ring.go_on()) {
-      if (stage % 2 != warp / kReadersOfStage) continue;
+    for (int stage = 0; stage < stages_of_tile(chunks); ++stage) {
       const unsigned char* const from = ring.wait();
       const int chunk = stage * kStageChunks + warp % kStageChunks;
-      if (chunk < chunks)
+      if (stage % 2 == warp / kStageChunks && chunk < chunks)
         add_chunk<kFormat, kTokenTiles>(from + warp % kStageChunks * kBytes,
                                         of_lane + chunk * (kChunkCols<kFormat> / kRun), stride, tokens, of_warp);
       ring.leave();
