@@ -33,10 +33,10 @@ cudaError_t max_shared_bytes(size_t* bytes) {
 }
 
 cudaError_t shared_bytes_beside_another(size_t* bytes) {
-  constexpr int kReservedOfBlock = 1024, kStaticOfBlock = 1024;
+  constexpr size_t kReservedOfBlock = 1024;
   int value = 0;
   const cudaError_t error = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, &value);
-  *bytes = static_cast<size_t>(value / 2 - kReservedOfBlock - kStaticOfBlock);
+  *bytes = static_cast<size_t>(value) / 2 - kReservedOfBlock - kStaticSharedBytes;
   return error;
 }
 

@@ -48,6 +48,8 @@ cudaError_t allow_shared_bytes(void (*kernel)(Parameters...), size_t bytes) {
 // The maximum of dynamic shared memory of a kernel on the current device.
 cudaError_t max_shared_bytes(size_t* bytes);
 
+constexpr size_t kStaticSharedBytes = 1024;  // at most, of a kernel that fills shared memory with a ring
+
 // The maximum for two kernels on one multiprocessor at the same time.
 cudaError_t shared_bytes_beside_another(size_t* bytes);
 

@@ -33,16 +33,36 @@ struct LayerCounters {
       : grid(counters), strips(counters + 1), heads(strips + strips_of(hidden)) {}
 };
 
+// The products of a layer with matrices in tiles, in order.
+constexpr int kQkv = 0, kDense = 1, kUp = 2, kProducts = 3;
+
 // The operands of layer `index`, whose input is `x`.
 class LayerOperands {
  public:
   __host__ __device__ LayerOperands(const DecodeLayers& op, const LayerBuffers& buffers, int index)
       : op_(op), at_(op.layers[index]), buffers_(buffers), index_(index), x_(index == 0 ? op.x : op.out) {}
 
-  __host__ __device__ Linear qkv() const {
-    const Norm norm = {at_.input_gamma, at_.input_beta, op_.eps};
-    return {x_,        op_.tokens, norm,  matrix(at_.w_qkv, at_.qkv_scales, 3 * op_.hidden),
-            at_.b_qkv, nullptr,    false, buffers_.qkv};
+  __host__ __device__ __forceinline__ Linear product(int which) const {
+    if (which == kQkv)
+      return {x_,
+              op_.tokens,
+              norm(at_.input_gamma, at_.input_beta),
+              matrix(at_.w_qkv, at_.qkv_scales, 3 * op_.hidden),
+              at_.b_qkv,
+              nullptr,
+              false,
+              buffers_.qkv};
+    if (which == kDense)
+      return {buffers_.attended, op_.tokens, {},    matrix(at_.w_dense, at_.dense_scales, op_.hidden),
+              at_.b_dense,       x_,         false, buffers_.y};
+    return {buffers_.y,
+            op_.tokens,
+            norm(at_.mlp_gamma, at_.mlp_beta),
+            matrix(at_.w_up, at_.up_scales, op_.intermediate),
+            at_.b_up,
+            nullptr,
+            true,
+            buffers_.activations};
   }
 
   __host__ __device__ AppendAttention attention() const {
@@ -66,23 +86,14 @@ class LayerOperands {
     return {append, attention, LayerCounters(op_.counters, op_.hidden).heads};
   }
 
-  __host__ __device__ Linear dense() const {
-    return {buffers_.attended, op_.tokens, {},    matrix(at_.w_dense, at_.dense_scales, op_.hidden),
-            at_.b_dense,       x_,         false, buffers_.y};
-  }
-
-  __host__ __device__ Linear up() const {
-    const Norm norm = {at_.mlp_gamma, at_.mlp_beta, op_.eps};
-    return {buffers_.y, op_.tokens, norm, matrix(at_.w_up, at_.up_scales, op_.intermediate),
-            at_.b_up,   nullptr,    true, buffers_.activations};
-  }
-
   __host__ __device__ SparseDownProj down() const {
     return {buffers_.activations, op_.tokens,        matrix(at_.w_down, at_.down_scales, op_.intermediate), buffers_.y,
             at_.b_down,           op_.neuron_counts, op_.neuron_counts == nullptr ? nullptr : op_.slots,    op_.out};
   }
 
  private:
+  __host__ __device__ Norm norm(const float* gamma, const float* beta) const { return {gamma, beta, op_.eps}; }
+
   __host__ __device__ Matrix matrix(const void* values, const void* scales, int64_t rows) const {
     return {op_.format, values, scales, rows, op_.hidden, true};
   }
@@ -97,20 +108,20 @@ class LayerOperands {
 // Shared memory beside rings and slots, of which each operator has all.
 template <Format kFormat, int kTokens>
 struct WorkBytes {
-  static constexpr int kTokenTiles = kTokens > kTokensOfTile ? 2 : 1;
   static constexpr int kDown =
       kTeamWarps * static_cast<int>(sizeof(DownProjShared<kFormat, kTokens>)) + static_cast<int>(sizeof(HandedShares));
 
   static __host__ __device__ int product(int64_t tokens, int64_t cols) {
-    return static_cast<int>(tokens) * row_runs<kFormat>(cols) * 16 + sums_of_team(kTokenTiles) * 4;
+    return static_cast<int>(tokens) * row_runs<kFormat>(cols) * 16 + sums_of_team(1) * 4;
   }
   static __host__ __device__ int attention(int64_t tokens, int64_t head_dim) {
     return static_cast<int>(sizeof(attention::AppendShared) + tokens * 2 * head_dim * 2);
   }
 };
 
-// Prepares the inputs of a product in `work` and multiplies the block's tiles. `scratch`: [kTeamWarps] floats.
-template <Format kFormat, int kTokenTiles>
+// Prepares the inputs of a product of up to 8 tokens in `work` and multiplies the block's tiles. `scratch`:
+// [kTeamWarps].
+template <Format kFormat>
 __device__ __forceinline__ void run_linear(const Linear& linear, unsigned char* work, float* scratch, float* unscale,
                                            RingReader& ring) {
   constexpr int kHeldRuns = 2;  // of a token in a thread's registers: up to 4096 inputs are read once
@@ -123,8 +134,7 @@ __device__ __forceinline__ void run_linear(const Linear& linear, unsigned char* 
     if (threadIdx.x == 0) unscale[token] = inverse;
   }
   Consumers::sync();
-  multiply_tiles<kFormat, kTokenTiles>(linear, {inputs, unscale, reinterpret_cast<float*>(inputs + tokens * stride)},
-                                       ring);
+  multiply_tiles<kFormat, 1>(linear, {inputs, unscale, reinterpret_cast<float*>(inputs + tokens * stride)}, ring);
 }
 
 // The block's units of the down-projection; the last block of a strip adds its shares.

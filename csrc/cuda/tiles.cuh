@@ -31,6 +31,7 @@ __device__ __forceinline__ void write_tiles(const Matrix& w, RingWriter& ring) {
   const auto* values = static_cast<const unsigned char*>(w.values);
   for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += static_cast<int>(gridDim.x)) {
     const unsigned char* const from = values + int64_t{tile} * chunks * kBytes;
+#pragma unroll 1
     for (int chunk = 0; chunk < chunks; chunk += kStageChunks)
       ring.write(from + chunk * kBytes, static_cast<uint32_t>(min(kStageChunks, chunks - chunk) * kBytes));
   }
