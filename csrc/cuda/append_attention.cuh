@@ -21,7 +21,7 @@ struct AppendAttention {
 namespace attention {
 
 // Shared memory; the new rows, [tokens, k/v, head_dim] of Element, are behind it.
-struct AppendShared {
+struct alignas(16) AppendShared {
   MergeShared merge;
   float highest[kMaxGroups], totals[kMaxGroups];
   float sums[kThreads * 8];  // of 32 groups with 64 dimensions, 16 with 128 or 8 with 256

@@ -191,6 +191,7 @@ int64_t decode_counters(int64_t tokens, int64_t hidden, int64_t heads) {
 }
 
 const char* refuses_one_kernel(const DecodeLayers& op) {
+  if (!is_9_or_newer()) return "a GPU of compute capability below 9.0";
   if (op.tokens > kMaxTokensOfOneKernel) return "more than 8 tokens";
   if (op.cache.head_dim > 64) return "heads of more than 64 dimensions";
   return nullptr;

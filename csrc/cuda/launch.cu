@@ -19,10 +19,14 @@ bool is_switched_off() {
 
 }  // namespace
 
+bool is_9_or_newer() {
+  int major = 0;
+  return attribute(cudaDevAttrComputeCapabilityMajor, &major) == cudaSuccess && major >= 9;
+}
+
 bool overlaps_launches() {
   static const bool switched_off = is_switched_off();
-  int major = 0;
-  return !switched_off && attribute(cudaDevAttrComputeCapabilityMajor, &major) == cudaSuccess && major >= 9;
+  return !switched_off && is_9_or_newer();
 }
 
 cudaError_t max_shared_bytes(size_t* bytes) {

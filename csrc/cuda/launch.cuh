@@ -20,6 +20,9 @@ inline bool fits_grid(int64_t x, int64_t y = 1, int64_t z = 1) {
   return x <= kMaxX && y <= kMaxOthers && z <= kMaxOthers;
 }
 
+// Whether the current device is of capability 9.0 or newer.
+bool is_9_or_newer();
+
 // Whether programmatic dependent launch is used: on devices of capability 9.0 on, unless ADEPT_FAST_OVERLAP is 0.
 bool overlaps_launches();
 

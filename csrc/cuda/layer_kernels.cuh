@@ -111,6 +111,7 @@ __global__ void __launch_bounds__(kLayerThreads, 1)
     decode_all(const __grid_constant__ DecodeLayers op, const __grid_constant__ LayerBuffers buffers, int part_neurons,
                const LayerShared layout) {
   static_assert(kTokens <= kTokensOfTile);
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // older devices never run it
   __shared__ float scratch[kTeamWarps], unscale[kTokensOfTile];
   __shared__ uint64_t seen;
   unsigned char* const memory = dynamic_shared<unsigned char>();
@@ -153,6 +154,7 @@ __global__ void __launch_bounds__(kLayerThreads, 1)
       if (i + 1 < kProducts * op.layer_count) grid.sync<Consumers>();
     }
   }
+#endif
 }
 
 }  // namespace adept::cuda
