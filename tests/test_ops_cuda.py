@@ -276,15 +276,29 @@ def test_a_model_says_what_the_reference_says(
 
 
 @pytest.mark.parametrize(
-    ("fmt", "cache_dtype"), [("float16", torch.float16), ("fp8", torch.bfloat16), ("int4", torch.float32)]
+    ("fmt", "cache_dtype", "layout"),
+    [
+        ("float16", torch.float16, "row_major"),
+        ("fp8", torch.bfloat16, "row_major"),
+        ("int4", torch.float32, "row_major"),
+        ("bfloat16", torch.float16, "tiles"),
+        ("int4", torch.float16, "tiles"),
+    ],
 )
 def test_chunks_of_a_prompt_and_company_change_no_bit(
-    emulated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fmt: str, cache_dtype: torch.dtype
+    emulated: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fmt: str,
+    cache_dtype: torch.dtype,
+    layout: str,
 ) -> None:
-    monkeypatch.setattr(weights_module, "layout_of", lambda *_: GpuMatrix)
+    if layout == "row_major":
+        monkeypatch.setattr(weights_module, "layout_of", lambda *_: GpuMatrix)
     config = small_config(hidden_size=64, num_attention_heads=1)
     checkpoint = checkpoint_of(tmp_path, config, torch.float16)
-    weights = load_weights(checkpoint, dtype=torch.float16, device=CPU, weights=PACKED.get(fmt))
+    dtype = FLOATS.get(fmt, torch.float16)
+    weights = load_weights(checkpoint, dtype=dtype, device=CPU, weights=PACKED.get(fmt), layout=layout)
     model = Persimmon(config, weights, max_seq_len=96, vocab_size=VOCABULARY)
     ids = [at * 37 % VOCABULARY for at in range(90)]
 

@@ -217,7 +217,7 @@ def test_a_nan_in_tiles_is_found(transposed: bool, monkeypatch: pytest.MonkeyPat
 
 @every_case
 def test_a_block_at_a_time_is_held_beside_the_result(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounding, "_BLOCK_ELEMENTS", {"cpu": 1 << 12})
+    monkeypatch.setattr(rounding, "_BLOCK_ELEMENTS", {"cpu": 1 << 14})
     floats = gaussian(512, 768).half()
     floats = floats.t().contiguous().t() if case.transposed else floats  # as a file has it
     with torch.profiler.profile(
