@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,8 +112,18 @@ def in_strips(rows: np.ndarray, scales: np.ndarray | None, group: int) -> np.nda
 
 @every_case
 @every_shape
-def test_everything_lies_where_the_header_says(case: Case, shape: tuple[int, int]) -> None:
-    """The padding too, which is zeros."""
+def test_everything_lies_where_the_header_says(
+    case: Case, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The padding too, which is zeros, whatever the memory held before."""
+    empty = torch.empty
+
+    def used(*size: Any, **settings: Any) -> Tensor:
+        tensor = empty(*size, **settings)
+        tensor.view(torch.uint8).fill_(0xA5)
+        return tensor
+
+    monkeypatch.setattr(torch, "empty", used)
     floats = gaussian(*shape)
     matrix = case.pack(floats)
     values, scales = parts_of(matrix)
