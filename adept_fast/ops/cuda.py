@@ -72,13 +72,23 @@ def refuses_matrices(x: Tensor, *matrices: Matrix) -> str | None:
         return "one matrix is in tiles and another is not, and the kernels take both in one layout"
     for w in matrices:
         if isinstance(w, Tensor):
-            if w.dtype not in _HALVES:
-                return f"the kernels take float16 and bfloat16, not {w.dtype}"
+            if (refusal := refuses_floats(w.dtype)) is not None:
+                return refusal
         elif not isinstance(w, GpuMatrix) and not is_in_tiles(w):
             return f"the kernels do not read {w.spec.format.name} in the layout {w.layout}"
-        if w.shape[1] % VECTOR:
-            return f"the kernels take a hidden_size in multiples of {VECTOR}, not {w.shape[1]}"
+        if (refusal := refuses_hidden_size(w.shape[1])) is not None:
+            return refusal
     return None
+
+
+def refuses_floats(dtype: torch.dtype) -> str | None:
+    """The reason that the kernels do not multiply by matrices of this dtype; None if they do."""
+    return None if dtype in _HALVES else f"the kernels take float16 and bfloat16, not {dtype}"
+
+
+def refuses_hidden_size(size: int) -> str | None:
+    """The reason that the kernels do not multiply by rows of this size; None if they do."""
+    return f"the kernels take a hidden_size in multiples of {VECTOR}, not {size}" if size % VECTOR else None
 
 
 def refuses_cache(x: Tensor, cache_layer: Tensor) -> str | None:

@@ -64,7 +64,7 @@ class GpuTiles(QuantizedMatrix):
         spec = replace(self.spec, shape=(count, self.shape[1]))
         values, *apart = self.tensors
         scales = [one if spec.transposed else one[:count] for one in apart]
-        return self.of(spec, tile_order.first_rows(values, count, spec), *scales)
+        return self.of(spec, tile_order.with_rows(values, spec, 0, count), *scales)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class GpuFloatTiles(LayoutMatrix):
     def rows(self, count: int) -> GpuFloatTiles:
         """Of strips, a view that is not contiguous."""
         spec = replace(self.spec, shape=(min(count, self.shape[0]), self.shape[1]))
-        return self.of(spec, tile_order.first_rows(self.values, spec.shape[0], spec))
+        return self.of(spec, tile_order.with_rows(self.values, spec, 0, spec.shape[0]))
 
     def dequantize(self, start: int = 0, stop: int | None = None) -> Tensor:
         return self.unscaled(start, stop, torch.float32)

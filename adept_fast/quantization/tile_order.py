@@ -33,9 +33,9 @@ def stored_shape(spec: MatrixSpec) -> tuple[int, int, int]:
     return (parts, rows, size) if spec.transposed else (-(-rows // TILE_ROWS), parts, size)
 
 
-def first_rows(stored: Tensor, count: int, spec: MatrixSpec) -> Tensor:
-    """A view of the first rows: of whole tiles, or of all strips."""
-    return stored[:, :count] if spec.transposed else stored[: -(-count // TILE_ROWS)]
+def with_rows(stored: Tensor, spec: MatrixSpec, start: int, stop: int) -> Tensor:
+    """The part that has rows ``start`` to ``stop``, as a view: whole tiles, or their part of all strips."""
+    return stored[:, start:stop] if spec.transposed else stored[start // TILE_ROWS : -(-stop // TILE_ROWS)]
 
 
 def group_scales(stored: Tensor, spec: MatrixSpec) -> Tensor:
@@ -52,7 +52,7 @@ def put_rows(
         rows: [count, elements], two weights of 4 bits in each.
         scales: of 4 bits: float16 [count, groups].
     """
-    part = _with_rows(stored, spec, start, start + len(rows))
+    part = with_rows(stored, spec, start, start + len(rows))
     _fill(_values_by_row(part, spec), rows.contiguous().view(torch.uint8), spec)
     if scales is not None:
         _fill(_scales_by_row(part, spec), scales, spec)
@@ -60,13 +60,13 @@ def put_rows(
 
 def get_rows(stored: Tensor, spec: MatrixSpec, start: int, stop: int) -> Tensor:
     """Rows ``start`` to ``stop`` in plain order, padded columns included, in the stored dtype."""
-    part = _with_rows(stored, spec, start, stop)
+    part = with_rows(stored, spec, start, stop)
     return _read(_values_by_row(part, spec), spec, start, stop).view(stored.dtype)
 
 
 def get_scales(stored: Tensor, spec: MatrixSpec, start: int, stop: int) -> Tensor:
     """The scales of rows ``start`` to ``stop`` of 4 bits: float16 [stop - start, padded groups]."""
-    return _read(_scales_by_row(_with_rows(stored, spec, start, stop), spec), spec, start, stop)
+    return _read(_scales_by_row(with_rows(stored, spec, start, stop), spec), spec, start, stop)
 
 
 def _value_bytes(spec: MatrixSpec) -> int:
@@ -80,11 +80,6 @@ def _scale_bytes(spec: MatrixSpec) -> int:
         return 0
     groups = columns_of_a_part(spec) // spec.format.group_size
     return torch.float16.itemsize * groups * (1 if spec.transposed else TILE_ROWS)
-
-
-def _with_rows(stored: Tensor, spec: MatrixSpec, start: int, stop: int) -> Tensor:
-    """The stored part that has these rows, as a view: whole tiles, or all strips."""
-    return stored[:, start:stop] if spec.transposed else stored[start // TILE_ROWS : -(-stop // TILE_ROWS)]
 
 
 def _values_by_row(part: Tensor, spec: MatrixSpec) -> Tensor:
