@@ -66,42 +66,71 @@ struct Settings {
   __device__ bool counts() const { return frequency != 0 || presence != 0; }
 };
 
-// The logits of a row.
-struct Logits {
-  const float* at;
+// Some logits as the model gave them, -inf for ids from the vocabulary's end on. All loads are under way at once.
+template <int kCount>
+__device__ __forceinline__ void load_logits(const Sample& sample, int64_t token, const int (&ids)[kCount],
+                                            float (&z)[kCount]) {
+  const float* const logits = sample.logits + token * sample.vocab;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) z[i] = ids[i] < sample.vocab ? logits[ids[i]] : -INFINITY;
+}
+
+// What bias, penalties and temperature make of a row's logits.
+struct Adjustment {
   const float* bias;      // null if there is none
   const bool* seen;       // null if there is no repetition penalty
   const int32_t* counts;  // null if there is neither of the other penalties
-  int64_t vocab;
+  int vocab;
   float penalty;
   float frequency;
   float presence;
   float temperature;
 
-  __device__ Logits(const Sample& sample, int64_t token, const Settings& settings)
-      : at(sample.logits + token * sample.vocab),
-        bias(settings.is_biased ? sample.logit_bias + settings.slot * sample.vocab : nullptr),
+  __device__ Adjustment(const Sample& sample, const Settings& settings)
+      : bias(settings.is_biased ? sample.logit_bias + settings.slot * sample.vocab : nullptr),
         seen(settings.penalty == 1 ? nullptr : sample.seen + settings.slot * sample.vocab),
         counts(settings.counts() ? sample.counts + settings.slot * sample.vocab : nullptr),
-        vocab(sample.vocab),
+        vocab(static_cast<int>(sample.vocab)),
         penalty(settings.penalty),
         frequency(settings.frequency),
         presence(settings.presence),
         temperature(settings.temperature) {}
 
-  __device__ bool are_adjusted() const { return bias != nullptr || seen != nullptr || counts != nullptr; }
-
-  // With the bias and the penalties. Each operation rounds, as in the definition: none are fused.
-  __device__ float adjusted(int64_t id, float z) const {
-    if (bias != nullptr) z = __fadd_rn(z, bias[id]);
-    if (seen != nullptr && seen[id]) z = z > 0 ? z / penalty : __fmul_rn(z, penalty);
-    if (counts == nullptr) return z;
-    const int32_t count = counts[id];
-    z = __fsub_rn(z, __fmul_rn(frequency, static_cast<float>(count)));
-    return count > 0 ? __fsub_rn(z, presence) : z;
+  // By the bias and the penalties, all loads of a kind at once. Each operation rounds, as in the definition: none are
+  // fused.
+  template <int kCount>
+  __device__ __forceinline__ void adjust(const int (&ids)[kCount], float (&z)[kCount]) const {
+    if (bias != nullptr) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) z[i] = ids[i] < vocab ? __fadd_rn(z[i], bias[ids[i]]) : z[i];
+    }
+    if (seen != nullptr) {
+      bool is_seen[kCount];
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) is_seen[i] = ids[i] < vocab && seen[ids[i]];
+#pragma unroll
+      for (int i = 0; i < kCount; ++i)
+        if (is_seen[i]) z[i] = z[i] > 0 ? z[i] / penalty : __fmul_rn(z[i], penalty);
+    }
+    if (counts != nullptr) {
+      int32_t count[kCount];
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) count[i] = ids[i] < vocab ? counts[ids[i]] : 0;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        z[i] = __fsub_rn(z[i], __fmul_rn(frequency, static_cast<float>(count[i])));
+        if (count[i] > 0) z[i] = __fsub_rn(z[i], presence);
+      }
+    }
   }
 
-  __device__ float scaled(int64_t id) const { return adjusted(id, at[id]) / temperature; }
+  // The same, over the temperature.
+  template <int kCount>
+  __device__ __forceinline__ void scale(const int (&ids)[kCount], float (&z)[kCount]) const {
+    adjust(ids, z);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) z[i] = ids[i] < vocab ? z[i] / temperature : -INFINITY;
+  }
 };
 
 // The extremes of some logits, and after merging of all.
@@ -129,18 +158,21 @@ struct Extremes {
     found |= other.found;
   }
 
+  // Those of all lanes of a warp. Of 64 bits at once, this would be a chain of twenty shuffles.
+  __device__ Extremes of_warp() const {
+    const auto key = static_cast<uint32_t>(best >> 32);
+    const uint32_t best_key = __reduce_max_sync(kWholeWarp, key);
+    const uint32_t id = __reduce_max_sync(kWholeWarp, key == best_key ? static_cast<uint32_t>(best) : 0);
+    return {Uint64{best_key} << 32 | id, __reduce_min_sync(kWholeWarp, lowest), __reduce_or_sync(kWholeWarp, found)};
+  }
+
   // Merges those of all threads; every thread gets the result. A kernel may call it only once.
   __device__ Extremes of_block() const {
-    __shared__ Extremes of_warp[kWarps];
-    Extremes all = *this;
-#pragma unroll
-    for (int distance = kWarpSize / 2; distance > 0; distance /= 2)
-      all.add({__shfl_xor_sync(kWholeWarp, all.best, distance), __shfl_xor_sync(kWholeWarp, all.lowest, distance),
-               __shfl_xor_sync(kWholeWarp, all.found, distance)});
-    if (threadIdx.x % kWarpSize == 0) of_warp[threadIdx.x / kWarpSize] = all;
+    __shared__ Extremes of_warps[kWarps];
+    const Extremes mine = of_warp();
+    if (threadIdx.x % kWarpSize == 0) of_warps[threadIdx.x / kWarpSize] = mine;
     __syncthreads();
-    for (int warp = 0; warp < kWarps; ++warp) all.add(of_warp[warp]);
-    return all;
+    return of_warps[threadIdx.x % kWarps].of_warp();
   }
 };
 
@@ -151,6 +183,7 @@ struct Row {
   int64_t likeliest;
   float highest;        // logit over temperature
   float bins_per_unit;  // bins divide the range of at most kDepth below the highest
+  float least;          // below the highest, what min-p leaves: the logarithm of min-p
 
   __device__ Row(const Extremes& extremes, const Settings& settings)
       : is_valid(settings.exists && extremes.found == Extremes::kPossible),
@@ -160,13 +193,16 @@ struct Row {
     is_drawn = is_valid && settings.draws() && std::isfinite(highest);
     const float range = fminf(kDepth, highest - value_of(extremes.lowest) / settings.temperature);
     bins_per_unit = range > 1e-30f ? kBins / range : 0;
+    least = settings.min_p <= 0 ? -INFINITY : logf(settings.min_p);
   }
 
-  __device__ float share(float z) const { return expf(z - highest); }  // relative to the largest probability
   __device__ Uint64 mass(float z) const {
-    const float units = share(z) * kMassOfOne;
+    const float units = expf(z - highest) * kMassOfOne;
     return units > 0 ? static_cast<Uint64>(llrintf(units)) : 0;
   }
+
+  // Whether min-p leaves it: if so, it leaves all larger logits too, however expf rounds.
+  __device__ bool passes(float z) const { return z - highest >= least; }
 
   // For logits whose mass is not 0. Larger logits are in smaller bins.
   __device__ int bin(float z) const {
