@@ -50,9 +50,9 @@ __global__ void __launch_bounds__(kThreads) find_extremes(const Sample sample, c
   float z[kEach];
   take_ids(blockIdx.x, ids);
   load_logits(sample, token, ids, z);  // on their way while the settings are
-  const Settings settings(sample, token);
+  const Settings settings = Settings::of(sample, token);
   if (!settings.exists) return;
-  const Adjustment adjustment(sample, settings);
+  const Adjustment adjustment{sample, settings};
   Extremes mine = Extremes::none();
 #pragma unroll
   for (int i = 0; i < kEach; ++i) mine.look_at(z[i]);
@@ -61,11 +61,11 @@ __global__ void __launch_bounds__(kThreads) find_extremes(const Sample sample, c
   for (int i = 0; i < kEach; ++i)
     if (ids[i] < sample.vocab) mine.add(ids[i], z[i]);
   const Extremes all = mine.of_block();
-  const Lists lists = workspace.of(token);
-  if (threadIdx.x == 0) lists.extremes[blockIdx.x] = all;
+  const Lists lists(workspace, token, gridDim.x);
+  if (threadIdx.x == 0) lists.extremes()[blockIdx.x] = all;
   if (blockIdx.x > 0) return;
-  if (threadIdx.x == 0) *lists.arrivals = 0;
-  if (threadIdx.x < kGroups) lists.group_masses[threadIdx.x] = lists.group_counts[threadIdx.x] = 0;
+  if (threadIdx.x == 0) *lists.arrivals() = 0;
+  if (threadIdx.x < kGroups) lists.group_masses()[threadIdx.x] = lists.group_counts()[threadIdx.x] = 0;
 }
 
 __device__ Uint64 mass_that_passes(const Row& row, const float (&z)[kEach]) {
@@ -80,13 +80,15 @@ __device__ Uint64 fill_bins(const Row& row, const float (&z)[kEach], const Lists
                             uint16_t (&sorted)[kTile]) {
   constexpr unsigned kNone = ~0u;
   unsigned places[kEach];  // in the upper half a bin, in the lower one how many are there before
+  Uint64 masses[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) masses[i] = row.mass(z[i]);  // all chains of instructions side by side
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    const Uint64 mass = row.mass(z[i]);
     places[i] = kNone;
-    if (mass == 0) continue;
+    if (masses[i] == 0) continue;
     const int bin = row.bin(z[i]);
-    places[i] = static_cast<unsigned>(bin) << 16 | bins.add(bin, mass);
+    places[i] = static_cast<unsigned>(bin) << 16 | bins.add(bin, masses[i]);
   }
   __syncthreads();
   const Uint64 sums = bins.store(lists, blockIdx.x);
@@ -98,7 +100,7 @@ __device__ Uint64 fill_bins(const Row& row, const float (&z)[kEach], const Lists
   __syncthreads();
   // 16 bytes of each thread.
   if (threadIdx.x * kEach < count_in(sums))
-    reinterpret_cast<uint4*>(lists.sorted + int64_t{blockIdx.x} * kTile)[threadIdx.x] =
+    reinterpret_cast<uint4*>(lists.sorted(blockIdx.x))[threadIdx.x] =
         reinterpret_cast<const uint4*>(sorted)[threadIdx.x];
   return row.least == -INFINITY ? mass_in(sums) : mass_that_passes(row, z);
 }
@@ -144,7 +146,7 @@ __device__ void add_candidates(const Row& row, const End& end, const Candidates&
 }
 
 // The tile in which a random share of the kept mass ends; `drawn` is shared memory.
-__device__ void find_tile(const Row& row, const End& end, Uint64 kept, const Gains& gains, Uint64 seed, Uint64 position,
+__device__ void find_tile(const Row& row, const End& end, Uint64 kept, const Gains& gains, Uint64 random,
                           Drawn* drawn) {
   const int tile = threadIdx.x;
   const Uint64 ties = gains.ties[tile], ties_before = block_prefix(ties).before;
@@ -153,19 +155,19 @@ __device__ void find_tile(const Row& row, const End& end, Uint64 kept, const Gai
   const Uint64 of_a_tie = ties > 0 && row.passes(z) ? row.mass(z) : 0;
   const Uint64 mass = kept + Halves::sum(gains.low[tile], gains.high[tile]) + min(ties, left) * of_a_tie;
   const Prefix prefix = block_prefix(mass);
-  const Uint64 at = random_share(seed, position, prefix.total);
+  const Uint64 at = __umul64hi(random, prefix.total);
   if (prefix.before <= at && at < prefix.before + mass) *drawn = {tile, at - prefix.before, ties_before};
   __syncthreads();
 }
 
 // The id in that tile: each thread takes neighbouring ids.
-__device__ void find_id(const Sample& sample, const Settings& settings, const Adjustment& adjustment, const Row& row,
-                        const End& end, const Drawn& drawn, int64_t token) {
+__device__ void find_id(const Adjustment& adjustment, const Row& row, const End& end, const Drawn& drawn,
+                        int64_t token) {
   int ids[kEach];
   float z[kEach];
 #pragma unroll
   for (int i = 0; i < kEach; ++i) ids[i] = drawn.tile * kTile + threadIdx.x * kEach + i;
-  load_logits(sample, token, ids, z);
+  load_logits(adjustment.sample, token, ids, z);
   adjustment.scale(ids, z);
   unsigned ties = 0;
 #pragma unroll
@@ -174,17 +176,18 @@ __device__ void find_id(const Sample& sample, const Settings& settings, const Ad
   Uint64 masses[kEach];
   Uint64 mass = 0;
 #pragma unroll
+  for (int i = 0; i < kEach; ++i) masses[i] = row.mass(z[i]);
+#pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const uint32_t key = key_of(z[i]);
-    const bool is_kept = end.keeps(key, ties_before) && row.passes(z[i]);
+    mass += masses[i] = end.keeps(key, ties_before) && row.passes(z[i]) ? masses[i] : 0;
     ties_before += key == end.key;
-    mass += masses[i] = is_kept ? row.mass(z[i]) : 0;
   }
   Uint64 before = block_prefix(mass).before;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const Uint64 after = before + masses[i];
-    if (before <= drawn.past && drawn.past < after) choose(sample, settings, token, ids[i]);
+    if (before <= drawn.past && drawn.past < after) choose(adjustment.sample, adjustment.settings, token, ids[i]);
     before = after;
   }
 }
@@ -196,24 +199,34 @@ struct Shared {
     Candidates::Shared candidates;
   };
   Histogram::Parts parts[2];
+  Settings settings;
+  Row row;
+  Ends ends;
+  Uint64 random;
+  Uint64 kept[kThreads];
   Gains gains;
   Drawn drawn;
 };
 
-// What the last block of a row does.
-__device__ void draw_one(const Sample& sample, const Settings& settings, const Adjustment& adjustment, const Row& row,
-                         int64_t token, const Lists& lists, Shared& shared) {
+// What the last block of a row does. What is needed again only later waits in shared memory.
+__device__ void draw_one(const Sample& sample, int64_t token, const Lists& lists, Shared& shared) {
+  const Settings& settings = shared.settings;
+  const Row& row = shared.row;
   const int tiles = gridDim.x;
+  const Adjustment adjustment{sample, settings};
   const Uint64 seed = sample.seed[settings.slot], position = sample.positions[token];
-  Uint64 kept = threadIdx.x < tiles ? __ldcg(lists.passing + threadIdx.x) : 0;
-  Ends ends;
-  if (settings.limits()) ends = Histogram(lists, tiles, shared.parts).ends(settings);
-  const Candidates candidates(sample, adjustment, token, lists, tiles, ends, shared.candidates, &kept);
-  const End end = ends.last < 0 ? End{} : find_end(settings, row, ends, candidates, shared.bins);
+  shared.kept[threadIdx.x] = threadIdx.x < tiles ? __ldcg(lists.passing() + threadIdx.x) : 0;
+  const Ends ends = settings.limits() ? Histogram(lists, tiles, shared.parts).ends(settings) : Ends::none();
+  if (threadIdx.x == 0) {
+    shared.ends = ends;
+    shared.random = random_bits(seed, position);
+    shared.drawn.tile = -1;
+  }
+  const Candidates candidates(adjustment, token, lists, tiles, ends, shared.candidates, &shared.kept[threadIdx.x]);
+  const End end = shared.ends.last < 0 ? End{} : find_end(settings, row, shared.ends, candidates, shared.bins);
   add_candidates(row, end, candidates, shared.gains);
-  if (threadIdx.x == 0) shared.drawn.tile = -1;
-  find_tile(row, end, kept, shared.gains, seed, position, &shared.drawn);
-  if (shared.drawn.tile >= 0) return find_id(sample, settings, adjustment, row, end, shared.drawn, token);
+  find_tile(row, end, shared.kept[threadIdx.x], shared.gains, shared.random, &shared.drawn);
+  if (shared.drawn.tile >= 0) return find_id(adjustment, row, end, shared.drawn, token);
   // Settings that are out of range have left nothing.
   if (threadIdx.x == 0) choose(sample, settings, token, row.likeliest);
 }
@@ -224,10 +237,10 @@ __global__ void __launch_bounds__(kThreads, 3) draw(const Sample sample, const W
   shared.bins.clear();
   pdl_wait();
   const int64_t token = blockIdx.y;
-  const Lists lists = workspace.of(token);
+  const Lists lists(workspace, token, gridDim.x);
   const bool has_extremes = threadIdx.x < gridDim.x;
-  const Extremes of_tile = has_extremes ? lists.extremes[threadIdx.x] : Extremes::none();
-  const Settings settings(sample, token);
+  const Extremes of_tile = has_extremes ? lists.extremes()[threadIdx.x] : Extremes::none();
+  const Settings settings = Settings::of(sample, token);
   if (!settings.exists) {
     if (blockIdx.x == 0 && threadIdx.x == 0) sample.ids[token] = kInvalid;
     return;
@@ -237,18 +250,22 @@ __global__ void __launch_bounds__(kThreads, 3) draw(const Sample sample, const W
   float z[kEach];
   take_ids(blockIdx.x, ids);
   load_logits(sample, token, ids, z);
-  const Row row(of_tile.of_block(), settings);
+  const Row row = Row::of(of_tile.of_block(), settings);
   if (!row.is_drawn) {
     const int64_t id = row.is_valid ? row.likeliest : kInvalid;
     if (blockIdx.x == 0 && threadIdx.x == 0) choose(sample, settings, token, id);
     return;
   }
-  const Adjustment adjustment(sample, settings);
+  const Adjustment adjustment{sample, settings};
   adjustment.scale(ids, z);
   const Uint64 passing =
       settings.limits() ? fill_bins(row, z, lists, shared.bins, shared.sorted) : mass_that_passes(row, z);
-  if (threadIdx.x == 0) lists.passing[blockIdx.x] = passing;
-  if (is_last(lists.arrivals)) draw_one(sample, settings, adjustment, row, token, lists, shared);
+  if (threadIdx.x == 0) lists.passing()[blockIdx.x] = passing;
+  if (threadIdx.x == 0) {
+    shared.settings = settings;
+    shared.row = row;
+  }
+  if (is_last(lists.arrivals())) draw_one(sample, token, lists, shared);
 }
 
 }  // namespace
@@ -262,7 +279,7 @@ cudaError_t sample(const Sample& sample, void* memory, cudaStream_t stream) {
   if (sample.vocab < 1 || sample.vocab > kMaxVocab) return cudaErrorInvalidValue;
   const int64_t tiles = blocks_of(sample.vocab, kTile);
   if (!fits_grid(tiles, sample.tokens)) return cudaErrorInvalidValue;
-  const Workspace workspace(tiles, memory);
+  const Workspace workspace{static_cast<char*>(memory), sample_lists_bytes(1, sample.vocab)};
   const Shape shape{dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(sample.tokens)), dim3(kThreads)};
   for (const auto kernel : {find_extremes, draw})
     if (const cudaError_t error = launch(stream, shape, kernel, sample, workspace)) return error;

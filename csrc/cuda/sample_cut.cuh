@@ -20,13 +20,15 @@ __device__ __forceinline__ Uint64 mass_goal(float top_p, Uint64 whole) {
 // The bins in which the limits end. Tokens in bins before `first` (those of the largest logits) are kept; those in bins
 // `first` to `last` and in count_bin are candidates.
 struct Ends {
-  int first = kBins;
-  int last = -1;
-  Uint64 mass_before = 0;  // of the bins before `first`
-  int count_bin = -1;      // where top-k ends, if it leaves anything out that has a mass
-  Uint64 count_before_it = 0;
-  Uint64 mass_before_it = 0;
-  Uint64 total = 0;  // mass of all bins
+  int first;
+  int last;
+  Uint64 mass_before;  // of the bins before `first`
+  int count_bin;       // where top-k ends, if it leaves anything out that has a mass
+  unsigned count_before_it;
+  Uint64 mass_before_it;
+  Uint64 total;  // mass of all bins
+
+  __device__ static Ends none() { return {kBins, -1, 0, -1, 0, 0, 0}; }
 };
 
 // Finds bins in the sums of a row. A lane holds two of the groups; every warp does the same.
@@ -41,8 +43,8 @@ class Histogram {
   // `parts` are shared memory, for two calls of find() in turn.
   __device__ Histogram(const Lists& lists, int tiles, Parts (&parts)[2]) : lists_(lists), tiles_(tiles), parts_(parts) {
     const int lane = threadIdx.x % kWarpSize;
-    const ulonglong2 mass = __ldcg(reinterpret_cast<const ulonglong2*>(lists.group_masses) + lane);
-    const uint2 count = __ldcg(reinterpret_cast<const uint2*>(lists.group_counts) + lane);
+    const ulonglong2 mass = __ldcg(reinterpret_cast<const ulonglong2*>(lists.group_masses()) + lane);
+    const uint2 count = __ldcg(reinterpret_cast<const uint2*>(lists.group_counts()) + lane);
     masses_[1] = warp_prefix(Uint64{mass.x + mass.y});
     masses_[0] = masses_[1] - mass.y;
     counts_[1] = warp_prefix(count.x + count.y);
@@ -50,7 +52,7 @@ class Histogram {
   }
 
   __device__ Ends ends(const Settings& settings) {
-    Ends ends;
+    Ends ends = Ends::none();
     ends.total = __shfl_sync(kWholeWarp, masses_[1], kWarpSize - 1);
     const unsigned count = __shfl_sync(kWholeWarp, counts_[1], kWarpSize - 1);
     Uint64 min_kept = ends.total, max_kept = ends.total;  // of what top-k keeps
@@ -94,7 +96,7 @@ class Histogram {
     const Uint64 mass_before_it = __shfl_sync(kWholeWarp, is_first ? masses_[1] : masses_[0], max(before_it, 0));
 
     const int bin = threadIdx.x % kBinsOfGroup, warp = threadIdx.x / kWarpSize;
-    const Uint64* const prefixes = lists_.prefixes + group * kBinsOfGroup + bin;
+    const Uint64* const prefixes = lists_.prefixes(0) + group * kBinsOfGroup + bin;
     Uint64 mass = 0;
     unsigned count = 0;
 #pragma unroll 8
@@ -107,8 +109,10 @@ class Histogram {
     count += __shfl_xor_sync(kWholeWarp, count, kBinsOfGroup);
     Parts& parts = parts_[turn_];
     turn_ ^= 1;  // who is slow still reads the other one
-    parts.masses[warp][bin] = mass;
-    parts.counts[warp][bin] = count;
+    if (threadIdx.x % kWarpSize < kBinsOfGroup) {
+      parts.masses[warp][bin] = mass;
+      parts.counts[warp][bin] = count;
+    }
     __syncthreads();
     mass = count = 0;
 #pragma unroll
@@ -158,13 +162,13 @@ class Candidates {
   };
 
   // Each thread looks at one tile; `kept` becomes the mass that it certainly keeps.
-  __device__ Candidates(const Sample& sample, const Adjustment& adjustment, int64_t token, const Lists& lists,
-                        int tiles, const Ends& ends, Shared& shared, Uint64* kept)
-      : sample_(sample), adjustment_(adjustment), token_(token), lists_(lists), tiles_(tiles), shared_(shared) {
+  __device__ Candidates(const Adjustment& adjustment, int64_t token, const Lists& lists, int tiles, const Ends& ends,
+                        Shared& shared, Uint64* kept)
+      : adjustment_(adjustment), token_(token), lists_(lists), tiles_(tiles), shared_(shared) {
     const int tile = threadIdx.x;
     Run run = {};
     if (tile < tiles && ends.last >= 0) {
-      const Uint64* const prefixes = lists.prefixes + int64_t{tile} * kBins;
+      const Uint64* const prefixes = lists.prefixes(tile);
       const auto up_to = [&](int bin) { return bin >= 0 ? __ldcg(prefixes + bin) : 0; };
       const bool is_apart = ends.count_bin > ends.last;
       const Uint64 before = up_to(ends.first - 1), last = up_to(ends.last);
@@ -233,15 +237,15 @@ class Candidates {
     float z[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      ids[i] = adjustment_.vocab;
+      ids[i] = static_cast<int>(adjustment_.sample.vocab);
       if (first + i * kThreads >= count) continue;
       int at;
       const int tile = find(first + i * kThreads, &at);
       const Run run = shared_.runs[tile];
       at += at < run.count ? run.begin : run.apart_begin - run.count;
-      ids[i] = tile * kTile + __ldcg(lists_.sorted + int64_t{tile} * kTile + at);
+      ids[i] = tile * kTile + __ldcg(lists_.sorted(tile) + at);
     }
-    load_logits(sample_, token_, ids, z);
+    load_logits(adjustment_.sample, token_, ids, z);
     adjustment_.scale(ids, z);
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i)
@@ -249,7 +253,6 @@ class Candidates {
         shared_.held[first + i * kThreads] = {key_of(z[i]), static_cast<uint32_t>(ids[i])};
   }
 
-  const Sample& sample_;
   const Adjustment& adjustment_;
   const int64_t token_;
   const Lists& lists_;

@@ -19,47 +19,38 @@ static_assert(kTile * kMassOfOne < (Uint64{1} << kMassBits) && kTile < 1 << (64 
 __device__ __forceinline__ Uint64 mass_in(Uint64 sums) { return sums & ((Uint64{1} << kMassBits) - 1); }
 __device__ __forceinline__ unsigned count_in(Uint64 sums) { return static_cast<unsigned>(sums >> kMassBits); }
 
-// Of one row.
-struct Lists {
-  Uint64* prefixes;        // [tiles, kBins]: count and mass of a tile's tokens up to the end of a bin
-  uint16_t* sorted;        // [tiles, kTile]: places in the tile, bin by bin, in any order in a bin
-  Extremes* extremes;      // [tiles]
-  Uint64* group_masses;    // [kGroups], of all tiles
-  unsigned* group_counts;  // [kGroups]
-  Uint64* passing;         // [tiles]: mass that min-p leaves
-  unsigned* arrivals;      // [1]: blocks that are done
+struct Workspace {
+  char* memory;
+  int64_t bytes_of_row;
 };
 
-// Of all rows.
-class Workspace {
+// Of one row. Addresses are computed where they are used: kept, they would take registers.
+class Lists {
  public:
-  Workspace(int64_t tiles, void* memory)
-      : memory_(static_cast<char*>(memory)), tiles_(tiles), bytes_(sample_lists_bytes(1, tiles * kTile)) {}
-
-  __device__ Lists of(int64_t token) const {
+  __device__ Lists(const Workspace& workspace, int64_t token, int tiles)
+      : memory_(workspace.memory + token * workspace.bytes_of_row), tiles_(tiles) {
     static_assert(sizeof(Extremes) == 16);
-    char* at = memory_ + token * bytes_;
-    Lists lists;
-    take(tiles_ * kBins, &at, &lists.prefixes);
-    take(tiles_ * kTile, &at, &lists.sorted);
-    take(tiles_, &at, &lists.extremes);
-    take(kGroups, &at, &lists.group_masses);
-    take(kGroups, &at, &lists.group_counts);
-    take(tiles_, &at, &lists.passing);
-    take(1, &at, &lists.arrivals);
-    return lists;
   }
+
+  // Count and mass of a tile's tokens up to the end of each bin.
+  __device__ Uint64* prefixes(int tile) const { return reinterpret_cast<Uint64*>(memory_) + int64_t{tile} * kBins; }
+  // Places in the tile, bin by bin, in any order in a bin.
+  __device__ uint16_t* sorted(int tile) const {
+    return reinterpret_cast<uint16_t*>(prefixes(tiles_)) + int64_t{tile} * kTile;
+  }
+  // [tiles]
+  __device__ Extremes* extremes() const { return reinterpret_cast<Extremes*>(sorted(tiles_)); }
+  // [kGroups], of all tiles
+  __device__ Uint64* group_masses() const { return reinterpret_cast<Uint64*>(extremes() + tiles_); }
+  __device__ unsigned* group_counts() const { return reinterpret_cast<unsigned*>(group_masses() + kGroups); }
+  // [tiles]: mass that min-p leaves
+  __device__ Uint64* passing() const { return reinterpret_cast<Uint64*>(group_counts() + kGroups); }
+  // [1]: blocks that are done
+  __device__ unsigned* arrivals() const { return reinterpret_cast<unsigned*>(passing() + tiles_); }
 
  private:
-  template <class T>
-  __device__ static void take(int64_t count, char** at, T** list) {
-    *list = reinterpret_cast<T*>(*at);
-    *at += count * static_cast<int64_t>(sizeof(T));
-  }
-
   char* memory_;
-  int64_t tiles_;
-  int64_t bytes_;
+  int tiles_;
 };
 
 // Masses are added as two halves of 20 bits: 4095 masses do not overflow them.
@@ -99,7 +90,7 @@ struct Bins {
     for (int i = 0; i < kBinsEach; ++i)
       up_to[i] = sum += (Uint64{counts[first + i]} << kMassBits) + Halves::sum(low[first + i], high[first + i]);
     const Prefix prefix = block_prefix(sum);
-    ulonglong2* const to = reinterpret_cast<ulonglong2*>(lists.prefixes + int64_t{tile} * kBins + first);
+    ulonglong2* const to = reinterpret_cast<ulonglong2*>(lists.prefixes(tile) + first);
 #pragma unroll
     for (int i = 0; i < kBinsEach; i += 2) to[i / 2] = {prefix.before + up_to[i], prefix.before + up_to[i + 1]};
     counts[first] = count_in(prefix.before);
@@ -109,8 +100,8 @@ struct Bins {
     constexpr int kLanes = kBinsOfGroup / kBinsEach;
     sum = warp_sum<kLanes>(sum);
     if (threadIdx.x % kLanes == 0 && sum > 0) {
-      atomicAdd(&lists.group_masses[threadIdx.x / kLanes], mass_in(sum));
-      atomicAdd(&lists.group_counts[threadIdx.x / kLanes], count_in(sum));
+      atomicAdd(&lists.group_masses()[threadIdx.x / kLanes], mass_in(sum));
+      atomicAdd(&lists.group_counts()[threadIdx.x / kLanes], count_in(sum));
     }
     return prefix.total;
   }

@@ -38,27 +38,30 @@ __device__ __forceinline__ float value_of(uint32_t key) {
 // The settings of a row's slot.
 struct Settings {
   int64_t slot;
-  bool exists;  // the slot is in range
-  float temperature = 0;
-  float top_p = 1;
-  float min_p = 0;
-  float penalty = 1;  // of repetition
-  float frequency = 0;
-  float presence = 0;
-  bool is_biased = false;
-  int64_t top_k = 0;
+  bool exists;  // the slot is in range; the others are set only if it is
+  bool is_biased;
+  float temperature;
+  float top_p;
+  float min_p;
+  float penalty;  // of repetition
+  float frequency;
+  float presence;
+  int64_t top_k;
 
-  __device__ Settings(const Sample& sample, int64_t token)
-      : slot(sample.slots[token]), exists(in_range(slot, sample.slot_count)) {
-    if (!exists) return;
-    temperature = sample.temperature[slot];
-    top_p = sample.top_p[slot];
-    min_p = sample.min_p[slot];
-    penalty = sample.repetition_penalty[slot];
-    frequency = sample.frequency_penalty[slot];
-    presence = sample.presence_penalty[slot];
-    is_biased = sample.is_biased[slot];
-    top_k = sample.top_k[slot];
+  __device__ static Settings of(const Sample& sample, int64_t token) {
+    Settings settings;
+    const int64_t slot = settings.slot = sample.slots[token];
+    settings.exists = in_range(slot, sample.slot_count);
+    if (!settings.exists) return settings;
+    settings.is_biased = sample.is_biased[slot];
+    settings.temperature = sample.temperature[slot];
+    settings.top_p = sample.top_p[slot];
+    settings.min_p = sample.min_p[slot];
+    settings.penalty = sample.repetition_penalty[slot];
+    settings.frequency = sample.frequency_penalty[slot];
+    settings.presence = sample.presence_penalty[slot];
+    settings.top_k = sample.top_k[slot];
+    return settings;
   }
 
   __device__ bool draws() const { return temperature > 0; }
@@ -77,49 +80,37 @@ __device__ __forceinline__ void load_logits(const Sample& sample, int64_t token,
 
 // What bias, penalties and temperature make of a row's logits.
 struct Adjustment {
-  const float* bias;      // null if there is none
-  const bool* seen;       // null if there is no repetition penalty
-  const int32_t* counts;  // null if there is neither of the other penalties
-  int vocab;
-  float penalty;
-  float frequency;
-  float presence;
-  float temperature;
-
-  __device__ Adjustment(const Sample& sample, const Settings& settings)
-      : bias(settings.is_biased ? sample.logit_bias + settings.slot * sample.vocab : nullptr),
-        seen(settings.penalty == 1 ? nullptr : sample.seen + settings.slot * sample.vocab),
-        counts(settings.counts() ? sample.counts + settings.slot * sample.vocab : nullptr),
-        vocab(static_cast<int>(sample.vocab)),
-        penalty(settings.penalty),
-        frequency(settings.frequency),
-        presence(settings.presence),
-        temperature(settings.temperature) {}
+  const Sample& sample;
+  const Settings& settings;
 
   // By the bias and the penalties, all loads of a kind at once. Each operation rounds, as in the definition: none are
   // fused.
   template <int kCount>
   __device__ __forceinline__ void adjust(const int (&ids)[kCount], float (&z)[kCount]) const {
-    if (bias != nullptr) {
+    const int64_t row = settings.slot * sample.vocab;
+    if (settings.is_biased) {
+      const float* const bias = sample.logit_bias + row;
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) z[i] = ids[i] < vocab ? __fadd_rn(z[i], bias[ids[i]]) : z[i];
+      for (int i = 0; i < kCount; ++i) z[i] = ids[i] < sample.vocab ? __fadd_rn(z[i], bias[ids[i]]) : z[i];
     }
-    if (seen != nullptr) {
+    if (settings.penalty != 1) {
+      const bool* const seen = sample.seen + row;
       bool is_seen[kCount];
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) is_seen[i] = ids[i] < vocab && seen[ids[i]];
+      for (int i = 0; i < kCount; ++i) is_seen[i] = ids[i] < sample.vocab && seen[ids[i]];
 #pragma unroll
       for (int i = 0; i < kCount; ++i)
-        if (is_seen[i]) z[i] = z[i] > 0 ? z[i] / penalty : __fmul_rn(z[i], penalty);
+        if (is_seen[i]) z[i] = z[i] > 0 ? z[i] / settings.penalty : __fmul_rn(z[i], settings.penalty);
     }
-    if (counts != nullptr) {
+    if (settings.counts()) {
+      const int32_t* const counts = sample.counts + row;
       int32_t count[kCount];
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) count[i] = ids[i] < vocab ? counts[ids[i]] : 0;
+      for (int i = 0; i < kCount; ++i) count[i] = ids[i] < sample.vocab ? counts[ids[i]] : 0;
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
-        z[i] = __fsub_rn(z[i], __fmul_rn(frequency, static_cast<float>(count[i])));
-        if (count[i] > 0) z[i] = __fsub_rn(z[i], presence);
+        z[i] = __fsub_rn(z[i], __fmul_rn(settings.frequency, static_cast<float>(count[i])));
+        if (count[i] > 0) z[i] = __fsub_rn(z[i], settings.presence);
       }
     }
   }
@@ -129,7 +120,7 @@ struct Adjustment {
   __device__ __forceinline__ void scale(const int (&ids)[kCount], float (&z)[kCount]) const {
     adjust(ids, z);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) z[i] = ids[i] < vocab ? z[i] / temperature : -INFINITY;
+    for (int i = 0; i < kCount; ++i) z[i] = ids[i] < sample.vocab ? z[i] / settings.temperature : -INFINITY;
   }
 };
 
@@ -185,15 +176,17 @@ struct Row {
   float bins_per_unit;  // bins divide the range of at most kDepth below the highest
   float least;          // below the highest, what min-p leaves: the logarithm of min-p
 
-  __device__ Row(const Extremes& extremes, const Settings& settings)
-      : is_valid(settings.exists && extremes.found == Extremes::kPossible),
-        likeliest(static_cast<uint32_t>(~extremes.best)),
-        highest(value_of(static_cast<uint32_t>(extremes.best >> 32)) / settings.temperature) {
+  __device__ static Row of(const Extremes& extremes, const Settings& settings) {
+    Row row;
+    row.is_valid = settings.exists && extremes.found == Extremes::kPossible;
+    row.likeliest = static_cast<uint32_t>(~extremes.best);
+    row.highest = value_of(static_cast<uint32_t>(extremes.best >> 32)) / settings.temperature;
     // An overflow in a penalty or the temperature leaves no distribution either.
-    is_drawn = is_valid && settings.draws() && std::isfinite(highest);
-    const float range = fminf(kDepth, highest - value_of(extremes.lowest) / settings.temperature);
-    bins_per_unit = range > 1e-30f ? kBins / range : 0;
-    least = settings.min_p <= 0 ? -INFINITY : logf(settings.min_p);
+    row.is_drawn = row.is_valid && settings.draws() && std::isfinite(row.highest);
+    const float range = fminf(kDepth, row.highest - value_of(extremes.lowest) / settings.temperature);
+    row.bins_per_unit = range > 1e-30f ? kBins / range : 0;
+    row.least = settings.min_p <= 0 ? -INFINITY : logf(settings.min_p);
+    return row;
   }
 
   __device__ Uint64 mass(float z) const {
@@ -218,11 +211,10 @@ __device__ __forceinline__ Uint64 mix(Uint64 z) {
   return z ^ (z >> 31);
 }
 
-// u times the whole, rounded down; u is a random number in [0, 1) of 53 bits.
-__device__ __forceinline__ Uint64 random_share(Uint64 seed, Uint64 position, Uint64 whole) {
+// A random number in [0, 1) of 53 bits, in units of 2^-64.
+__device__ __forceinline__ Uint64 random_bits(Uint64 seed, Uint64 position) {
   constexpr Uint64 kGolden = 0x9e3779b97f4a7c15u;
-  const Uint64 bits = mix(mix(seed + kGolden) + position * kGolden);
-  return __umul64hi(bits & ~Uint64{2047}, whole);
+  return mix(mix(seed + kGolden) + position * kGolden) & ~Uint64{2047};
 }
 
 }  // namespace adept::cuda::sampling
