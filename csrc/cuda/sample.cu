@@ -1,18 +1,26 @@
 // sample: the next id of each row of logits, greedy or drawn, without a sort.
 //
-// Layout: a block takes a tile of 2048 logits of one row. There are three kernels, always on the same grid; blocks that
-// a row does not need return at once:
-//   find_extremes   every row: the largest logit and its id, the smallest, and whether there is a NaN or +inf
-//   fill_bins       greedy rows end here. With top-k or top-p: counts and masses of tokens in 2048 bins, largest first
-//   draw            finds the bins in which top-k and top-p end, the mass that each tile certainly keeps, and the few
-//                   candidates in those bins. The last block of a row finds the exact end among the candidates, then
-//                   the tile in which the draw falls, and then the id.
-// Sums are of integers, so results do not depend on the order of blocks or threads. If most tokens of a row are nearly
-// equal and far from the smallest, a bin holds thousands of them; that is slow, and exact.
+// Layout: a block takes a tile of 2048 logits of one row. There are two kernels, always on the same grid; blocks that a
+// row does not need return at once:
+//   find_extremes  every row: the largest logit and its id, the smallest, and whether there is a NaN or +inf
+//   draw           Greedy rows end here. With top-k or top-p a block puts its tokens into 1024 bins, largest first, and
+//                  stores the prefix sums of counts and masses, and the tokens in the order of the bins. The last block
+//                  of a row finds the bins in which top-k and top-p end: sums of the tiles' prefix sums, so nothing is
+//                  read anew; the exact ends among the candidates, the tokens of those bins; the tile in which the draw
+//                  falls; and the id.
+// Sums are of integers, so results do not depend on the order of blocks or threads. If more than 2048 tokens are in the
+// bin of an end, as when most of a row are nearly equal and far from the smallest, that is slow, and exact.
 //
-// Lower bound: a row of 262144 logits is 1 MB, still in L2 from lm_head. Limit: the latency of launches and loads, not
-// bytes: 128 blocks of 256 threads with 8 loads of each thread in flight. Predicted, not measured, on an H100: greedy
-// 6 us, drawn without limits 10 us, with top-k or top-p 15 us.
+// Lower bound: a row of 262144 logits is 1 MB, still in L2 from lm_head, and is read twice. Limit: a chain of dependent
+// steps. With top-p, one row, in us on an H100, predicted from the instructions, not measured:
+//   find_extremes  launch 2; slot, settings 0.6, the logits arrive meanwhile; extremes of a block 0.2
+//   draw           launch 2, the bins are cleared meanwhile; slot, settings, logits 0.9; divisions, masses, bins 0.6;
+//                  prefix sums, lists 0.4; two fences and a counter 1; in the last block: sums of groups of bins 0.5,
+//                  of the bins of one 0.5; of each tile what it keeps 0.4; candidates' places, ids, logits 0.8; their
+//                  range, bins of keys, the range in one of them 0.5; masses by tile 0.4; logits and masses of the
+//                  tile, the id 0.9
+// That is 12; what was predicted like this took up to one and a half times as long, except for launches: 12 to 16.
+// Greedy 6 to 7. Several rows hide each other's chains: 3 blocks of `draw` share a multiprocessor.
 
 #include <cstdint>
 
@@ -36,12 +44,6 @@ __device__ void choose(const Sample& sample, const Settings& settings, int64_t t
   if (settings.counts()) ++sample.counts[settings.slot * sample.vocab + id];
 }
 
-// Ids of a thread in a tile, each beside those of its neighbours.
-__device__ __forceinline__ void take_ids(int tile, int (&ids)[kEach]) {
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) ids[i] = tile * kTile + i * kThreads + threadIdx.x;
-}
-
 __global__ void __launch_bounds__(kThreads) find_extremes(const Sample sample, const Workspace workspace) {
   pdl_launch_dependents();
   pdl_wait();
@@ -49,14 +51,14 @@ __global__ void __launch_bounds__(kThreads) find_extremes(const Sample sample, c
   int ids[kEach];
   float z[kEach];
   take_ids(blockIdx.x, ids);
-  load_logits(sample, token, ids, z);  // on their way while the settings are
+  load_logits(sample.logits + token * sample.vocab, sample.vocab, ids, z);  // on their way while the settings are
   const Settings settings = Settings::of(sample, token);
   if (!settings.exists) return;
-  const Adjustment adjustment{sample, settings};
+  const Logits logits{sample, settings, token};
   Extremes mine = Extremes::none();
 #pragma unroll
   for (int i = 0; i < kEach; ++i) mine.look_at(z[i]);
-  adjustment.adjust(ids, z);
+  logits.adjust(ids, z);
 #pragma unroll
   for (int i = 0; i < kEach; ++i)
     if (ids[i] < sample.vocab) mine.add(ids[i], z[i]);
@@ -161,14 +163,12 @@ __device__ void find_tile(const Row& row, const End& end, Uint64 kept, const Gai
 }
 
 // The id in that tile: each thread takes neighbouring ids.
-__device__ void find_id(const Adjustment& adjustment, const Row& row, const End& end, const Drawn& drawn,
-                        int64_t token) {
+__device__ void find_id(const Logits& logits, const Row& row, const End& end, const Drawn& drawn) {
   int ids[kEach];
   float z[kEach];
 #pragma unroll
   for (int i = 0; i < kEach; ++i) ids[i] = drawn.tile * kTile + threadIdx.x * kEach + i;
-  load_logits(adjustment.sample, token, ids, z);
-  adjustment.scale(ids, z);
+  logits.load_scaled(ids, z);
   unsigned ties = 0;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) ties += key_of(z[i]) == end.key;
@@ -187,7 +187,7 @@ __device__ void find_id(const Adjustment& adjustment, const Row& row, const End&
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const Uint64 after = before + masses[i];
-    if (before <= drawn.past && drawn.past < after) choose(adjustment.sample, adjustment.settings, token, ids[i]);
+    if (before <= drawn.past && drawn.past < after) choose(logits.sample, logits.settings, logits.token, ids[i]);
     before = after;
   }
 }
@@ -213,7 +213,7 @@ __device__ void draw_one(const Sample& sample, int64_t token, const Lists& lists
   const Settings& settings = shared.settings;
   const Row& row = shared.row;
   const int tiles = gridDim.x;
-  const Adjustment adjustment{sample, settings};
+  const Logits logits{sample, settings, token};
   const Uint64 seed = sample.seed[settings.slot], position = sample.positions[token];
   shared.kept[threadIdx.x] = threadIdx.x < tiles ? __ldcg(lists.passing() + threadIdx.x) : 0;
   const Ends ends = settings.limits() ? Histogram(lists, tiles, shared.parts).ends(settings) : Ends::none();
@@ -222,11 +222,11 @@ __device__ void draw_one(const Sample& sample, int64_t token, const Lists& lists
     shared.random = random_bits(seed, position);
     shared.drawn.tile = -1;
   }
-  const Candidates candidates(adjustment, token, lists, tiles, ends, shared.candidates, &shared.kept[threadIdx.x]);
+  const Candidates candidates(logits, lists, tiles, ends, shared.candidates, &shared.kept[threadIdx.x]);
   const End end = shared.ends.last < 0 ? End{} : find_end(settings, row, shared.ends, candidates, shared.bins);
   add_candidates(row, end, candidates, shared.gains);
   find_tile(row, end, shared.kept[threadIdx.x], shared.gains, shared.random, &shared.drawn);
-  if (shared.drawn.tile >= 0) return find_id(adjustment, row, end, shared.drawn, token);
+  if (shared.drawn.tile >= 0) return find_id(logits, row, end, shared.drawn);
   // Settings that are out of range have left nothing.
   if (threadIdx.x == 0) choose(sample, settings, token, row.likeliest);
 }
@@ -249,15 +249,15 @@ __global__ void __launch_bounds__(kThreads, 3) draw(const Sample sample, const W
   int ids[kEach];
   float z[kEach];
   take_ids(blockIdx.x, ids);
-  load_logits(sample, token, ids, z);
+  load_logits(sample.logits + token * sample.vocab, sample.vocab, ids, z);
   const Row row = Row::of(of_tile.of_block(), settings);
   if (!row.is_drawn) {
     const int64_t id = row.is_valid ? row.likeliest : kInvalid;
     if (blockIdx.x == 0 && threadIdx.x == 0) choose(sample, settings, token, id);
     return;
   }
-  const Adjustment adjustment{sample, settings};
-  adjustment.scale(ids, z);
+  const Logits logits{sample, settings, token};
+  logits.scale(ids, z);
   const Uint64 passing =
       settings.limits() ? fill_bins(row, z, lists, shared.bins, shared.sorted) : mass_that_passes(row, z);
   if (threadIdx.x == 0) lists.passing()[blockIdx.x] = passing;

@@ -162,9 +162,9 @@ class Candidates {
   };
 
   // Each thread looks at one tile; `kept` becomes the mass that it certainly keeps.
-  __device__ Candidates(const Adjustment& adjustment, int64_t token, const Lists& lists, int tiles, const Ends& ends,
-                        Shared& shared, Uint64* kept)
-      : adjustment_(adjustment), token_(token), lists_(lists), tiles_(tiles), shared_(shared) {
+  __device__ Candidates(const Logits& logits, const Lists& lists, int tiles, const Ends& ends, Shared& shared,
+                        Uint64* kept)
+      : logits_(logits), lists_(lists), tiles_(tiles), shared_(shared) {
     const int tile = threadIdx.x;
     Run run = {};
     if (tile < tiles && ends.last >= 0) {
@@ -237,7 +237,7 @@ class Candidates {
     float z[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      ids[i] = static_cast<int>(adjustment_.sample.vocab);
+      ids[i] = static_cast<int>(logits_.sample.vocab);
       if (first + i * kThreads >= count) continue;
       int at;
       const int tile = find(first + i * kThreads, &at);
@@ -245,16 +245,14 @@ class Candidates {
       at += at < run.count ? run.begin : run.apart_begin - run.count;
       ids[i] = tile * kTile + __ldcg(lists_.sorted(tile) + at);
     }
-    load_logits(adjustment_.sample, token_, ids, z);
-    adjustment_.scale(ids, z);
+    logits_.load_scaled(ids, z);
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i)
       if (first + i * kThreads < count)
         shared_.held[first + i * kThreads] = {key_of(z[i]), static_cast<uint32_t>(ids[i])};
   }
 
-  const Adjustment& adjustment_;
-  const int64_t token_;
+  const Logits& logits_;
   const Lists& lists_;
   const int tiles_;
   Shared& shared_;

@@ -69,32 +69,40 @@ struct Settings {
   __device__ bool counts() const { return frequency != 0 || presence != 0; }
 };
 
-// Some logits as the model gave them, -inf for ids from the vocabulary's end on. All loads are under way at once.
-template <int kCount>
-__device__ __forceinline__ void load_logits(const Sample& sample, int64_t token, const int (&ids)[kCount],
-                                            float (&z)[kCount]) {
-  const float* const logits = sample.logits + token * sample.vocab;
+// Ids of a thread in a tile, each beside those of its neighbours.
+__device__ __forceinline__ void take_ids(int tile, int (&ids)[kEach]) {
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) z[i] = ids[i] < sample.vocab ? logits[ids[i]] : -INFINITY;
+  for (int i = 0; i < kEach; ++i) ids[i] = tile * kTile + i * kThreads + threadIdx.x;
 }
 
-// What bias, penalties and temperature make of a row's logits.
-struct Adjustment {
+// Some logits as the model gave them, -inf for ids from the vocabulary's end on. All loads are under way at once.
+template <int kCount>
+__device__ __forceinline__ void load_logits(const float* row, int64_t vocab, const int (&ids)[kCount],
+                                            float (&z)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) z[i] = ids[i] < vocab ? row[ids[i]] : -INFINITY;
+}
+
+// The logits of a row with its settings.
+struct Logits {
   const Sample& sample;
   const Settings& settings;
+  int64_t token;
 
-  // By the bias and the penalties, all loads of a kind at once. Each operation rounds, as in the definition: none are
-  // fused.
+  __device__ const float* row() const { return sample.logits + token * sample.vocab; }
+
+  // Applies the bias and the penalties, with all loads of a kind at once. Each operation rounds, as in the definition:
+  // none are fused.
   template <int kCount>
   __device__ __forceinline__ void adjust(const int (&ids)[kCount], float (&z)[kCount]) const {
-    const int64_t row = settings.slot * sample.vocab;
+    const int64_t first = settings.slot * sample.vocab;
     if (settings.is_biased) {
-      const float* const bias = sample.logit_bias + row;
+      const float* const bias = sample.logit_bias + first;
 #pragma unroll
       for (int i = 0; i < kCount; ++i) z[i] = ids[i] < sample.vocab ? __fadd_rn(z[i], bias[ids[i]]) : z[i];
     }
     if (settings.penalty != 1) {
-      const bool* const seen = sample.seen + row;
+      const bool* const seen = sample.seen + first;
       bool is_seen[kCount];
 #pragma unroll
       for (int i = 0; i < kCount; ++i) is_seen[i] = ids[i] < sample.vocab && seen[ids[i]];
@@ -103,7 +111,7 @@ struct Adjustment {
         if (is_seen[i]) z[i] = z[i] > 0 ? z[i] / settings.penalty : __fmul_rn(z[i], settings.penalty);
     }
     if (settings.counts()) {
-      const int32_t* const counts = sample.counts + row;
+      const int32_t* const counts = sample.counts + first;
       int32_t count[kCount];
 #pragma unroll
       for (int i = 0; i < kCount; ++i) count[i] = ids[i] < sample.vocab ? counts[ids[i]] : 0;
@@ -115,12 +123,18 @@ struct Adjustment {
     }
   }
 
-  // The same, over the temperature.
+  // The same, and divides by the temperature.
   template <int kCount>
   __device__ __forceinline__ void scale(const int (&ids)[kCount], float (&z)[kCount]) const {
     adjust(ids, z);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) z[i] = ids[i] < sample.vocab ? z[i] / settings.temperature : -INFINITY;
+  }
+
+  template <int kCount>
+  __device__ __forceinline__ void load_scaled(const int (&ids)[kCount], float (&z)[kCount]) const {
+    load_logits(row(), sample.vocab, ids, z);
+    scale(ids, z);
   }
 };
 
