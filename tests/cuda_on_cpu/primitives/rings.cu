@@ -171,7 +171,6 @@ bool many_wait() {
   return good && counter[0] == 8 * 320 && seen.is_filled_with(7);
 }
 
-#if !defined(CUDA_ON_CPU_RACES)
 const Registered kAll[] = {
     {"ring", ring_carries},
     {"ring_of_8x", ring_of_8x_carries},
@@ -180,7 +179,6 @@ const Registered kAll[] = {
     {"rounds_of_8_blocks", rounds_add_up<8, 64>},
     {"many_wait", many_wait},
 };
-#endif
 
 }  // namespace
 }  // namespace faults

@@ -21,6 +21,7 @@ struct Copy {
   void* to;
   std::array<unsigned char, kCopied> bytes;
   uint64_t* barrier = nullptr;
+  bool is_handed_on = false;  // to those who wait for an mbarrier
 };
 
 // The groups of a thread, oldest first; the last is still open.
@@ -37,13 +38,13 @@ Groups& groups() { return async_copies->of_thread[current->number]; }
 
 void land(const Copy& copy) {
   if (copy.barrier == nullptr) {
-    races::written(copy.to, kCopied);
+    if (!copy.is_handed_on) races::written(copy.to, kCopied);
     std::memcpy(copy.to, copy.bytes.data(), kCopied);
     return;
   }
   std::vector<int>& arriving = async_copies->arriving;
   arriving.erase(std::find(arriving.begin(), arriving.end(), current->number));
-  arrive_at_mbarrier(copy.barrier);
+  arrive_after_landing(copy.barrier);
 }
 
 }  // namespace
@@ -71,6 +72,15 @@ void wait_for_copy_groups(int pending) {
 }
 
 void arrive_after_copies(uint64_t* barrier) {
+  const MbarrierPhase lands = phase_of_mbarrier(barrier);
+  for (std::vector<Copy>& group : groups()) {
+    for (Copy& copy : group) {
+      if (copy.barrier != nullptr || copy.is_handed_on) continue;
+      races::copied_async(copy.to, kCopied, lands.number, lands.phase);
+      copy.is_handed_on = true;
+    }
+  }
+  races::promised_arrival();
   groups().back().push_back({nullptr, {}, barrier});
   async_copies->arriving.push_back(current->number);
 }

@@ -9,6 +9,7 @@
 #include "mbarriers.h"
 #include "memory.h"
 #include "order.h"
+#include "races.h"
 
 namespace cuda_on_cpu {
 namespace {
@@ -37,7 +38,9 @@ void start_bulk_copy(void* shared, const void* global, uint32_t bytes, uint64_t*
   check_aligned(global, kUnit);
   if (!is_shared(to) || !is_shared(to + bytes - 1)) fail("a bulk copy to what is not shared memory");
   if (is_shared(global)) fail("a bulk copy from what is not global memory");
-  check_mbarrier_of_copy(barrier);
+  check_shown(barrier);
+  const MbarrierPhase lands = phase_of_mbarrier(barrier);
+  races::copied(shared, global, bytes, lands.number, lands.phase);
   static std::vector<char> read;  // at once, too, so that AddressSanitizer sees who reads past an end
   read.assign(static_cast<const char*>(global), static_cast<const char*>(global) + bytes);
   std::memset(shared, 0xff, bytes);

@@ -7,6 +7,7 @@
 
 #include "device.h"
 #include "memory.h"
+#include "races.h"
 
 namespace cuda_on_cpu {
 namespace {
@@ -40,11 +41,14 @@ void sync_threads_of(int number, int threads) {
   if (static_cast<int>(barrier.arrived.size()) < threads) {
     return wait_for({Wait::For::kNamedBarrier, &barrier, static_cast<uint64_t>(number)});
   }
+  races::synced_threads(barrier.arrived);
   for (const int thread : std::exchange(barrier.arrived, {})) wake(thread);
 }
 
 uint64_t add_and_release(uint64_t* counter) {
   check_counter(counter);
+  races::used_to_synchronise(counter);
+  races::added(counter, *counter + 1);
   return (*counter)++;
 }
 
@@ -57,6 +61,8 @@ void wait_until_reached(const uint64_t* counter, uint64_t target) {
   }
   const Wait wait{Wait::For::kCounter, counter, target};
   if (!is_reached(wait)) wait_for(wait);
+  races::used_to_synchronise(counter);
+  races::reached(counter, target);
 }
 
 std::string describe_barrier(const Wait& wait) {

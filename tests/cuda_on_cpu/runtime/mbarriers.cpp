@@ -14,7 +14,7 @@ constexpr uint32_t kMaxCount = (1u << 20) - 1;     // of arrivals, and of bytes
 constexpr uint64_t kHeld = 0xadadadadadadadadull;  // what the memory of a barrier holds, for nobody to overwrite
 
 struct Mbarrier {
-  uint32_t number;    // in the order in which the block initialised them
+  uint32_t number;
   uint32_t arrivals;  // of each phase
   uint32_t to_come;   // of them in this one
   int initialised_by;
@@ -36,9 +36,20 @@ Mbarrier& find_mbarrier(const uint64_t* barrier) {
 void end_phase_if_complete(Mbarrier& barrier) {
   if (barrier.to_come > 0 || barrier.bytes > 0) return;
   if (barrier.bytes < 0) fail("more bytes land on an mbarrier than were announced");
-  ++barrier.phase;
+  races::ended_phase(barrier.number, barrier.phase++);
   barrier.to_come = barrier.arrivals;
   for (const int thread : std::exchange(barrier.waiting, {})) wake(thread);
+}
+
+void count_bytes(Mbarrier& barrier, int64_t bytes) {
+  barrier.bytes += bytes;
+  if (std::llabs(barrier.bytes) > kMaxCount) fail("an mbarrier counts more than 1048575 bytes");
+}
+
+void count_arrival(Mbarrier& barrier) {
+  if (barrier.to_come == 0) fail("an mbarrier gets more arrivals in one phase than it was initialised with");
+  --barrier.to_come;
+  end_phase_if_complete(barrier);
 }
 
 }  // namespace
@@ -51,6 +62,8 @@ void init_mbarrier(uint64_t* barrier, uint32_t arrivals) {
   if (!mbarriers->emplace(barrier, Mbarrier{number, arrivals, arrivals, current->number}).second) {
     fail("an mbarrier is initialised a second time");
   }
+  races::written(barrier, sizeof(*barrier));
+  races::initialised_mbarrier();
   *barrier = kHeld;
 }
 
@@ -61,32 +74,44 @@ void show_mbarriers() {
 void arrive_at_mbarrier(uint64_t* at, uint32_t bytes) {
   if (bytes > 0 && !block.has_bulk_copies) fail("bytes are announced on a device that has no bulk copies");
   Mbarrier& barrier = find_mbarrier(at);
-  if (barrier.to_come == 0) fail("an mbarrier gets more arrivals in one phase than it was initialised with");
-  barrier.bytes += bytes;
-  if (std::llabs(barrier.bytes) > kMaxCount) fail("an mbarrier counts more than 1048575 bytes");
-  --barrier.to_come;
-  end_phase_if_complete(barrier);
+  races::used_to_synchronise(at);
+  races::arrived(barrier.number);
+  count_bytes(barrier, bytes);
+  count_arrival(barrier);
 }
 
 void wait_for_mbarrier(uint64_t* at, uint32_t parity) {
   if (parity > 1) fail("a parity is neither 0 nor 1");
   Mbarrier& barrier = find_mbarrier(at);
+  races::used_to_synchronise(at);
   const uint64_t phase = barrier.phase;
-  if (phase % 2 != parity) return;
-  barrier.waiting.push_back(current->number);
-  wait_for({Wait::For::kMbarrier, at, phase});
-  // A GPU's thread looks from time to time.
-  if (barrier.phase != phase + 1) fail("a thread waits for a phase of an mbarrier while two phases end");
+  if (phase % 2 == parity) {
+    barrier.waiting.push_back(current->number);
+    wait_for({Wait::For::kMbarrier, at, phase});
+    // A GPU's thread looks from time to time.
+    if (barrier.phase != phase + 1) fail("a thread waits for a phase of an mbarrier while two phases end");
+  }
+  races::passed_mbarrier(barrier.number);
 }
 
 void land_on_mbarrier(uint64_t* at, uint32_t bytes) {
   Mbarrier& barrier = find_mbarrier(at);
-  barrier.bytes -= bytes;
-  if (std::llabs(barrier.bytes) > kMaxCount) fail("an mbarrier counts more than 1048575 bytes");
+  count_bytes(barrier, -int64_t{bytes});
   end_phase_if_complete(barrier);
 }
 
-void check_mbarrier_of_copy(const uint64_t* at) {
+void arrive_after_landing(uint64_t* at) {
+  Mbarrier& barrier = find_mbarrier(at);
+  races::arrived_after_copies(barrier.number);
+  count_arrival(barrier);
+}
+
+MbarrierPhase phase_of_mbarrier(const uint64_t* at) {
+  races::used_to_synchronise(at);
+  return {find_mbarrier(at).number, find_mbarrier(at).phase};
+}
+
+void check_shown(const uint64_t* at) {
   if (!find_mbarrier(at).is_shown) fail("a bulk copy uses an mbarrier whose initialisation is not fenced");
 }
 

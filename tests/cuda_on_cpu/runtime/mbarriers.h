@@ -17,9 +17,19 @@ void show_mbarriers();
 void arrive_at_mbarrier(uint64_t* barrier, uint32_t bytes = 0);
 void wait_for_mbarrier(uint64_t* barrier, uint32_t parity);
 
-// Bytes of a bulk copy have landed.
+// The barrier that a copy is to land on, and its phase.
+struct MbarrierPhase {
+  uint32_t number;  // in the order in which the block initialised them
+  uint64_t phase;
+};
+MbarrierPhase phase_of_mbarrier(const uint64_t* barrier);
+
+// Fails if the engine that copies has not been shown the barrier.
+void check_shown(const uint64_t* barrier);
+
+// Bytes of a bulk copy have landed; an arrival comes that waited for the running thread's copies.
 void land_on_mbarrier(uint64_t* barrier, uint32_t bytes);
-void check_mbarrier_of_copy(const uint64_t* barrier);
+void arrive_after_landing(uint64_t* barrier);
 
 // What a thread waits for there, in words.
 std::string describe_mbarrier(const Wait& wait);

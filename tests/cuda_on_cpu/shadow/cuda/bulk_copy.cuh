@@ -6,6 +6,7 @@
 #include "runtime/async_copies.h"
 #include "runtime/bulk_copies.h"
 #include "runtime/mbarriers.h"
+#include "runtime/races.h"
 
 namespace adept::cuda {
 
@@ -32,6 +33,6 @@ inline void copy_bulk(void* shared, const void* global, uint32_t bytes, Mbarrier
   ::cuda_on_cpu::start_bulk_copy(shared, global, bytes, barrier);
 }
 
-inline void fence_before_bulk_copies() {}
+inline void fence_before_bulk_copies() { ::cuda_on_cpu::races::passed_fence_for_copies(); }
 
 }  // namespace adept::cuda
