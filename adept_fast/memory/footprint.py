@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from adept_fast.checkpoint import Checkpoint
-from adept_fast.ops import cuda
+from adept_fast.ops import cuda_gemm
 from adept_fast.quantization.formats import WeightFormat
 from adept_fast.weights import (
     EMBEDDING,
@@ -63,7 +63,7 @@ def footprint(
         other_bytes=sum(sizes.values()) - embedding,
         embedding_bytes=embedding,
         loading_bytes=_loading_bytes(checkpoint, dtype, weights, device, vocab_rows),
-        unpacking_bytes=cuda.DEQUANTIZING_BYTES if weights and device.type == "cuda" else 0,
+        unpacking_bytes=cuda_gemm.DEQUANTIZING_BYTES if weights and device.type == "cuda" else 0,
     )
 
 
