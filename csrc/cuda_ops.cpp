@@ -349,13 +349,13 @@ Tensor finish_rows(const Tensor& product, const Tensor& powers, const OptionalTe
   const OnOneDevice device({"product", product},
                            {{"powers", powers}, {"scales", scales}, {"bias", bias}, {"residual", residual}});
   const cuda::Product of = product_of(product, powers, scales, bias);
-  if (residual) {
-    check_shape("residual", *residual, {of.tokens, of.cols});
-    check_dtype("residual", *residual, ScalarType::Float);
-  }
+  std::optional<TokenInputs> added;
+  if (residual) added.emplace("residual", *residual, of.cols);
+  ADEPT_REQUIRE(!added || added->tokens() == of.tokens, "residual has shape ", shape_of(*residual), "; expected [",
+                of.tokens, ", ", of.cols, "]");
   const Tensor out = torch::stable::new_empty(product, {of.tokens, of.cols}, ScalarType::Float);
-  const float* const added = residual ? data<float>("residual", *residual) : nullptr;
-  check(cuda::finish_rows({of, relu_squared, added, output(out)}, current_stream(product)), "finish_rows");
+  const cuda::FinishRows finish{of, relu_squared, added ? added->at() : nullptr, output(out)};
+  check(cuda::finish_rows(finish, current_stream(product)), "finish_rows");
   return out;
 }
 

@@ -129,23 +129,28 @@ def _widened(w: Matrix, block: slice) -> Tensor:
     return widened
 
 
+_NARROW_SUMS = (
+    "allow_fp16_accumulation",
+    "allow_fp16_reduced_precision_reduction",
+    "allow_bf16_reduced_precision_reduction",
+)
+
+
 @contextmanager
-def _sums_in_float32() -> Iterator[None]:
-    """While it lasts, cuBLAS adds up products of 16 bits in float32, and parts of a sum too."""
+def sums_in_float32() -> Iterator[None]:
+    """While it lasts, cuBLAS adds up products of 16 bits in float32, and parts of a sum too.
+
+    Every product here does so. Around many of them this saves the host the changes of torch's settings.
+    """
     settings: Any = torch.backends.cuda.matmul
-    names = (
-        "allow_fp16_accumulation",
-        "allow_fp16_reduced_precision_reduction",
-        "allow_bf16_reduced_precision_reduction",
-    )
-    before = {name: getattr(settings, name) for name in names}
-    for name in names:
+    allowed = [name for name in _NARROW_SUMS if getattr(settings, name)]
+    for name in allowed:
         setattr(settings, name, False)
     try:
         yield
     finally:
-        for name, value in before.items():
-            setattr(settings, name, value)
+        for name in allowed:
+            setattr(settings, name, True)
 
 
 Norm = tuple[Tensor, Tensor, float]  # gamma, beta and eps
@@ -180,6 +185,7 @@ class CudaGemm:
         """x · w_t: float32 [tokens, out], for w_t of [in, out]."""
         return self._project(x, _Factor(w_t, True), None)
 
+    @sums_in_float32()
     def mlp(
         self,
         x: Tensor,
@@ -206,9 +212,10 @@ class CudaGemm:
             if counts is not None:
                 reference.count_active(activations, counts)
             narrow, powers = by.prepare(activations, None, None, 0.0, down.raised, sum(tiles), down.dtype)
-        product = self._multiply(narrow, down, tiles)
+        product = in_tiles(down.product, narrow, down.matrix, tiles)
         return _rows_of(x.device).finish(product, powers, down.scales, b_down, False, x)
 
+    @sums_in_float32()
     def _project(
         self,
         x: Tensor,
@@ -228,14 +235,10 @@ class CudaGemm:
             x, gamma, beta = optional.layer_norm(x, *norm), None, None
         by = _rows_of(x.device, w.inputs)
         narrow, powers = by.prepare(x, gamma, beta, eps, w.raised, sum(tiles), w.dtype)
-        return self._multiply(narrow, w, tiles), powers
+        return in_tiles(w.product, narrow, w.matrix, tiles), powers
 
     def _tiles(self, x: Tensor, w: _Factor) -> list[int]:
         return tiles_of(w.product, len(x), w.matrix, w.outputs, (w.inputs, w.dtype), self._few)
-
-    def _multiply(self, narrow: Tensor, w: _Factor, tiles: list[int]) -> Tensor:
-        with _sums_in_float32():
-            return in_tiles(w.product, narrow, w.matrix, tiles)
 
 
 # Of decode steps that the kernels do not take, and of prompts, whose tokens have one order, few or many.

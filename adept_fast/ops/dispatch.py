@@ -10,6 +10,7 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
@@ -288,6 +289,11 @@ def prefill_gemm(w: Matrix) -> Gemm | cuda_gemm.CudaGemm | None:
     if device_type(w.device) == "cuda":
         return cuda_gemm.prefill_gemm
     return cpu.gemm if cpu.has_gemm(w) else None
+
+
+def prefill_settings(device: torch.device) -> AbstractContextManager[None]:
+    """For a chunk of a prompt: settings of torch that each product would otherwise change and restore."""
+    return cuda_gemm.sums_in_float32() if device_type(device) == "cuda" else nullcontext()
 
 
 def explain(
