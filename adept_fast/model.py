@@ -146,7 +146,8 @@ class Persimmon:
             ]
             return attended[0] if len(attended) == 1 else torch.cat(attended)
 
-        return self._layers(self.embed(ids), slots, positions, cache, attend, self._prefill_operators)
+        with ops.prefill_settings(self.device):
+            return self._layers(self.embed(ids), slots, positions, cache, attend, self._prefill_operators)
 
     def decode_step(
         self, ids: Tensor, slots: Tensor, positions: Tensor, cache: StaticKVCache, longest: int

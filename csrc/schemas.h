@@ -38,6 +38,16 @@ void define_operators(Library& library) {
       "update_decode_state(Tensor chosen, Tensor(a!) ids, Tensor(b!) slots, Tensor(c!) positions, Tensor limits, "
       "Tensor ends, Tensor(d!) counts, Tensor(e!) token_ring) -> ()");
   library.def("embed(Tensor table, Tensor ids) -> Tensor");
+  library.def(
+      "prepare_rows(Tensor x, Tensor? gamma, Tensor? beta, float eps, int raised, int rows, ScalarType dtype) -> "
+      "(Tensor, Tensor)");
+  library.def(
+      "activate_rows(Tensor product, Tensor powers, Tensor? scales, Tensor bias, int raised, int rows) -> "
+      "(Tensor, Tensor)");
+  library.def(
+      "finish_rows(Tensor product, Tensor powers, Tensor? scales, Tensor? bias, bool relu_squared, Tensor? residual) "
+      "-> "
+      "Tensor");
   library.def("widen(Tensor w, Tensor? scales, int cols, int start, int stop, ScalarType dtype) -> Tensor");
 }
 

@@ -106,6 +106,8 @@ class Backend:
             if name in memories:
                 edges = [part.cpu() for part in (memories[name][:MARGIN], memories[name][-MARGIN:])]
                 assert bool((torch.cat(edges) == FILLER).all()), f"{last_call}: wrote beside {name}"
+        if isinstance(result, tuple):
+            return tuple(one.cpu() for one in result)
         return result.cpu() if isinstance(result, Tensor) else result
 
     def surrounded(self, tensor: Tensor) -> tuple[Tensor, Tensor]:

@@ -133,6 +133,8 @@ class _Operators:
                     raise RuntimeError(f"{name}: {argument} is in the host's memory; expected the device's")
             with torch._C.DisableTorchFunction():
                 found = operator(*_unwrapped(args), **_unwrapped(kwargs))
+            if isinstance(found, tuple):
+                return tuple(map(on_device, found))
             return on_device(found) if isinstance(found, Tensor) else found
 
         return call

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adept_fast.ops import cpu, cuda, dispatch, kernels, optional
+from adept_fast.ops import cpu, cuda, cuda_gemm, dispatch, kernels, optional
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def recorded() -> Iterator[list[tuple[str, str]]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "operators", Named("kernel"))
-        for backend in (cpu, cuda):
+        for backend in (cpu, cuda_gemm):
             patch.setattr(backend, "gemm", Named("gemm"))
         patch.setattr(kernels, "prefill_attention", Named("kernel").prefill_attention)
         patch.setattr(cuda, "attend_in_groups", Named("decode kernel").prefill_attention)

@@ -10,10 +10,9 @@ from backends import EPS, Backend
 from matrices import Weights, in_tiles, norm, weights
 from torch import Tensor
 
-ORDER = (
-    "input_gamma, input_beta, w_qkv, qkv_scales, b_qkv, q_gamma, q_beta, k_gamma, k_beta, w_dense, "
-    "dense_scales, b_dense, mlp_gamma, mlp_beta, w_up, up_scales, b_up, w_down_t, down_scales, b_down"
-).split(", ")
+from adept_fast import _C
+
+ORDER = _C.layer_tensors().split(", ")
 ABSENT = torch.empty(0)
 
 
@@ -88,8 +87,8 @@ class Stack:
 
             w, scales = parts("w_qkv")
             qkv = backend.run(
-                "layernorm_qkv", x=x, gamma=t["input_gamma"], beta=t["input_beta"], eps=EPS, w=w, scales=scales,
-                b=t["b_qkv"],
+                "layernorm_qkv", x=x, gamma=t["input_gamma"], beta=t["input_beta"], eps=EPS, w=w,
+                scales=scales, b=t["b_qkv"],
             )  # fmt: skip
             norms = {name: t.get(name) for name in ("q_gamma", "q_beta", "k_gamma", "k_beta")}
             layer_cache = cache[index].clone()
@@ -98,8 +97,8 @@ class Stack:
                 positions=a["positions"], cache_layer=layer_cache,
             )  # fmt: skip
             attended = backend.run(
-                "decode_attention", q=q, cache_layer=layer_cache, slots=a["slots"], lengths=a["positions"] + 1,
-                longest=a["longest"], scale=a["scale"],
+                "decode_attention", q=q, cache_layer=layer_cache, slots=a["slots"],
+                lengths=a["positions"] + 1, longest=a["longest"], scale=a["scale"],
             )  # fmt: skip
             cache[index] = layer_cache
             w, scales = parts("w_dense")

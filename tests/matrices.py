@@ -215,7 +215,9 @@ def assert_within(ours: Tensor, exact: Tensor, bound: Tensor, what: object) -> N
 def in_tiles(w: Weights, layout: Layout = "rows") -> tuple[Tensor, Tensor | None]:
     """A GPU's matrix as kernels take it in tiles, or in strips: values, and scales in 8 bits."""
     if w.scales is None:
-        spec = MatrixSpec(float_format(w.values.dtype), (w.exact.shape[0], w.exact.shape[1]), layout == "units")
+        spec = MatrixSpec(
+            float_format(w.values.dtype), (w.exact.shape[0], w.exact.shape[1]), layout == "units"
+        )
         return GpuFloatTiles.pack(w.values, spec, w.values.device).parts
     spec = MatrixSpec(NAMES[w.fmt], (w.exact.shape[0], w.exact.shape[1]), layout == "units")
     return repack(GpuMatrix(w.values, w.scales, spec), GpuTiles, w.values.device).parts

@@ -173,6 +173,25 @@ def embed(fmt: str) -> Arguments:
     return {"table": torch.randn(35, HIDDEN).half(), "ids": torch.tensor([34, 0])}
 
 
+def prepare_rows(fmt: str) -> Arguments:
+    x, at = torch.randn(2, HIDDEN), {"raised": 3, "rows": 5, "dtype": torch.float16}
+    return {"x": x, **norm(), "eps": EPS, **at}
+
+
+def product(*shape: int) -> Arguments:
+    """Of two tokens."""
+    vectors = {"scales": torch.randn(HIDDEN), "bias": torch.randn(HIDDEN)}
+    return {"product": torch.randn(*shape, HIDDEN).half(), "powers": torch.tensor([0.5, 8.0]), **vectors}
+
+
+def activate_rows(fmt: str) -> Arguments:
+    return {**product(5), "raised": 0, "rows": 4}
+
+
+def finish_rows(fmt: str) -> Arguments:
+    return {**product(3, 4), "relu_squared": True, "residual": torch.randn(2, HIDDEN)}
+
+
 def widen(fmt: str) -> Arguments:
     w, scales = torch.randint(256, (35, 64), dtype=torch.uint8), torch.randn(35, 1).half()
     return {"w": w, "scales": scales, "cols": HIDDEN, "start": 3, "stop": 35, "dtype": torch.float16}
@@ -196,6 +215,9 @@ OPERATORS: dict[str, Callable[[str], Arguments]] = {
         sample,
         update_decode_state,
         embed,
+        prepare_rows,
+        activate_rows,
+        finish_rows,
         widen,
         copy,
     )
@@ -203,10 +225,13 @@ OPERATORS: dict[str, Callable[[str], Arguments]] = {
 
 # Those for which a CPU has no kernel, and what they return here.
 OF_A_GPU = {
-    "sample": ((2,), torch.int64),
-    "embed": ((2, HIDDEN), torch.float32),
-    "prefill_attention": ((5, HEADS * HEAD_DIM), torch.float32),
-    "widen": ((32, HIDDEN), torch.float16),
+    "sample": [((2,), torch.int64)],
+    "embed": [((2, HIDDEN), torch.float32)],
+    "prefill_attention": [((5, HEADS * HEAD_DIM), torch.float32)],
+    "prepare_rows": [((5, HIDDEN), torch.float16), ((2,), torch.float32)],
+    "activate_rows": [((4, HIDDEN), torch.float16), ((2,), torch.float32)],
+    "finish_rows": [((2, HIDDEN), torch.float32)],
+    "widen": [((32, HIDDEN), torch.float16)],
 }
 
 # Those for which a GPU has none.

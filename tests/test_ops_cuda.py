@@ -21,7 +21,7 @@ from adept_fast import weights as weights_module
 from adept_fast.extension import Extension
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.model import Persimmon, Segment, chunks
-from adept_fast.ops import cuda, reference
+from adept_fast.ops import cuda, cuda_gemm, reference
 from adept_fast.quantization.formats import FORMATS, MatrixSpec, float_format
 from adept_fast.quantization.layout_cpu import TiledMatrix
 from adept_fast.quantization.layout_gpu import GpuMatrix
@@ -144,19 +144,25 @@ class TestFault:
 class TestManyTokens:
     @pytest.mark.parametrize("fmt", [*READABLE, "float32"])
     def test_they_are_the_reference(self, fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cuda, "_BLOCK_ELEMENTS", 1000)
+        monkeypatch.setattr(cuda_gemm, "_BLOCK_ELEMENTS", 1000)
         torch.manual_seed(1)
-        ours = all_products(cuda.gemm, 20, fmt)
+        ours = all_products(cuda_gemm.gemm, 20, fmt)
         torch.manual_seed(1)
+        coarser = 8 if fmt == "bfloat16" else 1  # than float16
         for found, expected in zip(ours, all_products(reference, 20, fmt), strict=True):
-            torch.testing.assert_close(found, expected, atol=4e-3, rtol=2e-3)
+            torch.testing.assert_close(found, expected, atol=coarser * 4e-3, rtol=coarser * 2e-3)
 
     @pytest.mark.parametrize("fmt", READABLE)
     def test_they_are_the_same_in_tiles(self, fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of packed weights bit for bit; of floats, whose products are float32 here, but for rounding."""
-        monkeypatch.setattr(cuda, "_BLOCK_ELEMENTS", 1000)
+        monkeypatch.setattr(cuda_gemm, "_BLOCK_ELEMENTS", 1000)
         products = []
-        for by, tiles in ((cuda.gemm, True), (cuda.gemm, False), (reference, True), (reference, False)):
+        for by, tiles in (
+            (cuda_gemm.gemm, True),
+            (cuda_gemm.gemm, False),
+            (reference, True),
+            (reference, False),
+        ):
             torch.manual_seed(1)
             products.append(all_products(by, 20, fmt, tiles))
         for tiled, rows, by_reference, expected in zip(*products, strict=True):
@@ -176,7 +182,7 @@ class TestManyTokens:
         assert w.spec.product_dtype == floats
         x = torch.randn(30, 264 if layout == "rows" else 200)
         weights = exact(w).T if layout == "rows" else exact(w)
-        product = cuda.project if layout == "rows" else cuda.project_transposed
+        product = cuda_gemm.gemm.project if layout == "rows" else cuda_gemm.gemm.project_transposed
         off = product(x * size, w).double() / size - x.double() @ weights
         torchs = (x.to(floats) @ weights.to(floats)).double() - x.double() @ weights
         assert off.square().mean() <= 4 * torchs.square().mean()
@@ -184,14 +190,14 @@ class TestManyTokens:
     @pytest.mark.parametrize("layout", ["rows", "units"])
     def test_sums_all_of_one_sign_do_not_overflow(self, layout: Any) -> None:
         w = packed_for_a_gpu("fp8", torch.full((8, 4096) if layout == "rows" else (4096, 8), 0.05), layout)
-        product = cuda.project if layout == "rows" else cuda.project_transposed
+        product = cuda_gemm.gemm.project if layout == "rows" else cuda_gemm.gemm.project_transposed
         found = product(torch.full((1, 4096), 7.0), w)
         torch.testing.assert_close(found, torch.full((1, 8), 7 * 0.05 * 4096), rtol=1e-3, atol=0)
 
     def test_no_inputs_at_all(self) -> None:
         w = matrix("fp8", 48, 64)
         assert isinstance(w, GpuMatrix)
-        assert not cuda.project(torch.zeros(3, 64), w).any()
+        assert not cuda_gemm.gemm.project(torch.zeros(3, 64), w).any()
 
 
 def test_prompts_with_a_cache_in_float32(emulated: None) -> None:

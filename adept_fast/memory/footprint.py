@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from adept_fast.checkpoint import Checkpoint
-from adept_fast.ops import cuda
+from adept_fast.ops import cuda_gemm
 from adept_fast.quantization.formats import WeightFormat
 from adept_fast.quantization.layouts import ROW_MAJOR, TILES
 from adept_fast.weights import (
@@ -66,7 +66,7 @@ def footprint(
         other_bytes=sum(sizes.values()) - embedding,
         embedding_bytes=embedding,
         loading_bytes=_loading_bytes(checkpoint, dtype, weights, device, vocab_rows, layout),
-        unpacking_bytes=cuda.DEQUANTIZING_BYTES if is_unpacked else 0,
+        unpacking_bytes=cuda_gemm.DEQUANTIZING_BYTES if is_unpacked else 0,
     )
 
 

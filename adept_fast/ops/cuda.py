@@ -1,36 +1,23 @@
-"""On an NVIDIA GPU: the arguments that the kernels support, and products by torch's GEMM for all others.
-
-A GEMM takes its rows in tiles (``row_tiles.py``), so that a token's bits do not depend on the other rows.
-Packed weights, and floats in tiles, are unpacked block by block for it. Inputs and weights are rounded to the
-matrix's product dtype, sums are float32. A power of two scales each token's inputs to near 1. That is exact,
-and keeps float16 from overflowing: relu² exceeds its range, and so could sums of 8-bit weights, whose scales
-are applied after the sum.
-"""
+"""On an NVIDIA GPU: whether the kernels run, and the arguments that they support."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from adept_fast import extension
-from adept_fast.ops import kernels, optional, reference
-from adept_fast.ops.gemm import Gemm
-from adept_fast.ops.row_tiles import in_tiles
+from adept_fast.ops import kernels
 from adept_fast.quantization.layout_gpu import GpuMatrix
 from adept_fast.quantization.layout_gpu_tiles import is_in_tiles
-from adept_fast.quantization.matrix import LayoutMatrix, Matrix, QuantizedMatrix
+from adept_fast.quantization.matrix import Matrix
 
 MAX_TOKENS = 16  # that the kernels take in one call
 MAX_HEAD_DIM = 256
 VECTOR = 8  # the kernels take rows in multiples of this many elements
 _HALVES = (torch.float16, torch.bfloat16)
 _TRIAL_WORDS = 4096  # that are read to see whether kernels run
-_BLOCK_ELEMENTS = 1 << 24
-DEQUANTIZING_BYTES = 6 * _BLOCK_ELEMENTS  # for a block of 4 bits, at once: its bytes twice, floats twice
 
 
 @functools.cache
@@ -39,6 +26,8 @@ def unavailable(device: torch.device) -> str | None:
     built = extension.load()
     if not built.loaded:
         return built.reason
+    if device.type != "cuda":
+        return f"{device} is no NVIDIA GPU"
     if not built.cuda:
         return f"the extension is built without CUDA: {built.cuda_reason}"
     major, minor = torch.cuda.get_device_capability(device)
@@ -130,82 +119,3 @@ def refuses_table(ids: Tensor, table: Tensor) -> str | None:
     if table.dtype in (*_HALVES, torch.float32):
         return None
     return f"the kernel takes float16, bfloat16 and float32, not {table.dtype}"
-
-
-def project(x: Tensor, w: Matrix, few: int = 0) -> Tensor:
-    """x · wᵀ: float32 [tokens, out], for w of [out, in]; ``few`` as in ``row_tiles.in_tiles``."""
-    if isinstance(w, Tensor):
-        return in_tiles(reference.project, x.to(reference.compute_dtype(w)), w, w.shape[0], few)
-    narrow, exponents = _narrowed(x, w)
-    return _scaled(in_tiles(_unscaled, narrow, w, w.shape[0], few), w, exponents)
-
-
-def project_transposed(x: Tensor, w_t: Matrix, few: int = 0) -> Tensor:
-    """x · w_t: float32 [tokens, out], for w_t of [in, out]; ``few`` as in ``row_tiles.in_tiles``."""
-    outputs = w_t.shape[1]
-    if not isinstance(w_t, Tensor):
-        narrow, exponents = _narrowed(x, w_t)
-        return _scaled(in_tiles(_unscaled_transposed, narrow, w_t, outputs, few), w_t, exponents)
-    dtype = reference.compute_dtype(w_t)
-    if dtype == torch.float32:
-        return in_tiles(reference.project_transposed, x, w_t, outputs, few)
-    exponents = _exponents(x)
-    narrow = torch.ldexp(x, -exponents).to(dtype)
-    return torch.ldexp(in_tiles(_product_transposed, narrow, w_t, outputs, few), exponents)
-
-
-def _product_transposed(x: Tensor, w_t: Matrix) -> Tensor:
-    assert isinstance(w_t, Tensor)
-    return (x @ w_t).float()
-
-
-def _unscaled(x: Tensor, w: Matrix) -> Tensor:
-    assert not isinstance(w, Tensor)
-    out = x.new_empty(x.shape[0], w.shape[0], dtype=torch.float32)
-    for rows in _blocks(w):
-        out[:, rows] = F.linear(x, w.unscaled(rows.start, rows.stop, w.spec.product_dtype))
-    return out
-
-
-def _unscaled_transposed(x: Tensor, w_t: Matrix) -> Tensor:
-    assert not isinstance(w_t, Tensor)
-    out = x.new_zeros(x.shape[0], w_t.shape[1], dtype=torch.float32)
-    for rows in _blocks(w_t):
-        out += x[:, rows] @ w_t.unscaled(rows.start, rows.stop, w_t.spec.product_dtype)
-    return out
-
-
-def _blocks(w: LayoutMatrix) -> Iterator[slice]:
-    step = max(1, _BLOCK_ELEMENTS // max(1, w.shape[1]))
-    for start in range(0, w.shape[0], step):
-        yield slice(start, min(start + step, w.shape[0]))
-
-
-def _exponents(x: Tensor) -> Tensor:
-    """int32 [tokens, 1]: each token's inputs · 2^-exponent are at most 1."""
-    return torch.frexp(x.float().abs().amax(-1, keepdim=True)).exponent
-
-
-def _narrowed(x: Tensor, w: LayoutMatrix) -> tuple[Tensor, Tensor]:
-    """x · 2^-exponent in the products' dtype, and the exponents, int32 [tokens, 1]."""
-    exponents = _exponents(x)
-    if w.bits == 8:
-        largest_sum = w.shape[0 if w.spec.transposed else 1] * w.spec.format.max_value
-        exponents = exponents + int(largest_sum).bit_length() - 15  # no sum exceeds 2¹⁵
-    exponents = exponents.clamp(min=-100)  # smaller inputs become 0, as float32 has no 2¹³⁰ to scale them by
-    return torch.ldexp(x.float(), -exponents).to(w.spec.product_dtype), exponents
-
-
-def _scaled(out: Tensor, w: LayoutMatrix, exponents: Tensor) -> Tensor:
-    if isinstance(w, QuantizedMatrix) and w.bits == 8:
-        out *= w.scales
-    return torch.ldexp(out, exponents)
-
-
-# Of decode steps that the kernels do not take, and of prompts, whose tokens have one order, few or many.
-gemm = Gemm(
-    optional.layer_norm,
-    functools.partial(project, few=MAX_TOKENS),
-    functools.partial(project_transposed, few=MAX_TOKENS),
-)
-prefill_gemm = Gemm(optional.layer_norm, project, project_transposed)

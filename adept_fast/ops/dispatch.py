@@ -10,12 +10,13 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from adept_fast.ops import cpu, cuda, kernels, optional, reference
+from adept_fast.ops import cpu, cuda, cuda_gemm, kernels, optional, reference
 from adept_fast.ops.gemm import Gemm
 from adept_fast.ops.sample import sample
 from adept_fast.quantization.formats import MatrixSpec, WeightFormat, float_format
@@ -63,7 +64,7 @@ class Rule(NamedTuple):
         if self.implementation == "decode kernel":
             return cuda.attend_in_groups
         if self.implementation == "gemm":
-            return cast(Callable[..., Any], getattr(_BACKENDS[self.device].gemm, self.operator))
+            return cast(Callable[..., Any], getattr(_GEMMS[self.device].gemm, self.operator))
         return optional.prefill_attention if self.implementation == "flash-attn" else definition
 
 
@@ -91,6 +92,7 @@ DEFINITIONS: dict[str, Callable[..., Any]] = {  # in the order of a decode step
     )
 }
 _BACKENDS: dict[str, Any] = {"cpu": cpu, "cuda": cuda}
+_GEMMS: dict[str, Any] = {"cpu": cpu, "cuda": cuda_gemm}
 _PROJECTIONS = ("layernorm_qkv", "linear_residual", "lm_head")
 _PRODUCTS = (*_PROJECTIONS, "mlp")
 _CACHE = ("rotary_append", "decode_attention")
@@ -281,14 +283,19 @@ def slot_sampler(device: torch.device) -> Callable[..., Tensor] | None:
     return cast(Callable[..., Tensor], kernels.operators.sample)
 
 
-def prefill_gemm(w: Matrix) -> Gemm | None:
+def prefill_gemm(w: Matrix) -> Gemm | cuda_gemm.CudaGemm | None:
     """What multiplies any number of a prompt's tokens by matrices like ``w``; None for the operators above.
 
     It computes few tokens too where it is faster for many, so that the chunks of a prompt change no bit.
     """
     if device_type(w.device) == "cuda":
-        return cuda.prefill_gemm
+        return cuda_gemm.prefill_gemm
     return cpu.gemm if cpu.has_gemm(w) else None
+
+
+def prefill_settings(device: torch.device) -> AbstractContextManager[None]:
+    """For a chunk of a prompt: settings of torch that each product would otherwise change and restore."""
+    return cuda_gemm.sums_in_float32() if device_type(device) == "cuda" else nullcontext()
 
 
 def explain(

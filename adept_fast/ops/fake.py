@@ -6,12 +6,20 @@ The arguments of each operator are in the order of ``csrc/schemas.h``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-_RESULTS: dict[str, Callable[..., Tensor | None]] = {
+Result: TypeAlias = Tensor | tuple[Tensor, Tensor] | None
+
+
+def _prepared(like: Tensor, tokens: int, rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    cols = like.shape[-1]
+    return like.new_empty(rows, cols, dtype=dtype), like.new_empty(tokens, dtype=torch.float32)
+
+
+_RESULTS: dict[str, Callable[..., Result]] = {
     "copy": torch.empty_like,
     "read": lambda source: source.new_empty(1, dtype=torch.int32),
     "embed": lambda table, ids: ids.new_empty(ids.shape[0], table.shape[1], dtype=torch.float32),
@@ -25,12 +33,19 @@ _RESULTS: dict[str, Callable[..., Tensor | None]] = {
     "decode_step": lambda ids, *rest: rest[7].new_empty(ids.shape[0], rest[11]),  # final_gamma, rows
     "sample": lambda logits, slots, *_: slots.new_empty(logits.shape[0]),
     "update_decode_state": lambda *_: None,
+    "prepare_rows": lambda x, gamma, beta, eps, raised, rows, dtype: _prepared(x, len(x), rows, dtype),
+    "activate_rows": lambda product, powers, scales, bias, raised, rows: _prepared(
+        product, len(powers), rows, product.dtype
+    ),
+    "finish_rows": lambda product, powers, *_: product.new_empty(
+        len(powers), product.shape[-1], dtype=torch.float32
+    ),
     "widen": lambda w, scales, cols, start, stop, dtype: w.new_empty(stop - start, cols, dtype=dtype),
 }
 
 
-def _register(name: str, result: Callable[..., Tensor | None]) -> None:
-    def checked(*args: Any) -> Tensor | None:
+def _register(name: str, result: Callable[..., Result]) -> None:
+    def checked(*args: Any) -> Result:
         tensors = [part for arg in args for part in (arg if isinstance(arg, (list, tuple)) else (arg,))]
         devices = {part.device.type for part in tensors if isinstance(part, Tensor)}
         # The result for tensors with and without values could be memory that nobody has written to.

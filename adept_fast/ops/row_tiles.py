@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adept_fast.quantization.matrix import Matrix
 
-Product: TypeAlias = Callable[[Tensor, Matrix], Tensor]  # [rows, inputs], matrix → float32 [rows, outputs]
+Product: TypeAlias = Callable[[Tensor, Matrix], Tensor]  # [rows, inputs], matrix → [..., rows, outputs]
 
 _TILES = (64, 128, 256, 512)
 _MAX_RESULTS = 1 << 23  # outputs of a tile, which bounds the memory for its padding
@@ -29,24 +29,31 @@ def largest_tile(outputs: int) -> int:
     return max((tile for tile in _TILES if tile * outputs <= _MAX_RESULTS), default=_TILES[0])
 
 
-def in_tiles(product: Product, x: Tensor, w: Matrix, outputs: int, few: int = 0) -> Tensor:
-    """``product(x, w)`` in tiles of rows, float32 [rows, outputs]: each row's bits depend on it and w alone.
+def tiles_of(
+    product: Product, tokens: int, w: Matrix, outputs: int, inputs: tuple[int, torch.dtype], few: int = 0
+) -> list[int]:
+    """The tiles for so many rows, of which the last may be filled in part: no bit of a row depends on others.
 
     Args:
         product: a function of a module, with one order of sums for each shape.
+        inputs: their number and dtype.
         few: up to this number of rows are one tile of this size, whose bits may differ from the others'.
     """
-    if not len(x):
-        return x.new_empty(0, outputs, dtype=torch.float32)
-    if len(x) <= few:
-        return _in_tile(product, x, w, few)
+    if tokens <= few:
+        return [few] if tokens else []
     largest = largest_tile(outputs)
-    tiles = (*(_smaller_tiles(product, x, w, largest) if len(x) % largest else ()), largest)
-    parts = [
-        _in_tile(product, rows, w, next(tile for tile in tiles if tile >= len(rows)))
-        for rows in x.split(largest)
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    whole, rest = divmod(tokens, largest)
+    if not rest:
+        return [largest] * whole
+    smaller = _smaller_tiles(product, w, largest, inputs)
+    return [largest] * whole + [next(tile for tile in (*smaller, largest) if tile >= rest)]
+
+
+def in_tiles(product: Product, x: Tensor, w: Matrix, tiles: list[int]) -> Tensor:
+    """``product(x, w)`` tile by tile, [..., rows, outputs], of as many rows as the tiles have."""
+    if len(tiles) < 2:
+        return product(x, w)
+    return torch.cat([product(rows, w) for rows in x.split(tiles)], -2)
 
 
 def forget() -> None:
@@ -54,29 +61,22 @@ def forget() -> None:
     _equal_tiles.clear()
 
 
-def _in_tile(product: Product, x: Tensor, w: Matrix, tile: int) -> Tensor:
-    if len(x) == tile:
-        return product(x, w)
-    padded = x.new_empty(tile, x.shape[1])
-    padded[: len(x)] = x
-    padded[len(x) :] = 0
-    return product(padded, w)[: len(x)]
-
-
-def _smaller_tiles(product: Product, x: Tensor, w: Matrix, largest: int) -> tuple[int, ...]:
+def _smaller_tiles(
+    product: Product, w: Matrix, largest: int, inputs: tuple[int, torch.dtype]
+) -> tuple[int, ...]:
     """The tiles below ``largest`` that give its bits, in ascending order, by one trial for each shape."""
     if largest == _TILES[0]:
         return ()
-    key = (product, x.device, x.dtype, largest, _kind(w))
+    key = (product, w.device, inputs, largest, _kind(w))
     if key not in _equal_tiles:
-        if _is_captured(x):  # the trial waits for the device
+        if _is_captured(w.device):  # the trial waits for the device
             return ()
-        _equal_tiles[key] = _try_tiles(product, x, w, largest)
+        _equal_tiles[key] = _try_tiles(product, w, largest, inputs)
     return _equal_tiles[key]
 
 
-def _is_captured(x: Tensor) -> bool:
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+def _is_captured(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _kind(w: Matrix) -> Hashable:
@@ -86,13 +86,14 @@ def _kind(w: Matrix) -> Hashable:
 
 
 @torch.no_grad()
-def _try_tiles(product: Product, x: Tensor, w: Matrix, largest: int) -> tuple[int, ...]:
-    generator = torch.Generator(x.device).manual_seed(0)
-    inputs = torch.randn(largest, x.shape[1], generator=generator, dtype=x.dtype, device=x.device)
-    expected = product(inputs, w)
+def _try_tiles(product: Product, w: Matrix, largest: int, inputs: tuple[int, torch.dtype]) -> tuple[int, ...]:
+    columns, dtype = inputs
+    generator = torch.Generator(w.device).manual_seed(0)
+    x = torch.randn(largest, columns, generator=generator, dtype=dtype, device=w.device)
+    expected = product(x, w)
 
     def has_its_bits(tile: int) -> bool:
-        parts = zip(inputs.split(tile), expected.split(tile), strict=True)
+        parts = zip(x.split(tile), expected.split(tile, -2), strict=True)
         return all(torch.equal(product(rows, w), one) for rows, one in parts)
 
     return tuple(tile for tile in _TILES if tile < largest and has_its_bits(tile))

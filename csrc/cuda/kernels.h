@@ -97,6 +97,50 @@ struct Widen {
 // cudaErrorMisalignedAddress).
 cudaError_t widen(const Widen& widen, cudaStream_t stream);
 
+// The inputs of a GEMM: of each token a power of two, and the inputs divided by it, so that none exceeds 2^-raised.
+struct PreparedRows {
+  Format format;
+  void* values;   // [rows, cols]; the rows behind those of tokens become 0
+  float* powers;  // [tokens]; 1 in float32
+  int64_t tokens;
+  int64_t rows;
+  int64_t cols;
+  int raised;
+};
+
+constexpr int64_t kMaxPreparedCols = 32768;  // a block keeps a row in registers
+constexpr int64_t kMaxPaddingRows = 4096;
+
+// The product of a GEMM, [tokens or more, cols], or several of parts of the inputs, whose sum it is; the other operands
+// turn it into outputs: sums times scales times the power of the token, plus bias.
+struct Product {
+  Format format;
+  const void* values;
+  int64_t parts;
+  int64_t part_size;    // elements
+  const float* powers;  // [tokens]
+  const float* scales;  // [cols], or null
+  const float* bias;    // [cols], or null
+  int64_t tokens;
+  int64_t cols;
+};
+
+// The number of columns must be a multiple of 4 and at most kMaxPreparedCols (else cudaErrorInvalidValue), and operands
+// aligned to 16 bytes (else cudaErrorMisalignedAddress). x: [tokens, cols].
+cudaError_t prepare_rows(const float* x, const Norm& norm, const PreparedRows& to, cudaStream_t stream);
+// The same of relu²(product), in one part and in the format of `to`.
+cudaError_t activate_rows(const Product& product, const PreparedRows& to, cudaStream_t stream);
+
+// out = relu²?(outputs) + residual
+struct FinishRows {
+  Product product;
+  bool relu_squared;
+  const float* residual;  // [tokens, cols], or null
+  float* out;             // [tokens, cols]
+};
+
+cudaError_t finish_rows(const FinishRows& finish, cudaStream_t stream);
+
 // The token ring may be in host memory that the device can write. A row whose slot is out of range is inactive.
 cudaError_t update_decode_state(const UpdateDecodeState& state, cudaStream_t stream);
 

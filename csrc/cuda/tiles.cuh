@@ -68,7 +68,7 @@ __device__ __forceinline__ void add_chunk(const unsigned char* chunk, const uint
 }
 
 // The inputs of a product, and the team's sums, in shared memory.
-struct Product {
+struct InputsAndSums {
   const uint4* inputs;   // [tokens, stride]
   const float* unscale;  // [tokens]
   float* sums;           // [sums_of_team]
@@ -76,7 +76,7 @@ struct Product {
 
 // Multiplies the block's tiles as they come, and stores the results. By the consumers, 8 warps.
 template <Format kFormat, int kTokenTiles>
-__device__ __forceinline__ void multiply_tiles(const Linear& linear, const Product& product, RingReader& ring) {
+__device__ __forceinline__ void multiply_tiles(const Linear& linear, const InputsAndSums& product, RingReader& ring) {
   static_assert(kIsChunkOfTile<kFormat>);
   constexpr int kBytes = kStoredChunkBytes<kFormat>, kSums = sums_of_warp(kTokenTiles);
   const int tokens = static_cast<int>(linear.tokens), stride = row_runs<kFormat>(linear.w.cols);

@@ -104,6 +104,11 @@ KERNELS = {
     r"embed_vectors<(?:__half|__nv_bfloat16|float)>": Meant(threads=256, blocks=8),
     r"embed_elements<(?:__half|__nv_bfloat16|float)>": Meant(threads=256, blocks=8),
     rf"widen_rows<(?:{F16}|{EIGHT_BITS}|{INT4}), \(Order\)[012], {F16}>": Meant(threads=512, blocks=3),
+    # These have a row in registers; one of up to 4096, 8192, 16384 and 32768 columns.
+    r"(?:prepare|activate)_token<\(Format\)[012], [248]>": Meant(threads=512, blocks=2),
+    r"(?:prepare|activate)_token<\(Format\)[012], 16>": Meant(threads=512, blocks=1),
+    r"finish_quads<\(Format\)[012]>": Meant(threads=256, blocks=5),
+    r"finish_elements<(?:__half|__nv_bfloat16|float)>": Meant(threads=256, blocks=6),
     r"update_rows": Meant(threads=32, blocks=32),
 }
 

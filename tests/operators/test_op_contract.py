@@ -72,7 +72,9 @@ def test_an_operator_of_a_gpu_alone(name: str) -> None:
     """What it returns is known without values; that a CPU has no kernel for it, torch says."""
     arguments = OPERATORS[name]("float32")
     fake = getattr(call, name)(**{key: moved_to_meta(value) for key, value in arguments.items()})
-    assert (fake.shape, fake.dtype, fake.is_meta) == (*OF_A_GPU[name], True)
+    results = fake if isinstance(fake, tuple) else (fake,)
+    assert [(one.shape, one.dtype) for one in results] == OF_A_GPU[name]
+    assert all(one.is_meta for one in results)
     with pytest.raises(NotImplementedError, match=f"Could not run 'adept_fast::{name}' .* 'CPU' backend"):
         getattr(call, name)(**arguments)
 

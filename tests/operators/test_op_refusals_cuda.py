@@ -23,6 +23,8 @@ FIRST = {
     "sample": "logits",
     "update_decode_state": "ids",
     "widen": "w",
+    "activate_rows": "product",
+    "finish_rows": "product",
 }  # others: x
 BESIDE = [
     (operator, name)

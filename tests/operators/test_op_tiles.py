@@ -10,9 +10,9 @@ import torch
 from backends import CUDA, EMULATED, EPS, THIN, Backend, parameter, same_bits
 from matrices import in_tiles, norm, weights
 
-# tokens, inputs, rows: part chunks and stages, an odd and an even number of stages, tiles that blocks share out
-# unevenly, tokens of both tiles, inputs that several kernels prepare
-SHAPES = [(1, 64, 17), (2, 136, 33), (1, 1160, 300), (5, 584, 50), (9, 2056, 40), (16, 1100 // 4 * 8, 65)]
+# tokens, inputs, rows: part chunks and stages, an odd and an even number of stages, tiles that blocks share
+# out unevenly, tokens of both tiles, inputs that a kernel of its own prepares
+SHAPES = [(1, 64, 17), (2, 136, 33), (1, 1160, 300), (5, 584, 50), (9, 2056, 40), (16, 2200, 65)]
 if THIN:
     SHAPES = [(1, 136, 33), (3, 1160, 50), (9, 72, 33)]
 CASES = [
