@@ -4,8 +4,11 @@
 // slot or position is out of range.
 #include "cuda_ops.h"
 
+#include <algorithm>
+
 #include "cuda/kernels.h"
 #include "cuda/torch_device.h"
+#include "cuda/workspace.h"
 #include "operators.h"
 
 namespace adept::cuda_ops {
@@ -284,6 +287,26 @@ Tensor sample(const Tensor& logits, const Tensor& slots, const Tensor& positions
   return ids;
 }
 
+Tensor token_logprobs(const Tensor& logits, const Tensor& chosen, int64_t count) {
+  const Checked<Gpu> checked({{"logits", logits}, {"chosen", chosen}});
+  ADEPT_REQUIRE(logits.dim() == 2 && logits.is_contiguous(), "logits has shape ", shape_of(logits),
+                "; expected contiguous [tokens, vocab]");
+  check_dtype("logits", logits, ScalarType::Float);
+  const int64_t tokens = logits.size(0), vocab = logits.size(1);
+  const int64_t most = std::min<int64_t>(cuda::kMaxTopLogprobs, vocab);
+  ADEPT_REQUIRE(count >= 0 && count <= most, "count is ", count, "; expected 0 to ", most);
+  const Tensor out = torch::stable::new_empty(logits, {tokens, 2, 1 + count}, ScalarType::Float);
+  const cuda::TokenLogprobs operands{data<float>("logits", logits),
+                                     tokens,
+                                     vocab,
+                                     unchecked_indices("chosen", chosen, tokens),
+                                     count,
+                                     static_cast<float*>(out.mutable_data_ptr())};
+  const Workspace workspace(logits, cuda::token_logprobs_workspace_bytes(operands));
+  check(cuda::token_logprobs(operands, workspace.data(), current_stream(logits)), "token_logprobs");
+  return out;
+}
+
 }  // namespace
 
 void implement_operators(torch::stable::detail::StableLibrary& library) {
@@ -292,6 +315,7 @@ void implement_operators(torch::stable::detail::StableLibrary& library) {
   library.impl("read", TORCH_BOX(&read));
   library.impl("embed", TORCH_BOX(&embed));
   library.impl("sample", TORCH_BOX(&sample));
+  library.impl("token_logprobs", TORCH_BOX(&token_logprobs));
   library.impl("prefill_attention", TORCH_BOX(&prefill_attention));
 }
 

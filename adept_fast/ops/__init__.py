@@ -21,6 +21,7 @@ from adept_fast.ops.dispatch import (
     rotary_append,
     slot_sampler,
     table,
+    token_logprobs,
     update_decode_state,
 )
 from adept_fast.ops.reference import ABSENT, rotary_table
@@ -51,6 +52,7 @@ __all__ = [
     "sample",
     "slot_sampler",
     "table",
+    "token_logprobs",
 ]
 
 

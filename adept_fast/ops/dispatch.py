@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor
 
-from adept_fast.ops import cpu, cuda, kernels, optional, reference
+from adept_fast.ops import cpu, cuda, kernels, logprobs, optional, reference
 from adept_fast.ops.gemm import Gemm
 from adept_fast.ops.sample import sample
 from adept_fast.quantization.formats import MatrixSpec, WeightFormat
@@ -86,6 +86,7 @@ DEFINITIONS: dict[str, Callable[..., Any]] = {  # in the order of a decode step
         reference.lm_head,
         reference.prefill_attention,
         sample,
+        logprobs.token_logprobs,
         reference.update_decode_state,
     )
 }
@@ -148,6 +149,14 @@ TABLE: tuple[Rule, ...] = (
         cuda.refuses_table,
     ),
     *_rules("cuda", ("sample", "update_decode_state"), "kernel", _RUNS, "one launch"),
+    *_rules(
+        "cuda",
+        ("token_logprobs",),
+        "kernel",
+        f"{_RUNS}; at most {cuda.MAX_TOP_LOGPROBS} tokens besides the chosen one, and {cuda.MAX_VOCAB} rows",
+        "it reads the logits once",
+        cuda.refuses_logprobs,
+    ),
     *_rules(
         "cuda",
         ("prefill_attention",),
@@ -261,6 +270,7 @@ linear_residual = _dispatched(reference.linear_residual)
 mlp = _dispatched(reference.mlp)
 lm_head = _dispatched(reference.lm_head)
 prefill_attention = _dispatched(reference.prefill_attention)
+token_logprobs = _dispatched(logprobs.token_logprobs)
 update_decode_state = _dispatched(reference.update_decode_state)
 
 
@@ -311,7 +321,7 @@ def explain(
     matrix: Matrix = table
     if weights is not None:
         matrix = layout_of(device).empty(MatrixSpec(weights, (1, hidden_size)), device)
-    known = {"Matrix": matrix, "cache_layer": cache_layer, "table": table}
+    known: dict[Any, Any] = {"Matrix": matrix, "cache_layer": cache_layer, "table": table, "count": 1}
     x = example(tokens, 1, dtype=torch.float32)
     choices = []
     for name, definition in DEFINITIONS.items():
