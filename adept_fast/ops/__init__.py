@@ -24,6 +24,7 @@ from adept_fast.ops.dispatch import (
     rotary_append,
     slot_sampler,
     table,
+    token_logprobs,
     update_decode_state,
 )
 from adept_fast.ops.reference import ABSENT, rotary_table
@@ -55,6 +56,7 @@ __all__ = [
     "sample",
     "slot_sampler",
     "table",
+    "token_logprobs",
 ]
 
 
@@ -72,7 +74,7 @@ def cpu_step(
 def layers_step(
     weights: ModelWeights, cos: Tensor, sin: Tensor, eps: float, scale: float, head_dim: int
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor, int, Tensor | None], Tensor] | None:
-    """On a GPU with matrices in tiles, the layers of a decode step as one call (see ``ops/layers_step.py``)."""
+    """On a GPU with matrices in tiles, the layers of a decode step as one call: ``ops/layers_step.py``."""
     device = weights.device
     if device_type(device) != "cuda" or cuda.unavailable(device) is not None:
         return None

@@ -1,7 +1,7 @@
 """The layers of a decode step on a GPU as one call into C++, for matrices in tiles.
 
-ADEPT_FAST_STEP chooses the kernels: ``layers`` (the default) launches four for each layer, ``one`` computes all
-layers in one kernel, whose blocks wait for each other. Both give the same bits.
+ADEPT_FAST_STEP chooses the kernels: ``layers`` (the default) launches four for each layer, ``one`` computes
+all layers in one kernel, whose blocks wait for each other. Both give the same bits.
 """
 
 from __future__ import annotations
