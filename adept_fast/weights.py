@@ -17,15 +17,17 @@ from adept_fast.checkpoint import (
     dtype_name,
     packed_matrices,
 )
-from adept_fast.quantization.formats import WeightFormat
-from adept_fast.quantization.layouts import layout_of
-from adept_fast.quantization.matrix import Matrix, QuantizedMatrix, first_rows, repack
+from adept_fast.quantization.formats import WeightFormat, float_format
+from adept_fast.quantization.layout_gpu_tiles import GpuFloatTiles
+from adept_fast.quantization.layouts import ROW_MAJOR, TILES, layout_of
+from adept_fast.quantization.matrix import LayoutMatrix, Matrix, QuantizedMatrix, first_rows, repack
 from adept_fast.system.huge_pages import HugePages
 from adept_fast.system.mapped_files import release_pages
 from adept_fast.system.progress import progress_bar
 
 EMBEDDING = "model.embed_tokens.weight"
-_OF_THE_VOCABULARY = (EMBEDDING, "lm_head.weight")
+_LM_HEAD = "lm_head.weight"
+_OF_THE_VOCABULARY = (EMBEDDING, _LM_HEAD)
 _CPU = torch.device("cpu")
 
 
@@ -108,6 +110,7 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device,
     weights: WeightFormat | None = None,
+    layout: str = ROW_MAJOR,
     vocab_rows: int | None = None,
     embedding_on_host: bool = False,
     check_finite: bool = True,
@@ -122,6 +125,8 @@ def load_weights(
     Args:
         dtype: of the matrices, or of the embedding if they are packed.
         weights: the format to pack the matrices in; None for the checkpoint's.
+        layout: of the matrices. In ``tiles``, an lm_head that is the embedding too stays as it is, since a
+            step looks up its rows, and a copy would take more memory.
         vocab_rows: load and check only the first rows of the embedding and of the lm_head; None for all.
         embedding_on_host: keep the embedding in pinned memory of the host, unless it is the lm_head too.
         huge_pages: on a CPU, copy the matrices to huge pages; nothing stays memory-mapped.
@@ -134,7 +139,7 @@ def load_weights(
     checkpoint = with_vocabulary(checkpoint, vocab_rows)
     with progress_bar("loading", len(checkpoint.tensors), "tensor", shown=progress) as bar:
         config = checkpoint.config
-        matrices = matrices_to_pack(checkpoint, weights, device)
+        matrices = matrices_to_pack(checkpoint, dtype, weights, device, layout)
         huge = HugePages() if huge_pages and device.type == "cpu" else None
         loader = _Loader(checkpoint, dtype, device, matrices, check_finite, huge, bar)
         tied = is_tied(checkpoint, weights)
@@ -154,7 +159,7 @@ def load_weights(
             ),
             final_gamma=loader.vector("model.final_layernorm.weight"),
             final_beta=loader.vector("model.final_layernorm.bias"),
-            lm_head=embedding if tied else loader.matrix("lm_head.weight"),
+            lm_head=embedding if tied else loader.matrix(_LM_HEAD),
         )
 
 
@@ -196,10 +201,19 @@ def weight_format(checkpoint: Checkpoint, weights: WeightFormat | None) -> Weigh
 
 
 def matrices_to_pack(
-    checkpoint: Checkpoint, weights: WeightFormat | None, device: torch.device
-) -> Mapping[str, PackedMatrix]:
-    """The matrices that ``load_weights`` packs, by name."""
-    return packed_matrices(checkpoint.config, weights, layout_of(device)) if weights else {}
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    weights: WeightFormat | None,
+    device: torch.device,
+    layout: str = ROW_MAJOR,
+) -> Mapping[str, PackedMatrix[LayoutMatrix]]:
+    """The matrices that ``load_weights`` packs, or only lays in tiles, by name."""
+    if weights is not None:
+        return packed_matrices(checkpoint.config, weights, layout_of(device, layout))
+    if layout != TILES:
+        return {}
+    matrices = packed_matrices(checkpoint.config, float_format(dtype), GpuFloatTiles)
+    return {name: one for name, one in matrices.items() if name != _LM_HEAD or not is_tied(checkpoint, None)}
 
 
 def embedding_dtype(checkpoint: Checkpoint, dtype: torch.dtype, weights: WeightFormat | None) -> torch.dtype:
@@ -216,7 +230,7 @@ class _Loader:
     checkpoint: Checkpoint
     dtype: torch.dtype
     device: torch.device
-    matrices: Mapping[str, PackedMatrix]
+    matrices: Mapping[str, PackedMatrix[LayoutMatrix]]
     check_finite: bool
     huge: HugePages | None
     bar: Any
@@ -240,18 +254,25 @@ class _Loader:
             return self._packed(name)
         return self._placed(self.floats(name, self.dtype).t()).contiguous()
 
-    def _packed(self, name: str) -> QuantizedMatrix:
+    def _packed(self, name: str) -> LayoutMatrix:
         plan = self.matrices[name]
         if name in self.checkpoint.packed:
-            matrix = repack(self.checkpoint.packed[name](), plan.layout, self.device)
-            self._check(matrix.scales, f"{name}.scales")
-            if self.check_finite and matrix.has_nan_values():
-                source = self.checkpoint.tensors[name].source
-                raise CheckpointError(f"{source}: tensor {name}.values has a NaN")
+            matrix: LayoutMatrix = self._repacked(name, plan.layout)
         else:
             matrix = plan.pack(self.checkpoint.tensors[plan.tensor], self.device)
+            if not isinstance(matrix, QuantizedMatrix):
+                self._check(matrix.values, name)
         self.bar.update()
-        return replace(matrix, values=self._placed(matrix.values), scales=self._placed(matrix.scales))
+        return matrix.map(self._placed)
+
+    def _repacked(self, name: str, layout: type[LayoutMatrix]) -> QuantizedMatrix:
+        assert issubclass(layout, QuantizedMatrix)
+        matrix = repack(self.checkpoint.packed[name](), layout, self.device)
+        self._check(matrix.scales, f"{name}.scales")
+        if self.check_finite and matrix.has_nan_values():
+            source = self.checkpoint.tensors[name].source
+            raise CheckpointError(f"{source}: tensor {name}.values has a NaN")
+        return matrix
 
     def _placed(self, tensor: Tensor) -> Tensor:
         if self.huge is None:

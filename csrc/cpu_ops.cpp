@@ -9,6 +9,7 @@
 
 #include "cpu/kernels.h"
 #include "cuda/workspace.h"
+#include "layer_tensors.h"
 #include "operators.h"
 #include "schemas.h"
 #ifdef ADEPT_FAST_WITH_CUDA
@@ -140,19 +141,6 @@ Tensor read(const Tensor& source) {
   return sum;
 }
 
-// A layer's tensors in the order of decode_step's `layers`; Python reads their names from _C.layer_tensors().
-#define ADEPT_LAYER_TENSORS                                                                                            \
-  input_gamma, input_beta, w_qkv, qkv_scales, b_qkv, q_gamma, q_beta, k_gamma, k_beta, w_dense, dense_scales, b_dense, \
-      mlp_gamma, mlp_beta, w_up, up_scales, b_up, w_down_t, down_scales, b_down
-#define ADEPT_STRING_OF(...) #__VA_ARGS__
-#define ADEPT_STRING(...) ADEPT_STRING_OF(__VA_ARGS__)
-
-namespace layer_tensor {
-enum : size_t { ADEPT_LAYER_TENSORS, kCount };
-}
-
-constexpr const char kLayerTensorNames[] = ADEPT_STRING(ADEPT_LAYER_TENSORS);
-
 // `t`: the layer's tensors, an empty one for each that it does not have.
 DecoderLayer decoder_layer(const Tensor* t, double eps, int64_t hidden, const CacheLayer& cache) {
   using namespace layer_tensor;
@@ -247,7 +235,7 @@ static PyObject* use_instruction_set(PyObject*, PyObject* name) {
   return PyBool_FromLong(used);
 }
 
-static PyObject* layer_tensors(PyObject*, PyObject*) { return PyUnicode_FromString(adept::cpu_ops::kLayerTensorNames); }
+static PyObject* layer_tensors(PyObject*, PyObject*) { return PyUnicode_FromString(adept::kLayerTensorNames); }
 
 // The workspaces of a decode step's kernels on a GPU; built without CUDA too, for planning.
 static PyObject* cuda_step_bytes(PyObject*, PyObject* args) {

@@ -5,62 +5,14 @@
 #include "cuda_ops.h"
 
 #include "cuda/kernels.h"
-#include "cuda/torch_device.h"
+#include "cuda/torch_arguments.h"
 #include "gpu_matrices.h"
 #include "operators.h"
 
 namespace adept::cuda_ops {
 namespace {
 
-using cuda::current_stream, cuda::OnDeviceOf;
-
-void check(cudaError_t error, const char* operation) {
-  ADEPT_REQUIRE(error == cudaSuccess, operation, ": ", cudaGetErrorString(error));
-}
-
-// While it lives, the current device is that of the first operand. Refuses operands on other devices.
-class OnOneDevice {
- public:
-  OnOneDevice(const Operand& first, Operands others, Operands written = {}) : device_(on_a_gpu(first)) {
-    check(first, others);
-    check(first, written);
-  }
-
- private:
-  static const Tensor& on_a_gpu(const Operand& first) {
-    check_given(first);
-    ADEPT_REQUIRE(cuda::is_beside(*first.tensor, *first.tensor), first.name,
-                  " is not on a GPU, where another argument is; expected all on one device");
-    return *first.tensor;
-  }
-
-  static void check(const Operand& first, Operands others) {
-    for (const Operand& other : others) {
-      if (other.tensor == nullptr) continue;
-      check_given(other);
-      ADEPT_REQUIRE(cuda::is_beside(*first.tensor, *other.tensor), other.name, " is not on the device of ", first.name,
-                    "; expected all on one");
-    }
-  }
-
-  // Python's None arrives as an undefined tensor.
-  static void check_given(const Operand& operand) {
-    ADEPT_REQUIRE(operand.tensor->defined(), operand.name, " is None; expected a tensor");
-  }
-
-  OnDeviceOf device_;
-};
-
-// Workspace of a kernel; torch reuses the memory in stream order.
-class Workspace {
- public:
-  Workspace(const Tensor& like, int64_t bytes) : memory_(torch::stable::new_empty(like, {bytes}, ScalarType::Byte)) {}
-
-  void* data() const { return memory_.mutable_data_ptr(); }
-
- private:
-  Tensor memory_;
-};
+using cuda::current_stream;
 
 // While it lives, calls that a graph capture forbids by default are allowed, such as queries about memory.
 class RelaxedCapture {
@@ -99,10 +51,11 @@ struct Gpu {
     return cuda_ops::device_address(name, tensor, like);
   }
 
-  // Row by row in both layouts; in 8 bits there is a scale for each output.
+  // Values of three dimensions are in tiles, those of two row by row; in 8 bits there is a scale for each output.
   static Matrix matrix(const char* name, Layout layout, const Tensor& values, const OptionalTensor& scales,
                        int64_t rows, int64_t cols) {
     check_matrix_sizes(name, rows, cols);
+    if (values.dim() == 3) return matrix_in_tiles(name, layout, values, scales, rows, cols);
     if (!scales) {
       const Matrix floats = float_matrix(name, values, rows, cols);
       ADEPT_REQUIRE(floats.format != Format::kFloat32, name,
@@ -164,7 +117,7 @@ struct Gpu {
 
 Tensor copy(const Tensor& source) {
   ADEPT_REQUIRE(source.is_contiguous(), "copy: source is not contiguous");
-  const OnDeviceOf device(source);
+  const cuda::OnDeviceOf device(source);
   Tensor copied = torch::stable::empty_like(source);
   const size_t bytes = static_cast<size_t>(source.numel()) * source.element_size();
   check(cuda::copy(source.const_data_ptr(), copied.mutable_data_ptr(), bytes, current_stream(source)), "copy");
@@ -174,7 +127,7 @@ Tensor copy(const Tensor& source) {
 // The sum of all 32-bit words, as on a CPU.
 Tensor read(const Tensor& source) {
   ADEPT_REQUIRE(source.is_contiguous(), "read: source is not contiguous");
-  const OnDeviceOf device(source);
+  const cuda::OnDeviceOf device(source);
   const size_t bytes = static_cast<size_t>(source.numel()) * source.element_size();
   const void* const from = source.const_data_ptr();
   ADEPT_REQUIRE(bytes % 16 == 0, "source has ", bytes, " bytes; expected a multiple of 16 on a GPU");
@@ -383,6 +336,7 @@ Tensor widen(const Tensor& w, const OptionalTensor& scales, int64_t cols, int64_
 
 void implement_operators(torch::stable::detail::StableLibrary& library) {
   Operators<Gpu>::implement(library);
+  implement_decode_layers(library);
   library.impl("copy", TORCH_BOX(&copy));
   library.impl("read", TORCH_BOX(&read));
   library.impl("embed", TORCH_BOX(&embed));

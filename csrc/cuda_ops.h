@@ -6,5 +6,6 @@
 namespace adept::cuda_ops {
 
 void implement_operators(torch::stable::detail::StableLibrary& library);
+void implement_decode_layers(torch::stable::detail::StableLibrary& library);
 
 }  // namespace adept::cuda_ops

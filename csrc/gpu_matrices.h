@@ -56,6 +56,30 @@ inline std::optional<Format> format_of_parts(ScalarType dtype, int64_t bytes) {
   return bytes == stored_chunk_bytes(k32) || bytes == stored_strip_row_bytes(k32) ? k32 : Format::kInt4G128;
 }
 
+// An operand of a product, in tiles or in strips. Scales of 4 bits are among the values.
+inline Matrix matrix_in_tiles(const char* name, Layout layout, const Tensor& values, const OptionalTensor& scales,
+                              int64_t rows, int64_t cols) {
+  const int64_t size = values.element_size();
+  const std::optional<Format> format = format_of_parts(values.scalar_type(), values.size(2) * size);
+  ADEPT_REQUIRE(format, name, " has dtype ", torch::headeronly::toString(values.scalar_type()),
+                "; expected Half, BFloat16, Char, Float8_e4m3fn or Byte");
+  if (layout == Layout::kTiled)
+    check_shape(name, values,
+                {round_up(rows, kTileRows) / kTileRows, round_up(cols, chunk_cols(*format)) / chunk_cols(*format),
+                 stored_chunk_bytes(*format) / size});
+  else
+    check_shape(
+        name, values,
+        {round_up(cols, strip_cols(*format)) / strip_cols(*format), rows, stored_strip_row_bytes(*format) / size});
+  const bool has_scales = bits_of(*format) == 8;
+  ADEPT_REQUIRE(scales.has_value() == has_scales, name,
+                has_scales ? " has no scales; expected one for each output" : " has scales of its own; expected None");
+  if (!has_scales) return {*format, values.const_data_ptr(), nullptr, rows, cols, true};
+  check_shape(name, *scales, {layout == Layout::kTiled ? rows : cols});
+  check_dtype(name, *scales, ScalarType::Float);
+  return {*format, values.const_data_ptr(), data<float>(name, *scales), rows, cols, true};
+}
+
 // A matrix of `cols` columns: [rows, bytes], tiles or strips. Rows of tiles are padded to whole tiles.
 inline cuda::Widen matrix_to_widen(const Tensor& w, const OptionalTensor& scales, int64_t cols) {
   ADEPT_REQUIRE(w.dim() == 2 || w.dim() == 3, "w has shape ", shape_of(w), "; expected [rows, columns], or tiles");

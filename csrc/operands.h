@@ -29,6 +29,7 @@ struct Matrix {
   const void* scales;  // float32 (8 bits), float16 (4 bits), or null
   int64_t rows;
   int64_t cols;
+  bool in_tiles = false;  // as cuda/tile_layout.h describes, for a GPU
 };
 
 constexpr int64_t kTileRows = 16;            // rows of a tile

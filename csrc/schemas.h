@@ -28,6 +28,9 @@ void define_operators(Library& library) {
       "Tensor sin, Tensor(a!) cache, Tensor final_gamma, Tensor final_beta, Tensor w, Tensor? scales, int rows, "
       "float eps, float scale, Tensor(b!)? counts) -> Tensor");
   library.def(
+      "decode_layers(Tensor x, Tensor slots, Tensor positions, int longest, Tensor[] layers, Tensor cos, Tensor sin, "
+      "Tensor(a!) cache, float eps, float scale, Tensor(b!)? counts, Tensor(c!) counters, bool one_kernel) -> Tensor");
+  library.def(
       "sample(Tensor logits, Tensor slots, Tensor positions, Tensor temperature, Tensor top_k, Tensor top_p, "
       "Tensor min_p, Tensor repetition_penalty, Tensor frequency_penalty, Tensor presence_penalty, "
       "Tensor is_biased, Tensor seed, Tensor logit_bias, Tensor(a!) seen, Tensor(b!) counts) -> Tensor");

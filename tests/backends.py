@@ -97,6 +97,8 @@ class Backend:
                 moved[name] = self.pinned(value)
             elif isinstance(value, Tensor):
                 moved[name], memories[name] = self.surrounded(value)
+            elif isinstance(value, list):
+                moved[name] = [self.surrounded(one)[0] for one in value]
         result = getattr(self.operators, operator)(**moved)
         self.synchronize()
         for name in written:

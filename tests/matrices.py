@@ -16,9 +16,11 @@ from backends import EPS, FLOATS, Backend
 from closeness import assert_close
 from torch import Tensor
 
-from adept_fast.quantization.formats import FORMATS, MatrixSpec
+from adept_fast.quantization.formats import FORMATS, NAMES, MatrixSpec, float_format
 from adept_fast.quantization.layout_cpu import TiledMatrix
-from adept_fast.quantization.matrix import Matrix, QuantizedMatrix, first_rows, parts_of, quantize
+from adept_fast.quantization.layout_gpu import GpuMatrix
+from adept_fast.quantization.layout_gpu_tiles import GpuFloatTiles, GpuTiles
+from adept_fast.quantization.matrix import Matrix, QuantizedMatrix, first_rows, parts_of, quantize, repack
 
 EPS32 = torch.finfo(torch.float32).eps
 GROUPS = {"cpu": 32, "cuda": 128}  # weights in 4 bits that share a scale
@@ -208,3 +210,14 @@ def assert_within(ours: Tensor, exact: Tensor, bound: Tensor, what: object) -> N
     assert not len(past), (
         f"{what}: off by {off[tuple(past[0])]:.3g} at {past[0].tolist()}, more than rounding can do"
     )
+
+
+def in_tiles(w: Weights, layout: Layout = "rows") -> tuple[Tensor, Tensor | None]:
+    """A GPU's matrix as kernels take it in tiles, or in strips: values, and scales in 8 bits."""
+    if w.scales is None:
+        spec = MatrixSpec(
+            float_format(w.values.dtype), (w.exact.shape[0], w.exact.shape[1]), layout == "units"
+        )
+        return GpuFloatTiles.pack(w.values, spec, w.values.device).parts
+    spec = MatrixSpec(NAMES[w.fmt], (w.exact.shape[0], w.exact.shape[1]), layout == "units")
+    return repack(GpuMatrix(w.values, w.scales, spec), GpuTiles, w.values.device).parts

@@ -12,6 +12,7 @@ WRITTEN: dict[str, tuple[str, ...]] = {
     "mlp": ("counts",),
     "rotary_append": ("cache_layer",),
     "decode_step": ("cache", "counts"),
+    "decode_layers": ("cache", "counts", "counters"),
     "sample": ("seen", "counts"),
     "update_decode_state": ("ids", "slots", "positions", "counts", "token_ring"),
 }

@@ -16,9 +16,10 @@ from dispatch_double import Recorder, as_cuda, recorded
 from adept_fast import ops
 from adept_fast.extension import Extension
 from adept_fast.ops import cpu, dispatch, kernels, optional, reference
-from adept_fast.quantization.formats import FORMATS, MatrixSpec
+from adept_fast.quantization.formats import FORMATS, MatrixSpec, float_format
 from adept_fast.quantization.layout_cpu import TiledMatrix
 from adept_fast.quantization.layout_gpu import GpuMatrix
+from adept_fast.quantization.layout_gpu_tiles import GpuFloatTiles, GpuTiles
 from adept_fast.quantization.matrix import Matrix, parts_of
 
 CPU = torch.device("cpu")
@@ -39,6 +40,7 @@ class Case:
     tokens: int = 1
     fmt: str = "float16"  # of the matrices
     up: str = ""  # of the up-projection, if another
+    tiles: str = ""  # in the names of the matrices in tiles
     hidden: int = 64
     head_dim: int = 64
     table: torch.dtype = torch.float16
@@ -59,9 +61,13 @@ class Case:
 
     def matrix(self, name: str) -> Matrix:
         fmt = self.up if name == "w_up" and self.up else self.fmt
-        if fmt not in FORMATS:
+        in_tiles = bool(self.tiles) and self.tiles in name
+        if fmt not in FORMATS and not in_tiles:
             return torch.zeros(32, self.hidden, dtype=getattr(torch, fmt))
-        spec = MatrixSpec(FORMATS[fmt], (32, self.hidden), name == "w_down_t")
+        weights = FORMATS[fmt] if fmt in FORMATS else float_format(getattr(torch, fmt))
+        spec = MatrixSpec(weights, (32, self.hidden), name == "w_down_t")
+        if in_tiles:
+            return (GpuTiles if fmt in FORMATS else GpuFloatTiles).empty(spec, CPU)
         return (GpuMatrix if fmt in PACKED_FOR_GPU else TiledMatrix).empty(spec, CPU)
 
     def arguments(self, operator: str) -> list[Any]:
@@ -86,6 +92,17 @@ GPU_CASES = [
     *(Case(PRODUCTS, "cuda", "gemm", fmt=fmt) for fmt in ("float32", *PACKED_FOR_CPU)),
     *(Case(PRODUCTS, "cuda", "gemm", fmt=fmt, hidden=68) for fmt in ("float16", *PACKED_FOR_GPU)),
     Case(PRODUCTS, "cuda", "gemm", has_kernels=False),
+    *(
+        Case(PRODUCTS, "cuda", expected, tokens=tokens, fmt=fmt, tiles="w")
+        for tokens, expected in ((1, "kernel"), (16, "kernel"), (17, "gemm"))
+        for fmt in ("float16", "bfloat16", *FORMATS)
+    ),
+    *(
+        Case(("mlp",), "cuda", "gemm", fmt=fmt, tiles=tiles)
+        for fmt in ("float16", *PACKED_FOR_GPU)
+        for tiles in ("w_up", "w_down_t")
+    ),
+    *(Case(PRODUCTS, "cuda", "gemm", fmt=fmt, hidden=68, tiles="w") for fmt in ("float16", *PACKED_FOR_GPU)),
     Case(("mlp",), "cuda", "gemm", up="float32"),
     Case(("mlp",), "cuda", "kernel", counts=True),
     *(Case(CACHE, "cuda", "kernel", tokens=n, head_dim=d) for n, d in ((0, 64), (1, 8), (3, 80), (16, 256))),
@@ -191,11 +208,12 @@ def test_arguments_by_name_and_defaults() -> None:
     assert calls == [("kernel", "mlp")] * 2
 
 
-@pytest.mark.parametrize("fmt", ["float16", "fp8"])
+@pytest.mark.parametrize("tiles", ["", "w"])
+@pytest.mark.parametrize("fmt", ["float16", "fp8", "int4-g32"])
 @pytest.mark.parametrize("operator", PRODUCTS)
-def test_a_kernel_takes_a_matrix_as_its_parts(operator: str, fmt: str) -> None:
+def test_a_kernel_takes_a_matrix_as_its_parts(operator: str, fmt: str, tiles: str) -> None:
     taken: list[Any] = []
-    arguments = Case((), "cuda", "kernel", fmt=fmt).arguments(operator)
+    arguments = Case((), "cuda", "kernel", fmt=fmt, tiles=tiles).arguments(operator)
     with as_cuda(SimpleNamespace(**{operator: lambda *parts: taken.extend(parts)})):
         getattr(ops, operator)(*arguments)
     expected: list[Any] = []
@@ -249,6 +267,9 @@ class TestExplain:
             said = self.said(head_dim=20, dtype=torch.float32)
             assert "a head_dim in multiples of 8 up to 256, not 20" in said["decode_attention"][1]
             assert said["mlp"][1] == "torch's GEMM; the kernels take float16 and bfloat16, not torch.float32"
+            for weights in (None, *FORMATS.values()):
+                said = self.said(weights=weights, layout="tiles")
+                assert said["mlp"] == ("kernel", "CUDA; memory-bound: it reads the weights once")
             said = self.said(weights=FORMATS["int8"])
             assert said["mlp"][1] == "torch's GEMM; the kernels do not read int8 in the layout cpu_tiled"
         with as_cuda(None, "no nvcc"):

@@ -22,10 +22,11 @@ from adept_fast.extension import Extension
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.model import Persimmon, Segment, chunks
 from adept_fast.ops import cuda, cuda_gemm, reference
-from adept_fast.quantization.formats import FORMATS, MatrixSpec
+from adept_fast.quantization.formats import FORMATS, MatrixSpec, float_format
 from adept_fast.quantization.layout_cpu import TiledMatrix
 from adept_fast.quantization.layout_gpu import GpuMatrix
-from adept_fast.quantization.matrix import Matrix, QuantizedMatrix, quantize
+from adept_fast.quantization.layout_gpu_tiles import GpuFloatTiles, GpuTiles
+from adept_fast.quantization.matrix import Matrix, QuantizedMatrix, quantize, repack
 from adept_fast.sampling import Sampler, SamplingParams
 from adept_fast.weights import load_weights
 
@@ -54,24 +55,35 @@ def matrix(fmt: str, rows: int, columns: int, layout: Any = "rows") -> Matrix:
     return drawn.to(getattr(torch, fmt))
 
 
+def in_tiles(w: Matrix, layout: Any = "rows") -> Matrix:
+    """The same weights."""
+    if isinstance(w, QuantizedMatrix):
+        return repack(w, GpuTiles, CPU)
+    assert isinstance(w, Tensor)
+    spec = MatrixSpec(float_format(w.dtype), (w.shape[0], w.shape[1]), layout == "units")
+    return GpuFloatTiles.pack(w, spec, CPU)
+
+
 def packed_for_a_gpu(fmt: str, values: Tensor, layout: Any = "rows") -> GpuMatrix:
     spec = MatrixSpec(PACKED[fmt], (values.shape[0], values.shape[1]), layout == "units")
     return quantize(values, spec, GpuMatrix)
 
 
 def exact(w: Matrix) -> Tensor:
-    return (w.dequantize() if isinstance(w, QuantizedMatrix) else w).double()
+    return (w if isinstance(w, Tensor) else w.dequantize()).double()
 
 
-def all_products(by: Any, tokens: int, fmt: str) -> list[Tensor]:
+def all_products(by: Any, tokens: int, fmt: str, tiles: bool = False) -> list[Tensor]:
     hidden = 64
     x, norm = torch.randn(tokens, hidden), (torch.ones(hidden), torch.zeros(hidden), EPS)
     w, bias = matrix(fmt, 48, hidden), torch.randn(48)
     down = matrix(fmt, 48, hidden, "units")
+    if tiles:
+        w, down = in_tiles(w), in_tiles(down, "units")
     return [
         by.layernorm_qkv(x, *norm, w, bias),
         by.linear_residual(x, w, bias, torch.randn(tokens, 48)),
-        by.mlp(x, *norm, matrix(fmt, 48, hidden), bias, down, torch.randn(hidden), None),
+        by.mlp(x, *norm, w, bias, down, torch.randn(hidden), None),
         by.lm_head(x, *norm, w),
     ]
 
@@ -139,6 +151,25 @@ class TestManyTokens:
         coarser = 8 if fmt == "bfloat16" else 1  # than float16
         for found, expected in zip(ours, all_products(reference, 20, fmt), strict=True):
             torch.testing.assert_close(found, expected, atol=coarser * 4e-3, rtol=coarser * 2e-3)
+
+    @pytest.mark.parametrize("fmt", READABLE)
+    def test_they_are_the_same_in_tiles(self, fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of packed weights bit for bit; of floats, whose products are float32 here, but for rounding."""
+        monkeypatch.setattr(cuda_gemm, "_BLOCK_ELEMENTS", 1000)
+        products = []
+        for by, tiles in (
+            (cuda_gemm.gemm, True),
+            (cuda_gemm.gemm, False),
+            (reference, True),
+            (reference, False),
+        ):
+            torch.manual_seed(1)
+            products.append(all_products(by, 20, fmt, tiles))
+        for tiled, rows, by_reference, expected in zip(*products, strict=True):
+            assert torch.equal(tiled, rows) or fmt in FLOATS
+            off = 3e-2 if fmt == "bfloat16" else 4e-3
+            torch.testing.assert_close(tiled, expected, atol=off, rtol=off / 2)
+            torch.testing.assert_close(by_reference, expected, atol=1e-5, rtol=1e-5)
 
     @pytest.mark.parametrize("layout", ["rows", "units"])
     @pytest.mark.parametrize("fmt", PACKED)
@@ -227,7 +258,7 @@ def test_a_model_says_what_the_reference_says(
     fmt: str,
 ) -> None:
     dtype = FLOATS.get(fmt, torch.float16)
-    monkeypatch.setattr(weights_module, "layout_of", lambda device: GpuMatrix)
+    monkeypatch.setattr(weights_module, "layout_of", lambda *_: GpuMatrix)
     config = small_config(hidden_size=64, num_attention_heads=1)
     checkpoint = checkpoint_of(tmp_path, config, dtype)
     packed = PACKED.get(fmt)
@@ -251,15 +282,29 @@ def test_a_model_says_what_the_reference_says(
 
 
 @pytest.mark.parametrize(
-    ("fmt", "cache_dtype"), [("float16", torch.float16), ("fp8", torch.bfloat16), ("int4", torch.float32)]
+    ("fmt", "cache_dtype", "layout"),
+    [
+        ("float16", torch.float16, "row_major"),
+        ("fp8", torch.bfloat16, "row_major"),
+        ("int4", torch.float32, "row_major"),
+        ("bfloat16", torch.float16, "tiles"),
+        ("int4", torch.float16, "tiles"),
+    ],
 )
 def test_chunks_of_a_prompt_and_company_change_no_bit(
-    emulated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fmt: str, cache_dtype: torch.dtype
+    emulated: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fmt: str,
+    cache_dtype: torch.dtype,
+    layout: str,
 ) -> None:
-    monkeypatch.setattr(weights_module, "layout_of", lambda device: GpuMatrix)
+    if layout == "row_major":
+        monkeypatch.setattr(weights_module, "layout_of", lambda *_: GpuMatrix)
     config = small_config(hidden_size=64, num_attention_heads=1)
     checkpoint = checkpoint_of(tmp_path, config, torch.float16)
-    weights = load_weights(checkpoint, dtype=torch.float16, device=CPU, weights=PACKED.get(fmt))
+    dtype = FLOATS.get(fmt, torch.float16)
+    weights = load_weights(checkpoint, dtype=dtype, device=CPU, weights=PACKED.get(fmt), layout=layout)
     model = Persimmon(config, weights, max_seq_len=96, vocab_size=VOCABULARY)
     ids = [at * 37 % VOCABULARY for at in range(90)]
 

@@ -219,7 +219,7 @@ def random_tensor(
     return torch.empty(shape, dtype=dtype, device=device).normal_(0.0, scale, generator=generator)
 
 
-def random_packed(matrix: PackedMatrix, seed: int) -> QuantizedMatrix:
+def random_packed(matrix: PackedMatrix[QuantizedMatrix], seed: int) -> QuantizedMatrix:
     """A packed matrix of evenly spread integers, with the variance of ``random_tensor``.
 
     Raises ValueError for a shape that would need padding.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from adept_fast.config import PersimmonConfig
 from adept_fast.quantization.formats import FORMATS, MatrixSpec, QuantizationError, WeightFormat, spec_of
 from adept_fast.quantization.layout_cpu import TiledMatrix
 from adept_fast.quantization.layout_plain import RowMajorMatrix
-from adept_fast.quantization.matrix import QuantizedMatrix, quantize
+from adept_fast.quantization.matrix import LayoutMatrix, QuantizedMatrix
 from adept_fast.system.regular_file import is_there
 
 # How config.json describes the weights beside it.
@@ -39,6 +39,7 @@ LAYOUTS: dict[str, type[QuantizedMatrix]] = {kind.layout: kind for kind in (RowM
 _VERSION_1_FORMATS = {"int8": FORMATS["int8"], "int4": FORMATS["int4-g32"]}  # all of them cpu_tiled
 
 EMBEDDING = "model.embed_tokens.weight"
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -52,38 +53,42 @@ class Packing:
         return f"{self.weights.name} weights in the order {self.layout.layout}"
 
 
+Kind = TypeVar("Kind", bound=LayoutMatrix)
+KindOfMatrix = TypeVar("KindOfMatrix", bound=LayoutMatrix, covariant=True)
+
+
 @dataclass(frozen=True)
-class PackedMatrix:
+class PackedMatrix(Generic[KindOfMatrix]):
     """A matrix that a weight format packs: ``spec`` of the checkpoint's ``tensor``, in ``layout``."""
 
     name: str
     tensor: str
     spec: MatrixSpec
-    layout: type[QuantizedMatrix]
+    layout: type[KindOfMatrix]
 
     @property
     def nbytes(self) -> int:
         return self.layout.bytes_of(self.spec)
 
-    def first_rows(self, count: int) -> PackedMatrix:
+    def first_rows(self, count: int) -> PackedMatrix[KindOfMatrix]:
         """The first ``count`` rows of the matrix, as a matrix."""
         return replace(self, spec=replace(self.spec, shape=(count, self.spec.shape[1])))
 
-    def pack(self, stored: StoredTensor, device: torch.device | None = None) -> QuantizedMatrix:
-        """The matrix on ``device`` (None: the CPU), rounded and packed there.
+    def pack(self, stored: StoredTensor, device: torch.device = _CPU) -> KindOfMatrix:
+        """The matrix on ``device``, rounded and packed there.
 
         Raises CheckpointError naming a tensor that cannot be rounded.
         """
-        matrix = stored.read().to(device=device)
+        matrix = stored.read()
         try:
-            return quantize(matrix.t() if self.spec.transposed else matrix, self.spec, self.layout)
+            return self.layout.pack(matrix.t() if self.spec.transposed else matrix, self.spec, device)
         except QuantizationError as error:
             raise CheckpointError(f"{stored.source}: tensor {stored.name} {error}") from error
 
 
 def packed_matrices(
-    config: PersimmonConfig, weights: WeightFormat, layout: type[QuantizedMatrix]
-) -> dict[str, PackedMatrix]:
+    config: PersimmonConfig, weights: WeightFormat, layout: type[Kind]
+) -> dict[str, PackedMatrix[Kind]]:
     """The matrices that ``weights`` packs, by name.
 
     With tied embeddings the output matrix is packed, and the embedding is not: each step reads the whole
@@ -142,7 +147,9 @@ def open_native(path: Path, values: dict[str, Any], *, mmap: bool = True) -> Che
     return Checkpoint(path, "native", config, tensors, tokenizer, packing.weights, packed, mmap)
 
 
-def tensors_of(config: PersimmonConfig, matrices: Mapping[str, PackedMatrix]) -> dict[str, ExpectedTensor]:
+def tensors_of(
+    config: PersimmonConfig, matrices: Mapping[str, PackedMatrix[QuantizedMatrix]]
+) -> dict[str, ExpectedTensor]:
     """Name → shape and the dtypes that are allowed, of every tensor in the file, in its order."""
     tensors: dict[str, ExpectedTensor] = {}
     for at, part in enumerate(("values", "scales")):
@@ -179,12 +186,12 @@ def _packing(source: Path, description: Mapping[str, Any]) -> Packing:
 
 
 def _read_packed(
-    matrix: PackedMatrix, values: StoredTensor, scales: StoredTensor, embedding: torch.dtype
+    matrix: PackedMatrix[QuantizedMatrix], values: StoredTensor, scales: StoredTensor, embedding: torch.dtype
 ) -> QuantizedMatrix:
     return matrix.layout(values.read(), scales.read(), matrix.spec.rounded_from(embedding))
 
 
-def _unpacked(matrix: PackedMatrix, read: partial[QuantizedMatrix]) -> Tensor:
+def _unpacked(matrix: PackedMatrix[QuantizedMatrix], read: partial[QuantizedMatrix]) -> Tensor:
     """Float32, [out, in] as transformers stores it."""
     weights = read().dequantize()
     return weights.t() if matrix.spec.transposed else weights

@@ -13,7 +13,7 @@ from adept_fast.checkpoint import Checkpoint
 from adept_fast.choices import MAX_STEP_TOKENS
 from adept_fast.commands.loading import chosen_checkpoint, load_runtime
 from adept_fast.commands.output import print_json, print_text
-from adept_fast.commands.placement_words import describe_weights
+from adept_fast.commands.placement_words import describe_layout, describe_weights
 from adept_fast.engine.runtime import Runtime
 from adept_fast.memory.bandwidth import BandwidthProbe
 from adept_fast.memory.footprint import tensor_bytes
@@ -120,7 +120,7 @@ def step_bytes(
     """
     placement = runtime.placement
     rows = runtime.tokenizer.vocab_size
-    sizes = tensor_bytes(checkpoint, placement.dtype, weights, placement.device, rows)
+    sizes = tensor_bytes(checkpoint, placement.dtype, weights, placement.device, rows, placement.layout)
     if _HEAD in sizes:  # or the embedding is the output matrix
         del sizes[EMBEDDING]
     return sum(size * (1 - zero_share) if name.endswith(_DOWN) else size for name, size in sizes.items())
@@ -140,6 +140,7 @@ def _report(runtime: Runtime, samples: list[Sample]) -> dict[str, Any]:
         "batch_size": samples[0].batch_size,
         "device": str(runtime.placement.device),
         "weights": describe_weights(runtime.placement),
+        "layout": describe_layout(runtime.placement),
         "threads": torch.get_num_threads(),
     }
 

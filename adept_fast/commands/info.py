@@ -15,7 +15,12 @@ from adept_fast import __version__, ops
 from adept_fast.checkpoint import Checkpoint, Location, dtype_name, locate, open_checkpoint
 from adept_fast.checkpoint.published import release_checksum
 from adept_fast.commands.output import print_json, print_text
-from adept_fast.commands.placement_words import describe_embedding, describe_pages, describe_weights
+from adept_fast.commands.placement_words import (
+    describe_embedding,
+    describe_layout,
+    describe_pages,
+    describe_weights,
+)
 from adept_fast.engine.graphs import launch_description
 from adept_fast.engine.loading import request_memory
 from adept_fast.engine.placement import Placement
@@ -66,6 +71,7 @@ def _report(location: Location, options: dict[str, Any]) -> dict[str, dict[str, 
         "placement": {
             "device": _device_name(placement.device, is_absent),
             "weights": describe_weights(placement),
+            "layout": describe_layout(placement),
             "pages": describe_pages(request),
             "cache": dtype_name(placement.cache_dtype),
             "decode steps": launch_description(placement.device, options["cuda_graphs"]),
@@ -108,10 +114,10 @@ def _describe_checkpoint(checkpoint: Checkpoint, location: Location) -> dict[str
 def _request(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Placement, MemoryRequest]:
     if options["gpu_memory"] is not None and options["device"] not in ("auto", "cuda"):
         raise click.UsageError(f"--gpu-memory plans for a GPU, and --device is {options['device']}")
-    asked = ("device", "dtype", "cache_dtype", "weights", "embedding", "max_seq_len", "gpu_memory")
-    return request_memory(
-        checkpoint, max_batch_size=options["batch_size"], **{name: options[name] for name in asked}
-    )
+    asked = ("device", "dtype", "cache_dtype", "weights", "weight_layout", "embedding")
+    sizes = ("max_seq_len", "gpu_memory")
+    settings = {name: options[name] for name in (*asked, *sizes)}
+    return request_memory(checkpoint, max_batch_size=options["batch_size"], **settings)
 
 
 def _describe_software(checkpoint: Checkpoint, placement: Placement) -> dict[str, dict[str, str]]:
@@ -130,6 +136,7 @@ def _describe_operators(checkpoint: Checkpoint, placement: Placement) -> dict[st
             tokens,
             dtype=placement.dtype,
             weights=placement.weights,
+            layout=placement.layout,
             hidden_size=checkpoint.config.hidden_size,
             cache_dtype=placement.cache_dtype,
             head_dim=checkpoint.config.head_dim,

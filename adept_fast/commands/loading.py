@@ -28,6 +28,7 @@ _PLACEMENT = (
     "device",
     "dtype",
     "weights",
+    "weight_layout",
     "cache_dtype",
     "embedding",
     "max_seq_len",

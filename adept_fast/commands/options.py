@@ -83,6 +83,11 @@ placement_options = _together(
         help="Pack the matrices: int8, int4 or int4-g32, on a GPU also fp8.  "
         "[default: no, or as a packed checkpoint has them]",
     ),
+    _option(
+        "--weight-layout",
+        default="auto",
+        help="Of the matrices on a GPU: row_major, tiles, or auto.",
+    ),
     _option("--cache-dtype", default="float16", help="Of keys and values."),
     _option(
         "--embedding",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from adept_fast.checkpoint import dtype_name
 from adept_fast.engine.placement import Placement
 from adept_fast.memory.plan import MemoryPlan, MemoryRequest
+from adept_fast.quantization.layouts import layout_of
 
 
 def describe_weights(placement: Placement) -> str:
@@ -13,6 +14,13 @@ def describe_weights(placement: Placement) -> str:
     if placement.weights is not None:
         chosen = f"{placement.weights}, embedding {chosen}"
     return f"{chosen} ({placement.dtype_reason})"
+
+
+def describe_layout(placement: Placement) -> str:
+    """``row_major (…)``; on a CPU, the layout of packed matrices is another one."""
+    is_cpu = placement.device.type == "cpu" and placement.weights is not None
+    layout = layout_of(placement.device).layout if is_cpu else placement.layout
+    return f"{layout} ({placement.layout_reason})"
 
 
 def describe_pages(request: MemoryRequest) -> str:

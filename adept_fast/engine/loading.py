@@ -29,6 +29,7 @@ def request_memory(
     dtype: str | torch.dtype = "auto",
     cache_dtype: str | torch.dtype = "float16",
     weights: str | None = None,
+    weight_layout: str = "auto",
     embedding: str = "auto",
     max_seq_len: int | None = None,
     max_batch_size: int = 1,
@@ -39,25 +40,28 @@ def request_memory(
     ``gpu_memory`` stands for a GPU with that many free bytes, in place of ``device``; it is assumed that the
     kernels run on it, and that the host has room for pinned memory.
 
-    Raises ParameterError for an unknown name, an absent device or an embedding that cannot be on the
-    requested one, CheckpointError if the weights are packed in another format than ``weights``.
+    Raises ParameterError for an unknown name, an absent device, a layout that its kernels do not read or an
+    embedding that cannot be on the requested one, CheckpointError if the weights are packed in another format
+    than ``weights``.
     """
     where = find_device(device) if gpu_memory is None else torch.device("cuda")
     is_gpu, is_here = where.type == "cuda", gpu_memory is None
-    placement = choose_placement(checkpoint, where, dtype, cache_dtype, weights)
+    unavailable = cuda.unavailable(where) if is_gpu and is_here else None
+    in_layout = weight_layout, unavailable
+    placement = choose_placement(checkpoint, where, dtype, cache_dtype, weights, *in_layout)
     if is_gpu:
         try:
             optional.allowed()
         except optional.OptionalPackageError as error:
             raise ParameterError(str(error)) from error
     embedding = one_of("embedding", embedding, _EMBEDDINGS)
-    refusal = _pinning_refusal(checkpoint, placement, cuda.unavailable(where) if is_gpu and is_here else None)
+    refusal = _pinning_refusal(checkpoint, placement, unavailable)
     if is_gpu and embedding == "host" and refusal is not None:
         raise ParameterError(f"embedding is 'host'; expected device or auto, as {refusal}")
     vocab_rows = checkpoint.tokenizer.vocab_size if is_gpu else checkpoint.config.vocab_size
 
     def footprint_of(placed: Placement) -> Footprint:
-        return footprint(checkpoint, placed.dtype, placed.weights, where, vocab_rows)
+        return footprint(checkpoint, placed.dtype, placed.weights, where, vocab_rows, placed.layout)
 
     return placement, MemoryRequest(
         config=checkpoint.config,
@@ -72,7 +76,7 @@ def request_memory(
         embedding=embedding if is_gpu else "device",
         pinning_refusal=refusal,
         other_weights=tuple(
-            footprint_of(choose_placement(checkpoint, where, dtype, cache_dtype, smaller.name))
+            footprint_of(choose_placement(checkpoint, where, dtype, cache_dtype, smaller.name, *in_layout))
             for smaller in _smaller_formats(checkpoint, placement)
         ),
     )
@@ -109,6 +113,7 @@ def _load(
         dtype=placement.dtype,
         device=placement.device,
         weights=placement.weights,
+        layout=placement.layout,
         vocab_rows=plan.request.vocab_rows,
         embedding_on_host=plan.embedding == "host",
         huge_pages=plan.request.small_pages_reason is None,

@@ -12,18 +12,21 @@ from adept_fast.arguments import ParameterError, one_of
 from adept_fast.checkpoint import WEIGHT_DTYPES, Checkpoint, dtype_name
 from adept_fast.memory.available import available_bytes
 from adept_fast.memory.footprint import footprint
+from adept_fast.ops import cuda
 from adept_fast.quantization.formats import WeightFormat
-from adept_fast.quantization.layouts import formats_of, layout_of
+from adept_fast.quantization.layouts import ROW_MAJOR, TILES, formats_of, layout_of
 from adept_fast.system.short_text import short_repr
-from adept_fast.weights import embedding_dtype, weight_format
+from adept_fast.weights import embedding_dtype, is_tied, weight_format
+
+_AUTO_LAYOUT = (ROW_MAJOR, "the kernels that read tiles have not been timed on a GPU")
 
 
 @dataclass(frozen=True)
 class Placement:
-    """The device and the dtypes of a checkpoint.
+    """The device, the dtypes and the layout of a checkpoint.
 
     ``dtype`` is that of the matrices, for ``dtype_reason``, or of the embedding if the matrices are packed as
-    ``weights``.
+    ``weights``. ``layout`` is that of the matrices, for ``layout_reason``.
     """
 
     device: torch.device
@@ -31,6 +34,8 @@ class Placement:
     cache_dtype: torch.dtype
     weights: WeightFormat | None
     dtype_reason: str
+    layout: str
+    layout_reason: str
 
 
 def choose_placement(
@@ -39,21 +44,45 @@ def choose_placement(
     dtype: str | torch.dtype = "auto",
     cache_dtype: str | torch.dtype = "float16",
     weights: str | None = None,
+    weight_layout: str = "auto",
+    unavailable: str | None = None,
 ) -> Placement:
     """The placement on a device, which may be absent.
 
-    Raises ParameterError for a name that is not known, and CheckpointError if the checkpoint's weights are
-    packed in another format than ``weights``.
+    ``unavailable`` is the reason that a GPU's kernels cannot run; None if they can.
+
+    Raises ParameterError for a name that is not known or a layout that the kernels do not read, and
+    CheckpointError if the checkpoint's weights are packed in another format than ``weights``.
     """
     packed = _chosen_weights(checkpoint, device, weights)
     requested = _dtype_name("dtype", dtype, "auto")
     cache = WEIGHT_DTYPES[_dtype_name("cache_dtype", cache_dtype)]
+    refusal = unavailable or cuda.refuses_hidden_size(checkpoint.config.hidden_size)
     if packed is None:
         held, reason = _matrix_dtype(checkpoint, device, requested)
-        return Placement(device, held, cache, None, reason)
-    wanted = checkpoint.dtype if requested == "auto" else WEIGHT_DTYPES[requested]
-    reason = "as stored" if checkpoint.weights else f"packed from {dtype_name(checkpoint.dtype)}"
-    return Placement(device, embedding_dtype(checkpoint, wanted, packed), cache, packed, reason)
+        refusal = refusal or cuda.refuses_floats(held)
+    else:
+        wanted = checkpoint.dtype if requested == "auto" else WEIGHT_DTYPES[requested]
+        held = embedding_dtype(checkpoint, wanted, packed)
+        reason = "as stored" if checkpoint.weights else f"packed from {dtype_name(checkpoint.dtype)}"
+    layout, layout_reason = _layout(device, weight_layout, refusal)
+    if layout == TILES and is_tied(checkpoint, packed):
+        layout_reason += "; the lm_head stays row_major, as it is the embedding too"
+    return Placement(device, held, cache, packed, reason, layout, layout_reason)
+
+
+def _layout(device: torch.device, requested: object, refusal: str | None) -> tuple[str, str]:
+    """The layout of the matrices and why; ``refusal`` is the reason that the kernels do not read tiles."""
+    name = one_of("weight_layout", requested, ("auto", ROW_MAJOR, TILES))
+    if device.type == "cpu" and name != "auto":
+        raise ParameterError(
+            f"weight_layout is {name!r}; expected auto on a CPU, whose kernels read one layout"
+        )
+    if device.type == "cpu":
+        return ROW_MAJOR, "the kernels of a CPU read no other"
+    if name == TILES and refusal is not None:
+        raise ParameterError(f"weight_layout is {TILES!r}; expected {ROW_MAJOR} or auto, as {refusal}")
+    return _AUTO_LAYOUT if name == "auto" else (name, "as asked")
 
 
 def _chosen_weights(checkpoint: Checkpoint, device: torch.device, weights: object) -> WeightFormat | None:

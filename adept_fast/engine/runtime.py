@@ -87,6 +87,7 @@ class Runtime:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         weights: str | None = None,
+        weight_layout: str = "auto",
         max_seq_len: int | None = None,
         max_batch_size: int = 1,
         cache_dtype: str | torch.dtype = "float16",
@@ -113,11 +114,11 @@ class Runtime:
                 If the matrices are packed, of the embedding, and ``auto`` is as stored.
             weights: pack the matrices while loading: ``int8``, ``int4`` or ``int4-g32``, on a GPU also
                 ``fp8``; None for floats, or for the format of a packed checkpoint.
+            weight_layout: of the matrices on a GPU: ``row_major``, ``tiles``, or ``auto``.
             max_seq_len: tokens of a sequence, prompt included; None for the model's context, or what fits.
             max_batch_size: sequences that are generated at once.
             cache_dtype: of keys and values: ``float16``, ``bfloat16`` or ``float32``; or a torch.dtype.
-            embedding: with a GPU, the memory of the embedding, which is only looked up: ``device``, ``host``
-                (pinned memory), or ``auto``: on the device if everything fits there.
+            embedding: with a GPU, its memory: ``device``, ``host`` (pinned), or ``auto``: device if all fits.
             check_weights: refuse weights with a NaN or an infinity; this reads them all once.
             exact_prefill: read prompts with the bits of decode steps, at most 16 tokens at a time.
             cuda_graphs: on a GPU, ``auto`` captures decode steps when they are first needed, or launches them
@@ -129,8 +130,7 @@ class Runtime:
             mmap: map weight files, which must stay whole. False copies them: CheckpointError if truncated.
             progress: show a progress bar on stderr.
 
-        Raises CheckpointError for a bad checkpoint, ParameterError for an argument out of its range, and
-        InsufficientMemoryError when it does not fit; all are ValueErrors.
+        Raises CheckpointError, ParameterError or InsufficientMemoryError; all are ValueErrors.
         """
         started = time.perf_counter()
         max_batch_size = integer("max_batch_size", max_batch_size, 1)
@@ -147,6 +147,7 @@ class Runtime:
             dtype=dtype,
             cache_dtype=cache_dtype,
             weights=weights,
+            weight_layout=weight_layout,
             embedding=embedding,
             max_seq_len=max_seq_len,
             max_batch_size=max_batch_size,

@@ -9,6 +9,7 @@ import torch
 from adept_fast.checkpoint import Checkpoint
 from adept_fast.ops import cuda_gemm
 from adept_fast.quantization.formats import WeightFormat
+from adept_fast.quantization.layouts import ROW_MAJOR, TILES
 from adept_fast.weights import (
     EMBEDDING,
     embedding_dtype,
@@ -19,7 +20,7 @@ from adept_fast.weights import (
 )
 
 _CPU = torch.device("cpu")
-_PACKING_BLOCKS_BYTES = 1 << 27  # of the float32 blocks in which a GPU rounds a matrix
+_PACKING_BLOCKS_BYTES = 1 << 27  # of the blocks in which a GPU rounds a matrix, or lays it in tiles
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,19 @@ def footprint(
     weights: WeightFormat | None = None,
     device: torch.device = _CPU,
     vocab_rows: int | None = None,
+    layout: str = ROW_MAJOR,
 ) -> Footprint:
     """The footprint of ``load_weights`` with the same arguments."""
     weights = weight_format(checkpoint, weights)
-    sizes = tensor_bytes(checkpoint, dtype, weights, device, vocab_rows)
+    sizes = tensor_bytes(checkpoint, dtype, weights, device, vocab_rows, layout)
+    is_unpacked = device.type == "cuda" and (weights is not None or layout == TILES)
     embedding = 0 if is_tied(checkpoint, weights) else sizes[EMBEDDING]
     return Footprint(
         weights,
         other_bytes=sum(sizes.values()) - embedding,
         embedding_bytes=embedding,
-        loading_bytes=_loading_bytes(checkpoint, dtype, weights, device, vocab_rows),
-        unpacking_bytes=cuda_gemm.DEQUANTIZING_BYTES if weights and device.type == "cuda" else 0,
+        loading_bytes=_loading_bytes(checkpoint, dtype, weights, device, vocab_rows, layout),
+        unpacking_bytes=cuda_gemm.DEQUANTIZING_BYTES if is_unpacked else 0,
     )
 
 
@@ -73,11 +76,13 @@ def tensor_bytes(
     weights: WeightFormat | None = None,
     device: torch.device = _CPU,
     vocab_rows: int | None = None,
+    layout: str = ROW_MAJOR,
 ) -> dict[str, int]:
     """Name → bytes of each tensor that ``load_weights`` returns; a tied output matrix only if packed."""
     weights = weight_format(checkpoint, weights)
     checkpoint = with_vocabulary(checkpoint, vocab_rows)
-    sizes = {name: matrix.nbytes for name, matrix in matrices_to_pack(checkpoint, weights, device).items()}
+    matrices = matrices_to_pack(checkpoint, dtype, weights, device, layout)
+    sizes = {name: matrix.nbytes for name, matrix in matrices.items()}
     for name, tensor in checkpoint.tensors.items():
         held = torch.float32 if len(tensor.shape) == 1 else dtype
         if name == EMBEDDING:
@@ -92,13 +97,17 @@ def _loading_bytes(
     weights: WeightFormat | None,
     device: torch.device,
     vocab_rows: int | None,
+    layout: str,
 ) -> int:
-    """A GPU transposes a matrix, or rounds it from its stored dtype."""
+    """A GPU transposes a matrix, rounds it from its stored dtype, or lays blocks of it in tiles."""
     if device.type == "cpu" or checkpoint.weights is not None:
         return 0
     checkpoint = with_vocabulary(checkpoint, vocab_rows)
-    if matrices := matrices_to_pack(checkpoint, weights, device):
+    matrices = matrices_to_pack(checkpoint, dtype, weights, device, layout)
+    if weights is not None:
         sources = [checkpoint.tensors[matrix.tensor] for matrix in matrices.values()]
         stored = max(torch.Size(source.shape).numel() * source.dtype.itemsize for source in sources)
         return stored + _PACKING_BLOCKS_BYTES
+    if matrices:
+        return _PACKING_BLOCKS_BYTES
     return checkpoint.config.hidden_size * checkpoint.config.intermediate_size * dtype.itemsize

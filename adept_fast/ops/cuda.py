@@ -10,13 +10,12 @@ from torch import Tensor
 from adept_fast import extension
 from adept_fast.ops import kernels
 from adept_fast.quantization.layout_gpu import GpuMatrix
-from adept_fast.quantization.layouts import kernel_formats
-from adept_fast.quantization.matrix import Matrix, QuantizedMatrix
+from adept_fast.quantization.layout_gpu_tiles import is_in_tiles
+from adept_fast.quantization.matrix import Matrix
 
 MAX_TOKENS = 16  # that the kernels take in one call
 MAX_HEAD_DIM = 256
 VECTOR = 8  # the kernels take rows in multiples of this many elements
-_FORMATS = kernel_formats(torch.device("cuda"))
 _HALVES = (torch.float16, torch.bfloat16)
 _TRIAL_WORDS = 4096  # that are read to see whether kernels run
 
@@ -58,15 +57,27 @@ def refuses_matrices(x: Tensor, *matrices: Matrix) -> str | None:
     """The reason that the kernels do not multiply x by these matrices; None if they do."""
     if x.shape[0] > MAX_TOKENS:
         return f"{x.shape[0]} tokens, and the kernels take at most {MAX_TOKENS}"
+    if len(set(map(is_in_tiles, matrices))) > 1:
+        return "one matrix is in tiles and another is not, and the kernels take both in one layout"
     for w in matrices:
-        if isinstance(w, QuantizedMatrix):
-            if not isinstance(w, GpuMatrix) or w.spec.format not in _FORMATS:
-                return f"the kernels do not read {w.spec.format.name} in the layout {w.layout}"
-        elif w.dtype not in _HALVES:
-            return f"the kernels take float16 and bfloat16, not {w.dtype}"
-        if w.shape[1] % VECTOR:
-            return f"the kernels take a hidden_size in multiples of {VECTOR}, not {w.shape[1]}"
+        if isinstance(w, Tensor):
+            if (refusal := refuses_floats(w.dtype)) is not None:
+                return refusal
+        elif not isinstance(w, GpuMatrix) and not is_in_tiles(w):
+            return f"the kernels do not read {w.spec.format.name} in the layout {w.layout}"
+        if (refusal := refuses_hidden_size(w.shape[1])) is not None:
+            return refusal
     return None
+
+
+def refuses_floats(dtype: torch.dtype) -> str | None:
+    """The reason that the kernels do not multiply by matrices of this dtype; None if they do."""
+    return None if dtype in _HALVES else f"the kernels take float16 and bfloat16, not {dtype}"
+
+
+def refuses_hidden_size(size: int) -> str | None:
+    """The reason that the kernels do not multiply by rows of this size; None if they do."""
+    return f"the kernels take a hidden_size in multiples of {VECTOR}, not {size}" if size % VECTOR else None
 
 
 def refuses_cache(x: Tensor, cache_layer: Tensor) -> str | None:

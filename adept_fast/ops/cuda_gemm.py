@@ -1,9 +1,10 @@
 """On an NVIDIA GPU: products by torch's GEMM, for prompts and what the kernels of decode steps do not take.
 
 A layer is a few launches: a kernel prepares the rows of a GEMM (LayerNorm, rounding), another finishes them
-(bias, relu², residual sum), and packed weights are widened block by block; without the extension, plain
-PyTorch does the same. A GEMM takes its rows in tiles (``row_tiles.py``), so that a token's bits do not depend
-on the other rows. Inputs and weights are rounded to the matrix's product dtype, sums are float32.
+(bias, relu², residual sum), and weights that are packed or in tiles are widened block by block; without the
+extension, plain PyTorch does the same. A GEMM takes its rows in tiles (``row_tiles.py``), so that a token's
+bits do not depend on the other rows. Inputs and weights are rounded to the matrix's product dtype, sums are
+float32.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from adept_fast.ops import cuda, kernels, optional, reference, rows
 from adept_fast.ops.row_tiles import Product, in_tiles, tiles_of
 from adept_fast.quantization.layout_gpu import GpuMatrix
+from adept_fast.quantization.layout_gpu_tiles import GpuFloatTiles, GpuTiles
 from adept_fast.quantization.matrix import Matrix
 
 MAX_COLUMNS = 32768  # that the kernels prepare
@@ -47,6 +49,9 @@ def _rows_of(device: torch.device, columns: int = 0) -> _Rows:
     return _Rows(by.prepare_rows, by.activate_rows, by.finish_rows)
 
 
+_Widened = (GpuMatrix, GpuTiles, GpuFloatTiles)  # matrices that a GEMM cannot take as they are
+
+
 @dataclass(frozen=True)
 class _Factor:
     """A matrix as a GEMM takes it: x · wᵀ, or x · w if ``transposed``."""
@@ -65,26 +70,27 @@ class _Factor:
     @property
     def dtype(self) -> torch.dtype:
         """Of inputs and product."""
-        if isinstance(self.matrix, GpuMatrix):
+        if isinstance(self.matrix, _Widened):
             return self.matrix.spec.product_dtype
         return self.matrix.dtype if isinstance(self.matrix, Tensor) else torch.float32
 
     @property
     def raised(self) -> int:
         """How many powers of two inputs are divided by so that no sum of 8-bit weights exceeds 2¹⁵."""
-        if not isinstance(self.matrix, GpuMatrix) or self.matrix.bits != 8:
+        if not isinstance(self.matrix, (GpuMatrix, GpuTiles)) or self.matrix.bits != 8:
             return 0
         return max(0, int(self.inputs * self.matrix.spec.format.max_value).bit_length() - 15)
 
     @property
     def scales(self) -> Tensor | None:
         """Of outputs, which the product does not have yet."""
-        is_scaled = isinstance(self.matrix, GpuMatrix) and self.matrix.bits == 8
-        return self.matrix.scales if is_scaled else None  # type: ignore[union-attr]
+        if isinstance(self.matrix, (GpuMatrix, GpuTiles)) and self.matrix.bits == 8:
+            return self.matrix.scales
+        return None
 
     @property
     def product(self) -> Product:
-        if isinstance(self.matrix, GpuMatrix):
+        if isinstance(self.matrix, _Widened):
             return _multiply_widened_transposed if self.transposed else _multiply_widened
         return _multiply_transposed if self.transposed else _multiply
 
@@ -120,8 +126,8 @@ def _blocks(w: Matrix) -> Iterator[slice]:
 
 
 def _widened(w: Matrix, block: slice) -> Tensor:
-    """Rows of a packed matrix in its product dtype, in 8 bits without the scales of outputs."""
-    assert isinstance(w, GpuMatrix)
+    """Rows of a matrix row by row in its product dtype, in 8 bits without the scales of outputs."""
+    assert isinstance(w, _Widened)
     at, dtype = (block.start, block.stop), w.spec.product_dtype
     if w.shape[1] % cuda.VECTOR or cuda.unavailable(w.device) is not None:
         return w.unscaled(*at, dtype)

@@ -19,8 +19,9 @@ from torch import Tensor
 from adept_fast.ops import cpu, cuda, cuda_gemm, kernels, optional, reference
 from adept_fast.ops.gemm import Gemm
 from adept_fast.ops.sample import sample
-from adept_fast.quantization.formats import MatrixSpec, WeightFormat
-from adept_fast.quantization.layouts import layout_of
+from adept_fast.quantization.formats import MatrixSpec, WeightFormat, float_format
+from adept_fast.quantization.layout_gpu_tiles import GpuFloatTiles
+from adept_fast.quantization.layouts import ROW_MAJOR, TILES, layout_of
 from adept_fast.quantization.matrix import Matrix
 
 P = ParamSpec("P")
@@ -120,7 +121,8 @@ TABLE: tuple[Rule, ...] = (
         "cuda",
         _PRODUCTS,
         "kernel",
-        f"{_RUNS}; {_FEW}; float16, bfloat16, or packed for a GPU; columns a multiple of {cuda.VECTOR}",
+        f"{_RUNS}; {_FEW}; float16, bfloat16, or packed for a GPU, all in tiles or none; "
+        f"columns a multiple of {cuda.VECTOR}",
         "memory-bound: it reads the weights once",
         cuda.refuses_matrices,
     ),
@@ -302,13 +304,15 @@ def explain(
     *,
     dtype: torch.dtype = torch.float16,
     weights: WeightFormat | None = None,
+    layout: str = ROW_MAJOR,
     hidden_size: int = 64,
     cache_dtype: torch.dtype = torch.float16,
     head_dim: int = 64,
 ) -> list[Choice]:
     """The implementation of each operator for a call with ``tokens`` tokens, in the order of a decode step.
 
-    ``weights`` is the format of packed matrices, ``dtype`` that of the others and of the embedding.
+    ``weights`` is the format of packed matrices, ``dtype`` that of the others and of the embedding;
+    ``layout`` is that of all matrices.
     """
 
     def example(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -317,7 +321,9 @@ def explain(
     table, cache_layer = example(1, hidden_size), example(2, 1, 1, 1, head_dim, dtype=cache_dtype)
     matrix: Matrix = table
     if weights is not None:
-        matrix = layout_of(device).empty(MatrixSpec(weights, (1, hidden_size)), device)
+        matrix = layout_of(device, layout).empty(MatrixSpec(weights, (1, hidden_size)), device)
+    elif layout == TILES:
+        matrix = GpuFloatTiles.empty(MatrixSpec(float_format(dtype), (1, hidden_size)), device)
     known = {"Matrix": matrix, "cache_layer": cache_layer, "table": table}
     x = example(tokens, 1, dtype=torch.float32)
     choices = []

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adept_fast.quantization.matrix import Matrix, QuantizedMatrix
+from adept_fast.quantization.matrix import Matrix
 
 # A matrix of a narrower dtype than its product is widened in blocks of this size, which stay in the cache.
 _WIDEN_ELEMENTS = 1 << 18
@@ -326,7 +326,7 @@ def _widened(matrix: Matrix) -> Iterator[Tensor]:
     """The matrix in float32, in blocks of rows."""
     rows = max(1, _WIDEN_ELEMENTS // matrix.shape[1])
     for start in range(0, matrix.shape[0], rows):
-        if isinstance(matrix, QuantizedMatrix):
-            yield matrix.dequantize(start, start + rows)
-        else:
+        if isinstance(matrix, Tensor):
             yield matrix[start : start + rows].float()
+        else:
+            yield matrix.dequantize(start, start + rows)

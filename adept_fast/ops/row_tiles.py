@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from adept_fast.quantization.matrix import Matrix, QuantizedMatrix
+from adept_fast.quantization.matrix import Matrix
 
 Product: TypeAlias = Callable[[Tensor, Matrix], Tensor]  # [rows, inputs], matrix → [..., rows, outputs]
 
@@ -80,9 +80,9 @@ def _is_captured(device: torch.device) -> bool:
 
 
 def _kind(w: Matrix) -> Hashable:
-    if isinstance(w, QuantizedMatrix):
-        return type(w), w.spec
-    return w.dtype, w.shape, w.stride(), w.data_ptr() % _ALIGNMENT
+    if isinstance(w, Tensor):
+        return w.dtype, w.shape, w.stride(), w.data_ptr() % _ALIGNMENT
+    return type(w), w.spec
 
 
 @torch.no_grad()

@@ -91,6 +91,12 @@ FORMATS = {
 }
 
 
+def float_format(dtype: torch.dtype) -> WeightFormat:
+    """Weights of float16 or bfloat16 as they are, which only a layout puts in order."""
+    name, largest = str(dtype).removeprefix("torch."), torch.finfo(dtype).max
+    return WeightFormat(name, dtype, 8 * dtype.itemsize, largest, None, largest, name, "weight")
+
+
 # The names that users write. ``int4`` is the 4-bit format that the kernels of both devices read.
 NAMES = FORMATS | {"int4": FORMATS["int4-g128"]}
 
@@ -140,7 +146,7 @@ def spec_of(name: str, shape: tuple[int, ...], weights: WeightFormat) -> MatrixS
     rows, columns = shape
     transposed = name.endswith(_DOWN)
     return MatrixSpec(
-        FORMATS[weights.lm_head] if name == _LM_HEAD else weights,
+        FORMATS.get(weights.lm_head, weights) if name == _LM_HEAD else weights,
         (columns, rows) if transposed else (rows, columns),
         transposed,
     )

@@ -30,13 +30,3 @@ class GpuMatrix(RowMajorMatrix):
         pairs = torch.stack((packed & 15, packed >> 4), -1)  # [rows, columns / 2, nibble]
         words = pairs.view(len(packed), packed.shape[1] // 4, 2, 2, 2)  # [rows, words, half, byte, nibble]
         return words.permute(0, 1, 3, 4, 2).flatten(1)
-
-    def unscaled(self, start: int, stop: int | None, dtype: torch.dtype) -> Tensor:
-        """Rows ``start`` to ``stop``, in 8 bits without the scales of the outputs: [stop - start, columns].
-
-        No wider float is allocated.
-        """
-        if self.bits == 8:
-            return self.values[start:stop].to(dtype)
-        stop = self.shape[0] if stop is None else stop
-        return self.rounded(start, stop).weights(dtype)[:, : self.shape[1]]

@@ -1,4 +1,4 @@
-"""The layout and the formats of each device."""
+"""The layouts and the formats of each device."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ import torch
 from adept_fast.quantization.formats import FORMATS, NAMES, WeightFormat
 from adept_fast.quantization.layout_cpu import TiledMatrix
 from adept_fast.quantization.layout_gpu import GpuMatrix
+from adept_fast.quantization.layout_gpu_tiles import GpuTiles
 from adept_fast.quantization.matrix import QuantizedMatrix
+
+# Of the matrices of a model, by the names that users write. Only a GPU has tiles.
+ROW_MAJOR, TILES = "row_major", "tiles"
 
 # By the type of device.
 _KERNEL_FORMATS = {"cpu": ("int8", "int4-g32", "int4-g128"), "cuda": ("int8", "fp8", "int4-g32", "int4-g128")}
 _ADVISED = {"cpu": ("int8", "int4"), "cuda": ("fp8", "int4")}
 
 
-def layout_of(device: torch.device) -> type[QuantizedMatrix]:
-    """The layout of packed matrices on the device."""
+def layout_of(device: torch.device, layout: str = ROW_MAJOR) -> type[QuantizedMatrix]:
+    """The layout of packed matrices on the device; without tiles a CPU has its only one."""
+    if layout == TILES:
+        return GpuTiles
     return GpuMatrix if device.type == "cuda" else TiledMatrix
 
 

@@ -1,9 +1,10 @@
-"""Packed matrices of any layout."""
+"""Matrices of any layout."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar, TypeAlias, TypeVar
 
 import torch
@@ -13,43 +14,55 @@ from adept_fast.quantization.formats import MatrixSpec, WeightFormat
 from adept_fast.quantization.rounding import RoundedRows, round_rows, row_blocks
 
 Stored: TypeAlias = tuple[tuple[int, ...], torch.dtype]  # the shape and the dtype of a tensor
+Ordered = TypeVar("Ordered", bound="LayoutMatrix")
 Packed = TypeVar("Packed", bound="QuantizedMatrix")
 
 
-@dataclass(frozen=True)
-class QuantizedMatrix:
-    """A matrix packed according to ``spec``, in the layout of its class.
-
-    ``values`` and ``scales`` have the shapes and dtypes of ``stored``, and are contiguous.
-    """
+class LayoutMatrix:
+    """A matrix of ``spec`` in the layout of its class: the order of its numbers for kernels or files."""
 
     values: Tensor
-    scales: Tensor
     spec: MatrixSpec
 
     layout: ClassVar[str]
 
     @classmethod
-    def holds(cls, weights: WeightFormat) -> bool:
-        """Whether the matrices of a model in that format can have this layout."""
-        return True
+    @abstractmethod
+    def stored(cls, spec: MatrixSpec) -> tuple[Stored, ...]:
+        """The shapes and dtypes of the tensors that hold the matrix: values, then scales that lie apart."""
 
     @classmethod
     @abstractmethod
-    def stored(cls, spec: MatrixSpec) -> tuple[Stored, Stored]:
-        """The shapes and dtypes of the values and of the scales."""
+    def of(cls: type[Ordered], spec: MatrixSpec, *tensors: Tensor) -> Ordered:
+        """The matrix that such tensors hold."""
+
+    @classmethod
+    @abstractmethod
+    def pack(cls: type[Ordered], matrix: Tensor, spec: MatrixSpec, device: torch.device) -> Ordered:
+        """A matrix of floats, of ``spec.shape``, in this layout on ``device``.
+
+        Raises QuantizationError if it cannot be rounded.
+        """
+
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[Tensor, Tensor | None]:
+        """Values, and scales that lie apart from them, as the kernels take them."""
 
     @abstractmethod
-    def put(self, start: int, rows: RoundedRows) -> None:
-        """Store rows from ``start`` on, a multiple of BLOCK_ROWS."""
-
-    @abstractmethod
-    def rounded(self, start: int, stop: int) -> RoundedRows:
-        """Rows ``start`` to ``stop``, in plain order."""
-
-    @abstractmethod
-    def rows(self, count: int) -> QuantizedMatrix:
+    def rows(self: Ordered, count: int) -> Ordered:
         """The first ``count`` rows, at most all, as a view."""
+
+    @abstractmethod
+    def dequantize(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows ``start`` to ``stop`` (None: the last) of the matrix: float32 [stop - start, columns]."""
+
+    @abstractmethod
+    def unscaled(self, start: int, stop: int | None, dtype: torch.dtype) -> Tensor:
+        """Rows ``start`` to ``stop``, in 8 bits without the scales of the outputs: [stop - start, columns].
+
+        No wider float is allocated.
+        """
 
     @classmethod
     def bytes_of(cls, spec: MatrixSpec) -> int:
@@ -57,9 +70,10 @@ class QuantizedMatrix:
         return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in cls.stored(spec))
 
     @classmethod
-    def empty(cls: type[Packed], spec: MatrixSpec, device: torch.device) -> Packed:
-        values, scales = (torch.empty(shape, dtype=dtype, device=device) for shape, dtype in cls.stored(spec))
-        return cls(values, scales, spec)
+    def empty(cls: type[Ordered], spec: MatrixSpec, device: torch.device) -> Ordered:
+        return cls.of(
+            spec, *(torch.empty(shape, dtype=dtype, device=device) for shape, dtype in cls.stored(spec))
+        )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -74,31 +88,77 @@ class QuantizedMatrix:
         return self.values.device
 
     @property
-    def nbytes(self) -> int:
-        return int(self.values.nbytes + self.scales.nbytes)
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that hold the matrix."""
+        return tuple(part for part in self.parts if part is not None)
 
     @property
-    def parts(self) -> tuple[Tensor, Tensor]:
-        """Values and scales, as the kernels take them."""
-        return self.values, self.scales
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
 
-    def to(self: Packed, device: torch.device) -> Packed:
-        return replace(self, values=self.values.to(device), scales=self.scales.to(device))
+    def map(self: Ordered, function: Callable[[Tensor], Tensor]) -> Ordered:
+        """The matrix with the results of ``function`` in place of its tensors."""
+        return self.of(self.spec, *map(function, self.tensors))
+
+    def to(self: Ordered, device: torch.device) -> Ordered:
+        return self.map(lambda tensor: tensor.to(device))
+
+
+@dataclass(frozen=True)
+class QuantizedMatrix(LayoutMatrix):
+    """A matrix packed according to ``spec``, in the layout of its class.
+
+    ``values`` and ``scales`` have the shapes and dtypes of ``stored``, and are contiguous.
+    """
+
+    values: Tensor
+    scales: Tensor
+    spec: MatrixSpec
+
+    @classmethod
+    def holds(cls, weights: WeightFormat) -> bool:
+        """Whether the matrices of a model in that format can have this layout."""
+        return True
+
+    @classmethod
+    def of(cls: type[Packed], spec: MatrixSpec, *tensors: Tensor) -> Packed:
+        values, scales = tensors
+        return cls(values, scales, spec)
+
+    @classmethod
+    def pack(cls: type[Packed], matrix: Tensor, spec: MatrixSpec, device: torch.device) -> Packed:
+        return quantize(matrix.to(device), spec, cls)
+
+    @abstractmethod
+    def put(self, start: int, rows: RoundedRows) -> None:
+        """Store rows from ``start`` on, a multiple of BLOCK_ROWS."""
+
+    @abstractmethod
+    def rounded(self, start: int, stop: int) -> RoundedRows:
+        """Rows ``start`` to ``stop``, in plain order."""
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor | None]:
+        return self.values, self.scales
 
     def has_nan_values(self) -> bool:
         """Whether a value is a NaN. Only float8 has NaNs, and it has no infinities."""
         if not self.values.dtype.is_floating_point:
             return False
         blocks = row_blocks(self.spec, self.device)
-        return any(bool(self.values[start:stop].float().isnan().any()) for start, stop in blocks)
+        return any(bool(self.rounded(*block).values.float().isnan().any()) for block in blocks)
 
     def dequantize(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows ``start`` to ``stop`` (None: the last) of the matrix: float32 [stop - start, columns]."""
         stop = self.shape[0] if stop is None else min(stop, self.shape[0])
         return self.rounded(start, stop).weights()[:, : self.shape[1]]
 
+    def unscaled(self, start: int, stop: int | None, dtype: torch.dtype) -> Tensor:
+        rounded = self.rounded(start, self.shape[0] if stop is None else stop)
+        weights = rounded.values.to(dtype) if self.bits == 8 else rounded.weights(dtype)
+        return weights[:, : self.shape[1]]
 
-Matrix: TypeAlias = Tensor | QuantizedMatrix
+
+Matrix: TypeAlias = Tensor | LayoutMatrix
 
 
 def quantize(matrix: Tensor, spec: MatrixSpec, layout: type[Packed]) -> Packed:
@@ -127,9 +187,9 @@ def repack(matrix: QuantizedMatrix, layout: type[QuantizedMatrix], device: torch
 
 def first_rows(matrix: Matrix, count: int) -> Matrix:
     """The first ``count`` rows, as a view."""
-    return matrix.rows(count) if isinstance(matrix, QuantizedMatrix) else matrix[:count]
+    return matrix[:count] if isinstance(matrix, Tensor) else matrix.rows(count)
 
 
 def parts_of(matrix: Matrix) -> tuple[Tensor, Tensor | None]:
-    """The tensors of a matrix for the kernels: values, and scales if it is packed."""
-    return matrix.parts if isinstance(matrix, QuantizedMatrix) else (matrix, None)
+    """The tensors of a matrix for the kernels: values, and scales that lie apart from them."""
+    return (matrix, None) if isinstance(matrix, Tensor) else matrix.parts

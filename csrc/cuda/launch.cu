@@ -19,16 +19,28 @@ bool is_switched_off() {
 
 }  // namespace
 
+bool is_9_or_newer() {
+  int major = 0;
+  return attribute(cudaDevAttrComputeCapabilityMajor, &major) == cudaSuccess && major >= 9;
+}
+
 bool overlaps_launches() {
   static const bool switched_off = is_switched_off();
-  int major = 0;
-  return !switched_off && attribute(cudaDevAttrComputeCapabilityMajor, &major) == cudaSuccess && major >= 9;
+  return !switched_off && is_9_or_newer();
 }
 
 cudaError_t max_shared_bytes(size_t* bytes) {
   int value = 0;
   const cudaError_t error = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, &value);
   *bytes = static_cast<size_t>(value);
+  return error;
+}
+
+cudaError_t shared_bytes_beside_another(size_t* bytes) {
+  constexpr size_t kReservedOfBlock = 1024;
+  int value = 0;
+  const cudaError_t error = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, &value);
+  *bytes = static_cast<size_t>(value) / 2 - kReservedOfBlock - kStaticSharedBytes;
   return error;
 }
 

@@ -20,6 +20,9 @@ inline bool fits_grid(int64_t x, int64_t y = 1, int64_t z = 1) {
   return x <= kMaxX && y <= kMaxOthers && z <= kMaxOthers;
 }
 
+// Whether the current device is of capability 9.0 or newer.
+bool is_9_or_newer();
+
 // Whether programmatic dependent launch is used: on devices of capability 9.0 on, unless ADEPT_FAST_OVERLAP is 0.
 bool overlaps_launches();
 
@@ -47,6 +50,11 @@ cudaError_t allow_shared_bytes(void (*kernel)(Parameters...), size_t bytes) {
 
 // The maximum of dynamic shared memory of a kernel on the current device.
 cudaError_t max_shared_bytes(size_t* bytes);
+
+constexpr size_t kStaticSharedBytes = 1024;  // at most, of a kernel that fills shared memory with a ring
+
+// The maximum for two kernels on one multiprocessor at the same time.
+cudaError_t shared_bytes_beside_another(size_t* bytes);
 
 // Multiprocessors of the current device.
 cudaError_t multiprocessors(int* count);

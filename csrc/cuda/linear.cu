@@ -5,6 +5,7 @@
 
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
+#include "cuda/tile_linear.cuh"
 #include "cuda/workspace.h"
 
 namespace adept::cuda {
@@ -23,7 +24,8 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_inputs(const Linear l
   pdl_launch_dependents();
   const int cols = static_cast<int>(linear.w.cols), token = static_cast<int>(blockIdx.x);
   uint4* const row = to.rows + token * row_runs<kFormat>(cols);
-  const float inverse = prepare_token<kFormat>(linear.x + int64_t{token} * cols, linear.norm, cols, row, scratch);
+  const float inverse =
+      prepare_token<kFormat, WholeBlock>(linear.x + int64_t{token} * cols, linear.norm, cols, row, scratch);
   if (threadIdx.x == 0) to.unscale[token] = inverse;
 }
 
@@ -32,34 +34,69 @@ size_t input_bytes(const Linear& linear) {
   return static_cast<size_t>(linear.tokens) * row_runs<kFormat>(linear.w.cols) * sizeof(uint4);
 }
 
+// The kernel of matrices in rows.
 template <Format kFormat>
-size_t shared_bytes(const Linear& linear, int token_tiles) {
-  return input_bytes<kFormat>(linear) + sums_of_block(token_tiles) * sizeof(float);
-}
+struct OfRows {
+  static size_t shared_bytes(const Linear& linear, int token_tiles) {
+    return input_bytes<kFormat>(linear) + sums_of_block(token_tiles) * sizeof(float);
+  }
 
-template <Format kFormat, int kTokenTiles, bool kPrepared>
-cudaError_t multiply_tokens(const Linear& linear, const PreparedInputs& prepared, cudaStream_t stream) {
-  int count = 0;
-  if (const cudaError_t error = multiprocessors(&count)) return error;
-  const size_t shared = shared_bytes<kFormat>(linear, kTokenTiles);
-  if (const cudaError_t error = allow_shared_bytes(multiply_rows<kFormat, kTokenTiles, kPrepared>, shared))
-    return error;
-  const int blocks_of_tiles = (tiles_of(linear.w.rows) + kTokenTiles - 1) / kTokenTiles;
-  const int max_blocks = count * kBlocksPerMultiprocessor / kTokenTiles;
-  const Shape shape = {static_cast<unsigned>(std::min(blocks_of_tiles, max_blocks)), kTokenTiles * kTeamThreads,
-                       shared};
-  return launch(stream, shape, multiply_rows<kFormat, kTokenTiles, kPrepared>, linear, prepared);
-}
+  template <int kTokenTiles, bool kPrepared>
+  static cudaError_t multiply(const Linear& linear, const PreparedInputs& prepared, cudaStream_t stream) {
+    int count = 0;
+    if (const cudaError_t error = multiprocessors(&count)) return error;
+    const auto kernel = multiply_rows<kFormat, kTokenTiles, kPrepared>;
+    const size_t shared = shared_bytes(linear, kTokenTiles);
+    if (const cudaError_t error = allow_shared_bytes(kernel, shared)) return error;
+    const int blocks_of_tiles = (tiles_of(linear.w.rows) + kTokenTiles - 1) / kTokenTiles;
+    const int blocks = std::min(blocks_of_tiles, count * kBlocksPerMultiprocessor / kTokenTiles);
+    const Shape shape = {static_cast<unsigned>(blocks), kTokenTiles * kTeamThreads, shared};
+    return launch(stream, shape, kernel, linear, prepared);
+  }
+};
 
+// The kernel of matrices in tiles.
 template <Format kFormat>
+struct OfTiles {
+  static constexpr size_t kStage = kStageBytes<kFormat> + Ring::kBarrierBytes;
+  static constexpr size_t kMinStages = 2, kMaxStages = 8;
+
+  static size_t bytes_beside_ring(const Linear& linear, int token_tiles) {
+    return input_bytes<kFormat>(linear) + sums_of_team(token_tiles) * sizeof(float);
+  }
+
+  static size_t shared_bytes(const Linear& linear, int token_tiles) {
+    return kMinStages * kStage + bytes_beside_ring(linear, token_tiles);
+  }
+
+  template <int kTokenTiles, bool kPrepared>
+  static cudaError_t multiply(const Linear& linear, const PreparedInputs& prepared, cudaStream_t stream) {
+    int count = 0;
+    size_t of_block = 0, beside_another = 0;
+    if (const cudaError_t error = multiprocessors(&count)) return error;
+    if (const cudaError_t error = max_shared_bytes(&of_block)) return error;
+    if (const cudaError_t error = shared_bytes_beside_another(&beside_another)) return error;
+    const size_t other = bytes_beside_ring(linear, kTokenTiles);
+    // The next kernel's ring fills while this one's last tiles are multiplied, if both fit.
+    const size_t room = beside_another >= other + kMinStages * kStage ? beside_another : of_block;
+    const size_t stages = std::min((room - other) / kStage, kMaxStages);
+    const auto kernel = multiply_matrix<kFormat, kTokenTiles, kPrepared>;
+    const size_t shared = stages * kStage + other;
+    if (const cudaError_t error = allow_shared_bytes(kernel, shared)) return error;
+    const Shape shape = {static_cast<unsigned>(std::min(tiles_of(linear.w.rows), count)), kTileThreads, shared};
+    return launch(stream, shape, kernel, linear, prepared, static_cast<int>(stages));
+  }
+};
+
+template <Format kFormat, class Kernel>
 cudaError_t multiply_pass(const Linear& linear, void* workspace, cudaStream_t stream) {
-  if (linear.tokens <= kTokensPreparedInBlock) return multiply_tokens<kFormat, 1, false>(linear, {}, stream);
+  if (linear.tokens <= kTokensPreparedInBlock) return Kernel::template multiply<1, false>(linear, {}, stream);
   const PreparedInputs prepared = {reinterpret_cast<uint4*>(static_cast<char*>(workspace) + kUnscaleBytes),
                                    static_cast<float*>(workspace)};
   const Shape shape = {static_cast<unsigned>(linear.tokens), kPrepareThreads};
   if (const cudaError_t error = launch(stream, shape, prepare_inputs<kFormat>, linear, prepared)) return error;
-  return linear.tokens <= kTokensOfTile ? multiply_tokens<kFormat, 1, true>(linear, prepared, stream)
-                                        : multiply_tokens<kFormat, 2, true>(linear, prepared, stream);
+  return linear.tokens <= kTokensOfTile ? Kernel::template multiply<1, true>(linear, prepared, stream)
+                                        : Kernel::template multiply<2, true>(linear, prepared, stream);
 }
 
 // The tokens from `first` on, at most `count`.
@@ -73,25 +110,31 @@ Linear some_tokens(const Linear& linear, int64_t first, int64_t count) {
 }
 
 // The number of tokens whose inputs fit in shared memory; 0 if not even one does.
-template <Format kFormat>
+template <class Kernel>
 int64_t tokens_of_pass(const Linear& linear, size_t room) {
-  if (linear.tokens > kTokensOfTile && shared_bytes<kFormat>(linear, 2) <= room) return linear.tokens;
+  if (linear.tokens > kTokensOfTile && Kernel::shared_bytes(linear, 2) <= room) return linear.tokens;
   for (int64_t tokens = std::min<int64_t>(linear.tokens, kTokensOfTile); tokens > 0; --tokens)
-    if (shared_bytes<kFormat>(some_tokens(linear, 0, tokens), 1) <= room) return tokens;
+    if (Kernel::shared_bytes(some_tokens(linear, 0, tokens), 1) <= room) return tokens;
   return 0;
+}
+
+template <Format kFormat, class Kernel>
+cudaError_t multiply_by(const Linear& linear, void* workspace, cudaStream_t stream) {
+  size_t room = 0;
+  if (const cudaError_t error = max_shared_bytes(&room)) return error;
+  const int64_t count = tokens_of_pass<Kernel>(linear, room);
+  if (count == 0) return cudaErrorInvalidValue;
+  for (int64_t first = 0; first < linear.tokens; first += count) {
+    const cudaError_t error = multiply_pass<kFormat, Kernel>(some_tokens(linear, first, count), workspace, stream);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 template <Format kFormat>
 cudaError_t multiply_in(const Linear& linear, void* workspace, cudaStream_t stream) {
-  size_t room = 0;
-  if (const cudaError_t error = max_shared_bytes(&room)) return error;
-  const int64_t count = tokens_of_pass<kFormat>(linear, room);
-  if (count == 0) return cudaErrorInvalidValue;
-  for (int64_t first = 0; first < linear.tokens; first += count) {
-    const cudaError_t error = multiply_pass<kFormat>(some_tokens(linear, first, count), workspace, stream);
-    if (error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
+  return linear.w.in_tiles ? multiply_by<kFormat, OfTiles<kFormat>>(linear, workspace, stream)
+                           : multiply_by<kFormat, OfRows<kFormat>>(linear, workspace, stream);
 }
 
 }  // namespace

@@ -19,23 +19,12 @@
 // first of the team's next tile. One warp of the eight stores a tile's sums, a different one each round.
 #pragma once
 
-#include "cuda/linear.h"
-#include "cuda/normalize.cuh"
+#include "cuda/multiply.cuh"
 
 namespace adept::cuda {
 
-constexpr int kRowsOfTile = kTileRows;
-constexpr int kTeamWarps = 8;
-constexpr int kTeamThreads = kTeamWarps * kWarpSize;
-constexpr int kTokensOfTile = 8;  // the tokens of one tensor core product
-// The stride between two tokens' sums, in floats: padded so that the tokens of 4 lanes are in different banks.
-constexpr int kSumsStride = kRowsOfTile + 4;
-
 // A block has one team for each tile of tokens: from 9 tokens on, the inputs leave shared memory for one block only.
-__host__ __device__ constexpr int sums_of_warp(int token_tiles) { return token_tiles * kTokensOfTile * kSumsStride; }
-__host__ __device__ constexpr int sums_of_block(int token_tiles) {
-  return 2 * token_tiles * kTeamWarps * sums_of_warp(token_tiles);
-}
+__host__ __device__ constexpr int sums_of_block(int token_tiles) { return token_tiles * sums_of_team(token_tiles); }
 
 // The tile of this thread's team in a round; past the last tile if the team has none.
 template <int kTeams>
@@ -43,17 +32,6 @@ __device__ __forceinline__ int tile_of_round(int round) {
   const int block = static_cast<int>(blockIdx.x + round * gridDim.x);
   return block * kTeams + warp_index() / kTeamWarps;
 }
-
-// A lane's weights in a step, from rows g and g + 8.
-struct WeightStep {
-  uint4 rows[2];
-  // In groups of 32 the float16 scale of each row. In groups of 128 even lanes have the first row's, odd the second's.
-  uint32_t scales[2];
-};
-
-// Whether a step has weights of several groups, so that each weight is multiplied by its scale; otherwise the sum is.
-template <Format kFormat>
-constexpr bool kScalesEach = kGroup<kFormat> == 32;
 
 // The weights of one warp, chunk after chunk; `fetch` loads from the current chunk.
 template <Format kFormat, int kTeams>
@@ -83,7 +61,8 @@ class WeightStream {
     if constexpr (kGroup<kFormat> != 0) {
       const int groups = rows_.stored_cols / kGroup<kFormat>;
       const uint16_t* scales = static_cast<const uint16_t*>(w_.scales) + min(col / kGroup<kFormat>, groups - 1);
-      // Not used here: that would wait for the load.
+      // Not used here: that would wait for the load. In groups of 128 even lanes have the first row's, odd the
+      // second's.
       to.scales[0] = __ldg(scales + (kScalesEach<kFormat> || lane_index() % 2 == 0 ? row_ : second) * groups);
       if (kScalesEach<kFormat>) to.scales[1] = __ldg(scales + second * groups);
     }
@@ -103,83 +82,9 @@ class WeightStream {
   int chunk_;
 };
 
-// The i-th pair of weights of a row of the step.
-template <Format kFormat>
-__device__ __forceinline__ uint32_t pair_of(const WeightStep& step, int row, int i) {
-  const uint32_t pair = Weights<kFormat>::along(step.rows[row], i);
-  if constexpr (!kScalesEach<kFormat>) return pair;
-  return scale_pair(pair, step.scales[row] * 0x10001);
-}
-
-// sums += weights of two rows · inputs. `inputs`: this lane's for the step, of a token of the first tile.
-template <Format kFormat, int kTokenTiles>
-__device__ __forceinline__ void multiply_step(const WeightStep& step, const uint4* inputs, int stride, int tokens,
-                                              float (&sums)[kTokenTiles][4]) {
-#pragma unroll
-  for (int j = 0; j < kPerLoad<kFormat> / kRun; ++j) {
-    uint4 x[kTokenTiles];
-#pragma unroll
-    for (int n = 0; n < kTokenTiles; ++n) {
-      x[n] = {0, 0, 0, 0};
-      if (n * kTokensOfTile + lane_index() / 4 < tokens) x[n] = inputs[n * kTokensOfTile * stride + j * 4];
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int pair = 4 * j + 2 * half;
-      const uint32_t a[4] = {pair_of<kFormat>(step, 0, pair), pair_of<kFormat>(step, 1, pair),
-                             pair_of<kFormat>(step, 0, pair + 1), pair_of<kFormat>(step, 1, pair + 1)};
-#pragma unroll
-      for (int n = 0; n < kTokenTiles; ++n) {
-        const uint32_t b[2] = {word_of(x[n], 2 * half), word_of(x[n], 2 * half + 1)};
-        Element<kFormat>::multiply_add(sums[n], a, b);
-      }
-    }
-  }
-}
-
 // The float16 in the low half of another lane's `bits`.
 __device__ __forceinline__ float scale_of_lane(uint32_t bits, int lane) {
   return __half2float(bits_as<__half>(static_cast<uint16_t>(__shfl_sync(kWholeWarp, bits, lane))));
-}
-
-// multiply_step, in groups of 128 times the scale of the step's group of weights.
-template <Format kFormat, int kTokenTiles>
-__device__ __forceinline__ void add_step(const WeightStep& step, const uint4* inputs, int stride, int tokens,
-                                         float (&sums)[kTokenTiles][4]) {
-  if constexpr (kGroup<kFormat> != 0 && !kScalesEach<kFormat>) {
-    static_assert(kStepCols<kFormat> == kGroup<kFormat>);
-    float of_group[kTokenTiles][4] = {};
-    multiply_step<kFormat, kTokenTiles>(step, inputs, stride, tokens, of_group);
-    const float first = scale_of_lane(step.scales[0], lane_index() / 4 * 4);
-    const float second = scale_of_lane(step.scales[0], lane_index() / 4 * 4 + 1);
-#pragma unroll
-    for (int n = 0; n < kTokenTiles; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums[n][i] += of_group[n][i] * (i < 2 ? first : second);
-  } else {
-    multiply_step<kFormat, kTokenTiles>(step, inputs, stride, tokens, sums);
-  }
-}
-
-// One warp adds the 8 warps' sums of a tile and stores the results: lanes are 16 rows of two tokens.
-template <Format kFormat>
-__device__ __forceinline__ void finish_tile(const Linear& linear, int tile, const float* sums, int sums_of_warp,
-                                            const float* unscale) {
-  const int tokens = static_cast<int>(linear.tokens), in_tile = lane_index() % kRowsOfTile;
-  const int rows = static_cast<int>(linear.w.rows), row = tile * kRowsOfTile + in_tile;
-  for (int token = lane_index() / kRowsOfTile; token < tokens; token += 2) {
-    if (row >= rows) break;
-    float value = 0;
-#pragma unroll
-    for (int warp = 0; warp < kTeamWarps; ++warp) value += sums[warp * sums_of_warp + token * kSumsStride + in_tile];
-    value *= unscale[token];
-    if constexpr (Weights<kFormat>::kBits == 8) value *= __ldg(static_cast<const float*>(linear.w.scales) + row);
-    if (linear.bias != nullptr) value += __ldg(linear.bias + row);
-    if (linear.relu_squared) value = value < 0 ? 0 : value * value;  // a NaN stays one
-    const int64_t at = int64_t{token} * rows + row;
-    if (linear.residual != nullptr) value += linear.residual[at];
-    linear.out[at] = value;
-  }
 }
 
 // `prepared`: the inputs of all tokens, if prepare_inputs has run; otherwise each block prepares its own copy.
@@ -208,7 +113,7 @@ __global__ void __launch_bounds__(kTokenTiles* kTeamThreads, kTokenTiles == 1 ? 
   } else {
     for (int token = 0; token < tokens; ++token) {
       const float* x = linear.x + token * cols;
-      const float inverse = prepare_token<kFormat>(x, linear.norm, cols, inputs + token * stride, scratch);
+      const float inverse = prepare_token<kFormat, WholeBlock>(x, linear.norm, cols, inputs + token * stride, scratch);
       if (threadIdx.x == 0) unscale[token] = inverse;
     }
   }
@@ -225,20 +130,13 @@ __global__ void __launch_bounds__(kTokenTiles* kTeamThreads, kTokenTiles == 1 ? 
 #pragma unroll
       for (int i = 0; i < kStepsInFlight; ++i) {
         const uint4* const of_step = of_chunk + i * (kStepCols<kFormat> / kRun);
-        add_step<kFormat, kTokenTiles>(steps[i], of_step, stride, tokens, of_warp);
+        const auto scale_of = [&](int row) { return scale_of_lane(steps[i].scales[0], lane_index() / 4 * 4 + row); };
+        add_step<kFormat, kTokenTiles>(steps[i], of_step, stride, tokens, scale_of, of_warp);
         if (has_more) stream.fetch(i, steps[i]);
       }
     }
-    // One half of `sums` is written while the other may still be read, so one barrier a round is enough.
     float* const of_team = sums + (round % 2 * kTokenTiles + team) * kTeamWarps * sums_of_warp(kTokenTiles);
-    float* const mine = of_team + warp * sums_of_warp(kTokenTiles) + lane_index() / 4;
-#pragma unroll
-    for (int n = 0; n < kTokenTiles; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int token = n * kTokensOfTile + lane_index() % 4 * 2 + i % 2;
-        if (token < tokens) mine[token * kSumsStride + i / 2 * 8] = of_warp[n][i];
-      }
+    hand_sums(of_warp, tokens, of_team + warp * sums_of_warp(kTokenTiles));
     __syncthreads();
     // A different warp each round; the others continue.
     const int tile = tile_of_round<kTokenTiles>(round);

@@ -45,73 +45,94 @@ __device__ __forceinline__ void read_run(const float* from, float (&run)[kRun]) 
   run[4] = high.x, run[5] = high.y, run[6] = high.z, run[7] = high.w;
 }
 
-// LayerNorm of one token by a block; the identity if gamma is null. Every pass but the first reads the floats from L1.
+// LayerNorm of one token by a team; the identity if gamma is null. A thread holds its first kHeld runs in registers and
+// reads the others again, from L1.
+template <class Team, int kHeld>
 class TokenNorm {
  public:
-  __device__ TokenNorm(const float* x, const Norm& norm, int cols, float* scratch) : x_(x), norm_(norm) {
+  __device__ TokenNorm(const float* x, const Norm& norm, int cols, float* scratch)
+      : x_(x), norm_(norm), runs_(cols / kRun) {
+#pragma unroll
+    for (int k = 0; k < kHeld; ++k)
+      if (run_of(k) < runs_) read_run(x + run_of(k) * kRun, held_[k]);
     if (norm.gamma == nullptr) return;
     float sum = 0;
-    for (int i = threadIdx.x; i < cols / kRun; i += blockDim.x) {
-      float run[kRun];
-      read_run(x + i * kRun, run);
+    each_run([&](int, const float (&run)[kRun]) {
 #pragma unroll
       for (float value : run) sum += value;
-    }
-    mean_ = block_sum(sum, scratch) / static_cast<float>(cols);
+    });
+    mean_ = team_sum<Team>(sum, scratch) / static_cast<float>(cols);
     float squares = 0;
-    for (int i = threadIdx.x; i < cols / kRun; i += blockDim.x) {
-      float run[kRun];
-      read_run(x + i * kRun, run);
+    each_run([&](int, const float (&run)[kRun]) {
 #pragma unroll
       for (float value : run) squares += (value - mean_) * (value - mean_);
-    }
-    inverse_deviation_ = rsqrtf(block_sum(squares, scratch) / static_cast<float>(cols) + norm.eps);
+    });
+    inverse_deviation_ = rsqrtf(team_sum<Team>(squares, scratch) / static_cast<float>(cols) + norm.eps);
   }
 
-  __device__ void read(int i, float (&run)[kRun]) const {
-    read_run(x_ + i * kRun, run);
-    if (norm_.gamma == nullptr) return;
-    float gamma[kRun], beta[kRun];
-    read_run(norm_.gamma + i * kRun, gamma);
-    read_run(norm_.beta + i * kRun, beta);
+  // Calls visit(i, inputs) for this thread's runs i, in order.
+  template <class Visit>
+  __device__ __forceinline__ void each(Visit visit) const {
+    each_run([&](int i, const float (&from)[kRun]) {
+      float run[kRun];
 #pragma unroll
-    for (int k = 0; k < kRun; ++k) run[k] = (run[k] - mean_) * inverse_deviation_ * gamma[k] + beta[k];
+      for (int k = 0; k < kRun; ++k) run[k] = from[k];
+      if (norm_.gamma != nullptr) {
+        float gamma[kRun], beta[kRun];
+        read_run(norm_.gamma + i * kRun, gamma);
+        read_run(norm_.beta + i * kRun, beta);
+#pragma unroll
+        for (int k = 0; k < kRun; ++k) run[k] = (run[k] - mean_) * inverse_deviation_ * gamma[k] + beta[k];
+      }
+      visit(i, run);
+    });
   }
 
  private:
+  static __device__ __forceinline__ int run_of(int k) { return static_cast<int>(threadIdx.x) + k * Team::threads(); }
+
+  template <class Visit>
+  __device__ __forceinline__ void each_run(Visit visit) const {
+#pragma unroll
+    for (int k = 0; k < kHeld; ++k)
+      if (run_of(k) < runs_) visit(run_of(k), held_[k]);
+#pragma unroll 1
+    for (int i = run_of(kHeld); i < runs_; i += Team::threads()) {
+      float run[kRun];
+      read_run(x_ + i * kRun, run);
+      visit(i, run);
+    }
+  }
+
   const float* x_;
   Norm norm_;
+  int runs_;
+  float held_[kHeld > 0 ? kHeld : 1][kRun];
   float mean_ = 0;
   float inverse_deviation_ = 1;
 };
 
 // Writes a token's row: `cols` inputs, then zeros to the end of the last chunk. Returns the factor for its products.
-template <Format kFormat>
+template <Format kFormat, class Team, int kHeld = 0>
 __device__ float prepare_token(const float* x, const Norm& norm, int cols, uint4* row, float* scratch) {
-  const TokenNorm token(x, norm, cols, scratch);
+  const TokenNorm<Team, kHeld> token(x, norm, cols, scratch);
   PowerOfTwo scale = {1, 1};
   if constexpr (Element<kFormat>::kNarrow) {
     float largest = 0;
-    for (int i = threadIdx.x; i < cols / kRun; i += blockDim.x) {
-      float run[kRun];
-      token.read(i, run);
+    token.each([&](int, const float (&run)[kRun]) {
 #pragma unroll
       for (float value : run) largest = fmaxf(largest, fabsf(value));
-    }
-    scale = scale_to_float16(block_max(largest, scratch));
+    });
+    scale = scale_to_float16(team_max<Team>(largest, scratch));
   }
-  for (int i = threadIdx.x; i < row_runs<kFormat>(cols) - 4; i += blockDim.x) {
-    uint4 packed = {0, 0, 0, 0};
-    if (i < cols / kRun) {
-      float run[kRun];
-      token.read(i, run);
+  token.each([&](int i, float (&run)[kRun]) {
 #pragma unroll
-      for (float& value : run) value *= scale.value;
-      packed = {Element<kFormat>::pack(run[0], run[1]), Element<kFormat>::pack(run[2], run[3]),
-                Element<kFormat>::pack(run[4], run[5]), Element<kFormat>::pack(run[6], run[7])};
-    }
-    row[position_of_run<kFormat>(i)] = packed;
-  }
+    for (float& value : run) value *= scale.value;
+    row[position_of_run<kFormat>(i)] = {Element<kFormat>::pack(run[0], run[1]), Element<kFormat>::pack(run[2], run[3]),
+                                        Element<kFormat>::pack(run[4], run[5]), Element<kFormat>::pack(run[6], run[7])};
+  });
+  for (int i = cols / kRun + threadIdx.x; i < row_runs<kFormat>(cols) - 4; i += Team::threads())
+    row[position_of_run<kFormat>(i)] = {0, 0, 0, 0};
   return scale.inverse;
 }
 

@@ -45,9 +45,9 @@ template <int kQuads>
 __device__ __forceinline__ void normalize(Row<kQuads>& row, const Norm& norm, float* scratch) {
   float total = 0, squares = 0;
   row.each([&](const float4& v, int) { total += sum(v); });
-  const float mean = block_sum(total, scratch) / static_cast<float>(row.cols);
+  const float mean = team_sum<WholeBlock>(total, scratch) / static_cast<float>(row.cols);
   row.each([&](const float4& v, int) { squares += sum(map(v, [mean](float a) { return (a - mean) * (a - mean); })); });
-  const float scale = rsqrtf(block_sum(squares, scratch) / static_cast<float>(row.cols) + norm.eps);
+  const float scale = rsqrtf(team_sum<WholeBlock>(squares, scratch) / static_cast<float>(row.cols) + norm.eps);
   row.each([&](float4& v, int col) {
     v = map(v, [=](float a) { return (a - mean) * scale; });
     v = map(map(v, load_quad(norm.gamma + col), times), load_quad(norm.beta + col), plus);
@@ -63,7 +63,7 @@ __device__ __forceinline__ void store(Row<kQuads>& row, const PreparedRows& to, 
     row.each([&](const float4& v, int) {
       largest = fmaxf(largest, fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w))));
     });
-    power = power_above(block_max(largest, scratch), to.raised);
+    power = power_above(team_max<WholeBlock>(largest, scratch), to.raised);
   }
   const int64_t token = blockIdx.x;
   row.each([&](const float4& v, int col) {

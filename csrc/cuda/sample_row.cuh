@@ -38,27 +38,30 @@ __device__ __forceinline__ float value_of(uint32_t key) {
 // The settings of a row's slot.
 struct Settings {
   int64_t slot;
-  bool exists;  // the slot is in range
-  float temperature = 0;
-  float top_p = 1;
-  float min_p = 0;
-  float penalty = 1;  // of repetition
-  float frequency = 0;
-  float presence = 0;
-  bool is_biased = false;
-  int64_t top_k = 0;
+  bool exists;  // the slot is in range; the others are set only if it is
+  bool is_biased;
+  float temperature;
+  float top_p;
+  float min_p;
+  float penalty;  // of repetition
+  float frequency;
+  float presence;
+  int64_t top_k;
 
-  __device__ Settings(const Sample& sample, int64_t token)
-      : slot(sample.slots[token]), exists(in_range(slot, sample.slot_count)) {
-    if (!exists) return;
-    temperature = sample.temperature[slot];
-    top_p = sample.top_p[slot];
-    min_p = sample.min_p[slot];
-    penalty = sample.repetition_penalty[slot];
-    frequency = sample.frequency_penalty[slot];
-    presence = sample.presence_penalty[slot];
-    is_biased = sample.is_biased[slot];
-    top_k = sample.top_k[slot];
+  __device__ static Settings of(const Sample& sample, int64_t token) {
+    Settings settings;
+    const int64_t slot = settings.slot = sample.slots[token];
+    settings.exists = in_range(slot, sample.slot_count);
+    if (!settings.exists) return settings;
+    settings.is_biased = sample.is_biased[slot];
+    settings.temperature = sample.temperature[slot];
+    settings.top_p = sample.top_p[slot];
+    settings.min_p = sample.min_p[slot];
+    settings.penalty = sample.repetition_penalty[slot];
+    settings.frequency = sample.frequency_penalty[slot];
+    settings.presence = sample.presence_penalty[slot];
+    settings.top_k = sample.top_k[slot];
+    return settings;
   }
 
   __device__ bool draws() const { return temperature > 0; }
@@ -66,42 +69,73 @@ struct Settings {
   __device__ bool counts() const { return frequency != 0 || presence != 0; }
 };
 
-// The logits of a row.
+// Ids of a thread in a tile, each beside those of its neighbours.
+__device__ __forceinline__ void take_ids(int tile, int (&ids)[kEach]) {
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) ids[i] = tile * kTile + i * kThreads + threadIdx.x;
+}
+
+// Some logits as the model gave them, -inf for ids from the vocabulary's end on. All loads are under way at once.
+template <int kCount>
+__device__ __forceinline__ void load_logits(const float* row, int64_t vocab, const int (&ids)[kCount],
+                                            float (&z)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) z[i] = ids[i] < vocab ? row[ids[i]] : -INFINITY;
+}
+
+// The logits of a row with its settings.
 struct Logits {
-  const float* at;
-  const float* bias;      // null if there is none
-  const bool* seen;       // null if there is no repetition penalty
-  const int32_t* counts;  // null if there is neither of the other penalties
-  int64_t vocab;
-  float penalty;
-  float frequency;
-  float presence;
-  float temperature;
+  const Sample& sample;
+  const Settings& settings;
+  int64_t token;
 
-  __device__ Logits(const Sample& sample, int64_t token, const Settings& settings)
-      : at(sample.logits + token * sample.vocab),
-        bias(settings.is_biased ? sample.logit_bias + settings.slot * sample.vocab : nullptr),
-        seen(settings.penalty == 1 ? nullptr : sample.seen + settings.slot * sample.vocab),
-        counts(settings.counts() ? sample.counts + settings.slot * sample.vocab : nullptr),
-        vocab(sample.vocab),
-        penalty(settings.penalty),
-        frequency(settings.frequency),
-        presence(settings.presence),
-        temperature(settings.temperature) {}
+  __device__ const float* row() const { return sample.logits + token * sample.vocab; }
 
-  __device__ bool are_adjusted() const { return bias != nullptr || seen != nullptr || counts != nullptr; }
-
-  // With the bias and the penalties. Each operation rounds, as in the definition: none are fused.
-  __device__ float adjusted(int64_t id, float z) const {
-    if (bias != nullptr) z = __fadd_rn(z, bias[id]);
-    if (seen != nullptr && seen[id]) z = z > 0 ? z / penalty : __fmul_rn(z, penalty);
-    if (counts == nullptr) return z;
-    const int32_t count = counts[id];
-    z = __fsub_rn(z, __fmul_rn(frequency, static_cast<float>(count)));
-    return count > 0 ? __fsub_rn(z, presence) : z;
+  // Applies the bias and the penalties, with all loads of a kind at once. Each operation rounds, as in the definition:
+  // none are fused.
+  template <int kCount>
+  __device__ __forceinline__ void adjust(const int (&ids)[kCount], float (&z)[kCount]) const {
+    const int64_t first = settings.slot * sample.vocab;
+    if (settings.is_biased) {
+      const float* const bias = sample.logit_bias + first;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) z[i] = ids[i] < sample.vocab ? __fadd_rn(z[i], bias[ids[i]]) : z[i];
+    }
+    if (settings.penalty != 1) {
+      const bool* const seen = sample.seen + first;
+      bool is_seen[kCount];
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) is_seen[i] = ids[i] < sample.vocab && seen[ids[i]];
+#pragma unroll
+      for (int i = 0; i < kCount; ++i)
+        if (is_seen[i]) z[i] = z[i] > 0 ? z[i] / settings.penalty : __fmul_rn(z[i], settings.penalty);
+    }
+    if (settings.counts()) {
+      const int32_t* const counts = sample.counts + first;
+      int32_t count[kCount];
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) count[i] = ids[i] < sample.vocab ? counts[ids[i]] : 0;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        z[i] = __fsub_rn(z[i], __fmul_rn(settings.frequency, static_cast<float>(count[i])));
+        if (count[i] > 0) z[i] = __fsub_rn(z[i], settings.presence);
+      }
+    }
   }
 
-  __device__ float scaled(int64_t id) const { return adjusted(id, at[id]) / temperature; }
+  // The same, and divides by the temperature.
+  template <int kCount>
+  __device__ __forceinline__ void scale(const int (&ids)[kCount], float (&z)[kCount]) const {
+    adjust(ids, z);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) z[i] = ids[i] < sample.vocab ? z[i] / settings.temperature : -INFINITY;
+  }
+
+  template <int kCount>
+  __device__ __forceinline__ void load_scaled(const int (&ids)[kCount], float (&z)[kCount]) const {
+    load_logits(row(), sample.vocab, ids, z);
+    scale(ids, z);
+  }
 };
 
 // The extremes of some logits, and after merging of all.
@@ -129,18 +163,21 @@ struct Extremes {
     found |= other.found;
   }
 
+  // Those of all lanes of a warp. Of 64 bits at once, this would be a chain of twenty shuffles.
+  __device__ Extremes of_warp() const {
+    const auto key = static_cast<uint32_t>(best >> 32);
+    const uint32_t best_key = __reduce_max_sync(kWholeWarp, key);
+    const uint32_t id = __reduce_max_sync(kWholeWarp, key == best_key ? static_cast<uint32_t>(best) : 0);
+    return {Uint64{best_key} << 32 | id, __reduce_min_sync(kWholeWarp, lowest), __reduce_or_sync(kWholeWarp, found)};
+  }
+
   // Merges those of all threads; every thread gets the result. A kernel may call it only once.
   __device__ Extremes of_block() const {
-    __shared__ Extremes of_warp[kWarps];
-    Extremes all = *this;
-#pragma unroll
-    for (int distance = kWarpSize / 2; distance > 0; distance /= 2)
-      all.add({__shfl_xor_sync(kWholeWarp, all.best, distance), __shfl_xor_sync(kWholeWarp, all.lowest, distance),
-               __shfl_xor_sync(kWholeWarp, all.found, distance)});
-    if (threadIdx.x % kWarpSize == 0) of_warp[threadIdx.x / kWarpSize] = all;
+    __shared__ Extremes of_warps[kWarps];
+    const Extremes mine = of_warp();
+    if (threadIdx.x % kWarpSize == 0) of_warps[threadIdx.x / kWarpSize] = mine;
     __syncthreads();
-    for (int warp = 0; warp < kWarps; ++warp) all.add(of_warp[warp]);
-    return all;
+    return of_warps[threadIdx.x % kWarps].of_warp();
   }
 };
 
@@ -151,22 +188,28 @@ struct Row {
   int64_t likeliest;
   float highest;        // logit over temperature
   float bins_per_unit;  // bins divide the range of at most kDepth below the highest
+  float least;          // below the highest, what min-p leaves: the logarithm of min-p
 
-  __device__ Row(const Extremes& extremes, const Settings& settings)
-      : is_valid(settings.exists && extremes.found == Extremes::kPossible),
-        likeliest(static_cast<uint32_t>(~extremes.best)),
-        highest(value_of(static_cast<uint32_t>(extremes.best >> 32)) / settings.temperature) {
+  __device__ static Row of(const Extremes& extremes, const Settings& settings) {
+    Row row;
+    row.is_valid = settings.exists && extremes.found == Extremes::kPossible;
+    row.likeliest = static_cast<uint32_t>(~extremes.best);
+    row.highest = value_of(static_cast<uint32_t>(extremes.best >> 32)) / settings.temperature;
     // An overflow in a penalty or the temperature leaves no distribution either.
-    is_drawn = is_valid && settings.draws() && std::isfinite(highest);
-    const float range = fminf(kDepth, highest - value_of(extremes.lowest) / settings.temperature);
-    bins_per_unit = range > 1e-30f ? kBins / range : 0;
+    row.is_drawn = row.is_valid && settings.draws() && std::isfinite(row.highest);
+    const float range = fminf(kDepth, row.highest - value_of(extremes.lowest) / settings.temperature);
+    row.bins_per_unit = range > 1e-30f ? kBins / range : 0;
+    row.least = settings.min_p <= 0 ? -INFINITY : logf(settings.min_p);
+    return row;
   }
 
-  __device__ float share(float z) const { return expf(z - highest); }  // relative to the largest probability
   __device__ Uint64 mass(float z) const {
-    const float units = share(z) * kMassOfOne;
+    const float units = expf(z - highest) * kMassOfOne;
     return units > 0 ? static_cast<Uint64>(llrintf(units)) : 0;
   }
+
+  // Whether min-p leaves it: if so, it leaves all larger logits too, however expf rounds.
+  __device__ bool passes(float z) const { return z - highest >= least; }
 
   // For logits whose mass is not 0. Larger logits are in smaller bins.
   __device__ int bin(float z) const {
@@ -182,11 +225,10 @@ __device__ __forceinline__ Uint64 mix(Uint64 z) {
   return z ^ (z >> 31);
 }
 
-// u times the whole, rounded down; u is a random number in [0, 1) of 53 bits.
-__device__ __forceinline__ Uint64 random_share(Uint64 seed, Uint64 position, Uint64 whole) {
+// A random number in [0, 1) of 53 bits, in units of 2^-64.
+__device__ __forceinline__ Uint64 random_bits(Uint64 seed, Uint64 position) {
   constexpr Uint64 kGolden = 0x9e3779b97f4a7c15u;
-  const Uint64 bits = mix(mix(seed + kGolden) + position * kGolden);
-  return __umul64hi(bits & ~Uint64{2047}, whole);
+  return mix(mix(seed + kGolden) + position * kGolden) & ~Uint64{2047};
 }
 
 }  // namespace adept::cuda::sampling

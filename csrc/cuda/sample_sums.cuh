@@ -1,5 +1,7 @@
-// Sums of integers over a block; every thread of the block takes part and gets the result.
+// Sums and ranges of integers over a block; every thread of the block takes part and gets the result.
 #pragma once
+
+#include <cstdint>
 
 #include "cuda/warp.cuh"
 
@@ -10,28 +12,28 @@ constexpr int kWarps = kThreads / kWarpSize;
 
 using Uint64 = unsigned long long;  // the type that atomic operations take
 
-// Several sums at once.
-template <int kCount>
-__device__ void block_sums(Uint64 (&values)[kCount]) {
-  __shared__ Uint64 of_warps[kCount][kWarps];
+// A call may follow another: nobody writes before all have read.
+__device__ __forceinline__ Uint64 block_sum(Uint64 value) {
+  __shared__ Uint64 of_warps[kWarps];
+  value = warp_sum(value);
   __syncthreads();
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    values[i] = warp_sum(values[i]);
-    if (threadIdx.x % kWarpSize == 0) of_warps[i][threadIdx.x / kWarpSize] = values[i];
-  }
+  if (threadIdx.x % kWarpSize == 0) of_warps[threadIdx.x / kWarpSize] = value;
   __syncthreads();
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    values[i] = 0;
-    for (int warp = 0; warp < kWarps; ++warp) values[i] += of_warps[i][warp];
-  }
+  value = 0;
+  for (int warp = 0; warp < kWarps; ++warp) value += of_warps[warp];
+  return value;
 }
 
-__device__ __forceinline__ Uint64 block_sum(Uint64 value) {
-  Uint64 values[1] = {value};
-  block_sums(values);
-  return values[0];
+// The sum up to this lane.
+template <class T>
+__device__ __forceinline__ T warp_prefix(T value) {
+  const int lane = threadIdx.x % kWarpSize;
+#pragma unroll
+  for (int distance = 1; distance < kWarpSize; distance *= 2) {
+    const T below = __shfl_up_sync(kWholeWarp, value, distance);
+    if (lane >= distance) value += below;
+  }
+  return value;
 }
 
 struct Prefix {
@@ -42,12 +44,7 @@ struct Prefix {
 __device__ inline Prefix block_prefix(Uint64 value) {
   __shared__ Uint64 of_warps[kWarps];
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-  Uint64 up_to = value;
-#pragma unroll
-  for (int distance = 1; distance < kWarpSize; distance *= 2) {
-    const Uint64 below = __shfl_up_sync(kWholeWarp, up_to, distance);
-    if (lane >= distance) up_to += below;
-  }
+  const Uint64 up_to = warp_prefix(value);
   __syncthreads();
   if (lane == kWarpSize - 1) of_warps[warp] = up_to;
   __syncthreads();
@@ -57,6 +54,24 @@ __device__ inline Prefix block_prefix(Uint64 value) {
     prefix.total += of_warps[i];
   }
   return prefix;
+}
+
+struct Range {
+  uint32_t lowest;
+  uint32_t highest;
+};
+
+__device__ inline Range block_range(Range of_thread) {
+  __shared__ Range of_warps[kWarps];
+  const Range of_warp{__reduce_min_sync(kWholeWarp, of_thread.lowest),
+                      __reduce_max_sync(kWholeWarp, of_thread.highest)};
+  __syncthreads();
+  if (threadIdx.x % kWarpSize == 0) of_warps[threadIdx.x / kWarpSize] = of_warp;
+  __syncthreads();
+  Range range = of_warps[0];
+  for (int warp = 1; warp < kWarps; ++warp)
+    range = {min(range.lowest, of_warps[warp].lowest), max(range.highest, of_warps[warp].highest)};
+  return range;
 }
 
 }  // namespace adept::cuda::sampling

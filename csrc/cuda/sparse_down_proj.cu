@@ -6,12 +6,7 @@
 namespace adept::cuda {
 namespace {
 
-constexpr int kAddWarps = 8, kAddThreads = kAddWarps * kWarpSize, kAddedColumns = 4 * kWarpSize;
-constexpr int kSharesOfWarp = kMaxParts / kPartsOfShare / kAddWarps;
-
-__device__ __forceinline__ void add(float4& sum, const float4& more) {
-  sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
-}
+constexpr int kAddThreads = kAddWarps * kWarpSize, kAddedColumns = 4 * kWarpSize;
 
 // out = x + bias + the sum of all shares, times the columns' scales in 8 bits. A warp adds four shares in order, and
 // one adds the warps in order: what limits this kernel is how long a load takes, and all of them are in flight at once.
@@ -20,30 +15,21 @@ __global__ void __launch_bounds__(kAddThreads)
   __shared__ float4 handed[kAddWarps][kWarpSize];
   const int64_t hidden = proj.w.cols, token = blockIdx.y;
   const int64_t col = int64_t{blockIdx.x} * kAddedColumns + 4 * lane_index();
-  const auto four = [&](const float* from) { return *reinterpret_cast<const float4*>(from + col); };
   const bool is_last = warp_index() == 0 && col < hidden;
-  float4 x, bias, scale = {1, 1, 1, 1}, parts[kSharesOfWarp] = {}, sum = {};
-  if (is_last) bias = four(proj.bias);
+  float4 x, bias, scale = {1, 1, 1, 1};
+  if (is_last) bias = four(proj.bias + col);
   if (is_last && (proj.w.format == Format::kInt8 || proj.w.format == Format::kFloat8))
-    scale = four(static_cast<const float*>(proj.w.scales));
+    scale = four(static_cast<const float*>(proj.w.scales) + col);
   pdl_wait();
   pdl_launch_dependents();
-  if (is_last) x = four(proj.x + token * hidden);
-#pragma unroll
-  for (int i = 0; i < kSharesOfWarp; ++i) {
-    const int share = warp_index() * kSharesOfWarp + i;
-    if (share < shares && col < hidden) parts[i] = four(partials + (share * proj.tokens + token) * hidden);
-  }
-#pragma unroll
-  for (const float4& part : parts) add(sum, part);
+  if (is_last) x = four(proj.x + token * hidden + col);
+  float4 sum = sum_of_shares(proj, partials, shares, token, col);
   handed[warp_index()][lane_index()] = sum;
   __syncthreads();
   if (!is_last) return;
 #pragma unroll
   for (int warp = 1; warp < kAddWarps; ++warp) add(sum, handed[warp][lane_index()]);
-  *reinterpret_cast<float4*>(proj.out + token * hidden + col) = {
-      x.x + sum.x * scale.x + bias.x, x.y + sum.y * scale.y + bias.y, x.z + sum.z * scale.z + bias.z,
-      x.w + sum.w * scale.w + bias.w};
+  *reinterpret_cast<float4*>(proj.out + token * hidden + col) = with_residual(x, sum, scale, bias);
 }
 
 template <Format kFormat, int kTokens>

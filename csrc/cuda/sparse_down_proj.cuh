@@ -23,10 +23,7 @@
 // 128 in 4 bits; at 16 tokens 264 for 512.
 #pragma once
 
-#include "cuda/formats.cuh"
-#include "cuda/reduce.cuh"
-#include "cuda/sparse_down_proj.h"
-#include "cuda/workspace.h"
+#include "cuda/active_neurons.cuh"
 
 namespace adept::cuda {
 
@@ -36,21 +33,6 @@ template <int kTokens>
 constexpr int kDownProjWarps = kTokens <= 8 ? kPartsOfShare : kPartsOfShare / 2;
 template <int kTokens>
 constexpr int kDownProjThreads = kDownProjWarps<kTokens> * kWarpSize;
-constexpr int kListedNeurons = 64;  // that a warp looks at at once
-
-__host__ __device__ constexpr int least(int a, int b) { return a < b ? a : b; }
-
-// The first lane's value: the compiler then knows that a branch on it is the whole warp's.
-__device__ __forceinline__ int uniform(int value) { return __shfl_sync(kWholeWarp, value, 0); }
-
-// The columns of a lane: as many as 16 bytes have, if their sums leave registers for the rows in flight.
-template <Format kFormat, int kTokens>
-constexpr int kLaneCols = least(kPerLoad<kFormat>, kTokens <= 8 ? 64 / kTokens : 8);
-template <Format kFormat, int kTokens>
-constexpr int kLaneBytes = kLaneCols<kFormat, kTokens> * Weights<kFormat>::kBits / 8;
-template <Format kFormat, int kTokens>
-constexpr int kStripCols = kLaneCols<kFormat, kTokens> * kWarpSize;
-
 // Blocks of a multiprocessor, and the rows that a warp has in flight, as registers allow. The 8B has no more than two
 // blocks for each multiprocessor in 8 bits, and one in 4 bits, up to 4 and 2 tokens.
 template <Format kFormat, int kTokens>
@@ -63,69 +45,11 @@ constexpr int kRowsInFlight =
         ? 6
         : 8;
 
-// A warp's active neurons, in order, and each token's activations of them. Padding puts lanes that write eight or more
-// activations each in different banks.
-template <int kTokens>
-struct alignas(16) ActiveNeurons {
-  static constexpr int kStride = kTokens < 8 ? kTokens : kTokens + 4;
-  uint32_t neurons[kListedNeurons];
-  int tokens[kListedNeurons];  // a bit for each that the neuron is active for
-  float activations[kListedNeurons * kStride];
-};
-
-// Tokens whose sums go through shared memory at once.
-template <int kTokens>
-constexpr int kTokensHanded = least(kTokens, 4);
-
 // Shared memory of a warp: the list; after that has been read, the sums.
 template <Format kFormat, int kTokens>
 union SharedOfWarp {
   ActiveNeurons<kTokens> list;
   float4 sums[kTokensHanded<kTokens> * kStripCols<kFormat, kTokens> / 4];
-};
-
-// Lists the active ones of the neurons from `first` to `end` (excluded), at most kListedNeurons. `slot`: of the token
-// with the lane's number; tokens without a slot activate none.
-template <int kTokens>
-__device__ __forceinline__ int list_neurons(const SparseDownProj& proj, int first, int end, int64_t slot,
-                                            ActiveNeurons<kTokens>& list) {
-  constexpr int kWords = kListedNeurons / kWarpSize;
-  const int tokens = static_cast<int>(proj.tokens);
-  float activations[kWords][kTokens] = {};
-#pragma unroll
-  for (int word = 0; word < kWords; ++word)
-#pragma unroll
-    for (int token = 0; token < kTokens; ++token) {
-      const int neuron = first + word * kWarpSize + lane_index();
-      if (neuron < end && token < tokens) activations[word][token] = proj.activations[token * proj.w.rows + neuron];
-    }
-  const unsigned present = __ballot_sync(kWholeWarp, slot >= 0);
-  int count = 0;
-#pragma unroll
-  for (int word = 0; word < kWords; ++word) {
-    int of = 0;
-#pragma unroll
-    for (int token = 0; token < kTokens; ++token)
-      if (activations[word][token] != 0) of |= 1 << token;  // a NaN is active
-    of &= static_cast<int>(present);
-    const unsigned active = __ballot_sync(kWholeWarp, of != 0);
-    const int at = count + __popc(active & ((1u << lane_index()) - 1));
-    count += __popc(active);
-    if (of == 0) continue;
-    list.tokens[at] = of;
-    list.neurons[at] = static_cast<uint32_t>(first + word * kWarpSize + lane_index());
-#pragma unroll
-    for (int token = 0; token < kTokens; ++token)
-      list.activations[at * list.kStride + token] = activations[word][token];
-  }
-  __syncwarp();
-  return uniform(count);
-}
-
-// A lane's weights of one row, and in 4 bits their scale.
-struct WeightsOfRow {
-  uint4 values;
-  uint16_t scale;
 };
 
 // The part of W that a lane reads: the columns from `col` on. Past the end it reads others, whose sums nobody needs.
@@ -161,82 +85,6 @@ class LaneColumns {
   const uint16_t* scales_;
   uint32_t row_bytes_, row_scale_bytes_;
 };
-
-// sums += activations · a row. `active`: a bit for each token. What a token does not need is not added, or in 4 bits,
-// whose weights are finite, added as 0: 0 times infinity is nothing. Four tokens that do not need the row are skipped.
-template <Format kFormat, int kTokens>
-__device__ __forceinline__ void add_row(const WeightsOfRow& row, const float* activations, int active,
-                                        float (&sums)[kTokens][kLaneCols<kFormat, kTokens>]) {
-  constexpr int kCols = kLaneCols<kFormat, kTokens>, kAtOnce = least(kTokens, 4);
-  const float scale = kGroup<kFormat> == 0 ? 1 : held(__half2float(bits_as<__half>(row.scale)));
-  float weights[kCols];
-#pragma unroll
-  for (int i = 0; i < kCols / 2; ++i) {
-    const float2 pair = Element<kFormat>::unpack(Weights<kFormat>::along(row.values, i));
-    weights[2 * i] = pair.x, weights[2 * i + 1] = pair.y;
-  }
-#pragma unroll
-  for (int first = 0; first < kTokens; first += kAtOnce) {
-    if (kTokens > kAtOnce && (active >> first & (1 << kAtOnce) - 1) == 0) continue;
-    struct alignas(kAtOnce * sizeof(float)) Some {
-      float of_token[kAtOnce];
-    };
-    const Some some = *reinterpret_cast<const Some*>(activations + first);
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      float activation = some.of_token[i];
-      const bool is_active = kTokens == 1 || (active >> (first + i) & 1) != 0;
-      if (kGroup<kFormat> != 0) activation = is_active ? activation * scale : 0;
-      if (kGroup<kFormat> == 0 && !is_active) continue;
-#pragma unroll
-      for (int c = 0; c < kCols; ++c) sums[first + i][c] = __fmaf_rn(activation, weights[c], sums[first + i][c]);
-    }
-  }
-}
-
-// Adds the warps' sums, which are those of the share's parts, in order. `partials`: [shares, tokens, hidden].
-template <Format kFormat, int kTokens>
-__device__ __forceinline__ void add_parts(const SparseDownProj& proj,
-                                          const float (&sums)[kTokens][kLaneCols<kFormat, kTokens>],
-                                          SharedOfWarp<kFormat, kTokens>* shared, bool is_first, float* partials) {
-  constexpr int kFours = kLaneCols<kFormat, kTokens> / 4, kFoursOfToken = kFours * kWarpSize;
-  constexpr int kHanded = kTokensHanded<kTokens>;
-  // So that neither lanes that write nor those that read neighbouring columns meet in a bank.
-  const auto place = [](int lane, int i) { return i * kWarpSize + (lane + i * (8 / kFours)) % kWarpSize; };
-  const int tokens = static_cast<int>(proj.tokens);
-#pragma unroll
-  for (int first = 0; first < kTokens; first += kHanded) {
-    if (first >= tokens) break;
-    if (first == 0)
-      __syncwarp();  // a warp's sums are where its list was
-    else
-      __syncthreads();
-#pragma unroll
-    for (int t = 0; t < kHanded; ++t)
-#pragma unroll
-      for (int i = 0; i < kFours; ++i) {
-        const float (&of)[kLaneCols<kFormat, kTokens>] = sums[first + t];
-        shared[warp_index()].sums[t * kFoursOfToken + place(lane_index(), i)] = {of[4 * i], of[4 * i + 1],
-                                                                                 of[4 * i + 2], of[4 * i + 3]};
-      }
-    __syncthreads();
-    for (int at = threadIdx.x; at < kHanded * kFoursOfToken; at += kDownProjThreads<kTokens>) {
-      const int token = first + at / kFoursOfToken, four = at % kFoursOfToken;
-      const int col = static_cast<int>(blockIdx.x) * kStripCols<kFormat, kTokens> + 4 * four;
-      if (token >= tokens || col >= proj.w.cols) continue;
-      const int from = at / kFoursOfToken * kFoursOfToken + place(four / kFours, four % kFours);
-      float4& to = *reinterpret_cast<float4*>(partials + (int64_t{blockIdx.y} * tokens + token) * proj.w.cols + col);
-      float4 sum = {0, 0, 0, 0};
-      if (!is_first) sum = to;
-#pragma unroll
-      for (int warp = 0; warp < kDownProjWarps<kTokens>; ++warp) {
-        const float4 part = shared[warp].sums[from];
-        sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
-      }
-      to = sum;
-    }
-  }
-}
 
 template <Format kFormat, int kTokens>
 __global__ void __launch_bounds__(kDownProjThreads<kTokens>, kDownProjBlocks<kFormat, kTokens>)
@@ -274,7 +122,9 @@ __global__ void __launch_bounds__(kDownProjThreads<kTokens>, kDownProjBlocks<kFo
           if (at + i + kRows < count) columns.fetch(list.neurons[at + i + kRows], rows[i]);
         }
     }
-    add_parts<kFormat, kTokens>(proj, sums, shared, first_part == 0, partials);
+    constexpr int kStride = sizeof(SharedOfWarp<kFormat, kTokens>) / sizeof(float4);
+    add_parts<kFormat, kTokens, FirstThreads<kDownProjThreads<kTokens>>>(
+        proj, {static_cast<int>(blockIdx.y), strip}, sums, shared->sums, kStride, first_part == 0, partials);
   }
 
   if (proj.counts == nullptr || blockIdx.x != 0 || lane_index() != 0) return;

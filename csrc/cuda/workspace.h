@@ -10,7 +10,8 @@ namespace adept::cuda {
 
 constexpr int kSplit = 256;               // positions of a block of decode_attention
 constexpr int kSampleTile = 2048;         // logits of a block of sample
-constexpr int kBins = 2048;               // of sample, for each row
+constexpr int kBins = 1024;               // of sample, for each row,
+constexpr int kGroups = 64;               // and groups of them
 constexpr int kMaxParts = 256;            // of the down-projection's neurons, and
 constexpr int kPartsOfShare = 8;          // what a block takes of them
 constexpr int64_t kUnscaleBytes = 256;    // of a product's inputs: the scale of each token, before the rows
@@ -39,9 +40,11 @@ constexpr int64_t prepared_inputs_bytes(int64_t tokens, int64_t cols) {
   return kUnscaleBytes + tokens * (2 * blocks_of(cols, kMaxChunkCols) * kMaxChunkCols + kRowPaddingBytes);
 }
 
-// For each token: tiles of candidates (8 bytes each), extremes and a mass; bins of a mass and a count; two counters.
+// For each token: tiles of bins (8 bytes each), ids in their order (2), extremes and a mass; groups of bins, of a mass
+// and a count; a counter. In multiples of 16.
 constexpr int64_t sample_lists_bytes(int64_t tokens, int64_t vocab) {
-  return tokens * (blocks_of(vocab, kSampleTile) * (8 * kSampleTile + 16 + 8) + kBins * (8 + 4) + 8);
+  const int64_t tiles = blocks_of(vocab, kSampleTile) * (8 * kBins + 2 * kSampleTile + 16 + 8);
+  return tokens * blocks_of(tiles + kGroups * (8 + 4) + 4, 16) * 16;
 }
 
 // At most what the kernels of one decode step take on any GPU, if nothing is reused before the end of the step.

@@ -163,7 +163,7 @@ class TestWriting:
             most = max(most, sum(reference() is not None for reference in alive))
             return result
 
-        monkeypatch.setattr("adept_fast.checkpoint.native.quantize", counted)
+        monkeypatch.setattr("adept_fast.quantization.matrix.quantize", counted)
         convert(tmp_path / "source", tmp_path / "native", weights="int8", progress=False)
         assert len(alive) == 9
         assert most <= 2  # the one before lives until its name is taken

@@ -89,7 +89,7 @@ class TestEveryDevice:
         chosen = FORMATS[weights]
         if not layout.holds(chosen):
             pytest.skip("there is no such order")
-        monkeypatch.setattr(weights_module, "layout_of", lambda device: layout)
+        monkeypatch.setattr(weights_module, "layout_of", lambda *_: layout)
         source = checkpoint_of(tmp_path / "source", config, torch.bfloat16)
         convert(source.path, tmp_path / "packed", weights=weights, progress=False)
         checkpoint = open_checkpoint(tmp_path / "packed")
@@ -121,7 +121,7 @@ class TestEveryDevice:
     def test_the_rows_of_the_vocabulary_can_be_cut(
         self, packed: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(weights_module, "layout_of", lambda device: GpuMatrix)
+        monkeypatch.setattr(weights_module, "layout_of", lambda *_: GpuMatrix)
         checkpoint = open_checkpoint(packed)
         whole, some = (
             load_weights(checkpoint, dtype=torch.float16, device=CPU, vocab_rows=rows)
@@ -265,7 +265,7 @@ class TestVersion1:
         layout: type[QuantizedMatrix],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(weights_module, "layout_of", lambda device: layout)
+        monkeypatch.setattr(weights_module, "layout_of", lambda *_: layout)
         old = open_checkpoint(OLD / f"packed_version_1_{name}")
         assert old.weights == FORMATS[weights]
         source = arithmetic_checkpoint(tmp_path / "source")
@@ -350,7 +350,7 @@ class TestRefusal:
     def test_numbers_that_are_not_finite_are_refused_when_they_are_loaded(
         self, packed: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(weights_module, "layout_of", lambda device: GpuMatrix)
+        monkeypatch.setattr(weights_module, "layout_of", lambda *_: GpuMatrix)
         whole = (packed / FILE).read_bytes()
         for part, bad in (("scales", float("inf")), ("scales", float("nan")), ("values", float("nan"))):
             (packed / FILE).write_bytes(whole)

@@ -240,10 +240,27 @@ def test_info_describes_and_plans_without_loading() -> None:
         "update_decode_state",
     ]
     assert report["placement"]["pages"].startswith(("huge", "small ("))
+    assert report["placement"]["layout"] == "row_major (the kernels of a CPU read no other)"
     assert report["placement"]["decode steps"] == "eagerly (a CPU has no graphs)"
     assert set(report["optional packages"]) == {"flash-attn", "apex"}
     unfit = json.loads(run("info", "--json", "--batch-size", "1000000000").stdout)
     assert " are needed; the weights take" in unfit["memory"]["does not fit"]
+
+
+def test_the_layout_of_weights_is_an_option_of_loading() -> None:
+    """Tiles of a GPU take more bytes than rows, as they are padded; a CPU has none."""
+    sizes = {}
+    for layout in ("row_major", "tiles"):
+        planned = run("info", "--json", "--gpu-memory", "1GB", "--weight-layout", layout, "--weights", "int4")
+        report = json.loads(planned.stdout)
+        assert report["placement"]["layout"] == f"{layout} (as asked)"
+        sizes[layout] = report["memory"]["weights"]
+    assert sizes["row_major"] != sizes["tiles"]
+    expected = "weight_layout is 'tiles'; expected auto on a CPU, whose kernels read one layout"
+    commands = (("generate", "--prompt", "x"), ("score", "x"), ("info",), ("bench",), ("serve",), ("chat",))
+    for command in commands:
+        done = CliRunner().invoke(main, [*command, "--device", "cpu", "--weight-layout", "tiles"])
+        assert (done.exit_code, expected in done.stderr) == (1, True), command
 
 
 def test_info_lists_what_was_left_unread(tmp_path: Path) -> None:

@@ -60,6 +60,13 @@ def multiprocessors(count: int) -> Iterator[None]:
 
 
 @contextmanager
+def without_bulk_copies() -> Iterator[None]:
+    """A device of capability 8.0."""
+    with _environment("ADEPT_CUDA_ON_CPU_BULK", "0"):
+        yield
+
+
+@contextmanager
 def unpinned() -> Iterator[None]:
     """The host's memory cannot be reached from the device."""
     with _environment("ADEPT_CUDA_ON_CPU_PINNED", "0"):

@@ -15,6 +15,7 @@ from adept_fast.checkpoint import WEIGHT_DTYPES, Checkpoint, open_checkpoint
 from adept_fast.checkpoint.convert import convert
 from adept_fast.commands.placement_words import (
     describe_embedding,
+    describe_layout,
     describe_pages,
     describe_weights,
 )
@@ -99,7 +100,9 @@ def test_float32_stays_float32_on_a_cpu_however_little_memory_there_is(
 
 def test_what_is_asked_for_is_taken(tmp_path: Path) -> None:
     placed = choose_placement(checkpoint_in(tmp_path, "float16"), CPU, "bfloat16", "float32")
-    assert placed == Placement(CPU, torch.bfloat16, torch.float32, None, "as asked")
+    assert placed == Placement(
+        CPU, torch.bfloat16, torch.float32, None, "as asked", "row_major", placed.layout_reason
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,6 +152,77 @@ def test_optional_packages_that_there_are_not(
     monkeypatch.setenv("ADEPT_FAST_OPTIONAL", "flash")
     with pytest.raises(ParameterError, match="ADEPT_FAST_OPTIONAL names 'flash'; expected flash-attn"):
         request_memory(checkpoint, device="cuda")
+
+
+class TestLayout:
+    def test_a_cpu_has_one(self, tmp_path: Path) -> None:
+        checkpoint = checkpoint_in(tmp_path, "float16")
+        for weights, words in ((None, "row_major"), ("int4", "cpu_tiled")):
+            placed, _ = request_memory(checkpoint, device="cpu", weights=weights)
+            assert describe_layout(placed) == f"{words} (the kernels of a CPU read no other)"
+        for name in ("tiles", "row_major"):
+            says = f"weight_layout is {name!r}; expected auto on a CPU, whose kernels read one layout"
+            with pytest.raises(ParameterError, match=says):
+                request_memory(checkpoint, device="cpu", weight_layout=name)
+
+    @pytest.mark.parametrize("weights", [None, "int8", "fp8", "int4-g32", "int4"])
+    def test_a_gpu_has_two(self, tmp_path: Path, a_gpu: None, weights: str | None) -> None:
+        checkpoint = checkpoint_in(tmp_path, "float16", hidden_size=72, num_attention_heads=3)
+        requests = {}
+        for name, words in (
+            ("auto", "row_major (the kernels that read tiles have not been timed on a GPU)"),
+            ("row_major", "row_major (as asked)"),
+            ("tiles", "tiles (as asked)"),
+        ):
+            placed, request = request_memory(checkpoint, weights=weights, weight_layout=name)
+            assert describe_layout(placed) == words
+            held = footprint(checkpoint, placed.dtype, placed.weights, GPU, 4096, placed.layout)
+            assert request.weights == held
+            requests[name] = request
+        assert requests["auto"] == requests["row_major"]
+        assert requests["tiles"].weights.total_bytes > requests["auto"].weights.total_bytes
+        others = zip(requests["tiles"].other_weights, requests["auto"].other_weights, strict=True)
+        assert all(tiles.total_bytes > rows.total_bytes for tiles, rows in others)
+
+    def test_a_table_that_is_the_output_matrix_too_stays_as_it_is(self, tmp_path: Path, a_gpu: None) -> None:
+        tied = checkpoint_in(tmp_path, "float16", tie_word_embeddings=True)
+        words = "tiles (as asked; the lm_head stays row_major, as it is the embedding too)"
+        assert describe_layout(request_memory(tied, weight_layout="tiles")[0]) == words
+        packed, _ = request_memory(tied, weights="int8", weight_layout="tiles")
+        assert describe_layout(packed) == "tiles (as asked)"
+
+    @pytest.mark.parametrize(
+        ("hidden", "asked", "reason"),
+        [
+            (64, {"dtype": "float32"}, "the kernels take float16 and bfloat16, not torch.float32"),
+            (60, {}, "the kernels take a hidden_size in multiples of 8, not 60"),
+            (60, {"weights": "fp8"}, "the kernels take a hidden_size in multiples of 8, not 60"),
+        ],
+    )
+    def test_a_model_without_tiles(
+        self, tmp_path: Path, a_gpu: None, hidden: int, asked: dict[str, Any], reason: str
+    ) -> None:
+        checkpoint = checkpoint_in(tmp_path, "float16", hidden_size=hidden, num_attention_heads=1)
+        says = f"weight_layout is 'tiles'; expected row_major or auto, as {reason}"
+        with pytest.raises(ParameterError, match=says):
+            request_memory(checkpoint, weight_layout="tiles", **asked)
+        assert request_memory(checkpoint, **asked)[0].layout == "row_major"
+
+    def test_without_kernels_there_are_no_tiles(
+        self, tmp_path: Path, a_gpu: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(loading.cuda, "unavailable", lambda device: "the extension is built without CUDA")
+        checkpoint = checkpoint_in(tmp_path, "float16")
+        says = "weight_layout is 'tiles'; expected row_major or auto, as the extension is built without CUDA"
+        for weights in (None, "int8"):
+            with pytest.raises(ParameterError, match=says):
+                request_memory(checkpoint, weights=weights, weight_layout="tiles")
+        assert request_memory(checkpoint, gpu_memory=GB, weight_layout="tiles")[0].layout == "tiles"
+
+    def test_one_that_there_is_not(self, tmp_path: Path) -> None:
+        says = "weight_layout is 'columns'; expected auto, row_major, tiles"
+        with pytest.raises(ParameterError, match=says):
+            request_memory(checkpoint_in(tmp_path, "float16"), weight_layout="columns")
 
 
 class TestEmbedding:

@@ -99,8 +99,7 @@ KERNELS = {
     r"append_heads<\w+, [48]>": Meant(threads=128, blocks=2),  # heads of more than 128
     # A row of logits begins anywhere, and what limits these is no memory but how long one load takes.
     r"find_extremes": Meant(threads=256, blocks=6),
-    r"fill_bins": Meant(threads=256, blocks=5),
-    r"draw": Meant(threads=256, blocks=2),
+    r"draw": Meant(threads=256, blocks=3),
     # These wait for one chain of loads, and have no loop.
     r"embed_vectors<(?:__half|__nv_bfloat16|float)>": Meant(threads=256, blocks=8),
     r"embed_elements<(?:__half|__nv_bfloat16|float)>": Meant(threads=256, blocks=8),

@@ -40,7 +40,7 @@ Load = Callable[[str], Persimmon]
 def load(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     """Loads a model whose operators are the kernels."""
     if backend is EMULATED:
-        monkeypatch.setattr(weights_module, "layout_of", lambda device: GpuMatrix)
+        monkeypatch.setattr(weights_module, "layout_of", lambda *_: GpuMatrix)
 
     def load(fmt: str) -> Persimmon:
         packed = WEIGHT_FORMATS.get("int4-g128" if fmt == "int4" else fmt)

@@ -88,9 +88,11 @@ def kinds_of_logits(vocab: int) -> dict[str, Tensor]:
         "zeros of both signs": torch.where(some < 0.5, 0.0, -0.0),
         "falling": -torch.arange(vocab).float() / max(vocab // 20, 1),
         "nearly equal": 1 + (some * 100).floor() * 1.2e-7,
+        "nearly equal but one": 3 + (some * 100).floor() * 2.4e-7,
     }
+    kinds["nearly equal but one"][-1] = -20.0  # so that all others are in one bin
     kinds["mostly impossible"][vocab // 3] = 0.5
-    return {name: kinds[name] for name in ("wide", "few values", "equal but one")} if THIN else kinds
+    return {name: kinds[name] for name in ("wide", "few values", "nearly equal but one")} if THIN else kinds
 
 
 @pytest.mark.parametrize("vocab", VOCABS)
@@ -110,7 +112,7 @@ def test_every_kind_of_row_with_every_setting(backend: Backend, vocab: int) -> N
 @pytest.mark.parametrize("sort", ["wide"] if THIN else ["wide", "few values", "narrow"])
 @on(CUDA)
 def test_a_large_vocabulary(backend: Backend, sort: str) -> None:
-    vocab = 4099 if THIN else 32768
+    vocab = 4099 if THIN else 37 * TILE + 5
     chosen = [Setting(), Setting(0.7, top_k=50), Setting(1.0, top_p=0.9), Setting(1.2, 3000, 0.8, 0.001, 1.3)]
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(len(chosen), vocab, generator=generator) * {"narrow": 0.01}.get(sort, 3.0)

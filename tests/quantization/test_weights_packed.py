@@ -95,7 +95,7 @@ class TestLoading:
     def test_only_the_rows_in_use_are_held_in_a_gpus_formats(
         self, tmp_path: Path, weights: str, tied: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(weights_module, "layout_of", lambda device: GpuMatrix)
+        monkeypatch.setattr(weights_module, "layout_of", lambda *_: GpuMatrix)
         checkpoint = checkpoint_of(tmp_path, small_config(tie_word_embeddings=tied))
         whole = load_weights(checkpoint, dtype=torch.float16, device=CPU, weights=FORMATS[weights])
         some = load_weights(

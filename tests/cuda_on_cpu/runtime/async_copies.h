@@ -1,6 +1,7 @@
-// cp.async: a copy that is under way until its thread has waited for it.
+// cp.async: a copy that is under way until its thread has waited for it, or an arrival of its has come.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace cuda_on_cpu {
@@ -10,6 +11,11 @@ namespace cuda_on_cpu {
 void start_copy(void* shared, const void* global, uint32_t bytes);
 void end_copy_group();
 void wait_for_copy_groups(int pending);
+
+// Arrives at an mbarrier once all copies of this thread so far have landed, which they then do by themselves.
+void arrive_after_copies(uint64_t* barrier);
+size_t arrivals_under_way();
+void land_before_arrival(size_t number);
 
 // Forgets what the block before has left under way.
 void drop_copies(int thread_count);

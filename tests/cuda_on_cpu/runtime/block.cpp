@@ -4,9 +4,13 @@
 #include <array>
 #include <exception>
 #include <stdexcept>
+#include <vector>
 
 #include "async_copies.h"
+#include "bulk_copies.h"
+#include "grid_barrier.h"
 #include "machine.h"
+#include "mbarriers.h"
 #include "order.h"
 #include "races.h"
 
@@ -28,10 +32,11 @@ struct Warp {
   unsigned lanes = 0;  // there are
   unsigned ready = 0;
   unsigned at_barrier = 0;
+  unsigned waiting = 0;  // for what Thread::wait says
   unsigned ended = 0;
   std::array<Arrival, kWarp> arrivals;
 
-  unsigned meeting() const { return lanes & ~(ready | at_barrier | ended); }
+  unsigned meeting() const { return lanes & ~(ready | at_barrier | waiting | ended); }
 };
 
 struct AtBarrier {
@@ -41,12 +46,19 @@ struct AtBarrier {
   int result = 0;
 };
 
-std::array<Thread, kMaxFibers> threads;
-std::array<Warp, kMaxFibers / kWarp> warps;
-AtBarrier barrier;
+struct Threads {
+  std::vector<Thread> threads;  // the first `count` are in use
+  std::vector<Warp> warps;
+  int count = 0;
+  AtBarrier barrier;
+};
+
+PerBlock<Threads> here;
 std::exception_ptr failure;
 void (*thread_body)(void*);
 void* thread_context;
+
+Warp& warp_of(const Thread& thread) { return here->warps[thread.warp]; }
 
 std::string place(const uint3& index) {
   return std::to_string(index.x) + "," + std::to_string(index.y) + "," + std::to_string(index.z);
@@ -67,42 +79,22 @@ void run_thread() {
   } catch (...) {
     if (!failure) failure = std::current_exception();
   }
-  Warp& warp = warps[current->warp];
+  Warp& warp = warp_of(*current);
   warp.ready &= ~bit(current->lane);
   warp.ended |= bit(current->lane);
   suspend(current->fiber, true);
 }
 
-void begin_threads(int count) {
-  const int warp_count = (count + kWarp - 1) / kWarp;
-  std::fill(warps.begin(), warps.begin() + warp_count, Warp{});
-  for (int i = 0; i < count; ++i) {
-    Thread& thread = threads[i];
-    const unsigned number = static_cast<unsigned>(i);
-    thread.index = {number % block.size.x, number / block.size.x % block.size.y,
-                    number / (block.size.x * block.size.y)};
-    thread.number = i;
-    thread.warp = i / kWarp;
-    thread.lane = i % kWarp;
-    thread.has_waited = false;
-    thread.has_inputs = !block.overlaps;
-    warps[thread.warp].lanes |= bit(thread.lane);
-    prepare(thread.fiber, i, run_thread);
-  }
-  for (int i = 0; i < warp_count; ++i) warps[i].ready = warps[i].lanes;
-  barrier = {};
-  failure = nullptr;
-}
-
 // Runs the lanes of a warp until each of them has ended or waits at a barrier, or for another lane that does.
 void run_warp(int number) {
   static_assert(kWarp == 32);
-  Warp& warp = warps[number];
+  Threads& all = *here;
+  Warp& warp = all.warps[number];
   const std::vector<unsigned>& lanes = lane_order();
   while (warp.ready != 0) {
     for (const unsigned lane : lanes) {
       if ((warp.ready & bit(static_cast<int>(lane))) == 0) continue;
-      current = &threads[number * kWarp + static_cast<int>(lane)];
+      current = &all.threads[number * kWarp + static_cast<int>(lane)];
       block.thread = current->index;
       resume(current->fiber);
       if (failure) std::rethrow_exception(failure);
@@ -110,33 +102,52 @@ void run_warp(int number) {
   }
 }
 
-void release_barrier(int warp_count, int count) {
+void release_barrier() {
+  AtBarrier& barrier = here->barrier;
   barrier.result = barrier.kind == Barrier::kOr    ? barrier.predicates > 0
-                   : barrier.kind == Barrier::kAnd ? barrier.predicates == count
+                   : barrier.kind == Barrier::kAnd ? barrier.predicates == here->count
                                                    : barrier.predicates;
   barrier.arrived = barrier.predicates = 0;
   races::passed_barrier();
-  for (int i = 0; i < warp_count; ++i) {
-    warps[i].ready = warps[i].at_barrier;
-    warps[i].at_barrier = 0;
+  for (Warp& warp : here->warps) {
+    warp.ready = warp.at_barrier;
+    warp.at_barrier = 0;
   }
 }
 
-// No thread can go on, and not all of them have ended.
-void go_on(int warp_count, int count) {
-  if (barrier.arrived == count) return release_barrier(warp_count, count);
-  for (int i = 0; i < warp_count; ++i) {
-    if (const unsigned meeting = warps[i].meeting()) {
-      current = &threads[i * kWarp + __builtin_ctz(meeting)];
-      fail("a lane waits for lanes of its warp that wait elsewhere or have ended");
+Thread& first_of(const Warp& warp, unsigned lanes) {
+  const auto number = static_cast<int>(&warp - here->warps.data());
+  return here->threads[number * kWarp + __builtin_ctz(lanes)];
+}
+
+const Thread* find_waiting(Wait::For kind) {
+  for (const Warp& warp : here->warps) {
+    for (unsigned left = warp.waiting; left != 0; left &= left - 1) {
+      const Thread& thread = first_of(warp, left);
+      if (thread.wait.kind == kind) return &thread;
     }
   }
-  for (int i = 0; i < warp_count; ++i) {
-    if (const unsigned waiting = warps[i].at_barrier) {
-      current = &threads[i * kWarp + __builtin_ctz(waiting)];
-      fail("a thread waits at a barrier that others of its block have not come to before they ended");
-    }
+  return nullptr;
+}
+
+bool is_waiting(Wait::For kind) { return find_waiting(kind) != nullptr; }
+
+// No thread is ready, and not all of them have ended. False if the block has to wait for another.
+bool go_on() {
+  if (here->barrier.arrived == here->count) {
+    release_barrier();
+    return true;
   }
+  // Copies land as late as they may: when a thread waits for such.
+  if (is_waiting(Wait::For::kMbarrier) && land_one()) return true;
+  if (wake_for_counters()) return true;
+  if (is_waiting(Wait::For::kCounter)) return false;
+  fail_waiting();
+}
+
+[[noreturn]] void fail_at(const Warp& warp, unsigned lanes, const char* what) {
+  current = &first_of(warp, lanes);
+  fail(what);
 }
 
 }  // namespace
@@ -150,19 +161,38 @@ void note_failure(const std::string& what) {
 bool has_failed() { return failure != nullptr; }
 
 int meet_block(Barrier kind, int predicate) {
+  AtBarrier& barrier = here->barrier;
   if (barrier.arrived > 0 && barrier.kind != kind) fail("threads of a block meet at different kinds of barriers");
   barrier.kind = kind;
   ++barrier.arrived;
   barrier.predicates += predicate != 0;
-  Warp& warp = warps[current->warp];
+  Warp& warp = warp_of(*current);
   warp.ready &= ~bit(current->lane);
   warp.at_barrier |= bit(current->lane);
   suspend(current->fiber, false);
   return barrier.result;
 }
 
+void wait_for(const Wait& wait) {
+  Warp& warp = warp_of(*current);
+  current->wait = wait;
+  warp.ready &= ~bit(current->lane);
+  warp.waiting |= bit(current->lane);
+  suspend(current->fiber, false);
+}
+
+void wake(int number) {
+  Thread& thread = here->threads[number];
+  if (thread.wait.kind == Wait::For::kNothing) return;  // it is the last to arrive, and runs
+  thread.wait = {};
+  warp_of(thread).waiting &= ~bit(thread.lane);
+  warp_of(thread).ready |= bit(thread.lane);
+}
+
+Thread& thread_of_block(int number) { return here->threads[number]; }
+
 void meet_warp(Meeting kind, unsigned mask, void* argument, Combine combine) {
-  Warp& warp = warps[current->warp];
+  Warp& warp = warp_of(*current);
   if ((mask & bit(current->lane)) == 0) fail("a lane meets others with a mask that it is not in itself");
   if ((mask & ~warp.lanes) != 0) fail("a mask names lanes that the block does not have");
   if ((mask & warp.ended) != 0) fail("a mask names a lane that has ended");
@@ -182,21 +212,87 @@ void meet_warp(Meeting kind, unsigned mask, void* argument, Combine combine) {
   warp.ready |= mask;
 }
 
-void run_block(void (*body)(void*), void* context) {
+void begin_block(void (*body)(void*), void* context) {
   const int count = static_cast<int>(block.size.x * block.size.y * block.size.z);
-  const int warp_count = (count + kWarp - 1) / kWarp;
   thread_body = body;
   thread_context = context;
-  begin_threads(count);
-  drop_copies(count);
-  races::began_block();
-  for (int ended = 0; ended < count;) {
-    for (const unsigned number : warp_order()) run_warp(static_cast<int>(number));
-    ended = 0;
-    for (int i = 0; i < warp_count; ++i) ended += __builtin_popcount(warps[i].ended);
-    if (ended < count) go_on(warp_count, count);
+  here->count = count;
+  here->warps.assign(static_cast<size_t>((count + kWarp - 1) / kWarp), Warp{});
+  here->barrier = {};
+  if (here->threads.size() < static_cast<size_t>(count)) here->threads.resize(static_cast<size_t>(count));
+  for (int i = 0; i < count; ++i) {
+    Thread& thread = here->threads[i];
+    const unsigned number = static_cast<unsigned>(i);
+    thread.index = {number % block.size.x, number / block.size.x % block.size.y,
+                    number / (block.size.x * block.size.y)};
+    thread.number = i;
+    thread.warp = i / kWarp;
+    thread.lane = i % kWarp;
+    thread.has_waited = false;
+    thread.has_inputs = !block.overlaps;
+    thread.wait = {};
+    warp_of(thread).lanes |= bit(thread.lane);
+    prepare(thread.fiber, run_thread);
   }
+  for (Warp& warp : here->warps) warp.ready = warp.lanes;
+  failure = nullptr;
+  drop_copies(count);
+  forget_bulk_copies();
+  forget_mbarriers();
+  forget_named_barriers();
+  races::began_block();
+}
+
+bool run_block() {
+  const std::vector<Warp>& warps = here->warps;
+  for (;;) {
+    for (const unsigned number : warp_order()) {
+      run_warp(static_cast<int>(number));
+      land_perhaps();
+    }
+    if (std::any_of(warps.begin(), warps.end(), [](const Warp& warp) { return warp.ready != 0; })) continue;
+    const bool ended =
+        std::all_of(warps.begin(), warps.end(), [](const Warp& warp) { return warp.ended == warp.lanes; });
+    if (ended) break;
+    if (go_on()) continue;
+    current = nullptr;
+    return false;
+  }
+  check_bulk_copies_at_end();
+  check_mbarriers_at_end();
   current = nullptr;
+  return true;
+}
+
+bool wake_for_counters() {
+  bool woken = false;
+  for (int i = 0; i < here->count; ++i) {
+    const Wait& wait = here->threads[i].wait;
+    if (wait.kind != Wait::For::kCounter || !is_reached(wait)) continue;
+    wake(i);
+    woken = true;
+  }
+  return woken;
+}
+
+void fail_waiting() {
+  for (const auto kind : {Wait::For::kCounter, Wait::For::kMbarrier, Wait::For::kNamedBarrier}) {
+    const Thread* const thread = find_waiting(kind);
+    if (thread == nullptr) continue;
+    current = &here->threads[thread->number];
+    const Wait& wait = thread->wait;
+    fail("a thread waits for " + (kind == Wait::For::kMbarrier ? describe_mbarrier(wait) : describe_barrier(wait)));
+  }
+  for (const Warp& warp : here->warps) {
+    if (const unsigned meeting = warp.meeting())
+      fail_at(warp, meeting, "a lane waits for lanes of its warp that wait elsewhere or have ended");
+  }
+  for (const Warp& warp : here->warps) {
+    if (warp.at_barrier != 0)
+      fail_at(warp, warp.at_barrier,
+              "a thread waits at a barrier that others of its block have not come to before they ended");
+  }
+  throw std::logic_error("no thread waits, and none can go on");
 }
 
 }  // namespace cuda_on_cpu

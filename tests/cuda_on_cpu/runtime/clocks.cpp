@@ -3,8 +3,11 @@
 
 #include <algorithm>
 #include <unordered_map>
+#include <utility>
 
 #include "races.h"
+#include "readers.h"
+#include "sync_objects.h"
 
 namespace cuda_on_cpu::races {
 namespace {
@@ -14,6 +17,7 @@ struct Lane {
   uint32_t step = 1;
   uint64_t fence = 0;                     // when the last one was, as moment() has it
   std::array<uint32_t, kWarp> known = {};  // the last step of each lane that comes before now
+  Known acquired;                          // beyond that
 };
 
 // What came before a fence, which came before an atomic operation.
@@ -33,16 +37,20 @@ struct Acquire {
   Segment fence;
 };
 
-std::array<Lane, kMaxFibers> lanes;
-uint32_t phase = 0;
+struct BlockClocks {
+  uint32_t phase = 1;
+  std::vector<Lane> lanes;
+  std::vector<Acquire> acquires;
+};
+
+PerBlock<BlockClocks> clocks;
 std::vector<Segment> segments;  // of this launch
 SegmentId launch_first = 1, operator_first = 1;
 std::unordered_map<const void*, std::vector<Release>> releases;  // of this launch, by address
-std::vector<Acquire> acquires;                                   // of this block
 
 uint64_t moment(uint32_t of_phase, uint32_t step) { return uint64_t{of_phase} << 32 | step; }
 
-Lane& current_lane() { return lanes[current->number]; }
+Lane& current_lane() { return clocks->lanes[current->number]; }
 
 int thread_count() { return static_cast<int>(block.size.x * block.size.y * block.size.z); }
 
@@ -59,39 +67,13 @@ bool covers(const Release& release, const Segment& earlier) {
           release.known[earlier.lane()] >= earlier.step);
 }
 
-}  // namespace
-
-SegmentId first_of_operator() { return operator_first; }
-SegmentId first_of_launch() { return launch_first; }
-const Segment& segment(SegmentId id) { return segments[id - launch_first]; }
-
-SegmentId current_segment() {
-  Lane& lane = current_lane();
-  if (lane.segment == 0) {
-    segments.push_back({block.number, phase, lane.step, current->number});
-    lane.segment = launch_first + static_cast<SegmentId>(segments.size()) - 1;
-  }
-  return lane.segment;
-}
-
 bool is_ordered_in_block(const Segment& earlier) {
-  return earlier.phase < phase || earlier.thread == current->number ||
+  return earlier.phase < clocks->phase || earlier.thread == current->number ||
          (earlier.warp() == current->warp && current_lane().known[earlier.lane()] >= earlier.step);
 }
 
-bool is_ordered_in_block(const Segment& earlier, unsigned of_lanes) {
-  if (earlier.phase < phase) return true;
-  if (earlier.warp() != current->warp) return false;
-  for (unsigned left = of_lanes & ~(1u << current->lane); left != 0; left &= left - 1) {
-    if (current_lane().known[__builtin_ctz(left)] < earlier.step) return false;
-  }
-  return true;
-}
-
-bool is_of_earlier_phase(const Segment& earlier) { return earlier.phase < phase; }
-
 bool is_published(const Segment& earlier) {
-  for (const Acquire& acquire : acquires) {
+  for (const Acquire& acquire : clocks->acquires) {
     if (!acquire.fenced || !is_ordered_in_block(acquire.fence)) continue;
     const std::vector<Release>& there = releases[acquire.address];
     const auto end = there.begin() + static_cast<std::ptrdiff_t>(acquire.releases);
@@ -100,15 +82,74 @@ bool is_published(const Segment& earlier) {
   return false;
 }
 
+Segment now() { return {block.number, clocks->phase, current_lane().step, current->number}; }
+
+// The steps of this phase that a thread knows of, its own among them.
+void add_steps(std::vector<uint32_t>& steps, int thread) {
+  const Lane& lane = clocks->lanes[thread];
+  const int first = thread / kWarp * kWarp;
+  for (int i = first; i < std::min(first + kWarp, thread_count()); ++i) steps[i] = std::max(steps[i], lane.known[i - first]);
+  steps[thread] = std::max(steps[thread], lane.step);
+}
+
+Known all_known(const std::vector<int>& threads) {
+  Extent own{clocks->phase, std::vector<uint32_t>(static_cast<size_t>(thread_count())), {}};
+  Known known;
+  for (const int thread : threads) {
+    add_steps(own.steps, thread);
+    known = join(known, clocks->lanes[thread].acquired);
+  }
+  known.seen = join(known.seen, block.number, std::move(own));
+  return known;
+}
+
+}  // namespace
+
+SegmentId first_of_operator() { return operator_first; }
+SegmentId first_of_launch() { return launch_first; }
+const Segment& segment(SegmentId id) { return segments[id - launch_first]; }
+
+SegmentId add_segment(const Segment& added) {
+  segments.push_back(added);
+  return launch_first + static_cast<SegmentId>(segments.size()) - 1;
+}
+
+SegmentId current_segment() {
+  Lane& lane = current_lane();
+  if (lane.segment == 0) lane.segment = add_segment(now());
+  return lane.segment;
+}
+
+bool is_ordered_before(const Segment& earlier) {
+  if (earlier.block == block.number && !earlier.is_copy() && is_ordered_in_block(earlier)) return true;
+  return covers(current_lane().acquired.seen, earlier) ||
+         (earlier.block != block.number && !earlier.is_copy() && is_published(earlier));
+}
+
+bool is_ordered_before(const Segment& earlier, unsigned lanes) {
+  if (earlier.is_copy()) return is_ordered_before(earlier);
+  for (unsigned left = lanes; left != 0; left &= left - 1) {
+    Segment one = earlier;
+    one.thread = earlier.warp() * kWarp + __builtin_ctz(left);
+    if (!is_ordered_before(one)) return false;
+  }
+  return true;
+}
+
+bool is_fenced_for_copies(const Segment& earlier) { return covers(current_lane().acquired.fenced, earlier); }
+
 bool has_seen_atomic(const void* address) {
-  return std::any_of(acquires.begin(), acquires.end(), [&](const Acquire& acquire) {
+  const std::vector<Acquire>& all = clocks->acquires;
+  return std::any_of(all.begin(), all.end(), [&](const Acquire& acquire) {
     return acquire.address == address && is_ordered_in_block(acquire.when);
   });
 }
 
 void pass_atomic(const void* address) {
   std::vector<Release>& there = releases[address];
-  acquires.push_back({address, there.size(), {block.number, phase, current_lane().step, current->number}, false, {}});
+  const std::vector<Lane>& lanes = clocks->lanes;
+  const uint32_t phase = clocks->phase;
+  clocks->acquires.push_back({address, there.size(), now(), false, {}});
   // Fences of other threads count if a barrier lies between them and this.
   Release release{block.number, 0, current->number, {}, {}};
   bool is_fenced = false;
@@ -125,51 +166,90 @@ void pass_atomic(const void* address) {
   there.push_back(std::move(release));
 }
 
+Known release() {
+  const Known known = all_known({current->number});
+  end_segment(current_lane());
+  return known;
+}
+
+void acquire(const Known& known) {
+  Lane& lane = current_lane();
+  lane.acquired = join(lane.acquired, known);
+  end_segment(lane);
+}
+
+void passed_fence_for_copies() {
+  Known& acquired = current_lane().acquired;
+  acquired.fenced = release().seen;
+}
+
 void passed_fence() {
   Lane& lane = current_lane();
-  lane.fence = moment(phase, lane.step);
-  for (Acquire& acquire : acquires) {
+  lane.fence = moment(clocks->phase, lane.step);
+  for (Acquire& acquire : clocks->acquires) {
     if (acquire.fenced || acquire.when.thread != current->number) continue;
     acquire.fenced = true;
-    acquire.fence = {block.number, phase, lane.step, current->number};
+    acquire.fence = now();
   }
   end_segment(lane);
 }
 
+// All go on from the same step, so that what they read next is the read of one warp.
 void synced_warp(int warp, unsigned mask) {
   std::array<uint32_t, kWarp> known = {};
-  Lane* const first = &lanes[warp * kWarp];
+  Lane* const first = &clocks->lanes[warp * kWarp];
+  Known acquired;
+  uint32_t step = 0;
   for (unsigned left = mask; left != 0; left &= left - 1) {
     const int number = __builtin_ctz(left);
-    for (int other = 0; other < kWarp; ++other) known[other] = std::max(known[other], first[number].known[other]);
-    known[number] = std::max(known[number], first[number].step);
+    const Lane& lane = first[number];
+    for (int other = 0; other < kWarp; ++other) known[other] = std::max(known[other], lane.known[other]);
+    known[number] = std::max(known[number], lane.step);
+    acquired = join(acquired, lane.acquired);
+    step = std::max(step, lane.step);
   }
   for (unsigned left = mask; left != 0; left &= left - 1) {
     Lane& lane = first[__builtin_ctz(left)];
     lane.known = known;
+    lane.acquired = acquired;
+    lane.step = step;
     end_segment(lane);
   }
 }
 
+void synced_threads(const std::vector<int>& threads) {
+  const Known known = all_known(threads);
+  for (const int thread : threads) {
+    clocks->lanes[thread].acquired = known;
+    end_segment(clocks->lanes[thread]);
+  }
+}
+
 void passed_barrier() {
-  ++phase;
-  for (int i = 0; i < thread_count(); ++i) {
-    const uint64_t fence = lanes[i].fence;
-    lanes[i] = {};
-    lanes[i].fence = fence;
+  ++clocks->phase;
+  Known acquired;
+  for (const Lane& lane : clocks->lanes) acquired = join(acquired, lane.acquired);
+  for (Lane& lane : clocks->lanes) {
+    const uint64_t fence = lane.fence;
+    lane = {};
+    lane.fence = fence;
+    lane.acquired = acquired;
   }
 }
 
 void began_block() {
-  phase = 1;
-  acquires.clear();
-  std::fill(lanes.begin(), lanes.begin() + thread_count(), Lane{});
+  clocks->phase = 1;
+  clocks->acquires.clear();
+  clocks->lanes.assign(static_cast<size_t>(thread_count()), Lane{});
+  forget_mbarrier_clocks();
 }
 
 void began_launch() {
   launch_first += static_cast<SegmentId>(segments.size());
   segments.clear();
   releases.clear();
+  forget_counters();
+  forget_readers();
 }
 
 void start_operator() {

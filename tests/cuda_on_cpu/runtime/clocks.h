@@ -5,18 +5,23 @@
 #include <cstdint>
 #include <vector>
 
+#include "knowledge.h"
 #include "machine.h"
 
 namespace cuda_on_cpu::races {
 
+constexpr uint32_t kOfCopies = ~0u;
+
 // What one thread does from one point of order to the next. A phase ends at a barrier of the block; in it, a step
-// ends where the thread meets its warp in __syncwarp, or passes a fence.
+// ends where the thread meets its warp in __syncwarp, passes a fence, or meets others in another way. Or what a copy
+// does; it lands in a phase of an mbarrier.
 struct Segment {
   uint32_t block;
-  uint32_t phase;
-  uint32_t step;
-  int thread;
+  uint32_t phase;  // or kOfCopies
+  uint32_t step;   // or the phase of the mbarrier, from 1
+  int thread;      // or the mbarrier
 
+  bool is_copy() const { return phase == kOfCopies; }
   int warp() const { return thread / kWarp; }
   int lane() const { return thread % kWarp; }
 };
@@ -35,26 +40,31 @@ SegmentId first_of_operator();
 SegmentId first_of_launch();
 const Segment& segment(SegmentId id);  // of this launch
 
-// The running thread's.
+// The running thread's. What it knows does not change in it.
 SegmentId current_segment();
 
-// Whether the running thread's block has a barrier or __syncwarp between `earlier`, of the same block, and now.
-bool is_ordered_in_block(const Segment& earlier);
+// For what is no thread's.
+SegmentId add_segment(const Segment& segment);
+
+// Whether `earlier` comes before what the running thread does now: of its block, by a barrier, __syncwarp or what the
+// thread has acquired; of another, by the latter, or by a fence and an atomic operation that a thread of this block
+// has seen, and fenced after that.
+bool is_ordered_before(const Segment& earlier);
 
 // The same for a step of several lanes.
-bool is_ordered_in_block(const Segment& earlier, unsigned lanes);
+bool is_ordered_before(const Segment& earlier, unsigned lanes);
 
-// The same for a phase of several warps.
-bool is_of_earlier_phase(const Segment& earlier);
-
-// Whether `earlier`, of another block, was published by a fence and an atomic operation that a thread of this block has
-// seen, and fenced after that.
-bool is_published(const Segment& earlier);
+// Whether a fence_before_bulk_copies lies between the two, be it of the thread itself or of one on the way.
+bool is_fenced_for_copies(const Segment& earlier);
 
 // Whether the running thread knows of an atomic operation on this address in its block.
 bool has_seen_atomic(const void* address);
 
 // The running thread changes an address atomically: it publishes what it has fenced, and sees what others have.
 void pass_atomic(const void* address);
+
+// All that comes before now, of which others may acquire the knowledge; ends the thread's segment.
+Known release();
+void acquire(const Known& known);
 
 }  // namespace cuda_on_cpu::races

@@ -16,19 +16,24 @@ namespace {
 std::unordered_map<const void*, size_t> requested_shared_bytes;
 cudaError_t last_error = cudaSuccess;
 
+// 0 switches off what is on by default.
+bool is_on(const char* variable) {
+  const char* given = std::getenv(variable);
+  return given == nullptr || std::atoi(given) != 0;
+}
+
+// ADEPT_CUDA_ON_CPU_PINNED, or 1: whether all memory is pinned.
+bool is_pinned() { return is_on("ADEPT_CUDA_ON_CPU_PINNED"); }
+
+}  // namespace
+
 // ADEPT_CUDA_ON_CPU_MULTIPROCESSORS, or 4.
 int multiprocessors() {
   const char* given = std::getenv("ADEPT_CUDA_ON_CPU_MULTIPROCESSORS");
   return given != nullptr ? std::max(1, std::atoi(given)) : 4;
 }
 
-// ADEPT_CUDA_ON_CPU_PINNED, or 1: whether all memory is pinned.
-bool is_pinned() {
-  const char* given = std::getenv("ADEPT_CUDA_ON_CPU_PINNED");
-  return given == nullptr || std::atoi(given) != 0;
-}
-
-}  // namespace
+bool has_bulk_copies() { return is_on("ADEPT_CUDA_ON_CPU_BULK"); }
 
 size_t allowed_shared_bytes(const void* kernel) {
   const auto found = requested_shared_bytes.find(kernel);
@@ -62,7 +67,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
   if (device != 0) return remember(cudaErrorInvalidDevice);
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount: *value = multiprocessors(); break;
-    case cudaDevAttrComputeCapabilityMajor: *value = 9; break;
+    case cudaDevAttrComputeCapabilityMajor: *value = has_bulk_copies() ? 9 : 8; break;
     case cudaDevAttrComputeCapabilityMinor: *value = 0; break;
     case cudaDevAttrMaxThreadsPerBlock: *value = int(kMaxThreads); break;
     case cudaDevAttrMaxThreadsPerMultiProcessor: *value = 2048; break;
@@ -141,7 +146,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (device != 0) return remember(cudaErrorInvalidDevice);
   *properties = {};
   std::strcpy(properties->name, "a CPU that emulates");
-  properties->major = 9;
+  properties->major = has_bulk_copies() ? 9 : 8;
   properties->multiProcessorCount = multiprocessors();
   properties->l2CacheSize = 50 << 20;
   return cudaSuccess;

@@ -15,7 +15,8 @@
 namespace cuda_on_cpu {
 namespace {
 
-constexpr size_t kGuardBytes = 4096;  // below each stack, never accessible: an overflow ends the process at once
+constexpr size_t kGuardBytes = 4096;  // below a stack, never accessible: an overflow ends the process at once
+constexpr int kGuarded = 8 * 1024;    // the kernel does not keep apart many more ranges; one code runs on all stacks
 constexpr size_t kPitch = kStackBytes + kGuardBytes;
 
 // The scheduler runs on the thread's own stack. AddressSanitizer wants to know where that is.
@@ -28,15 +29,18 @@ struct Scheduler {
 
 Scheduler scheduler;
 char* all_stacks = nullptr;
+int stacks = 0;  // that fibers have
 
-char* stack_of(int number) {
+char* next_stack() {
   if (all_stacks == nullptr) {
     void* memory = mmap(nullptr, kPitch * kMaxFibers, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw std::runtime_error("no memory for the stacks of CUDA threads");
     all_stacks = static_cast<char*>(memory);
   }
-  char* stack = all_stacks + kPitch * static_cast<size_t>(number) + kGuardBytes;
-  if (mprotect(stack, kStackBytes, PROT_READ | PROT_WRITE) != 0) {
+  if (stacks == kMaxFibers) throw std::runtime_error("more CUDA threads are under way than there are stacks");
+  char* stack = all_stacks + kPitch * static_cast<size_t>(stacks) + kGuardBytes;
+  const size_t guard_bytes = stacks++ < kGuarded ? 0 : kGuardBytes;
+  if (mprotect(stack - guard_bytes, kStackBytes + guard_bytes, PROT_READ | PROT_WRITE) != 0) {
     throw std::runtime_error("no memory for the stack of a CUDA thread");
   }
   return stack;
@@ -70,8 +74,8 @@ cuda_on_cpu_switch:
 .size cuda_on_cpu_switch, . - cuda_on_cpu_switch
 )");
 
-void prepare(Fiber& fiber, int number, void (*entry)()) {
-  if (fiber.stack == nullptr) fiber.stack = stack_of(number);
+void prepare(Fiber& fiber, void (*entry)()) {
+  if (fiber.stack == nullptr) fiber.stack = next_stack();
   auto* top = reinterpret_cast<uint64_t*>(fiber.stack + kStackBytes - 64);
   *--top = 0;  // where `entry` would return to; it also aligns the stack as after a call
   *--top = reinterpret_cast<uint64_t>(entry);

@@ -13,10 +13,10 @@ struct Fiber {
 };
 
 constexpr size_t kStackBytes = 256 * 1024;
-constexpr int kMaxFibers = 1024;
+constexpr int kMaxFibers = 64 * 1024;
 
-// Makes the next `resume` begin `entry` on an empty stack; `number` says which of the stacks.
-void prepare(Fiber& fiber, int number, void (*entry)());
+// Makes the next `resume` begin `entry` on an empty stack, which is the fiber's from its first use on.
+void prepare(Fiber& fiber, void (*entry)());
 
 // From the scheduler to a fiber; comes back when that fiber suspends.
 void resume(Fiber& fiber);

@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
+#include <vector>
 
 #include "machine.h"
 #include "races.h"
@@ -21,6 +23,10 @@ bool is_dynamic_shared(const void* address);
 
 // Fills all shared memory with what is NaN in every float format, so that what nobody has written shows.
 void poison_shared();
+
+// What static shared memory holds, for the time in which other blocks use it.
+std::vector<char> copy_static_shared();
+void restore_static_shared(const std::vector<char>& held);
 
 template <class T>
 inline T load(const T* address) {

@@ -14,4 +14,10 @@ const std::vector<unsigned>& block_order();
 const std::vector<unsigned>& warp_order();
 const std::vector<unsigned>& lane_order();
 
+// One of several things that may happen next: the first, the last, or any.
+unsigned pick(unsigned count);
+
+// Whether something happens already that may happen later: never, if the order is not shuffled.
+bool perhaps();
+
 }  // namespace cuda_on_cpu

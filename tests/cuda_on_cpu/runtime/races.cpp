@@ -10,22 +10,18 @@
 #include "clocks.h"
 #include "memory.h"
 #include "overlap.h"
+#include "readers.h"
 
 namespace cuda_on_cpu::races {
 namespace {
 
 enum class Access { kRead, kWrite, kAtomic };
 
-// Who read a byte: lanes of one warp in one step; or several warps, several blocks.
-enum class Spread : uint8_t { kLanes, kWarps, kBlocks };
-
 // What is known of one byte. Those who read before the last write are forgotten with it.
 struct Cell {
   SegmentId writer;
-  SegmentId reader;  // the first of the last
-  unsigned lanes;    // that read in its step
   bool wrote_atomically;
-  Spread spread;
+  Readers readers;
 };
 
 constexpr uintptr_t kPageBytes = 4096;
@@ -71,6 +67,7 @@ struct Accessing {
   const void* code;  // that does it, or null
   bool shared;
   SegmentId mine;
+  bool by_copy = false;  // that the running thread starts
 
   const void* pointer() const { return reinterpret_cast<const void*>(address); }
   bool changes() const { return access != Access::kRead; }
@@ -91,75 +88,54 @@ struct Accessing {
   }
 
   void report(const std::string& what) const {
-    note_failure("a thread " + std::string(name_of(access)) + " " + std::to_string(bytes) + " bytes of " +
+    note_failure((by_copy ? "a bulk copy " : "a thread ") + std::string(name_of(access)) + " " + std::to_string(bytes) + " bytes of " +
                  (shared ? "shared" : "global") + " memory " + what + where());
   }
 
-  void report_race(SegmentId with, const char* did) const {
+  void report_race(SegmentId with, const char* did, const char* missing) const {
     const Segment& other = segment(with);
-    report(std::string("that thread ") + std::to_string(other.thread) + " of " +
-           (other.block == block.number ? "its block" : "block " + std::to_string(other.block)) + " " + did +
-           ", and nothing orders the two");
+    const std::string of = other.block == block.number ? "its block " : "block " + std::to_string(other.block) + " ";
+    const std::string who = other.is_copy() ? "a copy" : "thread " + std::to_string(other.thread);
+    report("that " + who + " of " + of + did + ", and " + missing + " the two");
   }
 };
 
 bool is_of_this_launch(SegmentId id) { return id >= first_of_launch(); }
 
-bool is_ordered(const Accessing& access, const Segment& earlier) {
-  if (earlier.block == block.number) return is_ordered_in_block(earlier);
-  return access.shared || is_published(earlier);
-}
-
-// Whether all who read the byte since it was written come before the running thread.
-bool are_readers_ordered(const Accessing& access, const Cell& cell) {
-  const Segment& first = segment(cell.reader);
-  if (first.block != block.number) return access.shared || (cell.spread != Spread::kBlocks && is_published(first));
-  switch (cell.spread) {
-    case Spread::kLanes: return is_ordered_in_block(first, cell.lanes);
-    case Spread::kWarps: return is_of_earlier_phase(first);
-    case Spread::kBlocks: return false;
-  }
-  return false;
-}
-
-void note_reader(const Accessing& access, Cell& cell) {
-  if (cell.reader == access.mine && cell.spread == Spread::kLanes) return;
-  const unsigned lane = 1u << current->lane;
-  if (!is_of_this_launch(cell.reader) || are_readers_ordered(access, cell)) {
-    cell.reader = access.mine;
-    cell.lanes = lane;
-    cell.spread = Spread::kLanes;
-    return;
-  }
-  const Segment& first = segment(cell.reader);
-  if (first.block != block.number) {
-    cell.spread = Spread::kBlocks;
-  } else if (first.warp() != current->warp && cell.spread == Spread::kLanes) {
-    cell.spread = Spread::kWarps;
-  }
-  cell.lanes |= lane;
+// Shared memory of another block was at this address before; that one has ended.
+bool is_of_another_block(const Accessing& access, SegmentId id) {
+  return access.shared && is_of_this_launch(id) && segment(id).block != block.number;
 }
 
 // Whether an earlier kernel of this operator, which may still be running, does something else with the byte.
 bool is_too_early(const Accessing& access, const Cell& cell) {
   const auto is_earlier_kernels = [](SegmentId id) { return id >= first_of_operator() && !is_of_this_launch(id); };
-  return is_earlier_kernels(cell.writer) || (access.changes() && is_earlier_kernels(cell.reader));
+  return is_earlier_kernels(cell.writer) || (access.changes() && is_earlier_kernels(cell.readers.first));
 }
 
 // False if there is something to report, which has been.
-bool check(const Accessing& access, const Cell& cell, const void* byte) {
-  if (is_of_this_launch(cell.writer) && cell.writer != access.mine) {
-    const bool atomic = cell.wrote_atomically && (access.access == Access::kAtomic || has_seen_atomic(byte));
-    if (!atomic && !is_ordered(access, segment(cell.writer))) {
-      access.report_race(cell.writer, cell.wrote_atomically ? "changes atomically" : "writes");
-      return false;
-    }
+bool check_writer(const Accessing& access, const Cell& cell, const void* byte) {
+  if (!is_of_this_launch(cell.writer) || cell.writer == access.mine || is_of_another_block(access, cell.writer)) {
+    return true;
   }
-  if (access.changes() && is_of_this_launch(cell.reader) && !are_readers_ordered(access, cell)) {
-    access.report_race(cell.reader, "reads");
+  if (cell.wrote_atomically && (access.access == Access::kAtomic || has_seen_atomic(byte))) return true;
+  const Segment& writer = segment(cell.writer);
+  const char* const did = cell.wrote_atomically ? "changes atomically" : "writes";
+  if (!is_ordered_before(writer)) {
+    access.report_race(cell.writer, did, "nothing orders");
     return false;
   }
-  return true;
+  if (!access.by_copy || writer.is_copy() || is_fenced_for_copies(writer)) return true;
+  access.report_race(cell.writer, did, "no fence_before_bulk_copies is between");
+  return false;
+}
+
+bool check_readers(const Accessing& access, const Cell& cell) {
+  SegmentId not_ordered = 0;
+  if (!access.changes() || is_of_another_block(access, cell.readers.first)) return true;
+  if (are_ordered_before(cell.readers, &not_ordered)) return true;
+  access.report_race(not_ordered, "reads", "nothing orders");
+  return false;
 }
 
 bool check_inputs(const Accessing& access) {
@@ -177,23 +153,34 @@ bool is_own(uintptr_t address) {
   return is_on_a_stack(address) || address - reinterpret_cast<uintptr_t>(&block) < sizeof(block);
 }
 
-void note(const void* pointer, size_t bytes, Access kind, const void* code) {
-  const auto address = reinterpret_cast<uintptr_t>(pointer);
-  if (current == nullptr || has_failed() || is_own(address)) return;
-  const Accessing access{address, bytes, kind, code, is_shared(pointer), current_segment()};
+// The blocks that are under way have their static shared memory at the same addresses, one at a time.
+uintptr_t cell_of(const Accessing& access) {
+  constexpr int kAddressBits = 47;
+  const bool is_static = access.shared && !is_dynamic_shared(access.pointer());
+  return access.address | (is_static ? static_cast<uintptr_t>(block.slot + 1) << kAddressBits : 0);
+}
+
+void note(const Accessing& access) {
   if (!current->has_inputs && !access.shared && !check_inputs(access)) return;
-  for (size_t i = 0; i < bytes; ++i) {
-    Cell& cell = shadow[address + i];
+  const uintptr_t cells = cell_of(access);
+  for (size_t i = 0; i < access.bytes; ++i) {
+    Cell& cell = shadow[cells + i];
     if (!current->has_inputs && !access.shared && is_too_early(access, cell)) {
       return access.report("that an earlier kernel of this operator uses, before it has called pdl_wait");
     }
-    if (!check(access, cell, pointer)) return;
+    if (!check_writer(access, cell, access.pointer()) || !check_readers(access, cell)) return;
     if (access.changes()) {
-      cell = {access.mine, 0, 0, kind == Access::kAtomic, Spread::kLanes};
+      cell = {access.mine, access.access == Access::kAtomic, {}};
     } else {
-      note_reader(access, cell);
+      cell.readers = with_reader(is_of_another_block(access, cell.readers.first) ? Readers{} : cell.readers, access.mine);
     }
   }
+}
+
+void note(const void* pointer, size_t bytes, Access kind, const void* code) {
+  const auto address = reinterpret_cast<uintptr_t>(pointer);
+  if (current == nullptr || has_failed() || is_own(address)) return;
+  note({address, bytes, kind, code, is_shared(pointer), current_segment()});
 }
 
 }  // namespace
@@ -213,6 +200,20 @@ void written(const void* address, size_t bytes) { note(address, bytes, Access::k
 void changed_atomically(const void* address, size_t bytes) {
   pass_atomic(address);
   note(address, bytes, Access::kAtomic, __builtin_return_address(0));
+}
+
+void used_to_synchronise(const void* object) { note(object, sizeof(uint64_t), Access::kAtomic, nullptr); }
+
+void copied(const void* to, const void* from, uint32_t bytes, uint32_t mbarrier, uint64_t phase) {
+  const SegmentId copy = add_segment({block.number, kOfCopies, static_cast<uint32_t>(phase) + 1, static_cast<int>(mbarrier)});
+  note({reinterpret_cast<uintptr_t>(from), bytes, Access::kRead, nullptr, false, copy, true});
+  note({reinterpret_cast<uintptr_t>(to), bytes, Access::kWrite, nullptr, true, copy, true});
+}
+
+// From here on, what its thread has started to write is there for those who wait for the mbarrier.
+void copied_async(const void* to, uint32_t bytes, uint32_t mbarrier, uint64_t phase) {
+  const SegmentId copy = add_segment({block.number, kOfCopies, static_cast<uint32_t>(phase) + 1, static_cast<int>(mbarrier)});
+  note({reinterpret_cast<uintptr_t>(to), bytes, Access::kWrite, nullptr, true, copy});
 }
 
 }  // namespace cuda_on_cpu::races

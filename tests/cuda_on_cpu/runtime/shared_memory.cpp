@@ -104,4 +104,18 @@ void poison_shared() {
   std::fill_n(block.dynamic_shared, block.dynamic_shared_bytes, char(0xff));
 }
 
+std::vector<char> copy_static_shared() {
+  std::vector<char> held;
+  for (const Range& range : shared_variables()) held.insert(held.end(), range.first, range.first + range.bytes);
+  return held;
+}
+
+void restore_static_shared(const std::vector<char>& held) {
+  auto from = held.begin();
+  for (const Range& range : shared_variables()) {
+    std::copy_n(from, range.bytes, range.first);
+    from += static_cast<std::ptrdiff_t>(range.bytes);
+  }
+}
+
 }  // namespace cuda_on_cpu

@@ -1,0 +1,304 @@
+// The sparse down-projection for W in strips (tile_layout.h): units of one share of the neurons and one strip of
+// columns, by blocks of 8 warps that keep rows in flight in shared memory.
+//
+// Layout: a warp has one part of the share. It lists the active ones of 64 neurons at a time and copies their rows, 512
+// bytes each at one token, into four slots of four rows of its own; a run of four neurons is one copy. The list and the
+// first rows of the next neurons are under way before the last rows of these are added, and so are those of the block's
+// next unit. Sums and their order are those of active_neurons.cuh.
+#pragma once
+
+#include "cuda/active_neurons.cuh"
+#include "cuda/multiply.cuh"
+#include "cuda/ring.cuh"
+#include "cuda/tile_layout.h"
+
+namespace adept::cuda {
+
+constexpr int kSlotRows = 4;
+constexpr int kSlots = 4;  // of a warp
+static_assert(kPartsOfShare == kTeamWarps);
+
+template <Format kFormat>
+constexpr int kStoredStripRowBytes = stored_strip_row_bytes(kFormat);
+template <Format kFormat>
+constexpr int kRowScaleBytes = kStoredStripRowBytes<kFormat> - kStripRowBytes;
+template <Format kFormat>
+constexpr int kColsOfStrip = strip_cols(kFormat);
+
+// What a warp copies of a row: the columns of its lanes, and all of the row's scales behind them.
+template <Format kFormat, int kTokens>
+constexpr int kPieceBytes = kLaneBytes<kFormat, kTokens> * kWarpSize;
+template <Format kFormat, int kTokens>
+constexpr int kSlotRowBytes = kPieceBytes<kFormat, kTokens> + kRowScaleBytes<kFormat>;
+template <Format kFormat, int kTokens>
+constexpr int kSlotBytes = kSlotRows * kSlotRowBytes<kFormat, kTokens>;
+template <Format kFormat, int kTokens>
+constexpr bool kTakesWholeRows = kPieceBytes<kFormat, kTokens> == kStripRowBytes;
+
+// Shared memory of a warp beside its slots: two lists, and the sums that it hands over.
+template <Format kFormat, int kTokens>
+struct DownProjShared {
+  float4 sums[kTokensHanded<kTokens> * kStripCols<kFormat, kTokens> / 4];
+  ActiveNeurons<kTokens> lists[2];
+};
+
+// Units in the order in which they are handed out: strips of one share side by side.
+template <Format kFormat, int kTokens>
+__host__ __device__ constexpr int strips_of(int64_t cols) {
+  return static_cast<int>((cols + kStripCols<kFormat, kTokens> - 1) / kStripCols<kFormat, kTokens>);
+}
+
+template <Format kFormat, int kTokens>
+class DownProjUnits {
+ public:
+  __device__ DownProjUnits(const SparseDownProj& proj, int part_neurons)
+      : strips_(strips_of<kFormat, kTokens>(proj.w.cols)), part_neurons_(part_neurons) {
+    shares_ = static_cast<int>((proj.w.rows + kPartsOfShare * part_neurons - 1) / (kPartsOfShare * part_neurons));
+  }
+
+  __device__ int count() const { return strips_ * shares_; }
+  __device__ int shares() const { return shares_; }
+  __device__ Unit unit(int i) const { return {i / strips_, i % strips_ * kStripCols<kFormat, kTokens>}; }
+  // The first neuron of this warp's part.
+  __device__ int first_neuron(const Unit& unit) const {
+    return (unit.share * kPartsOfShare + warp_index()) * part_neurons_;
+  }
+  __device__ int part_neurons() const { return part_neurons_; }
+
+ private:
+  int strips_, part_neurons_, shares_;
+};
+
+// A warp's way through its neurons, kListedNeurons at a time, unit after unit.
+template <Format kFormat, int kTokens>
+class NeuronCursor {
+ public:
+  __device__ NeuronCursor(const SparseDownProj& proj, const DownProjUnits<kFormat, kTokens>& units)
+      : rows_(static_cast<int>(proj.w.rows)), units_(units), at_(static_cast<int>(blockIdx.x)) {}
+
+  __device__ bool exists() const { return at_ < units_.count(); }
+  __device__ Unit unit() const { return units_.unit(at_); }
+  __device__ bool is_first() const { return offset_ == 0; }
+  __device__ bool is_last() const { return offset_ + kListedNeurons >= units_.part_neurons(); }
+  // Past `end` there are no neurons, or they are another part's.
+  __device__ int first() const { return units_.first_neuron(unit()) + offset_; }
+  __device__ int end() const { return min(units_.first_neuron(unit()) + units_.part_neurons(), rows_); }
+
+  __device__ void go_on() {
+    offset_ += kListedNeurons;
+    if (offset_ < units_.part_neurons()) return;
+    offset_ = 0;
+    at_ += static_cast<int>(gridDim.x);
+  }
+
+ private:
+  int rows_;
+  const DownProjUnits<kFormat, kTokens>& units_;
+  int at_;
+  int offset_ = 0;
+};
+
+// A warp's slots. All its lanes call everything.
+template <Format kFormat, int kTokens>
+class RowSlots {
+ public:
+  static constexpr int kBytes = kSlots * (kSlotBytes<kFormat, kTokens> + static_cast<int>(sizeof(Mbarrier)));
+  static constexpr int kBytesOfTeam = kTeamWarps * kBytes;
+
+  // `memory`: of the team, aligned to 128; the barriers are behind all slots.
+  explicit __device__ RowSlots(unsigned char* memory)
+      : slots_(memory + warp_index() * kSlots * kSlotBytes<kFormat, kTokens>),
+        full_(reinterpret_cast<Mbarrier*>(memory + kTeamWarps * kSlots * kSlotBytes<kFormat, kTokens>) +
+              warp_index() * kSlots) {}
+
+  // By one thread, before the block meets.
+  static __device__ void init(unsigned char* memory) {
+    auto* const full = reinterpret_cast<Mbarrier*>(memory + kTeamWarps * kSlots * kSlotBytes<kFormat, kTokens>);
+    for (int i = 0; i < kTeamWarps * kSlots; ++i) mbarrier_init(full + i, has_bulk_copies() ? 1 : kWarpSize);
+  }
+
+  // Copies the rows of `count` neurons, at most kSlotRows, to the next slot.
+  __device__ __forceinline__ void fill(const SparseDownProj& proj, const Unit& unit, const uint32_t* neurons,
+                                       int count) {
+    const int strip = unit.col / kColsOfStrip<kFormat>;
+    const int byte = unit.col % kColsOfStrip<kFormat> * Weights<kFormat>::kBits / 8;
+    const auto* const rows =
+        static_cast<const unsigned char*>(proj.w.values) + int64_t{strip} * proj.w.rows * kStoredStripRowBytes<kFormat>;
+    unsigned char* const slot = slots_ + filled_ * kSlotBytes<kFormat, kTokens>;
+    Mbarrier* const full = full_ + filled_;
+    filled_ = (filled_ + 1) % kSlots;
+    const auto row_of = [&](int i) { return rows + int64_t{neurons[i]} * kStoredStripRowBytes<kFormat>; };
+    if (has_bulk_copies()) {
+      const auto bytes = static_cast<uint32_t>(count * kSlotRowBytes<kFormat, kTokens>);
+      if (lane_index() == 0) mbarrier_arrive_expecting(full, bytes);
+      __syncwarp();
+      if (kTakesWholeRows<kFormat, kTokens> && neurons[count - 1] - neurons[0] == static_cast<uint32_t>(count - 1)) {
+        if (lane_index() == 0) copy_bulk(slot, row_of(0), bytes, full);
+        return;
+      }
+      if (lane_index() >= count) return;
+      unsigned char* const to = slot + lane_index() * kSlotRowBytes<kFormat, kTokens>;
+      const unsigned char* const from = row_of(lane_index());
+      copy_bulk(to, from + byte, kPieceBytes<kFormat, kTokens>, full);
+      if constexpr (kRowScaleBytes<kFormat> != 0)
+        copy_bulk(to + kPieceBytes<kFormat, kTokens>, from + kStripRowBytes, kRowScaleBytes<kFormat>, full);
+    } else {
+      for (int i = 0; i < count; ++i) {
+        unsigned char* const to = slot + i * kSlotRowBytes<kFormat, kTokens>;
+        const int at = lane_index() * 16;
+        if (at < kPieceBytes<kFormat, kTokens>) copy_async(to + at, row_of(i) + byte + at);
+        if (at < kRowScaleBytes<kFormat>)
+          copy_async(to + kPieceBytes<kFormat, kTokens> + at, row_of(i) + kStripRowBytes + at);
+      }
+      mbarrier_arrive_after_copies(full);
+    }
+  }
+
+  // The oldest slot, once its rows are there.
+  __device__ __forceinline__ const unsigned char* wait() const {
+    mbarrier_wait(full_ + read_, parity_);
+    return slots_ + read_ * kSlotBytes<kFormat, kTokens>;
+  }
+
+  // The warp has read the slot, which may be filled again.
+  __device__ __forceinline__ void leave() {
+    __syncwarp();
+    if (++read_ < kSlots) return;
+    read_ = 0;
+    parity_ ^= 1;
+  }
+
+ private:
+  unsigned char* slots_;
+  Mbarrier* full_;
+  int filled_ = 0;
+  int read_ = 0;
+  uint32_t parity_ = 0;
+};
+
+// A lane's weights of a row in a slot, and in 4 bits their scale.
+template <Format kFormat, int kTokens>
+__device__ __forceinline__ WeightsOfRow row_in_slot(const unsigned char* row, int col) {
+  const unsigned char* const from = row + lane_index() * kLaneBytes<kFormat, kTokens>;
+  WeightsOfRow to = {};
+  if constexpr (kLaneBytes<kFormat, kTokens> == 16) {
+    to.values = *reinterpret_cast<const uint4*>(from);
+  } else if constexpr (kLaneBytes<kFormat, kTokens> == 8) {
+    const uint2 values = *reinterpret_cast<const uint2*>(from);
+    to.values.x = values.x, to.values.y = values.y;
+  } else {
+    to.values.x = *reinterpret_cast<const uint32_t*>(from);
+  }
+  if constexpr (kGroup<kFormat> != 0) {
+    const int in_strip = col % kColsOfStrip<kFormat> + lane_index() * kLaneCols<kFormat, kTokens>;
+    to.scale = reinterpret_cast<const uint16_t*>(row + kPieceBytes<kFormat, kTokens>)[in_strip / kGroup<kFormat>];
+  }
+  return to;
+}
+
+// A warp's list of some neurons, and how many of its rows have been copied.
+template <Format kFormat, int kTokens>
+struct Batch {
+  ActiveNeurons<kTokens>* list;
+  Unit unit;
+  int count = 0;
+  int filled = 0;
+
+  __device__ bool fill(const SparseDownProj& proj, RowSlots<kFormat, kTokens>& slots) {
+    if (filled >= count) return false;
+    slots.fill(proj, unit, list->neurons + filled, min(kSlotRows, count - filled));
+    filled += kSlotRows;
+    return true;
+  }
+};
+
+// Multiplies the block's units; `finish(unit)` is called by all threads after a unit's sum is in `partials`. Returns
+// the neurons of this warp's parts that were active in units of the first strip.
+template <Format kFormat, int kTokens, class Finish>
+__device__ int multiply_units(const SparseDownProj& proj, int part_neurons, DownProjShared<kFormat, kTokens>* shared,
+                              RowSlots<kFormat, kTokens>& slots, float* partials, Finish finish) {
+  using Team = FirstThreads<kTeamThreads>;
+  using ListBatch = Batch<kFormat, kTokens>;
+  constexpr int kStride = sizeof(DownProjShared<kFormat, kTokens>) / sizeof(float4);
+  const int64_t slot = proj.slots != nullptr && lane_index() < proj.tokens ? proj.slots[lane_index()] : 0;
+  DownProjShared<kFormat, kTokens>& mine = shared[warp_index()];
+  const DownProjUnits<kFormat, kTokens> units(proj, part_neurons);
+  NeuronCursor<kFormat, kTokens> ahead(proj, units);
+  int in_flight = 0;
+  const auto list_next = [&](int which) {
+    ListBatch batch = {&mine.lists[which], ahead.unit()};
+    __syncwarp();  // the list may still be being read
+    batch.count = list_neurons(proj, ahead.first(), ahead.end(), slot, *batch.list);
+    ahead.go_on();
+    return batch;
+  };
+  const auto fill = [&](ListBatch& batch) {
+    while (in_flight < kSlots && batch.fill(proj, slots)) ++in_flight;
+  };
+
+  NeuronCursor<kFormat, kTokens> now(proj, units);
+  if (!now.exists()) return 0;
+  int active = 0;
+  ListBatch batch = list_next(0), next = {};
+  fill(batch);
+  float sums[kTokens][kLaneCols<kFormat, kTokens>] = {};
+  for (int which = 1; now.exists(); which ^= 1, now.go_on()) {
+    const bool has_next = ahead.exists();
+    if (has_next) next = list_next(which);
+    if (batch.unit.col == 0) active += batch.count;
+    for (int at = 0; at < batch.count; at += kSlotRows) {
+      const unsigned char* const rows = slots.wait();
+#pragma unroll
+      for (int i = 0; i < kSlotRows; ++i) {
+        if (at + i >= batch.count) break;
+        const WeightsOfRow row =
+            row_in_slot<kFormat, kTokens>(rows + i * kSlotRowBytes<kFormat, kTokens>, batch.unit.col);
+        add_row<kFormat, kTokens>(row, batch.list->activations + (at + i) * batch.list->kStride,
+                                  uniform(batch.list->tokens[at + i]), sums);
+      }
+      slots.leave();
+      --in_flight;
+      fill(batch);
+      if (has_next && batch.filled >= batch.count) fill(next);
+    }
+    if (has_next) fill(next);
+    if (now.is_last()) {
+      Team::sync();  // the sums before may still be being read
+      add_parts<kFormat, kTokens, Team>(proj, batch.unit, sums, shared->sums, kStride, true, partials);
+      finish(batch.unit);
+#pragma unroll
+      for (int token = 0; token < kTokens; ++token)
+#pragma unroll
+        for (int c = 0; c < kLaneCols<kFormat, kTokens>; ++c) sums[token][c] = 0;
+    }
+    batch = next;
+  }
+  return active;
+}
+
+// The sums of a unit's columns, by warps, in shared memory: of two times 128 columns.
+using HandedShares = float4[2][kAddWarps][kWarpSize];
+
+// out = x + bias + the sum of all shares of some columns, in the order of add_partials. The whole team calls it.
+template <Format kFormat, int kTokens, class Team>
+__device__ void add_shares(const SparseDownProj& proj, int first_col, int shares, const float* partials,
+                           HandedShares& handed) {
+  constexpr int kGroups = kStripCols<kFormat, kTokens> / (4 * kWarpSize);
+  const int tokens = static_cast<int>(proj.tokens), hidden = static_cast<int>(proj.w.cols);
+  for (int round = 0; round < tokens * kGroups; ++round) {
+    const int token = round / kGroups, col = first_col + (round % kGroups * kWarpSize + lane_index()) * 4;
+    float4(&of_warps)[kAddWarps][kWarpSize] = handed[round % 2];
+    of_warps[warp_index()][lane_index()] = sum_of_shares(proj, partials, shares, token, col);
+    Team::sync();
+    // A different warp each round; the others continue.
+    if (warp_index() != round % kAddWarps || col >= hidden) continue;
+    float4 sum = of_warps[0][lane_index()], scale = {1, 1, 1, 1};
+#pragma unroll
+    for (int warp = 1; warp < kAddWarps; ++warp) add(sum, of_warps[warp][lane_index()]);
+    if constexpr (Weights<kFormat>::kBits == 8) scale = four(static_cast<const float*>(proj.w.scales) + col);
+    const int64_t at = int64_t{token} * hidden + col;
+    *reinterpret_cast<float4*>(proj.out + at) = with_residual(four(proj.x + at), sum, scale, four(proj.bias + col));
+  }
+}
+
+}  // namespace adept::cuda
