@@ -17,16 +17,20 @@ from tools.random_checkpoint import (
 LONGEST_CONTEXT = 32768  # tokens, of models made here: past any that is measured
 
 
-def random_model(preset: str, zeros: float, folder: Path, *, drawn: bool = False) -> Path:
+def random_model(
+    preset: str, zeros: float, folder: Path, *, drawn: bool = False, layers: int | None = None
+) -> Path:
     """The path of a checkpoint of random weights in ``folder``, written unless it exists.
 
     With ``drawn`` it is a recipe alone, whose weights each worker draws on its device: that takes seconds
-    instead of minutes of writing and reading.
+    instead of minutes of writing and reading. ``layers``: instead of the preset's.
     """
-    path = folder / f"{preset}-{100 * zeros:g}{'-drawn' if drawn else ''}"
+    sizes = PRESETS[preset] | ({} if layers is None else {"layers": layers})
+    fewer = "" if layers is None else f"-{layers}-layers"
+    path = folder / f"{preset}{fewer}-{100 * zeros:g}{'-drawn' if drawn else ''}"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        config = make_config(**PRESETS[preset], context=LONGEST_CONTEXT)
+        config = make_config(**sizes, context=LONGEST_CONTEXT)
         write = write_recipe if drawn else write_random
         write(path, config, zeros=zeros)
     return path

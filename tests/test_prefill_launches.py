@@ -23,6 +23,7 @@ from adept_fast.model import Persimmon, Segment
 from adept_fast.ops import cuda_gemm, reference
 from adept_fast.quantization.formats import FORMATS, MatrixSpec
 from adept_fast.quantization.layout_gpu import GpuMatrix
+from adept_fast.quantization.layouts import ROW_MAJOR, TILES
 from adept_fast.quantization.matrix import quantize
 from adept_fast.weights import load_weights
 
@@ -60,16 +61,20 @@ def emulated() -> Iterator[None]:
 
 
 @pytest.fixture
-def chunk_launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], Counter[str]]:
+def chunk_launches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, str, int], Counter[str]]:
     """What a chunk of a model with so many layers launches, after one that has tried the tiles."""
-    monkeypatch.setattr(weights_module, "layout_of", lambda device: GpuMatrix)
 
-    def launches(fmt: str, layers: int) -> Counter[str]:
+    def launches(fmt: str, layout: str, layers: int) -> Counter[str]:
+        if layout == ROW_MAJOR:
+            monkeypatch.setattr(weights_module, "layout_of", lambda *_: GpuMatrix)
         config = small_config(hidden_size=64, num_attention_heads=1, num_hidden_layers=layers)
         path = tmp_path / str(layers)
         path.mkdir()
         checkpoint = checkpoint_of(path, config, torch.float16)
-        weights = load_weights(checkpoint, dtype=torch.float16, device=CPU, weights=FORMATS.get(fmt))
+        packed = FORMATS.get(fmt)
+        weights = load_weights(checkpoint, dtype=torch.float16, device=CPU, weights=packed, layout=layout)
         model = Persimmon(config, weights, max_seq_len=64, vocab_size=256)
         cache = StaticKVCache(config, max_batch_size=2, max_seq_len=64, dtype=torch.float16)
         chunk = [Segment(0, 0, list(range(TOKENS)))]
@@ -82,14 +87,24 @@ def chunk_launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
     return launches
 
 
-@pytest.mark.parametrize("fmt", ["float16", "fp8", "int4-g128"])
+@pytest.mark.parametrize(
+    ("fmt", "layout"),
+    [
+        ("float16", ROW_MAJOR),
+        ("float16", TILES),
+        ("fp8", ROW_MAJOR),
+        ("int4-g128", ROW_MAJOR),
+        ("int4-g128", TILES),
+    ],
+)
 def test_a_layer_is_a_few_launches(
-    emulated: None, chunk_launches: Callable[[str, int], Counter[str]], fmt: str
+    emulated: None, chunk_launches: Callable[[str, str, int], Counter[str]], fmt: str, layout: str
 ) -> None:
-    """13 in float16; each block of a packed matrix is widened by one launch and multiplied by another."""
-    one, two = chunk_launches(fmt, 1), chunk_launches(fmt, 2)
+    """13 in float16; each block of any other matrix is widened by one launch and multiplied by another."""
+    one, two = chunk_launches(fmt, layout, 1), chunk_launches(fmt, layout, 2)
     layer = two - one
-    products = {"linear": 3, "matmul": 1} if fmt == "float16" else {"widen": 4, "mm": 4}
+    as_it_is = (fmt, layout) == ("float16", ROW_MAJOR)
+    products = {"linear": 3, "matmul": 1} if as_it_is else {"widen": 4, "mm": 4}
     assert layer == Counter(KERNELS) + Counter(products)
     assert not [name for name in two if name in WAITING]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.baselines.protocol import serve
-from benchmarks.baselines.torch_baseline import Compiled
+from benchmarks.baselines.torch_baseline import Compiled, synchronize
 from benchmarks.baselines.transformers import TransformersWorker
 
 
@@ -38,6 +39,16 @@ class TransformersCompiledWorker(Compiled, TransformersWorker):
     def step(self, ids: Tensor) -> Tensor:
         torch.compiler.cudagraph_mark_step_begin()
         return self.compiled(ids, self.cache)
+
+    def prefill(self, prompt: list[int]) -> dict[str, Any]:
+        """Compiled for the prompt's length at the first call."""
+        with self.no_grad():
+            ids = torch.tensor([prompt], device=self.device)
+            self.rewind(0)
+            synchronize(self.device)
+            started = time.perf_counter()
+            self.step(ids).argmax(-1).tolist()
+            return {"seconds": time.perf_counter() - started}
 
     def _logits(self, ids: Tensor, cache: Any) -> Tensor:
         output = self.model(ids, **{self.cache_argument: cache}, use_cache=True, logits_to_keep=1)

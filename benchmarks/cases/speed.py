@@ -4,13 +4,15 @@
     python -m benchmarks decode --checkpoint CHECKPOINT --output benchmarks/results/DEVICE/decode-0.7g.json
     python -m benchmarks decode --model 8b --device cuda --batch 1 --batch 4 --context 128 --zeros 0,90
     python -m benchmarks prefill --checkpoint CHECKPOINT --prompt-tokens 128 --prompt-tokens 2048
+    python -m benchmarks prefill --model 8b --device cuda --prompt-tokens 2048
     python -m benchmarks batch --checkpoint CHECKPOINT --batch 4
 
 A decode step takes a token id and ends when the most likely next one is known; ours also turns it into text.
 The bytes that a step has to read, over its time and the bandwidth measured beside it, are its share of what
 the machine can do; ``share_of_dense_floor`` counts the rows of inactive neurons too, which ours does not
 read. A prefill is timed from the ids of the prompt to the most likely next one; processors, not memory, limit
-it, so ``at_equal_bandwidth`` is not the ratio to look at.
+it, so ``at_equal_bandwidth`` is not the ratio to look at. On a GPU ``share_of_gemm_rate`` is: the operations
+of the prompt over its time, as a share of the best rate of torch's GEMM, measured in the same run.
 
 On a CPU all variants take turns, sample by sample. On a GPU one runs after the other, since several would not
 fit, and baselines run at the first share of inactive neurons only: they read every weight at any share. A
@@ -26,7 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
+from benchmarks.gemm_rate import measure_gemm_rates, prompt_operations
 from benchmarks.models import random_model
 from benchmarks.options import Arguments, choose_device, device_option, runtime_options, take_arguments
 from benchmarks.result_file import table
@@ -51,10 +55,10 @@ DEFAULT_VARIANTS = {
         *("transformers:float16", "transformers-compiled:float16"),
     ),
 }
-PREFILL_VARIANTS = (
-    *OUR_CPU_FORMATS,
-    *("adept-fast:float32", "transformers:bfloat16", "transformers:float32"),
-)
+PREFILL_VARIANTS = {
+    "cpu": (*OUR_CPU_FORMATS, "adept-fast:float32", "transformers:bfloat16", "transformers:float32"),
+    "cuda": ("adept-fast:float16", "adept-fast:int4", "transformers:float16"),
+}
 
 
 def percents(context: click.Context, option: click.Parameter, value: str | None) -> list[float] | None:
@@ -72,8 +76,11 @@ def percents(context: click.Context, option: click.Parameter, value: str | None)
     return [number / 100 for number in numbers]
 
 
+MODEL = click.option("--model", help=f"{', '.join(PRESETS)}: random weights; or the PATH of a checkpoint.")
+
+
 @click.command()
-@click.option("--model", help=f"{', '.join(PRESETS)}: random weights; or the PATH of a checkpoint.")
+@MODEL
 @click.option(
     "--model-folder",
     type=click.Path(file_okay=False, path_type=Path),
@@ -119,10 +126,7 @@ def decode(
     """Time decoding, by default of all runtimes of the device."""
     source = choose_model(model, options["checkpoint"], zeros)
     place = choose_device(device)
-    arguments = take_arguments(options)
-    if not arguments.variants:
-        chosen = tuple(Variant.parse(text) for text in DEFAULT_VARIANTS[place.type])
-        arguments = replace(arguments, variants=chosen)
+    arguments = with_variants(take_arguments(options), DEFAULT_VARIANTS[place.type])
     with tempfile.TemporaryDirectory() as temporary:
         folder, drawn = model_folder or Path(temporary), place.type == "cuda"
         checkpoints: dict[float | None, Path] = (
@@ -141,6 +145,13 @@ def decode(
         run_sweep("decode", arguments, plan, lambda found: extra)
 
 
+def with_variants(arguments: Arguments, default: tuple[str, ...]) -> Arguments:
+    """The arguments, with these variants unless some were named."""
+    return (
+        arguments if arguments.variants else replace(arguments, variants=tuple(map(Variant.parse, default)))
+    )
+
+
 def choose_model(model: str | None, checkpoint: Path | None, zeros: list[float] | None) -> Path | str:
     """A checkpoint's path, or the name of a preset."""
     if (model is None) == (checkpoint is None):
@@ -156,7 +167,9 @@ def choose_model(model: str | None, checkpoint: Path | None, zeros: list[float] 
 
 
 @click.command()
-@runtime_options(PREFILL_VARIANTS)
+@MODEL
+@runtime_options((), needs_checkpoint=False)
+@click.option("--layers", type=click.IntRange(min=1), help="Of a random model, instead of the preset's.")
 @click.option(
     "--prompt-tokens",
     "lengths",
@@ -167,10 +180,26 @@ def choose_model(model: str | None, checkpoint: Path | None, zeros: list[float] 
     help="Several times for several.",
 )
 @device_option()
-def prefill(lengths: tuple[int, ...], device: str, **options: Any) -> None:
+def prefill(
+    model: str | None, layers: int | None, lengths: tuple[int, ...], device: str, **options: Any
+) -> None:
     """Time reading a prompt."""
-    arguments, place = take_arguments(options), choose_device(device)
-    config = json.loads((arguments.checkpoint / "config.json").read_text(encoding="utf-8"))
+    source, place = choose_model(model, options["checkpoint"], None), choose_device(device)
+    arguments = with_variants(take_arguments(options), PREFILL_VARIANTS[place.type])
+    if isinstance(source, Path) and layers is not None:
+        raise click.BadParameter("--layers belongs to the presets of --model; a checkpoint has its own")
+    with tempfile.TemporaryDirectory() as temporary:
+        if not isinstance(source, Path):
+            drawn = place.type == "cuda"
+            source = random_model(source, 0.5, Path(temporary), drawn=drawn, layers=layers)
+        time_prompts(source, place, arguments, lengths)
+
+
+def time_prompts(
+    checkpoint: Path, place: torch.device, arguments: Arguments, lengths: tuple[int, ...]
+) -> None:
+    """``prefill`` of a checkpoint; on a GPU beside the rate of torch's GEMM."""
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     context = config["max_position_embeddings"]
     fitting = tuple(length for length in lengths if length < context)
     if not fitting:
@@ -180,17 +209,30 @@ def prefill(lengths: tuple[int, ...], device: str, **options: Any) -> None:
         for length in lengths
         if length >= context
     }
+    rates = measure_gemm_rates(config, place)
 
     def extend(found: Found) -> dict[str, Any]:
         rows = found.rows()
         for values in rows.values():
             values["prompt_tokens"] = values["context"]
-            if "milliseconds_per_step" in values:  # a step is the whole prompt
-                values["time_to_first_token_milliseconds"] = values["milliseconds_per_step"]
-        prompt_tokens = lengths[0] if len(lengths) == 1 else list(lengths)
-        return {"measured": rows, "absent": too_long | found.reasons(), "prompt_tokens": prompt_tokens}
+            if "milliseconds_per_step" not in values:
+                continue
+            milliseconds = values["time_to_first_token_milliseconds"] = values["milliseconds_per_step"]
+            if rates:  # a step is the whole prompt
+                fastest = 1e3 * prompt_operations(config, values["context"]) / max(rates.values())
+                slowest_last = zip(("median", "p10", "p90"), ("median", "p90", "p10"), strict=True)
+                values["share_of_gemm_rate"] = {
+                    name: fastest / milliseconds[other] for name, other in slowest_last
+                }
+        return {
+            "measured": rows,
+            "absent": too_long | found.reasons(),
+            "prompt_tokens": lengths[0] if len(lengths) == 1 else list(lengths),
+            "layers": config["num_hidden_layers"],
+            "gemm_operations_per_second": rates,
+        }
 
-    plan = Plan(Prefill(), place, {None: arguments.checkpoint}, contexts=fitting, context_name="{} tokens")
+    plan = Plan(Prefill(), place, {None: checkpoint}, contexts=fitting, context_name="{} tokens")
     run_sweep("prefill", arguments, plan, extend)
 
 

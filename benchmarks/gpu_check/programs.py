@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ BASELINES = {
     "eager-compiled:float16": 180,
     "transformers-compiled:float16": 180,
 }
+PROMPTS = (128, 2048, 16384)  # tokens
+OF_PROMPTS = ("adept-fast:float16", "adept-fast:int4", "transformers:float16")
+# For each length, it compiles all layers.
+COMPILED_PROMPTS, COMPILED_LAYERS = "transformers-compiled:float16", 9
 
 
 @dataclass(frozen=True)
@@ -87,41 +91,65 @@ class StepProgram:
         return _as_many_as_fit(ended, said, len(entries))
 
 
-class Decode:
-    """Times the decode step of the 8B's shapes; its report stands under ``decode``, by the stage's name.
+class Runtimes:
+    """Times runtimes at the 8B's shapes; the report of ``benchmark`` stands under that, by ``name``."""
 
-    ``runtime`` is adept-fast, for all of our formats, or one of BASELINES.
-    """
+    benchmark = ""
 
-    def __init__(self, report: dict[str, Any], runtime: str) -> None:
+    def __init__(
+        self, report: dict[str, Any], name: str, variants: Sequence[str], options: Sequence[str]
+    ) -> None:
         self._report = report
-        self._runtime = runtime
+        self._name = name
+        self._has_ours = any(variant in OURS for variant in variants)
+        self._options = [*options, *(part for variant in variants for part in ("--runtime", variant))]
 
     def __call__(self, seconds: float) -> Outcome:
         with tempfile.TemporaryDirectory() as folder:
-            written = Path(folder) / "decode.json"
+            written = Path(folder) / "found.json"
             ended = run_process([*self.command, "--output", str(written)], seconds)
             taken = _read(written)
-        measured = taken.get("measured", {})
+        measured, absent = taken.get("measured", {}), taken.get("absent", {})
         if taken:
-            self._report.setdefault("decode", {})[self._runtime] = taken
-        if not measured and self._runtime in BASELINES:  # that it is not installed is no fault of ours
+            self._report.setdefault(self.benchmark, {})[self._name] = taken
+        if not measured and not self._has_ours:  # that it is not installed is no fault of ours
             return Outcome(None, ended.outcome(ended.lines[-1] if ended.lines else "").said, ended.lines)
-        said = f"{len(measured)} settings"
-        if absent := taken.get("absent"):
-            return Outcome(False, f"{said}; absent: {absent}", ended.lines)
+        said = f"{len(measured)} settings" + (f"; absent: {absent}" if absent else "")
+        if any(row.startswith("adept-fast:") or self.benchmark == "decode" for row in absent):
+            return Outcome(False, said, ended.lines)
         return _as_many_as_fit(ended, said, len(measured))
 
     @property
     def command(self) -> list[str]:
-        """As the committed results were measured."""
-        is_ours = self._runtime not in BASELINES
-        options = ["--model", "8b", "--device", "cuda", "--batch", "1", "--context", "128"]
-        options += ["--samples", str(SAMPLES), "--longest-sample", "0.5", "--steps", "64", "--threads", "8"]
-        options += ["--attempts", "2", "--zeros", "0,90" if is_ours else "0"]
-        variants = OURS if is_ours else (self._runtime,)
-        named = [part for variant in variants for part in ("--runtime", variant)]
-        return [sys.executable, "-m", "benchmarks", "decode", *options, *named]
+        common = ["--model", "8b", "--device", "cuda", "--threads", "8", "--attempts", "2"]
+        return [sys.executable, "-m", "benchmarks", self.benchmark, *common, *self._options]
+
+
+class Decode(Runtimes):
+    """Decode steps, as the committed results were measured.
+
+    ``runtime`` is adept-fast, for all of our formats, or one of BASELINES.
+    """
+
+    benchmark = "decode"
+
+    def __init__(self, report: dict[str, Any], runtime: str) -> None:
+        is_ours = runtime not in BASELINES
+        options = ["--batch", "1", "--context", "128", "--samples", str(SAMPLES), "--steps", "64"]
+        options += ["--longest-sample", "0.5", "--zeros", "0,90" if is_ours else "0"]
+        super().__init__(report, runtime, OURS if is_ours else (runtime,), options)
+
+
+class Prefill(Runtimes):
+    """Times to the first token of PROMPTS, as shares of the rate of torch's GEMM."""
+
+    benchmark = "prefill"
+
+    def __init__(self, report: dict[str, Any], name: str, layers: int | None = None) -> None:
+        lengths = [part for tokens in PROMPTS for part in ("--prompt-tokens", str(tokens))]
+        fewer = [] if layers is None else ["--layers", str(layers)]
+        variants = OF_PROMPTS if name == "adept-fast" else (name,)
+        super().__init__(report, name, variants, ["--samples", "3", *lengths, *fewer])
 
 
 def _as_many_as_fit(ended: Ended, said: str, count: int) -> Outcome:

@@ -11,10 +11,12 @@ from benchmarks.result_file import table
 
 def print_of(report: Mapping[str, Any]) -> str:
     """The tables of a report, as many as it has."""
-    rows = {
-        name: row for taken in report.get("decode", {}).values() for name, row in taken["measured"].items()
-    }
-    return "\n\n".join(filter(None, [operator_table(report["measured"]), decode_table(rows)])) or "no figures"
+    tables = [
+        operator_table(report["measured"]),
+        decode_table(report.get("decode", {})),
+        prefill_table(report.get("prefill", {})),
+    ]
+    return "\n\n".join(filter(None, tables)) or "no figures"
 
 
 def operator_table(measured: Mapping[str, Mapping[str, Any]]) -> str:
@@ -29,19 +31,34 @@ def operator_table(measured: Mapping[str, Mapping[str, Any]]) -> str:
     return table(header, lines) if lines else ""
 
 
-def decode_table(measured: Mapping[str, Mapping[str, Any]]) -> str:
+# Figure → its format.
+DECODE = {"tokens_per_second": ".1f", "milliseconds_per_step": ".2f", "share_of_bandwidth": ".2f"}
+PREFILL = {"time_to_first_token_milliseconds": ".1f", "share_of_gemm_rate": ".2f"}
+
+
+def decode_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
     """A row for each variant and setting."""
-    header = ["decode step", "tokens/s", "ms", "share of the bound"]
-    lines = []
-    for name, row in measured.items():
-        figures = {
-            "tokens_per_second": ".1f",
-            "milliseconds_per_step": ".2f",
-            "share_of_bandwidth": ".2f",
-        }
-        cells = [format(row[key]["median"], form) if key in row else "-" for key, form in figures.items()]
-        lines.append([name, *cells])
-    return table(header, lines) if lines else ""
+    rows = [
+        [name, *_figures(row, DECODE)]
+        for report in reports.values()
+        for name, row in report["measured"].items()
+    ]
+    return table(["decode step", "tokens/s", "ms", "share of the bound"], rows) if rows else ""
+
+
+def prefill_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row for each variant and length."""
+    rows = [
+        [name, str(report["layers"]), *_figures(row, PREFILL)]
+        for report in reports.values()
+        for name, row in report["measured"].items()
+    ]
+    header = ["prompt", "layers", "ms to the first token", "share of a GEMM's rate"]
+    return table(header, rows) if rows else ""
+
+
+def _figures(row: Mapping[str, Any], formats: Mapping[str, str]) -> list[str]:
+    return [format(row[key]["median"], form) if key in row else "-" for key, form in formats.items()]
 
 
 def _cell(entry: Mapping[str, Any]) -> str:

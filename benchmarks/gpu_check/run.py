@@ -16,12 +16,20 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_check.extension import USE_SECONDS, FoundExtension
-from benchmarks.gpu_check.programs import BASELINES, SAMPLES, Decode, StepProgram
+from benchmarks.gpu_check.programs import (
+    BASELINES,
+    COMPILED_LAYERS,
+    COMPILED_PROMPTS,
+    SAMPLES,
+    Decode,
+    Prefill,
+    StepProgram,
+)
 from benchmarks.gpu_check.stages import Outcome, Stage, model_tests, operator_tests, sanitize_tests
 from benchmarks.machine import describe_gpu
 from benchmarks.result_file import describe_run, write_report
 
-BASELINES_MINUTES = 9.0
+BASELINES_MINUTES = 12.0
 
 
 def check_stages(report: dict[str, Any], *, sanitize: bool = False) -> list[Stage]:
@@ -31,6 +39,7 @@ def check_stages(report: dict[str, Any], *, sanitize: bool = False) -> list[Stag
         Stage("graphs and model", 80, 10, model_tests),
         Stage("step", 20, 5, StepProgram(report)),
         Stage("decode", 90, 30, Decode(report, "adept-fast")),
+        Stage("prefill", 45, 20, Prefill(report, "adept-fast")),
     ]
     if sanitize:
         stages += [Stage(tool, 120, 30, sanitize_tests(tool)) for tool in ("memcheck", "racecheck")]
@@ -39,7 +48,9 @@ def check_stages(report: dict[str, Any], *, sanitize: bool = False) -> list[Stag
 
 def baseline_stages(report: dict[str, Any]) -> list[Stage]:
     """One for each of the others, the compiled ones with the time that compiling all layers takes."""
-    return [Stage(name, seconds, 20, Decode(report, name)) for name, seconds in BASELINES.items()]
+    stages = [Stage(name, seconds, 20, Decode(report, name)) for name, seconds in BASELINES.items()]
+    compiled = Prefill(report, COMPILED_PROMPTS, COMPILED_LAYERS)
+    return [*stages, Stage(f"prefill {COMPILED_PROMPTS}", 180, 30, compiled)]
 
 
 def limit_seconds(stages: Iterable[Stage]) -> float:

@@ -56,7 +56,8 @@ __device__ __forceinline__ float4 map(const float4& a, Function function) {
 
 __device__ __forceinline__ float plus(float a, float b) { return a + b; }
 __device__ __forceinline__ float times(float a, float b) { return a * b; }
-__device__ __forceinline__ float relu_squared(float a) { return a < 0 ? 0 : a * a; }  // a NaN stays one
+// A NaN stays one. The square is rounded, though a sum may follow.
+__device__ __forceinline__ float relu_squared(float a) { return a < 0 ? 0 : __fmul_rn(a, a); }
 
 // Outputs from column `col` on: sums of products, times the scales of outputs and the token's power of two, plus bias.
 __device__ __forceinline__ float4 finish_quad(const Product& product, const float4& sums, float power, int col) {

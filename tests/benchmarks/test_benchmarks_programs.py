@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner
 from own_process import python_file, run_module
 
+from benchmarks import gemm_rate
 from benchmarks.cases import load, memory, operator_calls, operators, scaling, speed
 from benchmarks.options import Arguments
 from benchmarks.result_file import check_report
@@ -88,6 +89,37 @@ def test_prefill_batch_and_memory_run(toy: Path, tmp_path: Path) -> None:
                 assert 0 < values["peak_anonymous_bytes"] <= values["peak_resident_bytes"]
             assert ours["within_limit"] == (ours["peak_resident_bytes"] <= ours["limit_bytes"])
             assert "limit_bytes" not in baseline  # which states no plan
+
+
+@IN_A_CLONE
+def test_prompts_of_a_random_model_beside_the_rate_of_a_gemm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rate is pretended: it is measured on a GPU alone."""
+    monkeypatch.setattr(speed, "measure_gemm_rates", lambda config, device: {"512": 1e12, "4096": 2e12})
+    model = ["--model", "tiny", "--layers", "1", "--prompt-tokens", "20", "--runtime", "adept-fast:float32"]
+    forks = ["--python", f"adept-fast={python_file(tmp_path / 'python')}"]
+    output = tmp_path / "prefill.json"
+    invoke(speed.prefill, *model, *ANY_SAMPLE, *forks, "--output", str(output))
+    report = json.loads(output.read_text(encoding="utf-8"))
+    check_report(report)
+    assert (report["layers"], report["model"]["num_hidden_layers"]) == (1, 1)
+    assert report["gemm_operations_per_second"] == {"512": 1e12, "4096": 2e12}
+    (row,) = report["measured"].values()
+    share, milliseconds = row["share_of_gemm_rate"], row["time_to_first_token_milliseconds"]
+    assert share["p10"] <= share["median"] <= share["p90"]
+    operations = gemm_rate.prompt_operations(report["model"], 20)
+    assert share["median"] * milliseconds["median"] == pytest.approx(1e3 * operations / 2e12)
+
+
+def test_the_operations_of_a_prompt() -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 32, "num_hidden_layers": 3, "vocab_size": 100}
+    layer = 4 * 8 * 8 + 2 * 8 * 32
+    assert gemm_rate.prompt_operations(sizes, 1) == 2 * (3 * layer + 8 * 100) + 3 * 4 * 8
+    # The last of three tokens attends to three, the vocabulary is multiplied once.
+    assert gemm_rate.prompt_operations(sizes, 3) == 2 * (3 * 3 * layer + 8 * 100) + 3 * 4 * 8 * (1 + 2 + 3)
+    assert gemm_rate.measure_gemm_rates(sizes, torch.device("cpu")) == {}
+    assert gemm_rate.rate(torch.randn(4, 8), torch.randn(32, 8)) > 0
 
 
 def arguments_of(checkpoint: Path, *variants: str) -> Arguments:

@@ -118,7 +118,10 @@ def test_the_tables_have_a_row_for_each_setting() -> None:
     }
     bare = {"tokens_per_second": figure(10.0)}
     decode = {"adept-fast": {"measured": {"adept-fast:int4": row, "adept-fast:fp8": bare}}}
-    report = {"measured": {Case.of(entry).name: entry for entry in entries}, "decode": decode}
+    first = {"time_to_first_token_milliseconds": figure(12.34), "share_of_gemm_rate": figure(0.8)}
+    prefill = {"adept-fast": {"layers": 36, "measured": {"adept-fast:int4, 128 tokens": first}}}
+    cases = {Case.of(entry).name: entry for entry in entries}
+    report = {"measured": cases, "decode": decode, "prefill": prefill}
     printed = [re.split(" {2,}", line) for line in print_of(report).splitlines()]
     assert printed == [
         ["µs, share of the bound", "1 token", "16 tokens"],
@@ -128,6 +131,9 @@ def test_the_tables_have_a_row_for_each_setting() -> None:
         ["decode step", "tokens/s", "ms", "share of the bound"],
         ["adept-fast:int4", "181.2", "5.51", "0.66"],
         ["adept-fast:fp8", "10.0", "-", "-"],
+        [""],
+        ["prompt", "layers", "ms to the first token", "share of a GEMM's rate"],
+        ["adept-fast:int4, 128 tokens", "36", "12.3", "0.80"],
     ]
     assert print_of({"measured": {}}) == "no figures"
 

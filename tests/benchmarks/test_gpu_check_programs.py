@@ -18,7 +18,17 @@ from benchmarks.gpu_check import extension as gpu_check_extension
 from benchmarks.gpu_check import programs as gpu_check_programs
 from benchmarks.gpu_check import run as gpu_check_run
 from benchmarks.gpu_check.extension import find_extension
-from benchmarks.gpu_check.programs import BASELINES, OURS, Decode, StepProgram
+from benchmarks.gpu_check.programs import (
+    BASELINES,
+    COMPILED_LAYERS,
+    COMPILED_PROMPTS,
+    OF_PROMPTS,
+    OURS,
+    PROMPTS,
+    Decode,
+    Prefill,
+    StepProgram,
+)
 from benchmarks.gpu_check.report import print_of
 from benchmarks.gpu_check.stages import Ended, Outcome
 from benchmarks.result_file import check_report, describe_run
@@ -194,6 +204,37 @@ def test_decodes_options_are_those_of_the_committed_results(who: str) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "layers", "runtimes"),
+    [("adept-fast", None, OF_PROMPTS), (COMPILED_PROMPTS, COMPILED_LAYERS, (COMPILED_PROMPTS,))],
+)
+def test_prefills_options_are_those_of_the_command(
+    name: str, layers: int | None, runtimes: tuple[str, ...]
+) -> None:
+    command = Prefill({}, name, layers).command
+    assert command[1:4] == ["-m", "benchmarks", "prefill"]
+    parsed = speed.prefill.make_context("prefill", command[4:]).params
+    assert (parsed["lengths"], parsed["layers"], parsed["device"]) == (PROMPTS, layers, "cuda")
+    assert (parsed["model"], parsed["variants"]) == ("8b", runtimes)
+
+
+def test_a_baseline_that_is_not_installed_fails_no_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = {"measured": {"a": ROW}, "absent": {"transformers:float16": "no module"}}
+
+    def pretend(command: list[str], seconds: float) -> Ended:
+        Path(command[command.index("--output") + 1]).write_text(json.dumps(taken), encoding="utf-8")
+        return Ended(0, False, [])
+
+    monkeypatch.setattr(gpu_check_programs, "run_process", pretend)
+    report = new_report()
+    outcome = Prefill(report, "adept-fast")(60)
+    assert outcome.passed
+    assert outcome.said == "1 settings; absent: {'transformers:float16': 'no module'}"
+    assert report["prefill"] == {"adept-fast": taken}
+    taken["absent"] = {"adept-fast:int4": "no room"}
+    assert Prefill(report, "adept-fast")(60).passed is False
+
+
 ROW = {"tokens_per_second": {"median": 181.0, "p10": 180.0, "p90": 182.0}, "clean_samples": 5}
 
 
@@ -265,7 +306,7 @@ def test_a_whole_run_on_a_pretended_gpu(
     monkeypatch.setattr(gpu_check_programs, "PROGRAM", tmp_path / "step")
 
     def decoded(command: list[str], seconds: float) -> Ended:
-        rows = {"measured": dict.fromkeys(variants_of(command), ROW), "absent": {}}
+        rows = {"measured": dict.fromkeys(variants_of(command), ROW), "absent": {}, "layers": 36}
         Path(command[command.index("--output") + 1]).write_text(json.dumps(rows), encoding="utf-8")
         return Ended(0, False, [])
 
@@ -278,7 +319,7 @@ def test_a_whole_run_on_a_pretended_gpu(
     check_report(report)
     verdicts = {name: stage["verdict"] for name, stage in report["stages"].items()}
     if option:
-        assert verdicts == dict.fromkeys(["extension", *BASELINES], "passed")
+        assert verdicts == dict.fromkeys(["extension", *BASELINES, f"prefill {COMPILED_PROMPTS}"], "passed")
         assert report["benchmark"] == "gpu-baselines"
     else:
         assert verdicts == {
@@ -287,6 +328,7 @@ def test_a_whole_run_on_a_pretended_gpu(
             "graphs and model": "failed",
             "step": "not checked",
             "decode": "passed",
+            "prefill": "passed",
         }
     assert done.exit_code == (0 if option else 1), done.output
     assert report["read_bandwidth_bytes_per_second"] == 3e12
