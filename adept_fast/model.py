@@ -96,6 +96,9 @@ class Persimmon:
         self._cpu_step = ops.cpu_step(
             weights, self._lm_head, self.cos, self.sin, config.layer_norm_eps, self.scale, self.neuron_counts
         )
+        self._layers_step = ops.layers_step(
+            weights, self.cos, self.sin, config.layer_norm_eps, self.scale, config.head_dim
+        )
 
     @property
     def device(self) -> torch.device:
@@ -188,6 +191,8 @@ class Persimmon:
         longest: int,
         neuron_counts: Tensor | None = None,
     ) -> Tensor:
+        if self._layers_step is not None and cache.data.dtype != torch.float32:
+            return self._layers_step(self.embed(ids), slots, positions, cache.data, longest, neuron_counts)
         lengths = positions + 1
 
         def attend(q: Tensor, cache_layer: Tensor) -> Tensor:

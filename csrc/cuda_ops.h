@@ -6,6 +6,8 @@
 namespace adept::cuda_ops {
 
 void implement_operators(torch::stable::detail::StableLibrary& library);
+void implement_sampling(torch::stable::detail::StableLibrary& library);
+void implement_gemm_rows(torch::stable::detail::StableLibrary& library);
 void implement_decode_layers(torch::stable::detail::StableLibrary& library);
 
 }  // namespace adept::cuda_ops

@@ -34,6 +34,7 @@ void define_operators(Library& library) {
       "sample(Tensor logits, Tensor slots, Tensor positions, Tensor temperature, Tensor top_k, Tensor top_p, "
       "Tensor min_p, Tensor repetition_penalty, Tensor frequency_penalty, Tensor presence_penalty, "
       "Tensor is_biased, Tensor seed, Tensor logit_bias, Tensor(a!) seen, Tensor(b!) counts) -> Tensor");
+  library.def("token_logprobs(Tensor logits, Tensor chosen, int count) -> Tensor");
   library.def(
       "update_decode_state(Tensor chosen, Tensor(a!) ids, Tensor(b!) slots, Tensor(c!) positions, Tensor limits, "
       "Tensor ends, Tensor(d!) counts, Tensor(e!) token_ring) -> ()");

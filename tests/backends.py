@@ -129,7 +129,7 @@ class Reference(Backend):
     @property
     def operators(self) -> Any:
         names = ("layernorm_qkv", "linear_residual", "lm_head", "mlp", "rotary_append", "decode_attention")
-        names += ("update_decode_state", "embed", "copy", "read")
+        names += ("token_logprobs", "update_decode_state", "embed", "copy", "read")
         return SimpleNamespace(
             **{name: lambda name=name, **arguments: defined(name, arguments) for name in names}
         )

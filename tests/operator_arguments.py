@@ -157,6 +157,10 @@ def sample(fmt: str) -> Arguments:
     }
 
 
+def token_logprobs(fmt: str) -> Arguments:
+    return {"logits": torch.randn(2, 35), "chosen": torch.tensor([34, 7]), "count": 3}
+
+
 def update_decode_state(fmt: str) -> Arguments:
     return {
         "chosen": torch.tensor([34, 7]),
@@ -213,6 +217,7 @@ OPERATORS: dict[str, Callable[[str], Arguments]] = {
         prefill_attention,
         decode_step,
         sample,
+        token_logprobs,
         update_decode_state,
         embed,
         prepare_rows,
@@ -226,6 +231,7 @@ OPERATORS: dict[str, Callable[[str], Arguments]] = {
 # Those for which a CPU has no kernel, and what they return here.
 OF_A_GPU = {
     "sample": [((2,), torch.int64)],
+    "token_logprobs": [((2, 2, 4), torch.float32)],
     "embed": [((2, HIDDEN), torch.float32)],
     "prefill_attention": [((5, HEADS * HEAD_DIM), torch.float32)],
     "prepare_rows": [((5, HIDDEN), torch.float16), ((2,), torch.float32)],

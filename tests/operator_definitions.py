@@ -9,7 +9,7 @@ import torch
 from guarded_memory import bytes_of
 from torch import Tensor
 
-from adept_fast.ops import reference
+from adept_fast.ops import logprobs, reference
 
 LAYER_TENSORS = 20
 
@@ -107,6 +107,7 @@ _CALLS: dict[str, Callable[..., Tensor | None]] = {
     "decode_attention": _decode_attention,
     "prefill_attention": _prefill_attention,
     "decode_step": _decode_step,
+    "token_logprobs": logprobs.token_logprobs,
     "update_decode_state": reference.update_decode_state,
     "embed": _embed,
     "copy": torch.clone,

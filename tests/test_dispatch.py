@@ -27,6 +27,7 @@ PROJECTIONS = ("layernorm_qkv", "linear_residual", "lm_head")
 PRODUCTS = (*PROJECTIONS, "mlp")
 CACHE = ("rotary_append", "decode_attention")
 STATE = ("update_decode_state",)
+LOGPROBS = ("token_logprobs",)
 PACKED_FOR_CPU, PACKED_FOR_GPU = ("int8", "int4-g128"), ("fp8", "int4-g32")
 
 
@@ -47,6 +48,7 @@ class Case:
     cache: torch.dtype = torch.float32
     x: torch.dtype = torch.float32
     counts: bool = False
+    count: int = 20  # of the most likely tokens
     has_kernels: bool = True
     bfloat16_products: bool = True
     flash: bool = False
@@ -76,9 +78,10 @@ class Case:
             "cache_layer": cache,
             "table": torch.zeros(3, self.hidden, dtype=self.table),
             "counts": torch.zeros(2, dtype=torch.int64) if self.counts else None,
+            "count": self.count,
         }
         x = torch.zeros(self.tokens, self.hidden, dtype=self.x)
-        parameters = inspect.signature(getattr(reference, operator)).parameters.values()
+        parameters = inspect.signature(dispatch.DEFINITIONS[operator]).parameters.values()
         return [self.matrix(p.name) if p.annotation == "Matrix" else known.get(p.name, x) for p in parameters]
 
 
@@ -117,6 +120,10 @@ GPU_CASES = [
     Case(("embed",), "cuda", "reference", table=torch.float64),
     Case(("embed", *STATE), "cuda", "reference", has_kernels=False),
     Case(STATE, "cuda", "kernel", tokens=600),
+    *(Case(LOGPROBS, "cuda", "kernel", tokens=tokens, hidden=2**19) for tokens in (0, 1)),
+    Case(LOGPROBS, "cuda", "reference", count=21),
+    Case(LOGPROBS, "cuda", "reference", hidden=2**19 + 1),
+    Case(LOGPROBS, "cuda", "reference", has_kernels=False),
     Case(("prefill_attention",), "cuda", "kernel", cache=torch.float16),
     Case(("prefill_attention",), "cuda", "kernel", cache=torch.bfloat16, tokens=600, head_dim=256),
     Case(("prefill_attention",), "cuda", "decode kernel", tokens=600),
@@ -142,7 +149,7 @@ CPU_CASES = [
         for fmt in ("float32", PACKED_FOR_CPU[0])
     ),
     Case((*CACHE, *STATE, "prefill_attention"), "cpu", "kernel", tokens=600, head_dim=20, flash=True),
-    Case(("embed",), "cpu", "reference", flash=True),
+    Case(("embed", *LOGPROBS), "cpu", "reference", flash=True),
     *(
         Case(
             (*PRODUCTS, *CACHE, *STATE, "embed", "prefill_attention"),

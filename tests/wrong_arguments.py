@@ -293,6 +293,12 @@ WRONG = [
     Wrong("sample", "logit_bias", strided, "logit_bias is not contiguous"),
     Wrong("sample", "counts", strided, "counts is not contiguous"),
     Wrong("sample", "counts", misaligned, "counts is not aligned to its elements of 4 bytes"),
+    Wrong("token_logprobs", "logits", Tensor.double, "logits has dtype"),
+    Wrong("token_logprobs", "logits", strided, "logits has shape"),
+    Wrong("token_logprobs", "logits", lambda x: x[0], "logits has shape"),
+    Wrong("token_logprobs", "chosen", Tensor.int, "chosen has dtype"),
+    Wrong("token_logprobs", "chosen", widened, "chosen has shape"),
+    Wrong("token_logprobs", "count", lambda count: -count, "count is -3; expected 0 to 20"),
     Wrong("copy", "source", strided, "source is not contiguous"),
     Wrong("read", "source", strided, "source is not contiguous"),
 ]

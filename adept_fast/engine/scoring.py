@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adept_fast import ops
 from adept_fast.engine.prefix_cache import HeldTokens
 from adept_fast.engine.sequence import TokenLogprob
 from adept_fast.memory.workspace import SCORED_ROWS
 from adept_fast.model import Persimmon, Segment
-from adept_fast.ops.transfer import to_device
+from adept_fast.ops.transfer import Arriving, to_device
 
 
 @dataclass(frozen=True)
@@ -199,23 +200,19 @@ def prompt_logprobs(model: Persimmon, hidden: Tensor, ids: Sequence[int], count:
 
 
 class TokenLogprobs:
-    """Log-probabilities of sampled tokens and of the likeliest ones: on the device until they are used."""
+    """Log-probabilities of sampled tokens and of the likeliest ones, on their way to the host."""
 
     def __init__(self, logits: Tensor, ids: Tensor, max_top: int) -> None:
         """Of ids, int64 [rows], and of the ``max_top`` likeliest tokens; logits are float32 [rows, vocab]."""
-        logprobs = logits.log_softmax(-1)
-        values, indices = logprobs.topk(min(max_top, logprobs.shape[-1]))  # each [rows, max_top]
-        chosen = logprobs.gather(-1, ids.clamp(min=0)[:, None])  # [rows, 1]
-        self._on_device = (ids.clone(), chosen, indices, values)
+        self._found = Arriving(ops.token_logprobs(logits, ids, min(max_top, logits.shape[-1])))
 
     @functools.cached_property
     def _rows(self) -> list[TokenLogprob]:
-        return [
-            TokenLogprob(token_id, logprob, tuple(zip(best, logprobs, strict=True)))
-            for token_id, (logprob,), best, logprobs in zip(
-                *(tensor.tolist() for tensor in self._on_device), strict=True
-            )
-        ]
+        rows = []
+        for ids, logprobs in self._found.take().tolist():  # each [1 + max_top]
+            (token_id, logprob), *top = zip(map(int, ids), logprobs, strict=True)
+            rows.append(TokenLogprob(token_id, logprob, tuple(top)))
+        return rows
 
     def of(self, row: int, count: int) -> TokenLogprob:
         """Of one row: its token's, and those of the ``count`` likeliest."""

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from torch import Tensor
 
 from adept_fast import extension
+from adept_fast.ops import cuda
 from adept_fast.ops.dispatch import (
     Choice,
     decode_attention,
+    device_type,
     embed,
     explain,
     layernorm_qkv,
@@ -22,6 +24,7 @@ from adept_fast.ops.dispatch import (
     rotary_append,
     slot_sampler,
     table,
+    token_logprobs,
     update_decode_state,
 )
 from adept_fast.ops.reference import ABSENT, rotary_table
@@ -53,6 +56,7 @@ __all__ = [
     "sample",
     "slot_sampler",
     "table",
+    "token_logprobs",
 ]
 
 
@@ -65,3 +69,18 @@ def cpu_step(
     from adept_fast.ops.step import CpuStep
 
     return CpuStep(weights, lm_head, cos, sin, eps, scale, counts)
+
+
+def layers_step(
+    weights: ModelWeights, cos: Tensor, sin: Tensor, eps: float, scale: float, head_dim: int
+) -> Callable[[Tensor, Tensor, Tensor, Tensor, int, Tensor | None], Tensor] | None:
+    """On a GPU with matrices in tiles, the layers of a decode step as one call: ``ops/layers_step.py``."""
+    device = weights.device
+    if device_type(device) != "cuda" or cuda.unavailable(device) is not None:
+        return None
+    from adept_fast.ops import layers_step as by_layers
+
+    if not by_layers.takes(weights):
+        return None
+    one = by_layers.requested() == "one" and by_layers.refuses_one_kernel(device, head_dim) is None
+    return by_layers.LayersStep(weights, cos, sin, eps, scale, one)

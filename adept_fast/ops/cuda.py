@@ -15,6 +15,8 @@ from adept_fast.quantization.matrix import Matrix
 
 MAX_TOKENS = 16  # that the kernels take in one call
 MAX_HEAD_DIM = 256
+MAX_TOP_LOGPROBS = 20
+MAX_VOCAB = 1 << 19
 VECTOR = 8  # the kernels take rows in multiples of this many elements
 _HALVES = (torch.float16, torch.bfloat16)
 _TRIAL_WORDS = 4096  # that are read to see whether kernels run
@@ -119,3 +121,12 @@ def refuses_table(ids: Tensor, table: Tensor) -> str | None:
     if table.dtype in (*_HALVES, torch.float32):
         return None
     return f"the kernel takes float16, bfloat16 and float32, not {table.dtype}"
+
+
+def refuses_logprobs(logits: Tensor, count: int) -> str | None:
+    """The reason that the kernel does not find so many log-probabilities; None if it does."""
+    if count > MAX_TOP_LOGPROBS:
+        return f"{count} tokens besides the chosen one, and the kernel finds at most {MAX_TOP_LOGPROBS}"
+    if not 0 < logits.shape[1] <= MAX_VOCAB:
+        return f"a vocabulary of {logits.shape[1]}, and the kernel takes 1 to {MAX_VOCAB}"
+    return None

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor
 
-from adept_fast.ops import cpu, cuda, cuda_gemm, kernels, optional, reference
+from adept_fast.ops import cpu, cuda, cuda_gemm, kernels, logprobs, optional, reference
 from adept_fast.ops.gemm import Gemm
 from adept_fast.ops.sample import sample
 from adept_fast.quantization.formats import MatrixSpec, WeightFormat, float_format
@@ -88,6 +88,7 @@ DEFINITIONS: dict[str, Callable[..., Any]] = {  # in the order of a decode step
         reference.lm_head,
         reference.prefill_attention,
         sample,
+        logprobs.token_logprobs,
         reference.update_decode_state,
     )
 }
@@ -152,6 +153,14 @@ TABLE: tuple[Rule, ...] = (
         cuda.refuses_table,
     ),
     *_rules("cuda", ("sample", "update_decode_state"), "kernel", _RUNS, "one launch"),
+    *_rules(
+        "cuda",
+        ("token_logprobs",),
+        "kernel",
+        f"{_RUNS}; at most {cuda.MAX_TOP_LOGPROBS} tokens besides the chosen one, and {cuda.MAX_VOCAB} rows",
+        "it reads the logits once",
+        cuda.refuses_logprobs,
+    ),
     *_rules(
         "cuda",
         ("prefill_attention",),
@@ -265,6 +274,7 @@ linear_residual = _dispatched(reference.linear_residual)
 mlp = _dispatched(reference.mlp)
 lm_head = _dispatched(reference.lm_head)
 prefill_attention = _dispatched(reference.prefill_attention)
+token_logprobs = _dispatched(logprobs.token_logprobs)
 update_decode_state = _dispatched(reference.update_decode_state)
 
 
@@ -324,7 +334,7 @@ def explain(
         matrix = layout_of(device, layout).empty(MatrixSpec(weights, (1, hidden_size)), device)
     elif layout == TILES:
         matrix = GpuFloatTiles.empty(MatrixSpec(float_format(dtype), (1, hidden_size)), device)
-    known = {"Matrix": matrix, "cache_layer": cache_layer, "table": table}
+    known: dict[Any, Any] = {"Matrix": matrix, "cache_layer": cache_layer, "table": table, "count": 1}
     x = example(tokens, 1, dtype=torch.float32)
     choices = []
     for name, definition in DEFINITIONS.items():

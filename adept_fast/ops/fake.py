@@ -31,7 +31,9 @@ _RESULTS: dict[str, Callable[..., Result]] = {
     "mlp": lambda x, *_: x.new_empty(x.shape),
     "lm_head": lambda x, *rest: x.new_empty(x.shape[0], rest[-1], dtype=torch.float32),
     "decode_step": lambda ids, *rest: rest[7].new_empty(ids.shape[0], rest[11]),  # final_gamma, rows
+    "decode_layers": lambda x, *_: x.new_empty(x.shape),
     "sample": lambda logits, slots, *_: slots.new_empty(logits.shape[0]),
+    "token_logprobs": lambda logits, chosen, count: logits.new_empty(logits.shape[0], 2, 1 + count),
     "update_decode_state": lambda *_: None,
     "prepare_rows": lambda x, gamma, beta, eps, raised, rows, dtype: _prepared(x, len(x), rows, dtype),
     "activate_rows": lambda product, powers, scales, bias, raised, rows: _prepared(

@@ -33,10 +33,7 @@ class CpuStep:
         scale: float,
         counts: Tensor,
     ) -> None:
-        absent = torch.empty(0, dtype=torch.float32, device="cpu")
-        layers = [_tensors_of(layer) for layer in weights.layers]
-        order = _C.layer_tensors().split(", ")
-        self._layers = [absent if layer[name] is None else layer[name] for layer in layers for name in order]
+        self._layers = tensors_in_order(weights)
         self._embedding = weights.embedding
         self._rotary = (cos, sin)
         self._head = (weights.final_gamma, weights.final_beta, *parts_of(lm_head), lm_head.shape[0])
@@ -61,6 +58,15 @@ class CpuStep:
             *self._settings,
         )
         return logits
+
+
+def tensors_in_order(weights: ModelWeights) -> list[Tensor]:
+    """The tensors of all layers as the extension takes them, an empty one for each that a layer lacks."""
+    absent = torch.empty(0, dtype=torch.float32, device=weights.device)
+    layers = [_tensors_of(layer) for layer in weights.layers]
+    order = _C.layer_tensors().split(", ")
+    found = [layer[name] for layer in layers for name in order]
+    return [absent if tensor is None else tensor for tensor in found]
 
 
 def _tensors_of(layer: LayerWeights) -> dict[str, Tensor | None]:

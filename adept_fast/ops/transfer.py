@@ -27,3 +27,20 @@ def to_host(tensors: Sequence[Tensor]) -> list[list[float]]:
         found.append(values[start : start + len(tensor)])
         start += len(tensor)
     return found
+
+
+class Arriving:
+    """A tensor's copy on the host. Taking it waits for the kernels queued before the copy, and no others."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._arrived: torch.cuda.Event | None = None
+        self._copy = tensor
+        if tensor.device.type == "cuda":
+            self._copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
+            self._copy.copy_(tensor, non_blocking=True)
+            self._arrived = torch.cuda.current_stream(tensor.device).record_event()
+
+    def take(self) -> Tensor:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._copy

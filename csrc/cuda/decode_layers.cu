@@ -59,8 +59,8 @@ constexpr int kStage = kStageBytes<kFormat> + Ring::kBarrierBytes;
 // The MLP's: the slots lie where the ring is.
 template <Format kFormat, int kTokens>
 LayerShared mlp_shared(const DecodeLayers& op, size_t beside_another, size_t room) {
-  using Work = WorkBytes<kFormat, kTokens>;
-  const int work = std::max(Work::product(op.tokens, op.hidden), Work::kDown);
+  using Work = WorkBytes<kFormat>;
+  const int work = std::max(Work::product(op.tokens, op.hidden), kDownWorkBytes<kFormat, kTokens>);
   const int slots = aligned_up(RowSlots<kFormat, kTokens>::kBytesOfTeam);
   const auto stages_in = [&](size_t bytes) { return (static_cast<int>(bytes) - work - kAlignment) / kStage<kFormat>; };
   int stages = stages_in(beside_another);
@@ -73,9 +73,9 @@ LayerShared mlp_shared(const DecodeLayers& op, size_t beside_another, size_t roo
 // The one kernel's: ring, slots and work side by side.
 template <Format kFormat, int kTokens>
 LayerShared step_shared(const DecodeLayers& op, size_t room) {
-  using Work = WorkBytes<kFormat, kTokens>;
-  const int work =
-      std::max({Work::product(op.tokens, op.hidden), Work::kDown, Work::attention(op.tokens, op.cache.head_dim)});
+  using Work = WorkBytes<kFormat>;
+  const int work = std::max({Work::product(op.tokens, op.hidden), kDownWorkBytes<kFormat, kTokens>,
+                             Work::attention(op.tokens, op.cache.head_dim)});
   const int slots = aligned_up(RowSlots<kFormat, kTokens>::kBytesOfTeam);
   const int left = static_cast<int>(room) - work - slots - kAlignment;
   const int stages = std::min(left / kStage<kFormat>, kMaxStages);
@@ -126,20 +126,7 @@ cudaError_t run_mlp(const DecodeLayers& op, const LayerOperands& layer, const Pl
   const int part_neurons = static_cast<int>(neurons_of_part(op.intermediate));
   const Shape shape = {static_cast<unsigned>(count), kLayerThreads, bytes};
   return launch(stream, shape, kernel, layer.product(kUp), layer.down(), plan.buffers.partials,
-                LayerCounters(op.counters, op.hidden), part_neurons, shared);
-}
-
-template <Format kFormat, int kTokens>
-cudaError_t run_strips(const DecodeLayers& op, const LayerOperands& layer, const Plan& plan, cudaStream_t stream) {
-  int count = 0;
-  if (const cudaError_t error = multiprocessors(&count)) return error;
-  const auto kernel = multiply_strips<kFormat, kTokens>;
-  const int slots = aligned_up(RowSlots<kFormat, kTokens>::kBytesOfTeam);
-  const int bytes = slots + WorkBytes<kFormat, kTokens>::kDown;
-  if (const cudaError_t error = allow_shared_bytes(kernel, static_cast<size_t>(bytes))) return error;
-  const Shape shape = {static_cast<unsigned>(count), kTeamThreads, static_cast<size_t>(bytes)};
-  return launch(stream, shape, kernel, layer.down(), plan.buffers.partials, LayerCounters(op.counters, op.hidden),
-                static_cast<int>(neurons_of_part(op.intermediate)), LayerShared{0, 0, slots, bytes});
+                LayerCounters(op.counters, op.hidden).grid, part_neurons, shared);
 }
 
 template <Format kFormat>
@@ -148,7 +135,7 @@ cudaError_t run_mlp(const DecodeLayers& op, const LayerOperands& layer, const Pl
   if (op.tokens <= 4) return run_mlp<kFormat, 4>(op, layer, plan, stream);
   if (op.tokens <= 8) return run_mlp<kFormat, 8>(op, layer, plan, stream);
   if (const cudaError_t error = linear(layer.product(kUp), plan.linear, stream)) return error;
-  return run_strips<kFormat, 16>(op, layer, plan, stream);
+  return sparse_down_proj(layer.down(), plan.buffers.partials, stream);
 }
 
 template <Format kFormat>

@@ -72,6 +72,18 @@ struct Sample {
 int64_t sample_workspace_bytes(const Sample& sample);
 cudaError_t sample(const Sample& sample, void* workspace, cudaStream_t stream);
 
+struct TokenLogprobs {
+  const float* logits;  // [tokens, vocab]
+  int64_t tokens;
+  int64_t vocab;
+  const int64_t* chosen;  // [tokens]; an id out of range becomes -1 with a log-probability that is NaN
+  int64_t count;          // of the most likely ids, at most kMaxTopLogprobs and vocab
+  float* out;             // [tokens, 2, 1 + count]: ids and their log-probabilities, the chosen one's first
+};
+
+int64_t token_logprobs_workspace_bytes(const TokenLogprobs& operands);
+cudaError_t token_logprobs(const TokenLogprobs& operands, void* workspace, cudaStream_t stream);
+
 // Any number of tokens. The table may be in host memory that the device can read. An id out of range gives zeros.
 cudaError_t embed(const Embed& embed, cudaStream_t stream);
 

@@ -87,8 +87,15 @@ class LayerOperands {
   }
 
   __host__ __device__ SparseDownProj down() const {
-    return {buffers_.activations, op_.tokens,        matrix(at_.w_down, at_.down_scales, op_.intermediate), buffers_.y,
-            at_.b_down,           op_.neuron_counts, op_.neuron_counts == nullptr ? nullptr : op_.slots,    op_.out};
+    return {buffers_.activations,
+            op_.tokens,
+            matrix(at_.w_down, at_.down_scales, op_.intermediate),
+            buffers_.y,
+            at_.b_down,
+            op_.neuron_counts,
+            op_.neuron_counts == nullptr ? nullptr : op_.slots,
+            op_.out,
+            LayerCounters(op_.counters, op_.hidden).strips};
   }
 
  private:
@@ -106,11 +113,8 @@ class LayerOperands {
 };
 
 // Shared memory beside rings and slots, of which each operator has all.
-template <Format kFormat, int kTokens>
+template <Format kFormat>
 struct WorkBytes {
-  static constexpr int kDown =
-      kTeamWarps * static_cast<int>(sizeof(DownProjShared<kFormat, kTokens>)) + static_cast<int>(sizeof(HandedShares));
-
   static __host__ __device__ int product(int64_t tokens, int64_t cols) {
     return static_cast<int>(tokens) * row_runs<kFormat>(cols) * 16 + sums_of_team(1) * 4;
   }
@@ -135,26 +139,6 @@ __device__ __forceinline__ void run_linear(const Linear& linear, unsigned char* 
   }
   Consumers::sync();
   multiply_tiles<kFormat, 1>(linear, {inputs, unscale, reinterpret_cast<float*>(inputs + tokens * stride)}, ring);
-}
-
-// The block's units of the down-projection; the last block of a strip adds its shares.
-template <Format kFormat, int kTokens>
-__device__ __forceinline__ void run_down(const SparseDownProj& proj, int part_neurons, float* partials,
-                                         unsigned char* work, RowSlots<kFormat, kTokens>& slots,
-                                         uint64_t* strip_counters, uint64_t* seen) {
-  auto* const shared = reinterpret_cast<DownProjShared<kFormat, kTokens>*>(work);
-  auto& handed = *reinterpret_cast<HandedShares*>(shared + kTeamWarps);
-  const int shares = DownProjUnits<kFormat, kTokens>(proj, part_neurons).shares();
-  const auto finish = [&](const Unit& unit) {
-    if (is_last_of<Consumers>(strip_counters + unit.col / kStripCols<kFormat, kTokens>, shares, seen))
-      add_shares<kFormat, kTokens, Consumers>(proj, unit.col, shares, partials, handed);
-  };
-  const int active = multiply_units<kFormat, kTokens>(proj, part_neurons, shared, slots, partials, finish);
-  if (proj.counts == nullptr || lane_index() != 0) return;
-  // Unsigned, so that past 2^63 - 1 a sum wraps around as torch's does: the host cannot check these values.
-  auto* const counts = reinterpret_cast<unsigned long long*>(proj.counts);
-  if (active != 0) atomicAdd(counts, static_cast<unsigned long long>(active));
-  if (blockIdx.x == 0 && warp_index() == 0) atomicAdd(counts + 1, static_cast<unsigned long long>(proj.w.rows));
 }
 
 }  // namespace adept::cuda

@@ -9,8 +9,6 @@
 // was. Lower bound: as in linear.cuh and sparse_down_proj.cuh. Limit: memory bandwidth, and about 2 us from the barrier
 // to the first active row.
 //
-// multiply_strips: the down-projection alone, from 9 tokens on.
-//
 // decode_all: the same grid computes every layer. The ring never runs dry at the end of an operator: its warp goes
 // from matrix to matrix while the others wait for the grid. In flight are 5 to 8 stages of 16 kB and, in the
 // down-projection, 64 kB of rows. Lower bound: all matrices, active rows of the down-projection and cached keys and
@@ -59,7 +57,7 @@ struct LayerShared {
 
 template <Format kFormat, int kTokens>
 __global__ void __launch_bounds__(kLayerThreads, 1)
-    multiply_mlp(const Linear up, const SparseDownProj down, float* partials, LayerCounters counters, int part_neurons,
+    multiply_mlp(const Linear up, const SparseDownProj down, float* partials, uint64_t* grid_counter, int part_neurons,
                  const LayerShared layout) {
   static_assert(kTokens <= kTokensOfTile);
   __shared__ float scratch[kTeamWarps], unscale[kTokensOfTile];
@@ -83,27 +81,9 @@ __global__ void __launch_bounds__(kLayerThreads, 1)
     RowSlots<kFormat, kTokens>::init(memory + layout.slots_at);
     mbarrier_fence_init();
   }
-  GridBarrier(counters.grid).sync<Consumers>();
+  GridBarrier(grid_counter).sync<Consumers>();
   RowSlots<kFormat, kTokens> slots(memory + layout.slots_at);
-  run_down<kFormat, kTokens>(down, part_neurons, partials, memory + layout.work_at, slots, counters.strips, &seen);
-}
-
-// The down-projection alone: without a warp for the ring, its threads have registers for 16 tokens.
-template <Format kFormat, int kTokens>
-__global__ void __launch_bounds__(kTeamThreads, 1)
-    multiply_strips(const SparseDownProj down, float* partials, LayerCounters counters, int part_neurons,
-                    const LayerShared layout) {
-  __shared__ uint64_t seen;
-  unsigned char* const memory = dynamic_shared<unsigned char>();
-  if (threadIdx.x == 0) {
-    RowSlots<kFormat, kTokens>::init(memory + layout.slots_at);
-    mbarrier_fence_init();
-  }
-  __syncthreads();
-  pdl_launch_dependents();
-  pdl_wait();
-  RowSlots<kFormat, kTokens> slots(memory + layout.slots_at);
-  run_down<kFormat, kTokens>(down, part_neurons, partials, memory + layout.work_at, slots, counters.strips, &seen);
+  run_down<kFormat, kTokens>(down, part_neurons, partials, memory + layout.work_at, slots, &seen);
 }
 
 template <Format kFormat, int kTokens>
@@ -133,8 +113,7 @@ __global__ void __launch_bounds__(kLayerThreads, 1)
   pdl_wait();
   RingReader reader(ring);
   RowSlots<kFormat, kTokens> slots(memory + layout.slots_at);
-  const LayerCounters counters(op.counters, op.hidden);
-  const GridBarrier grid(counters.grid);
+  const GridBarrier grid(LayerCounters(op.counters, op.hidden).grid);
   // One loop over products, so that the code of a product is there once.
 #pragma unroll 1
   for (int i = 0; i < kProducts * op.layer_count; ++i) {
@@ -150,7 +129,7 @@ __global__ void __launch_bounds__(kLayerThreads, 1)
       grid.sync<Consumers>();
     }
     if (product == kUp) {
-      run_down<kFormat, kTokens>(layer.down(), part_neurons, buffers.partials, work, slots, counters.strips, &seen);
+      run_down<kFormat, kTokens>(layer.down(), part_neurons, buffers.partials, work, slots, &seen);
       if (i + 1 < kProducts * op.layer_count) grid.sync<Consumers>();
     }
   }

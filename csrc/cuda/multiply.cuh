@@ -15,7 +15,8 @@ namespace adept::cuda {
 constexpr int kRowsOfTile = kTileRows;
 constexpr int kTeamWarps = 8;
 constexpr int kTeamThreads = kTeamWarps * kWarpSize;
-constexpr int kTokensOfTile = 8;  // the tokens of one tensor core product
+using Consumers = FirstThreads<kTeamThreads>;  // of a block with a warp that fills a ring
+constexpr int kTokensOfTile = 8;               // the tokens of one tensor core product
 // The stride between two tokens' sums, in floats: padded so that the tokens of 4 lanes are in different banks.
 constexpr int kSumsStride = kRowsOfTile + 4;
 

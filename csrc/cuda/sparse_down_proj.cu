@@ -2,6 +2,7 @@
 #include "cuda/sparse_down_proj.cuh"
 
 #include "cuda/launch.cuh"
+#include "cuda/strips.cuh"
 
 namespace adept::cuda {
 namespace {
@@ -43,8 +44,28 @@ cudaError_t multiply_tokens(const SparseDownProj& proj, float* partials, cudaStr
                 static_cast<int>(neurons_of_part(proj.w.rows)), partials);
 }
 
+template <Format kFormat, int kTokens>
+cudaError_t multiply_strip_units(const SparseDownProj& proj, float* partials, cudaStream_t stream) {
+  int count = 0;
+  if (const cudaError_t error = multiprocessors(&count)) return error;
+  const auto kernel = multiply_strips<kFormat, kTokens>;
+  const int slots = static_cast<int>(blocks_of(RowSlots<kFormat, kTokens>::kBytesOfTeam, 128) * 128);
+  const auto shared = static_cast<size_t>(slots + kDownWorkBytes<kFormat, kTokens>);
+  if (const cudaError_t error = allow_shared_bytes(kernel, shared)) return error;
+  const Shape shape = {static_cast<unsigned>(count), kTeamThreads, shared};
+  return launch(stream, shape, kernel, proj, static_cast<int>(neurons_of_part(proj.w.rows)), partials, slots);
+}
+
+template <Format kFormat>
+cudaError_t multiply_in_strips(const SparseDownProj& proj, float* partials, cudaStream_t stream) {
+  if (proj.tokens == 1) return multiply_strip_units<kFormat, 1>(proj, partials, stream);
+  if (proj.tokens <= 4) return multiply_strip_units<kFormat, 4>(proj, partials, stream);
+  return multiply_strip_units<kFormat, 16>(proj, partials, stream);
+}
+
 template <Format kFormat>
 cudaError_t multiply_in(const SparseDownProj& proj, float* partials, cudaStream_t stream) {
+  if (proj.w.in_tiles) return multiply_in_strips<kFormat>(proj, partials, stream);
   // From 5 tokens on a lane loads at most 8 bytes in 8 bits, as it must where rows are no multiple of 16.
   const bool is_wide = Weights<kFormat>::kBits != 8 || proj.w.cols % 16 == 0;
   if (is_wide && proj.tokens == 1) return multiply_tokens<kFormat, 1>(proj, partials, stream);
@@ -73,6 +94,7 @@ cudaError_t sparse_down_proj(const SparseDownProj& proj, void* workspace, cudaSt
   float* const partials = static_cast<float*>(workspace);
   if (shares > 0)
     if (const cudaError_t error = multiply(proj, partials, stream)) return error;
+  if (proj.strip_counters != nullptr) return cudaSuccess;
   const Shape shape = {
       dim3(static_cast<unsigned>(blocks_of(proj.w.cols, kAddedColumns)), static_cast<unsigned>(proj.tokens)),
       kAddThreads};

@@ -16,6 +16,8 @@ struct SparseDownProj {
   int64_t* counts;       // as in Mlp
   const int64_t* slots;  // as in Mlp
   float* out;            // [tokens, hidden]
+  // For w in strips: null, or a counter for each strip, 0 before and after; one kernel then also adds the shares.
+  uint64_t* strip_counters = nullptr;
 };
 
 cudaError_t sparse_down_proj(const SparseDownProj& proj, void* workspace, cudaStream_t stream);

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "cuda/active_neurons.cuh"
+#include "cuda/blocks.cuh"
 #include "cuda/multiply.cuh"
 #include "cuda/ring.cuh"
 #include "cuda/tile_layout.h"
@@ -217,7 +218,7 @@ struct Batch {
 template <Format kFormat, int kTokens, class Finish>
 __device__ int multiply_units(const SparseDownProj& proj, int part_neurons, DownProjShared<kFormat, kTokens>* shared,
                               RowSlots<kFormat, kTokens>& slots, float* partials, Finish finish) {
-  using Team = FirstThreads<kTeamThreads>;
+  using Team = Consumers;
   using ListBatch = Batch<kFormat, kTokens>;
   constexpr int kStride = sizeof(DownProjShared<kFormat, kTokens>) / sizeof(float4);
   const int64_t slot = proj.slots != nullptr && lane_index() < proj.tokens ? proj.slots[lane_index()] : 0;
@@ -299,6 +300,48 @@ __device__ void add_shares(const SparseDownProj& proj, int first_col, int shares
     const int64_t at = int64_t{token} * hidden + col;
     *reinterpret_cast<float4*>(proj.out + at) = with_residual(four(proj.x + at), sum, scale, four(proj.bias + col));
   }
+}
+
+template <Format kFormat, int kTokens>
+constexpr int kDownWorkBytes =
+    kTeamWarps * static_cast<int>(sizeof(DownProjShared<kFormat, kTokens>)) + static_cast<int>(sizeof(HandedShares));
+
+// The block's units of the down-projection; the last block of a strip adds its shares, if there are counters. `work`:
+// kDownWorkBytes of shared memory.
+template <Format kFormat, int kTokens>
+__device__ __forceinline__ void run_down(const SparseDownProj& proj, int part_neurons, float* partials,
+                                         unsigned char* work, RowSlots<kFormat, kTokens>& slots, uint64_t* seen) {
+  auto* const shared = reinterpret_cast<DownProjShared<kFormat, kTokens>*>(work);
+  auto& handed = *reinterpret_cast<HandedShares*>(shared + kTeamWarps);
+  const int shares = DownProjUnits<kFormat, kTokens>(proj, part_neurons).shares();
+  const auto finish = [&](const Unit& unit) {
+    if (proj.strip_counters == nullptr) return;
+    if (is_last_of<Consumers>(proj.strip_counters + unit.col / kStripCols<kFormat, kTokens>, shares, seen))
+      add_shares<kFormat, kTokens, Consumers>(proj, unit.col, shares, partials, handed);
+  };
+  const int active = multiply_units<kFormat, kTokens>(proj, part_neurons, shared, slots, partials, finish);
+  if (proj.counts == nullptr || lane_index() != 0) return;
+  // Unsigned, so that past 2^63 - 1 a sum wraps around as torch's does: the host cannot check these values.
+  auto* const counts = reinterpret_cast<unsigned long long*>(proj.counts);
+  if (active != 0) atomicAdd(counts, static_cast<unsigned long long>(active));
+  if (blockIdx.x == 0 && warp_index() == 0) atomicAdd(counts + 1, static_cast<unsigned long long>(proj.w.rows));
+}
+
+// The down-projection alone. Without a warp for a ring, its threads have registers for 16 tokens.
+template <Format kFormat, int kTokens>
+__global__ void __launch_bounds__(kTeamThreads, 1)
+    multiply_strips(const SparseDownProj proj, int part_neurons, float* partials, int slots_bytes) {
+  __shared__ uint64_t seen;
+  unsigned char* const memory = dynamic_shared<unsigned char>();
+  if (threadIdx.x == 0) {
+    RowSlots<kFormat, kTokens>::init(memory);
+    mbarrier_fence_init();
+  }
+  __syncthreads();
+  pdl_launch_dependents();
+  pdl_wait();
+  RowSlots<kFormat, kTokens> slots(memory);
+  run_down<kFormat, kTokens>(proj, part_neurons, partials, memory + slots_bytes, slots, &seen);
 }
 
 }  // namespace adept::cuda

@@ -12,7 +12,6 @@
 namespace adept::cuda {
 
 constexpr int kStageChunks = 4;
-using Consumers = FirstThreads<kTeamThreads>;
 
 template <Format kFormat>
 constexpr int kStoredChunkBytes = stored_chunk_bytes(kFormat);

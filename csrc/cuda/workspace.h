@@ -12,6 +12,7 @@ constexpr int kSplit = 256;               // positions of a block of decode_atte
 constexpr int kSampleTile = 2048;         // logits of a block of sample
 constexpr int kBins = 1024;               // of sample, for each row,
 constexpr int kGroups = 64;               // and groups of them
+constexpr int kMaxTopLogprobs = 20;       // ids of token_logprobs
 constexpr int kMaxParts = 256;            // of the down-projection's neurons, and
 constexpr int kPartsOfShare = 8;          // what a block takes of them
 constexpr int64_t kUnscaleBytes = 256;    // of a product's inputs: the scale of each token, before the rows
@@ -45,6 +46,11 @@ constexpr int64_t prepared_inputs_bytes(int64_t tokens, int64_t cols) {
 constexpr int64_t sample_lists_bytes(int64_t tokens, int64_t vocab) {
   const int64_t tiles = blocks_of(vocab, kSampleTile) * (8 * kBins + 2 * kSampleTile + 16 + 8);
   return tokens * blocks_of(tiles + kGroups * (8 + 4) + 4, 16) * 16;
+}
+
+// For each token: of each tile its largest logit and a sum (8 bytes), and the largest of its logits (8 each).
+constexpr int64_t logprob_lists_bytes(int64_t tokens, int64_t vocab, int64_t count) {
+  return tokens * blocks_of(vocab, kSampleTile) * 8 * (1 + count);
 }
 
 // At most what the kernels of one decode step take on any GPU, if nothing is reused before the end of the step.

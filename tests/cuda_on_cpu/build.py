@@ -134,7 +134,8 @@ def build_operators(kind: Kind) -> Path:
     """The library of all operators. Raises UnavailableError, or RuntimeError with what the compiler says."""
     tools = find_toolchain()
     kernels = sorted((tools.csrc / "cuda").glob("*.cu"))
-    sources = (tools.csrc / name for name in ("cuda_ops.cpp", "cuda_decode_layers.cpp"))
+    # All but the one that registers them for torch's CUDA.
+    sources = sorted(set(tools.csrc.glob("cuda_*.cpp")) - {tools.csrc / "cuda_register.cpp"})
     bindings = [*(_bindings(tools.build, source) for source in sources), HERE / "operators.cpp"]
     objects = [
         _runtime_object(tools, kind),

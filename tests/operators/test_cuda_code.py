@@ -100,6 +100,8 @@ KERNELS = {
     # A row of logits begins anywhere, and what limits these is no memory but how long one load takes.
     r"find_extremes": Meant(threads=256, blocks=6),
     r"draw": Meant(threads=256, blocks=3),
+    r"find_largest": Meant(threads=256, blocks=6),
+    r"merge_tiles": Meant(threads=256, blocks=4),
     # These wait for one chain of loads, and have no loop.
     r"embed_vectors<(?:__half|__nv_bfloat16|float)>": Meant(threads=256, blocks=8),
     r"embed_elements<(?:__half|__nv_bfloat16|float)>": Meant(threads=256, blocks=8),

@@ -21,6 +21,7 @@ FIRST = {
     "decode_attention": "q",
     "prefill_attention": "q",
     "sample": "logits",
+    "token_logprobs": "logits",
     "update_decode_state": "ids",
     "widen": "w",
     "activate_rows": "product",

@@ -65,6 +65,18 @@ class Global {
   T* values_;
 };
 
+// While it lives, the device is another one: ADEPT_CUDA_ON_CPU_...
+class Device {
+ public:
+  Device(const char* setting, const char* value) : setting_(setting) { setenv(setting, value, 1); }
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+  ~Device() { unsetenv(setting_); }
+
+ private:
+  const char* setting_;
+};
+
 // Queues a kernel; false where the launch is refused.
 template <class... Parameters, class... Arguments>
 bool ran(const adept::cuda::Shape& shape, void (*kernel)(Parameters...), Arguments... arguments) {

@@ -78,10 +78,8 @@ bool ring_carries() {
 }
 
 bool ring_of_8x_carries() {
-  setenv("ADEPT_CUDA_ON_CPU_BULK", "0", 1);
-  const bool right = ring_carries() && !overlaps_launches();
-  unsetenv("ADEPT_CUDA_ON_CPU_BULK");
-  return right;
+  const Device device("ADEPT_CUDA_ON_CPU_BULK", "0");
+  return ring_carries() && !overlaps_launches();
 }
 
 // Two halves of a block that meet apart from each other, one of them more often.
@@ -147,9 +145,8 @@ template <int kBlocks, int kThreads>
 bool rounds_add_up() {
   Global<int> x(64, 1), values(kBlocks * 4), out(kBlocks * 64);
   Global<uint64_t> counter(1);
-  setenv("ADEPT_CUDA_ON_CPU_MULTIPROCESSORS", "8", 1);
+  const Device device("ADEPT_CUDA_ON_CPU_MULTIPROCESSORS", "8");
   const bool good = ran({kBlocks, 64, 64 * sizeof(int)}, rounds, x.data(), values.data(), counter.data(), out.data());
-  unsetenv("ADEPT_CUDA_ON_CPU_MULTIPROCESSORS");
   int value = kBlocks * (kBlocks + 1) / 2;
   for (int round = 1; round < 4; ++round) value *= kBlocks;
   return good && out.is_filled_with(value);
@@ -165,9 +162,8 @@ __global__ void many(uint64_t* counter, uint64_t* seen) {
 
 bool many_wait() {
   Global<uint64_t> counter(1), seen(8 * 320);
-  setenv("ADEPT_CUDA_ON_CPU_MULTIPROCESSORS", "8", 1);
+  const Device device("ADEPT_CUDA_ON_CPU_MULTIPROCESSORS", "8");
   const bool good = ran({8, 320}, many, counter.data(), seen.data());
-  unsetenv("ADEPT_CUDA_ON_CPU_MULTIPROCESSORS");
   return good && counter[0] == 8 * 320 && seen.is_filled_with(7);
 }
 

@@ -120,17 +120,14 @@ Thread& first_of(const Warp& warp, unsigned lanes) {
   return here->threads[number * kWarp + __builtin_ctz(lanes)];
 }
 
-const Thread* find_waiting(Wait::For kind) {
+bool is_waiting(Wait::For kind) {
   for (const Warp& warp : here->warps) {
     for (unsigned left = warp.waiting; left != 0; left &= left - 1) {
-      const Thread& thread = first_of(warp, left);
-      if (thread.wait.kind == kind) return &thread;
+      if (first_of(warp, left).wait.kind == kind) return true;
     }
   }
-  return nullptr;
+  return false;
 }
-
-bool is_waiting(Wait::For kind) { return find_waiting(kind) != nullptr; }
 
 // No thread is ready, and not all of them have ended. False if the block has to wait for another.
 bool go_on() {
@@ -143,6 +140,10 @@ bool go_on() {
   if (wake_for_counters()) return true;
   if (is_waiting(Wait::For::kCounter)) return false;
   fail_waiting();
+}
+
+std::string describe(const Wait& wait) {
+  return wait.kind == Wait::For::kMbarrier ? describe_mbarrier(wait) : describe_barrier(wait);
 }
 
 [[noreturn]] void fail_at(const Warp& warp, unsigned lanes, const char* what) {
@@ -276,13 +277,19 @@ bool wake_for_counters() {
 }
 
 void fail_waiting() {
-  for (const auto kind : {Wait::For::kCounter, Wait::For::kMbarrier, Wait::For::kNamedBarrier}) {
-    const Thread* const thread = find_waiting(kind);
-    if (thread == nullptr) continue;
-    current = &here->threads[thread->number];
-    const Wait& wait = thread->wait;
-    fail("a thread waits for " + (kind == Wait::For::kMbarrier ? describe_mbarrier(wait) : describe_barrier(wait)));
+  constexpr size_t kMaxTold = 8;
+  std::vector<std::string> told;  // each wait once, though many threads may be in it
+  std::string what;
+  for (int i = 0; i < here->count && told.size() < kMaxTold; ++i) {
+    const Thread& thread = here->threads[i];
+    if (thread.wait.kind == Wait::For::kNothing) continue;
+    const std::string wait = describe(thread.wait);
+    if (std::find(told.begin(), told.end(), wait) != told.end()) continue;
+    told.push_back(wait);
+    what += "; thread " + place(thread.index) + " waits for " + wait;
   }
+  current = nullptr;
+  if (!told.empty()) fail("no thread can go on" + what);
   for (const Warp& warp : here->warps) {
     if (const unsigned meeting = warp.meeting())
       fail_at(warp, meeting, "a lane waits for lanes of its warp that wait elsewhere or have ended");

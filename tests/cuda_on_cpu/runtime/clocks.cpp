@@ -15,7 +15,7 @@ namespace {
 struct Lane {
   SegmentId segment = 0;  // none yet since the last point of order
   uint32_t step = 1;
-  uint64_t fence = 0;                     // when the last one was, as moment() has it
+  uint64_t fence = 0;                      // when the last one was, as moment() has it
   std::array<uint32_t, kWarp> known = {};  // the last step of each lane that comes before now
   Known acquired;                          // beyond that
 };
@@ -82,13 +82,30 @@ bool is_published(const Segment& earlier) {
   return false;
 }
 
+bool is_known(const Segment& earlier) {
+  if (earlier.block == block.number && !earlier.is_copy() && is_ordered_in_block(earlier)) return true;
+  return covers(current_lane().acquired.seen, earlier);
+}
+
+template <class Is>
+bool all_lanes(const Segment& earlier, unsigned lanes, Is is) {
+  if (earlier.is_copy() || (earlier.block == block.number && earlier.phase < clocks->phase)) return is(earlier);
+  for (unsigned left = lanes; left != 0; left &= left - 1) {
+    Segment one = earlier;
+    one.thread = earlier.warp() * kWarp + __builtin_ctz(left);
+    if (!is(one)) return false;
+  }
+  return true;
+}
+
 Segment now() { return {block.number, clocks->phase, current_lane().step, current->number}; }
 
 // The steps of this phase that a thread knows of, its own among them.
 void add_steps(std::vector<uint32_t>& steps, int thread) {
   const Lane& lane = clocks->lanes[thread];
   const int first = thread / kWarp * kWarp;
-  for (int i = first; i < std::min(first + kWarp, thread_count()); ++i) steps[i] = std::max(steps[i], lane.known[i - first]);
+  for (int i = first; i < std::min(first + kWarp, thread_count()); ++i)
+    steps[i] = std::max(steps[i], lane.known[i - first]);
   steps[thread] = std::max(steps[thread], lane.step);
 }
 
@@ -121,20 +138,14 @@ SegmentId current_segment() {
 }
 
 bool is_ordered_before(const Segment& earlier) {
-  if (earlier.block == block.number && !earlier.is_copy() && is_ordered_in_block(earlier)) return true;
-  return covers(current_lane().acquired.seen, earlier) ||
-         (earlier.block != block.number && !earlier.is_copy() && is_published(earlier));
+  return is_known(earlier) || (earlier.block != block.number && !earlier.is_copy() && is_published(earlier));
 }
 
-bool is_ordered_before(const Segment& earlier, unsigned lanes) {
-  if (earlier.is_copy()) return is_ordered_before(earlier);
-  for (unsigned left = lanes; left != 0; left &= left - 1) {
-    Segment one = earlier;
-    one.thread = earlier.warp() * kWarp + __builtin_ctz(left);
-    if (!is_ordered_before(one)) return false;
-  }
-  return true;
+bool are_ordered_before(const Segment& earlier, unsigned lanes) {
+  return all_lanes(earlier, lanes, [](const Segment& one) { return is_ordered_before(one); });
 }
+
+bool are_known(const Segment& earlier, unsigned lanes) { return all_lanes(earlier, lanes, is_known); }
 
 bool is_fenced_for_copies(const Segment& earlier) { return covers(current_lane().acquired.fenced, earlier); }
 

@@ -51,8 +51,9 @@ SegmentId add_segment(const Segment& segment);
 // has seen, and fenced after that.
 bool is_ordered_before(const Segment& earlier);
 
-// The same for a step of several lanes.
-bool is_ordered_before(const Segment& earlier, unsigned lanes);
+// The same for a step of several lanes; and without looking for fences.
+bool are_ordered_before(const Segment& earlier, unsigned lanes);
+bool are_known(const Segment& earlier, unsigned lanes);
 
 // Whether a fence_before_bulk_copies lies between the two, be it of the thread itself or of one on the way.
 bool is_fenced_for_copies(const Segment& earlier);

@@ -68,8 +68,7 @@ void wait_until_reached(const uint64_t* counter, uint64_t target) {
 std::string describe_barrier(const Wait& wait) {
   const std::string target = std::to_string(wait.target);
   if (wait.kind == Wait::For::kNamedBarrier) return "barrier " + target + ", which too few threads come to";
-  return "a counter that has reached " + std::to_string(*static_cast<const uint64_t*>(wait.object)) + " of " + target +
-         ", and no block can go on";
+  return "a counter that has reached " + std::to_string(*static_cast<const uint64_t*>(wait.object)) + " of " + target;
 }
 
 void forget_named_barriers() { named_barriers->fill({}); }

@@ -43,13 +43,19 @@ bool covers(const Clock& clock, const Segment& earlier) {
          (earlier.phase == extent.phase && thread < extent.steps.size() && extent.steps[thread] >= earlier.step);
 }
 
+// Lanes of a warp that knew the same and learn the same share what they know then.
 Clock join(const Clock& a, const Clock& b) {
+  static Clock last_a, last_b, last_joined;
   if (b == nullptr || a == b) return a;
   if (a == nullptr) return b;
+  if (a == last_a && b == last_b) return last_joined;
   Extents both = *a;
   if (both.size() < b->size()) both.resize(b->size());
   for (size_t i = 0; i < b->size(); ++i) both[i] = join_extents(both[i], (*b)[i]);
-  return both == *a ? a : std::make_shared<const Extents>(std::move(both));
+  last_a = a;
+  last_b = b;
+  last_joined = both == *a ? a : std::make_shared<const Extents>(std::move(both));
+  return last_joined;
 }
 
 Known join(const Known& a, const Known& b) { return {join(a.seen, b.seen), join(a.fenced, b.fenced)}; }

@@ -119,8 +119,7 @@ std::string describe_mbarrier(const Wait& wait) {
   const Mbarrier& barrier = mbarriers->at(static_cast<const uint64_t*>(wait.object));
   return "phase " + std::to_string(wait.target) + " (parity " + std::to_string(wait.target % 2) + ") of mbarrier " +
          std::to_string(barrier.number) + " of its block, to which " + std::to_string(barrier.to_come) + " of " +
-         std::to_string(barrier.arrivals) + " arrivals and " + std::to_string(barrier.bytes) +
-         " bytes have not come, and no copy is under way";
+         std::to_string(barrier.arrivals) + " arrivals and " + std::to_string(barrier.bytes) + " bytes have not come";
 }
 
 void forget_mbarriers() { mbarriers->clear(); }

@@ -22,6 +22,8 @@ struct Cell {
   SegmentId writer;
   bool wrote_atomically;
   Readers readers;
+
+  bool operator==(const Cell&) const = default;
 };
 
 constexpr uintptr_t kPageBytes = 4096;
@@ -88,8 +90,8 @@ struct Accessing {
   }
 
   void report(const std::string& what) const {
-    note_failure((by_copy ? "a bulk copy " : "a thread ") + std::string(name_of(access)) + " " + std::to_string(bytes) + " bytes of " +
-                 (shared ? "shared" : "global") + " memory " + what + where());
+    note_failure((by_copy ? "a bulk copy " : "a thread ") + std::string(name_of(access)) + " " + std::to_string(bytes) +
+                 " bytes of " + (shared ? "shared" : "global") + " memory " + what + where());
   }
 
   void report_race(SegmentId with, const char* did, const char* missing) const {
@@ -131,11 +133,10 @@ bool check_writer(const Accessing& access, const Cell& cell, const void* byte) {
 }
 
 bool check_readers(const Accessing& access, const Cell& cell) {
-  SegmentId not_ordered = 0;
   if (!access.changes() || is_of_another_block(access, cell.readers.first)) return true;
-  if (are_ordered_before(cell.readers, &not_ordered)) return true;
-  access.report_race(not_ordered, "reads", "nothing orders");
-  return false;
+  const SegmentId not_ordered = find_not_ordered(cell.readers);
+  if (not_ordered != 0) access.report_race(not_ordered, "reads", "nothing orders");
+  return not_ordered == 0;
 }
 
 bool check_inputs(const Accessing& access) {
@@ -160,20 +161,27 @@ uintptr_t cell_of(const Accessing& access) {
   return access.address | (is_static ? static_cast<uintptr_t>(block.slot + 1) << kAddressBits : 0);
 }
 
+// The cell of bytes that are alike, after the access.
+Cell changed_cell(const Accessing& access, const Cell& cell, size_t bytes) {
+  const bool forgets = access.changes() || is_of_another_block(access, cell.readers.first);
+  if (forgets) forget_readers(cell.readers, bytes);
+  if (access.changes()) return {access.mine, access.access == Access::kAtomic, {}};
+  return {cell.writer, cell.wrote_atomically, with_reader(forgets ? Readers{} : cell.readers, access.mine, bytes)};
+}
+
 void note(const Accessing& access) {
   if (!current->has_inputs && !access.shared && !check_inputs(access)) return;
-  const uintptr_t cells = cell_of(access);
-  for (size_t i = 0; i < access.bytes; ++i) {
-    Cell& cell = shadow[cells + i];
+  const uintptr_t first = cell_of(access);
+  for (size_t done = 0; done < access.bytes;) {
+    const Cell cell = shadow[first + done];
+    size_t end = done + 1;
+    while (end < access.bytes && shadow[first + end] == cell) ++end;
     if (!current->has_inputs && !access.shared && is_too_early(access, cell)) {
       return access.report("that an earlier kernel of this operator uses, before it has called pdl_wait");
     }
     if (!check_writer(access, cell, access.pointer()) || !check_readers(access, cell)) return;
-    if (access.changes()) {
-      cell = {access.mine, access.access == Access::kAtomic, {}};
-    } else {
-      cell.readers = with_reader(is_of_another_block(access, cell.readers.first) ? Readers{} : cell.readers, access.mine);
-    }
+    const Cell changed = changed_cell(access, cell, end - done);
+    for (; done < end; ++done) shadow[first + done] = changed;
   }
 }
 
@@ -205,14 +213,16 @@ void changed_atomically(const void* address, size_t bytes) {
 void used_to_synchronise(const void* object) { note(object, sizeof(uint64_t), Access::kAtomic, nullptr); }
 
 void copied(const void* to, const void* from, uint32_t bytes, uint32_t mbarrier, uint64_t phase) {
-  const SegmentId copy = add_segment({block.number, kOfCopies, static_cast<uint32_t>(phase) + 1, static_cast<int>(mbarrier)});
+  const SegmentId copy =
+      add_segment({block.number, kOfCopies, static_cast<uint32_t>(phase) + 1, static_cast<int>(mbarrier)});
   note({reinterpret_cast<uintptr_t>(from), bytes, Access::kRead, nullptr, false, copy, true});
   note({reinterpret_cast<uintptr_t>(to), bytes, Access::kWrite, nullptr, true, copy, true});
 }
 
 // From here on, what its thread has started to write is there for those who wait for the mbarrier.
 void copied_async(const void* to, uint32_t bytes, uint32_t mbarrier, uint64_t phase) {
-  const SegmentId copy = add_segment({block.number, kOfCopies, static_cast<uint32_t>(phase) + 1, static_cast<int>(mbarrier)});
+  const SegmentId copy =
+      add_segment({block.number, kOfCopies, static_cast<uint32_t>(phase) + 1, static_cast<int>(mbarrier)});
   note({reinterpret_cast<uintptr_t>(to), bytes, Access::kWrite, nullptr, true, copy});
 }
 

@@ -1,15 +1,15 @@
 // The build that looks for races: every access of a kernel is compared with what others did to the same bytes.
 //
 // Two accesses of which one writes race, unless something orders them: a barrier, of the block or of a part of it;
-// __syncwarp, but no shuffle or vote; an arrival at an mbarrier, then a wait for that phase; between blocks a fence, then
-// an atomic operation that a thread of the other block sees, then a fence of that thread; or add_and_release, then
+// __syncwarp, but no shuffle or vote; an arrival at an mbarrier, then a wait for that phase; between blocks a fence,
+// then an atomic operation that a thread of the other block sees, then a fence of that thread; or add_and_release, then
 // wait_until_reached; atomic operations among themselves. A bulk copy comes after what its thread knows, and before who
 // has waited for the phase in which it lands.
 //
-// It also reads and writes past the caches that other accesses go through (the async proxy of PTX). So a write that comes
-// before it is seen, and does not land after it, only if a fence.proxy.async lies on the way from one to the other, of
-// the writing thread or of a later one: fence_before_bulk_copies. A read that comes before it has its value already, and
-// needs none; nor does an access after the wait for its mbarrier.
+// It also reads and writes past the caches that other accesses go through (the async proxy of PTX). So a write that
+// comes before it is seen, and does not land after it, only if a fence.proxy.async lies on the way from one to the
+// other, of the writing thread or of a later one: fence_before_bulk_copies. A read that comes before it has its value
+// already, and needs none; nor does an access after the wait for its mbarrier.
 //
 // And what an earlier kernel may still be writing or reading waits for pdl_wait. In the other builds, all of
 // this is nothing.

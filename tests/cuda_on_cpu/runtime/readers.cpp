@@ -2,7 +2,6 @@
 #include "readers.h"
 
 #include <algorithm>
-#include <map>
 #include <utility>
 #include <vector>
 
@@ -16,32 +15,28 @@ struct ReadingLanes {
   uint32_t lanes;
 };
 
+struct ReaderSet {
+  std::vector<ReadingLanes> parts;
+  size_t bytes = 0;         // that it is of; it is changed in place only for all of them
+  size_t next_pruned = 16;  // the parts at which those are left out that come before the running thread
+};
+
 // Too many to tell apart: nothing orders all of them before anything. Blocks that wait for each other are few.
 constexpr uint32_t kMany = ~0u;
 constexpr size_t kMaxParts = 256, kMaxPartsOfWaiting = 8192;
 
-size_t max_parts() {
+bool are_too_many(size_t parts) {
+  if (parts <= kMaxParts) return false;
   const uint64_t blocks = uint64_t{block.grid.x} * block.grid.y * block.grid.z;
-  return blocks <= static_cast<uint64_t>(multiprocessors()) ? kMaxPartsOfWaiting : kMaxParts;
+  return parts > kMaxPartsOfWaiting || blocks > static_cast<uint64_t>(multiprocessors());
 }
 
-// Of this launch. Neighbouring bytes have the same readers, so sets are kept by how they come about.
-std::vector<std::vector<ReadingLanes>> sets;
-std::map<std::pair<std::pair<SegmentId, uint32_t>, std::pair<bool, SegmentId>>, Readers> grown;
-
-// The last answers: nothing that a thread knows changes in a segment.
-struct {
-  Readers readers;
-  SegmentId mine = 0;
-  SegmentId not_ordered = 0;
-} last_asked;
-struct {
-  Readers readers;
-  SegmentId mine = 0;
-  Readers result;
-} last_grown;
+std::vector<ReaderSet> sets;  // of this launch
+std::vector<uint32_t> unused_sets;
 
 bool is_of_this_launch(const Readers& readers) { return readers.first >= first_of_launch(); }
+
+bool is_set(const Readers& readers) { return is_of_this_launch(readers) && readers.several && readers.lanes != kMany; }
 
 bool are_of_one_step(const Segment& a, const Segment& b) {
   return a.block == b.block && a.phase == b.phase && a.step == b.step && a.warp() == b.warp() && !a.is_copy();
@@ -49,72 +44,79 @@ bool are_of_one_step(const Segment& a, const Segment& b) {
 
 uint32_t lanes_of(SegmentId id) { return segment(id).is_copy() ? 0 : 1u << segment(id).lane(); }
 
-SegmentId find_not_ordered(const Readers& readers) {
-  if (!readers.several) return is_ordered_before(segment(readers.first), readers.lanes) ? 0 : readers.first;
-  if (readers.lanes == kMany) return readers.first;
-  for (const ReadingLanes& part : sets[readers.lanes])
-    if (!is_ordered_before(segment(part.segment), part.lanes)) return part.segment;
-  return 0;
+uint32_t add_set(std::vector<ReadingLanes> parts, size_t bytes) {
+  uint32_t number = static_cast<uint32_t>(sets.size());
+  if (unused_sets.empty()) {
+    sets.emplace_back();
+  } else {
+    number = unused_sets.back();
+    unused_sets.pop_back();
+  }
+  sets[number] = {std::move(parts), bytes};
+  return number;
 }
 
-// Those who come before the running thread need not be kept: what comes after it comes after them.
-Readers grow(const Readers& readers, SegmentId mine) {
-  std::vector<ReadingLanes> parts;
-  if (is_of_this_launch(readers) && readers.several) {
-    parts = sets[readers.lanes];
-  } else if (is_of_this_launch(readers)) {
-    parts.push_back({readers.first, readers.lanes});
-  }
-  const auto is_before = [](const ReadingLanes& part) { return is_ordered_before(segment(part.segment), part.lanes); };
-  parts.erase(std::remove_if(parts.begin(), parts.end(), is_before), parts.end());
-  const auto same = std::find_if(parts.begin(), parts.end(), [&](const ReadingLanes& part) {
-    return are_of_one_step(segment(part.segment), segment(mine));
+// What comes after the running thread comes after those who come before it.
+void prune(ReaderSet& set) {
+  std::erase_if(set.parts, [](const ReadingLanes& part) { return are_known(segment(part.segment), part.lanes); });
+  set.next_pruned = 2 * set.parts.size() + 16;
+}
+
+Readers add(uint32_t number, SegmentId mine) {
+  ReaderSet& set = sets[number];
+  if (set.parts.size() >= set.next_pruned) prune(set);
+  const Segment& reader = segment(mine);
+  const auto same = std::find_if(set.parts.rbegin(), set.parts.rend(), [&](const ReadingLanes& part) {
+    return part.segment == mine || are_of_one_step(segment(part.segment), reader);
   });
-  if (same != parts.end()) {
+  if (same != set.parts.rend()) {
     same->lanes |= lanes_of(mine);
   } else {
-    parts.push_back({mine, lanes_of(mine)});
+    set.parts.push_back({mine, lanes_of(mine)});
   }
-  if (parts.size() == 1) return {parts[0].segment, parts[0].lanes, false};
-  if (parts.size() > max_parts()) return {parts[0].segment, kMany, true};
-  const Readers several{parts[0].segment, static_cast<uint32_t>(sets.size()), true};
-  sets.push_back(std::move(parts));
-  return several;
+  const SegmentId first = set.parts.front().segment;
+  if (!are_too_many(set.parts.size())) return {first, number, true};
+  forget_readers({first, number, true}, set.bytes);
+  return {first, kMany, true};
 }
 
 }  // namespace
 
-bool are_ordered_before(const Readers& readers, SegmentId* not_ordered) {
-  if (!is_of_this_launch(readers)) return true;
-  const SegmentId mine = current_segment();
-  if (!(last_asked.readers == readers) || last_asked.mine != mine) {
-    last_asked = {readers, mine, find_not_ordered(readers)};
-  }
-  *not_ordered = last_asked.not_ordered;
-  return last_asked.not_ordered == 0;
+SegmentId find_not_ordered(const Readers& readers) {
+  if (!is_of_this_launch(readers)) return 0;
+  if (!readers.several) return are_ordered_before(segment(readers.first), readers.lanes) ? 0 : readers.first;
+  if (readers.lanes == kMany) return readers.first;
+  for (const ReadingLanes& part : sets[readers.lanes].parts)
+    if (!are_ordered_before(segment(part.segment), part.lanes)) return part.segment;
+  return 0;
 }
 
-Readers with_reader(const Readers& readers, SegmentId mine) {
-  if (is_of_this_launch(readers) && !readers.several) {
+Readers with_reader(const Readers& readers, SegmentId mine, size_t bytes) {
+  const Readers alone{mine, lanes_of(mine), false};
+  if (!is_of_this_launch(readers)) return alone;
+  if (!readers.several) {
     if (readers.first == mine) return readers;
-    if (are_of_one_step(segment(readers.first), segment(mine))) {
-      return {readers.first, readers.lanes | lanes_of(mine), false};
-    }
+    const Segment& first = segment(readers.first);
+    if (are_of_one_step(first, segment(mine))) return {readers.first, readers.lanes | lanes_of(mine), false};
+    if (are_known(first, readers.lanes)) return alone;
+    return add(add_set({{readers.first, readers.lanes}}, bytes), mine);
   }
-  if (is_of_this_launch(readers) && readers.several && readers.lanes == kMany) return readers;
-  if (!(last_grown.readers == readers) || last_grown.mine != mine) {
-    const auto [found, is_new] = grown.try_emplace({{readers.first, readers.lanes}, {readers.several, mine}}, Readers{});
-    if (is_new) found->second = grow(readers, mine);
-    last_grown = {readers, mine, found->second};
-  }
-  return last_grown.result;
+  if (readers.lanes == kMany) return readers;
+  ReaderSet& set = sets[readers.lanes];
+  if (set.bytes == bytes) return add(readers.lanes, mine);
+  set.bytes -= bytes;
+  return add(add_set(std::vector<ReadingLanes>(set.parts), bytes), mine);
+}
+
+void forget_readers(const Readers& readers, size_t bytes) {
+  if (!is_set(readers)) return;
+  sets[readers.lanes].bytes -= bytes;
+  if (sets[readers.lanes].bytes == 0) unused_sets.push_back(readers.lanes);
 }
 
 void forget_readers() {
   sets.clear();
-  grown.clear();
-  last_asked = {};
-  last_grown = {};
+  unused_sets.clear();
 }
 
 }  // namespace cuda_on_cpu::races
