@@ -26,6 +26,7 @@ from adept_fast.quantization.matrix import Matrix
 
 MAX_COLUMNS = 32768  # that the kernels prepare
 _BLOCK_ELEMENTS = 1 << 24  # 32 MB in 16 bits: a GEMM reads a widened block from the second-level cache
+_BLOCK_ROWS = 64  # blocks begin at multiples of this, so that cuBLAS gets aligned rows and columns
 DEQUANTIZING_BYTES = 6 * _BLOCK_ELEMENTS  # for a block of 4 bits, at once: its bytes twice, floats twice
 
 
@@ -119,6 +120,7 @@ def _multiply_widened_transposed(x: Tensor, w_t: Matrix) -> Tensor:
 
 def _blocks(w: Matrix) -> Iterator[slice]:
     step = max(1, _BLOCK_ELEMENTS // max(1, w.shape[1]))
+    step -= step % _BLOCK_ROWS if step > _BLOCK_ROWS else 0
     for start in range(0, w.shape[0], step):
         yield slice(start, min(start + step, w.shape[0]))
 
