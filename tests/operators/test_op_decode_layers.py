@@ -99,11 +99,11 @@ def test_copies_as_older_devices_make_them(backend: Backend) -> None:
     from cuda_on_cpu import library
 
     for fmt in ("float16", "int4-g32"):
-        stack, cache = stack_of(backend, fmt, 2), drawn_cache(STEPS[2][0])
+        stack, cache = drawn_stack(backend, fmt, LONG, [1, 0, 1], [255, 3, 256]), drawn_cache(LONG)
         expected_cache = cache.clone()
         expected = stack.by_operators(backend, expected_cache, None)
         with small_device(backend), library.without_bulk_copies():
-            out = stack.at_once(backend, cache, None, drawn_counters(stack.shapes, 3), False)
+            out = stack.at_once(backend, cache, None, drawn_counters(LONG, 3), False)
         assert same_bits(out, expected)
         assert same_bits(cache, expected_cache)
 
@@ -151,8 +151,10 @@ def test_steps_that_follow_each_other(backend: Backend, one_kernel: bool) -> Non
 
 @on(CUDA)
 def test_what_one_kernel_does_not_take(backend: Backend) -> None:
-    for index, reason in ((4, "more than 8 tokens"), (5, "heads of more than 64 dimensions")):
-        stack = drawn_stack(backend, "float16", STEPS[index][0], STEPS[index][1], STEPS[index][2])
-        cache, counters = drawn_cache(stack.shapes), drawn_counters(stack.shapes, 9)
+    for shapes, tokens, reason in (
+        (SMALL, 9, "more than 8 tokens"),
+        (WIDE, 1, "heads of more than 64 dimensions"),
+    ):
+        stack = drawn_stack(backend, "float16", shapes, [0] * tokens, list(range(tokens)))
         with pytest.raises(RuntimeError, match=f"one_kernel is true with {reason}; expected false"):
-            stack.at_once(backend, cache, None, counters, True)
+            stack.at_once(backend, drawn_cache(shapes), None, drawn_counters(shapes, tokens), True)
