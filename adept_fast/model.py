@@ -96,7 +96,7 @@ class Persimmon:
         self._cpu_step = ops.cpu_step(
             weights, self._lm_head, self.cos, self.sin, config.layer_norm_eps, self.scale, self.neuron_counts
         )
-        self._layers_step = ops.layers_step(
+        self._layers_step = ops.gpu_step(
             weights, self.cos, self.sin, config.layer_norm_eps, self.scale, config.head_dim
         )
 

@@ -20,6 +20,7 @@ def as_cuda(operators: Any, unavailable: str | None = None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "operators", operators)
         patch.setattr(cuda, "unavailable", lambda device: unavailable)
+        patch.setattr(cuda, "compute_capability", lambda device: (9, 0))
         patch.setattr(dispatch, "device_type", lambda device: "cuda")
         dispatch.forget()
         yield

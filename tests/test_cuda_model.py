@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
+from company import random_request
 from reading import hidden_states
 
 from adept_fast import Runtime, SamplingParams
@@ -91,11 +93,74 @@ def test_a_decode_step_of_packed_weights(shape: str, weights: str, tmp_path: Pat
     assert off <= 8 * torch.finfo(torch.float16).eps
 
 
+STEP_KINDS = ("layers", "one")  # of matrices in tiles
+FORMS: dict[str, dict[str, Any]] = {
+    "float16": {
+        "dtype": "float16",
+        "exact_prefill": True,
+    },  # a GEMM takes floats of each layout in another way
+    "bfloat16": {"dtype": "bfloat16", "cache_dtype": "bfloat16", "exact_prefill": True},
+    **{name: {"dtype": "float16", "weights": name} for name in ("int8", "fp8", "int4", "int4-g32")},
+}
+
+
+@pytest.mark.parametrize("shape", FAMILY)
+@pytest.mark.parametrize("fmt", FORMS)
+def test_steps_in_tiles_have_the_bits_of_rows(
+    shape: str, fmt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(**{"vocab_size": 4096, "max_position_embeddings": 128, **FAMILY[shape]})
+    write_huggingface(tmp_path, config, random_tensors(config, seed=7), demo_tokenizer())
+
+    def logits(**layout: str) -> torch.Tensor:
+        return decoded(tmp_path, ON_A_GPU, **FORMS[fmt], **layout)
+
+    by_rows = logits(weight_layout="row_major")
+    for kind in STEP_KINDS:
+        monkeypatch.setenv("ADEPT_FAST_STEP", kind)
+        assert torch.equal(logits(weight_layout="tiles"), by_rows), kind
+
+
+@pytest.mark.parametrize("fmt", FORMS)
+def test_texts_of_tiles_are_those_of_rows(fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In graphs, alone and in company, with guesses: several tokens of a slot in a step."""
+    draw = random.Random(fmt)
+    requests = [random_request(draw, 4096) for _ in range(20)]
+    prompts, params = [ids for ids, _ in requests], [settings for _, settings in requests]
+    assert any(settings.prompt_lookup for settings in params)
+
+    def texts(layout: str, slots: int) -> list[Any]:
+        runtime = Runtime.load(
+            "demo",
+            device=ON_A_GPU,
+            weight_layout=layout,
+            cuda_graphs="required",
+            max_seq_len=300,
+            max_batch_size=slots,
+            progress=False,
+            **FORMS[fmt],
+        )
+        assert runtime.placement.layout == layout
+        return [(one.token_ids, one.logprobs) for one in runtime.generate(prompts, params)]
+
+    by_rows = texts("row_major", 8)
+    for kind in STEP_KINDS:
+        monkeypatch.setenv("ADEPT_FAST_STEP", kind)
+        for slots in (1, 8):
+            assert texts("tiles", slots) == by_rows, (kind, slots)
+
+
 @torch.inference_mode()
-def decoded(path: Path, device: str, dtype: str) -> torch.Tensor:
+def decoded(path: Path, device: str, dtype: str, cache_dtype: str | None = None, **more: Any) -> torch.Tensor:
     """The logits of each of 40 steps, of two sequences at once."""
     runtime = Runtime.load(
-        path, device=device, dtype=dtype, cache_dtype=dtype, max_batch_size=3, progress=False
+        path,
+        device=device,
+        dtype=dtype,
+        cache_dtype=cache_dtype or dtype,
+        max_batch_size=3,
+        progress=False,
+        **more,
     )
     ids = torch.randint(2, 4096, (40, 2), generator=torch.Generator().manual_seed(0)).to(device)
     slots, first = torch.tensor([2, 0], device=device), torch.tensor([0, 5], device=device)

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from torch import Tensor
 
 from adept_fast import extension
-from adept_fast.ops import cuda
+from adept_fast.ops import cuda, dispatch
 from adept_fast.ops.dispatch import (
     Choice,
     decode_attention,
-    device_type,
     embed,
     explain,
     layernorm_qkv,
@@ -44,6 +43,7 @@ __all__ = [
     "decode_attention",
     "embed",
     "explain",
+    "gpu_step",
     "layernorm_qkv",
     "linear_residual",
     "lm_head",
@@ -64,23 +64,23 @@ def cpu_step(
     weights: ModelWeights, lm_head: Matrix, cos: Tensor, sin: Tensor, eps: float, scale: float, counts: Tensor
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None:
     """On a CPU with the extension, a whole decode step as one call (see ``ops/step.py``); None otherwise."""
-    if not extension.load().loaded or weights.device.type != "cpu":
+    if not extension.load().loaded or dispatch.device_type(weights.device) != "cpu":
         return None
     from adept_fast.ops.step import CpuStep
 
     return CpuStep(weights, lm_head, cos, sin, eps, scale, counts)
 
 
-def layers_step(
+def gpu_step(
     weights: ModelWeights, cos: Tensor, sin: Tensor, eps: float, scale: float, head_dim: int
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor, int, Tensor | None], Tensor] | None:
     """On a GPU with matrices in tiles, the layers of a decode step as one call: ``ops/layers_step.py``."""
     device = weights.device
-    if device_type(device) != "cuda" or cuda.unavailable(device) is not None:
+    if dispatch.device_type(device) != "cuda" or cuda.unavailable(device) is not None:
         return None
-    from adept_fast.ops import layers_step as by_layers
+    from adept_fast.ops.layers_step import LayersStep, refuses_one_kernel, requested, takes
 
-    if not by_layers.takes(weights):
+    if not takes(weights):
         return None
-    one = by_layers.requested() == "one" and by_layers.refuses_one_kernel(device, head_dim) is None
-    return by_layers.LayersStep(weights, cos, sin, eps, scale, one)
+    one = requested() == "one" and refuses_one_kernel(device, head_dim) is None
+    return LayersStep(weights, cos, sin, eps, scale, one)

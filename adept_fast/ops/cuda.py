@@ -32,10 +32,15 @@ def unavailable(device: torch.device) -> str | None:
         return f"{device} is no NVIDIA GPU"
     if not built.cuda:
         return f"the extension is built without CUDA: {built.cuda_reason}"
-    major, minor = torch.cuda.get_device_capability(device)
+    major, minor = compute_capability(device)
     if major < 8:
         return f"its compute capability is {major}.{minor}, and the kernels need 8.0"
     return extension.missing_for_cuda() or None
+
+
+def compute_capability(device: torch.device) -> tuple[int, int]:
+    """Such as (9, 0)."""
+    return torch.cuda.get_device_capability(device)
 
 
 def fault(device: torch.device) -> str | None:

@@ -7,7 +7,6 @@ all layers in one kernel, whose blocks wait for each other. Both give the same b
 from __future__ import annotations
 
 import os
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -35,10 +34,9 @@ def requested() -> str:
     return name
 
 
-@cache
 def refuses_one_kernel(device: torch.device, head_dim: int) -> str | None:
     """The reason that one kernel does not compute all layers of a step of few tokens; None if it does."""
-    if torch.cuda.get_device_capability(device)[0] < 9:
+    if cuda.compute_capability(device) < (9, 0):
         return "it needs compute capability 9.0"
     if head_dim > MAX_HEAD_DIM_OF_ONE:
         return f"it takes heads of up to {MAX_HEAD_DIM_OF_ONE} dimensions, not {head_dim}"

@@ -136,7 +136,10 @@ def run_side_by_side(
 
 # Which tests run on a GPU: those of operators, which take a backend and have the marker gpu, and by name
 # those that load a checkpoint.
-ON_A_GPU = re.compile(r"^@(every_backend|(on|in_formats)\((CUDA|KERNELS)\b)", re.MULTILINE)
+ON_A_GPU = re.compile(
+    r"^@(every_backend|(on|in_formats)\((CUDA|KERNELS)\b)|^    for \w+ in (CUDA|KERNELS)$|\bin BACKENDS\b",
+    re.MULTILINE,
+)
 MODEL_TESTS = (
     "test_graphs_cuda.py",
     "test_cuda_model.py",
