@@ -26,6 +26,12 @@ _GUARD = re.compile(r"^@!?U?P\w+\s+")
 _TARGET = re.compile(r"\b(0x[0-9a-f]+)\b")
 
 
+# In kernels whose weights lie in tiles and strips (csrc/cuda/tile_layout.h)
+_ROWS_OF_SLOT = 4  # whose copies are one loop, a round for each row that has no neighbour in the slot
+_BITS = {1: 16, 2: 16, 3: 8, 4: 4, 5: 8, 6: 4}  # of a weight, by the Format's number
+_WEIGHTS_OF_HMMA, _WEIGHTS_OF_FFMA = 256, 32  # of a warp's instruction, for one tile of tokens, or one token
+
+
 @dataclass(frozen=True)
 class Instruction:
     address: int
@@ -74,7 +80,18 @@ class Kernel:
     instructions: tuple[Instruction, ...]
 
     def has(self, opcode: str) -> bool:
-        return any(instruction.opcode.split(".")[0] == opcode for instruction in self.instructions)
+        """``UBLKCP`` or, with what follows it, ``SYNCS.PHASECHK``."""
+        return any(has_opcode(instruction, opcode) for instruction in self.instructions)
+
+    def innermost_loops(self, *opcodes: str) -> list[frozenset[int]]:
+        """The loops with all of these opcodes, but none around one; by their instructions' indices."""
+        codes = self.instructions
+        loops = [
+            loop
+            for loop in find_loops(codes)
+            if all(any(has_opcode(codes[at], opcode) for at in loop) for opcode in opcodes)
+        ]
+        return [loop for loop in loops if not any(other < loop for other in loops)]
 
     def streaming_loops(self, bytes_of_thread: int = 16) -> list[list[Instruction]]:
         """The instructions of each loop with a global load of that width, not of loops around such a loop."""
@@ -84,6 +101,10 @@ class Kernel:
         smallest = {min(some, key=len) for some in around if some}
         inner = [loop for loop in smallest if not any(other < loop for other in smallest)]
         return [[self.instructions[at] for at in sorted(loop)] for loop in inner]
+
+
+def has_opcode(instruction: Instruction, opcode: str) -> bool:
+    return f"{instruction.opcode}.".startswith(f"{opcode}.")
 
 
 def find_loops(instructions: tuple[Instruction, ...]) -> list[frozenset[int]]:
@@ -119,8 +140,10 @@ def _following(instructions: tuple[Instruction, ...]) -> dict[int, list[int]]:
         instruction = instructions[at]
         kind = instruction.opcode.split(".")[0]
         nexts = []
-        if kind == "BRA" and (target := _TARGET.search(instruction.text)):
-            nexts.append(index[int(target[1], 16)])
+        if kind in ("BRA", "CALL") and (target := _TARGET.search(instruction.text)):
+            nexts.append(
+                index[int(target[1], 16)]
+            )  # what is called is part of the kernel, and returns to no one
         # A branch may have a second condition among its operands: ``BRA P1, 0x240``, ``BRA.DIV UR4, 0x240``.
         always = not instruction.guarded and re.fullmatch(r"BRA(\.U)? 0x[0-9a-f]+", instruction.text)
         ends = kind in ("EXIT", "RET") and not instruction.guarded
@@ -184,6 +207,52 @@ def _body(head: int, tail: int, preceding: dict[int, list[int]]) -> set[int]:
             body.add(at)
             waiting += preceding[at]
     return body
+
+
+def _format_of(kernel: Kernel) -> int:
+    return int(re.search(r"\(Format\)(\d)", kernel.name)[1])  # type: ignore[index]
+
+
+def product_loops(kernel: Kernel) -> list[frozenset[int]]:
+    """A chunk of weights on tensor cores, with the wait for its stage."""
+    return kernel.innermost_loops("HMMA")
+
+
+def down_loops(kernel: Kernel) -> list[frozenset[int]]:
+    """A slot's rows and the copies of the next ones."""
+    return kernel.innermost_loops("FFMA", _copies_of(kernel))
+
+
+def _copies_of(kernel: Kernel) -> str:
+    return "UBLKCP" if kernel.architecture == "sm_90" else "LDGSTS"
+
+
+def _count(kernel: Kernel, loop: frozenset[int], opcode: str) -> int:
+    return sum(has_opcode(kernel.instructions[at], opcode) for at in loop)
+
+
+def product_instructions(kernel: Kernel) -> float:
+    """For 1 kB of weights, in a kernel for one tile of tokens; without what other warps' stages take."""
+    (loop,) = product_loops(kernel)
+    weights = _WEIGHTS_OF_HMMA * _count(kernel, loop, "HMMA")
+    return len(loop) * 8 * 1024 / (weights * _BITS[_format_of(kernel)])
+
+
+def down_instructions(kernel: Kernel) -> float:
+    """For 1 kB of weights, in a kernel for one token, of slots that are full of rows without neighbours."""
+    (loop,) = down_loops(kernel)
+    inner = [other for other in find_loops(kernel.instructions) if other < loop]
+    tail = {at for other in inner if _count(kernel, other, "FFMA") for at in other}
+    copies = {at for other in inner if _count(kernel, other, "UBLKCP") for at in other}
+    whole = loop - tail
+    weights = _WEIGHTS_OF_FFMA * _count(kernel, frozenset(whole), "FFMA")
+    instructions = len(whole) + (_ROWS_OF_SLOT - 1) * len(copies)
+    return instructions * 8 * 1024 / (weights * _BITS[_format_of(kernel)])
+
+
+def is_counted(kernel: Kernel) -> bool:
+    """Whether it is for 9.0 and one token: a tile of tokens in a product, one in the down-projection."""
+    return kernel.architecture == "sm_90" and bool(re.search(r"\(Format\)\d, 1\b", kernel.name))
 
 
 def find_cuobjdump() -> Path | None:
@@ -290,7 +359,17 @@ def _described(kernel: Kernel) -> str:
     local = sum(one.is_local for one in kernel.instructions)
     memory = f"{local} local accesses, {kernel.shared_bytes} bytes shared"
     streams = "; ".join(loops) or "without streams"
-    return f"{kernel.name}: {kernel.registers} registers, {memory}, loops {streams}"
+    of_kilobyte = [
+        f"{count(kernel):.0f} instructions for 1 kB of the {what}"
+        for what, loops, count in (
+            ("product", product_loops, product_instructions),
+            ("down-projection", down_loops, down_instructions),
+        )
+        if is_counted(kernel) and len(loops(kernel)) == 1
+    ]
+    return "; ".join(
+        [f"{kernel.name}: {kernel.registers} registers, {memory}, loops {streams}", *of_kilobyte]
+    )
 
 
 def main(architecture: str = "sm_90") -> None:

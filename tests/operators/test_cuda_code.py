@@ -13,13 +13,12 @@ from pathlib import Path
 
 import pytest
 from cuda_disassembly import Instruction, Kernel, find_cuobjdump, find_loops, read_kernels
+from staged_kernels import ISSUED_FOR_KILOBYTE, Staged, registers_of_thread, staged_objections
 
 from adept_fast.extension import recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90")
-REGISTERS = 65536  # of a multiprocessor, on each of them
-MOST_REGISTERS = 255  # of a thread
 # So that its share of an H200's memory, 4.8 TB/s over 132, is busy for the 0.7 µs that a load takes.
 BYTES_IN_FLIGHT = 26_000
 INSTRUCTIONS_OF_A_LOAD = 5_500  # that a multiprocessor issues in the same time: 4 in each of an H200's cycles
@@ -39,8 +38,8 @@ class Meant:
 
     @property
     def registers(self) -> int:
-        """The most that a thread may have; they are given out by eights."""
-        return min(MOST_REGISTERS, REGISTERS // (self.threads * self.blocks) // 8 * 8)
+        """The most that a thread may have."""
+        return registers_of_thread(self.threads, self.blocks)
 
     @property
     def needed_in_flight(self) -> int:
@@ -50,8 +49,10 @@ class Meant:
 
 # Either of the formats in 16 bits, and in 8; 4 bits with a scale for 128 weights.
 F16, EIGHT_BITS, INT4 = r"\(Format\)[12]", r"\(Format\)[35]", r"\(Format\)[46]"
+# Instructions for 1 kB, more than memory at 4.5 TB/s waits for: every weight is converted and added alone.
+INT4_DOWN = 300
 # By the whole name, as a regular expression; each kernel has one entry.
-KERNELS = {
+KERNELS: dict[str, Meant | Staged] = {
     r"copy_vectors": Meant(threads=256, blocks=6, loads=4),
     r"copy_bytes": Meant(threads=256, blocks=8),
     r"read_vectors": Meant(threads=512, blocks=2, loads=8),
@@ -89,9 +90,26 @@ KERNELS = {
     rf"multiply_active_rows<{INT4}, 16>": Meant(
         128, blocks=2, loads=8, narrow=8, width=4, busy=1600, product="FFMA"
     ),
+    # In tiles and strips. Two blocks of the product overlap at one tile of tokens.
+    rf"multiply_matrix<{F16}, 1, \w+>": Staged(threads=288, blocks=2, product=40),
+    rf"multiply_matrix<{EIGHT_BITS}, 1, \w+>": Staged(threads=288, blocks=2, product=75),
+    rf"multiply_matrix<{INT4}, 1, \w+>": Staged(threads=288, blocks=2, product=160),
+    rf"multiply_matrix<(?:{F16}|{EIGHT_BITS}|{INT4}), 2, true>": Staged(threads=288, product=160),
+    rf"multiply_strips<{F16}, \d+>": Staged(threads=256, down=140),
+    rf"multiply_strips<{EIGHT_BITS}, \d+>": Staged(threads=256, down=205),
+    rf"multiply_strips<{INT4}, \d+>": Staged(threads=256, down=INT4_DOWN),
+    rf"multiply_mlp<{F16}, [148]>": Staged(threads=288, product=40, down=140),
+    rf"multiply_mlp<{EIGHT_BITS}, [148]>": Staged(threads=288, product=75, down=205),
+    rf"multiply_mlp<{INT4}, [148]>": Staged(threads=288, product=160, down=INT4_DOWN),
+    # They call one function for attention, which no format of weights has for itself.
+    rf"decode_all<{F16}, [18]>": Staged(288, product=40, down=140, calls=True, only="sm_90"),
+    rf"decode_all<{EIGHT_BITS}, [18]>": Staged(288, product=75, down=205, calls=True, only="sm_90"),
+    rf"decode_all<{INT4}, [18]>": Staged(288, product=160, down=INT4_DOWN, calls=True, only="sm_90"),
     r"add_partials": Meant(threads=256, blocks=5),
     r"attend<(?:__half|__nv_bfloat16|float), \d+, 1>": Meant(threads=256, blocks=4, loads=8),
     r"attend<float, 32, 2>": Meant(threads=256, blocks=2, loads=16),  # heads of more than 128
+    r"attend_heads<(?:__half|__nv_bfloat16), (?:8|16)>": Meant(threads=256, blocks=3, loads=8),
+    r"attend_heads<(?:__half|__nv_bfloat16), 32>": Meant(threads=256, blocks=2, loads=8),
     r"attend_tile<\(Format\)[12], 64>": Meant(threads=256, blocks=2),
     r"attend_tile<\(Format\)[12], (?:128|256)>": Meant(threads=256, blocks=1),
     r"merge_splits": Meant(threads=256, blocks=5),
@@ -115,8 +133,11 @@ KERNELS = {
 }
 
 
-def objections(kernel: Kernel, meant: Meant) -> Iterator[str]:
+def objections(kernel: Kernel, meant: Meant | Staged) -> Iterator[str]:
     """What is not as meant, in a few words each."""
+    if isinstance(meant, Staged):
+        yield from staged_objections(kernel, meant)
+        return
     if kernel.stack_bytes or kernel.local_bytes or any(one.is_local for one in kernel.instructions):
         yield f"local memory ({kernel.stack_bytes} bytes of stack): spilled, or an array without registers"
     if kernel.registers > meant.registers:
@@ -240,10 +261,20 @@ def test_a_word_for_the_host_is_one_store(kernels: list[Kernel], architecture: s
     assert "MEMBAR.SC.SYS" in opcodes[opcodes.index("STG.E.64.STRONG.SYS") :]
 
 
-@pytest.mark.parametrize("pattern", [pattern for pattern, meant in KERNELS.items() if meant.loads])
+STREAMING = {pattern: one for pattern, one in KERNELS.items() if isinstance(one, Meant) and one.loads}
+
+
+@pytest.mark.parametrize("pattern", STREAMING)
 def test_enough_loads_are_meant_to_be_in_flight(pattern: str) -> None:
-    meant = KERNELS[pattern]
+    meant = STREAMING[pattern]
     assert meant.width * meant.loads * meant.threads * meant.blocks >= meant.needed_in_flight
+
+
+def test_memory_and_not_instructions_is_meant_to_be_the_limit() -> None:
+    """But of rows of the down-projection in 4 bits."""
+    staged = [one for one in KERNELS.values() if isinstance(one, Staged)]
+    assert max(one.product for one in staged) < ISSUED_FOR_KILOBYTE
+    assert max(one.down for one in staged if one.down != INT4_DOWN) < ISSUED_FOR_KILOBYTE
 
 
 def test_every_entry_is_of_a_kernel(kernels: list[Kernel]) -> None:
