@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 
@@ -79,6 +80,11 @@ class Kernel:
     local_bytes: int
     instructions: tuple[Instruction, ...]
 
+    @cached_property
+    def loops(self) -> list[frozenset[int]]:
+        """By the indices of their instructions."""
+        return find_loops(self.instructions)
+
     def has(self, opcode: str) -> bool:
         """``UBLKCP`` or, with what follows it, ``SYNCS.PHASECHK``."""
         return any(has_opcode(instruction, opcode) for instruction in self.instructions)
@@ -88,14 +94,14 @@ class Kernel:
         codes = self.instructions
         loops = [
             loop
-            for loop in find_loops(codes)
+            for loop in self.loops
             if all(any(has_opcode(codes[at], opcode) for at in loop) for opcode in opcodes)
         ]
         return [loop for loop in loops if not any(other < loop for other in loops)]
 
     def streaming_loops(self, bytes_of_thread: int = 16) -> list[list[Instruction]]:
         """The instructions of each loop with a global load of that width, not of loops around such a loop."""
-        loops = find_loops(self.instructions)
+        loops = self.loops
         wide = [at for at, one in enumerate(self.instructions) if one.loads(bytes_of_thread)]
         around = [[loop for loop in loops if at in loop] for at in wide]
         smallest = {min(some, key=len) for some in around if some}
@@ -241,7 +247,7 @@ def product_instructions(kernel: Kernel) -> float:
 def down_instructions(kernel: Kernel) -> float:
     """For 1 kB of weights, in a kernel for one token, of slots that are full of rows without neighbours."""
     (loop,) = down_loops(kernel)
-    inner = [other for other in find_loops(kernel.instructions) if other < loop]
+    inner = [other for other in kernel.loops if other < loop]
     tail = {at for other in inner if _count(kernel, other, "FFMA") for at in other}
     copies = {at for other in inner if _count(kernel, other, "UBLKCP") for at in other}
     whole = loop - tail

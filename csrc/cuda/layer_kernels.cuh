@@ -22,8 +22,9 @@ namespace adept::cuda {
 
 constexpr int kLayerThreads = kTeamThreads + kWarpSize;
 
+// Two blocks have 64 kB in flight; for three, the compiler spills a register on 8.6.
 template <class Element, int kLanes>
-__global__ void __launch_bounds__(kTeamThreads)
+__global__ void __launch_bounds__(kTeamThreads, 2)
     attend_heads(const AppendAttention op, const attention::Partials partials, int64_t splits) {
   auto& shared = *dynamic_shared<attention::AppendShared>();
   pdl_launch_dependents();

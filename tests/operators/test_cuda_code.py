@@ -108,8 +108,8 @@ KERNELS: dict[str, Meant | Staged] = {
     r"add_partials": Meant(threads=256, blocks=5),
     r"attend<(?:__half|__nv_bfloat16|float), \d+, 1>": Meant(threads=256, blocks=4, loads=8),
     r"attend<float, 32, 2>": Meant(threads=256, blocks=2, loads=16),  # heads of more than 128
-    r"attend_heads<(?:__half|__nv_bfloat16), (?:8|16)>": Meant(threads=256, blocks=3, loads=8),
-    r"attend_heads<(?:__half|__nv_bfloat16), 32>": Meant(threads=256, blocks=2, loads=8),
+    # The loop that merges splits loads the sums of each in 16 bytes, and its softmax in 8.
+    r"attend_heads<(?:__half|__nv_bfloat16), \d+>": Meant(threads=256, blocks=2, loads=8, narrow=4),
     r"attend_tile<\(Format\)[12], 64>": Meant(threads=256, blocks=2),
     r"attend_tile<\(Format\)[12], (?:128|256)>": Meant(threads=256, blocks=1),
     r"merge_splits": Meant(threads=256, blocks=5),
