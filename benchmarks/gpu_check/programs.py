@@ -152,6 +152,19 @@ class Prefill(Runtimes):
         super().__init__(report, name, variants, ["--samples", "3", *lengths, *fewer])
 
 
+class Layouts(Runtimes):
+    """Decode steps in each layout of the matrices, by each kind of kernels."""
+
+    benchmark = "layouts"
+
+    def __init__(self, report: dict[str, Any]) -> None:
+        super().__init__(report, "adept-fast", OURS, [])
+
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "benchmarks", self.benchmark, "--model", "8b", "--device", "cuda"]
+
+
 def _as_many_as_fit(ended: Ended, said: str, count: int) -> Outcome:
     """A program measures the most valuable first, so what the limit cuts off is no failure; no figure is."""
     if ended.ran_out and count:
