@@ -42,6 +42,7 @@ class Case:
     zeros: float = 0.0  # the share of inactive neurons
     positions: int = 0
     filter: str = ""  # of sample
+    layout: str = "row_major"  # of the matrices, or tiles, or one: tiles, and one kernel for all layers
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Case:
@@ -53,6 +54,7 @@ class Case:
             entry["sparsity_percent"] / 100,
             entry["positions"],
             entry["sampling"] if entry["operator"] == "sample" else "",
+            entry.get("layout", "row_major"),
         )
 
     @property
@@ -60,7 +62,8 @@ class Case:
         """Everything but the tokens."""
         zeros = f"{self.zeros:.0%} zeros" if self.operator in ("mlp", "layer", "step") else ""
         positions = f"{self.positions} positions" if self.positions else ""
-        return ", ".join(filter(None, (self.operator, self.format, zeros, positions, self.filter)))
+        layout = {"row_major": "", "tiles": "tiles", "one": "tiles, one kernel"}[self.layout]
+        return ", ".join(filter(None, (self.operator, self.format, layout, zeros, positions, self.filter)))
 
     @property
     def name(self) -> str:

@@ -39,7 +39,7 @@ def check_stages(report: dict[str, Any], *, sanitize: bool = False) -> list[Stag
     stages = [
         Stage("operators", 30, 10, operator_tests),
         Stage("graphs and model", 80, 10, model_tests),
-        Stage("step", 20, 5, StepProgram(report)),
+        Stage("step", 30, 5, StepProgram(report)),
         Stage("decode", 90, 30, Decode(report, "adept-fast")),
         Stage("prefill", 45, 20, Prefill(report, "adept-fast")),
     ]
@@ -57,7 +57,7 @@ def baseline_stages(report: dict[str, Any]) -> list[Stage]:
 
 def layout_stages(report: dict[str, Any]) -> list[Stage]:
     """Steps and operators of matrices in each layout."""
-    return [Stage("layouts", 130, 30, Layouts(report))]
+    return [Stage("step", 30, 5, StepProgram(report)), Stage("layouts", 130, 30, Layouts(report))]
 
 
 def limit_seconds(stages: Iterable[Stage]) -> float:
