@@ -9,7 +9,7 @@
 # make step        build/step, which times a decode step and its operators on a GPU (build/step --help)
 # make gpu-build   that and the extension, for one architecture, on a machine that needs no GPU
 # make gpu-check   test and time the CUDA kernels on this machine's GPU, with what gpu-build made for it
-# make gpu-baselines  time what other runtimes make of the same step on this machine's GPU
+# make gpu-baselines  time what other runtimes make of the same step and prompts on this machine's GPU
 #
 # WORKERS    processes that share the tests, of one thread each
 # PYTHON     the interpreter to start from; a torch that it has is used as it is

@@ -112,10 +112,14 @@ class Stack:
         assert x.shape[1] == shapes.hidden
         return x
 
+    def tensors(self) -> list[Tensor]:
+        """Of all layers, as decode_layers takes them."""
+        return [tensor for layer in self.layers for tensor in layer.in_order()]
+
     def at_once(
         self, backend: Backend, cache: Tensor, counts: Tensor | None, counters: Tensor, one_kernel: bool
     ) -> Tensor:
-        layers = [tensor for layer in self.layers for tensor in layer.in_order()]
+        layers = self.tensors()
         out: Tensor = backend.run(
             "decode_layers", **self.arguments, layers=layers, cache=cache, eps=EPS, counts=counts,
             counters=counters, one_kernel=one_kernel,

@@ -7,7 +7,8 @@ from typing import Any
 
 import matrices
 import torch
-from backends import EPS, Reference
+from backends import EMULATED, EPS, Reference
+from layer_stacks import Shapes, drawn_counters, drawn_stack
 from torch import Tensor
 
 from adept_fast.ops import reference
@@ -138,6 +139,21 @@ def decode_step(fmt: str) -> Arguments:
     }
 
 
+def decode_layers(fmt: str) -> Arguments:
+    shapes = Shapes(HIDDEN, HEADS, UNITS, CAPACITY, layers=2, half=4, slots=SLOTS)
+    slots, positions = at().values()
+    stack = drawn_stack(EMULATED, "float16", shapes, slots.tolist(), positions.tolist())
+    return {
+        **stack.arguments,
+        "layers": stack.tensors(),
+        "cache": torch.zeros(2, 2, SLOTS, HEADS, CAPACITY, HEAD_DIM).half(),
+        "eps": EPS,
+        "counts": torch.zeros(2, dtype=torch.int64),
+        "counters": drawn_counters(shapes, 2),
+        "one_kernel": False,
+    }
+
+
 def sample(fmt: str) -> Arguments:
     return {
         "logits": torch.randn(2, 35),
@@ -216,6 +232,7 @@ OPERATORS: dict[str, Callable[[str], Arguments]] = {
         decode_attention,
         prefill_attention,
         decode_step,
+        decode_layers,
         sample,
         token_logprobs,
         update_decode_state,
@@ -230,6 +247,7 @@ OPERATORS: dict[str, Callable[[str], Arguments]] = {
 
 # Those for which a CPU has no kernel, and what they return here.
 OF_A_GPU = {
+    "decode_layers": [((2, HIDDEN), torch.float32)],
     "sample": [((2,), torch.int64)],
     "token_logprobs": [((2, 2, 4), torch.float32)],
     "embed": [((2, HIDDEN), torch.float32)],

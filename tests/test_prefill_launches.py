@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +166,19 @@ def test_products_add_up_in_float32_and_leave_the_settings(
             setattr(settings, name, value)
     assert seen
     assert not any(seen)
+
+
+def test_settings_return_when_the_last_thread_is_done() -> None:
+    settings: Any = torch.backends.cuda.matmul
+    before = settings.allow_fp16_reduced_precision_reduction
+    try:
+        settings.allow_fp16_reduced_precision_reduction = True
+        with ThreadPoolExecutor(1) as other:
+            other.submit(cuda_gemm.sums_in_float32.__enter__).result()
+            with cuda_gemm.sums_in_float32, cuda_gemm.sums_in_float32:
+                assert not settings.allow_fp16_reduced_precision_reduction
+            assert not settings.allow_fp16_reduced_precision_reduction
+            other.submit(cuda_gemm.sums_in_float32.__exit__).result()
+        assert settings.allow_fp16_reduced_precision_reduction
+    finally:
+        settings.allow_fp16_reduced_precision_reduction = before

@@ -27,8 +27,9 @@ from adept_fast.engine.placement import Placement
 from adept_fast.memory.advice import InsufficientMemoryError, plan_memory
 from adept_fast.memory.plan import MemoryPlan, MemoryRequest
 from adept_fast.memory.workspace import allowance_reason
-from adept_fast.ops import cuda
+from adept_fast.ops import cuda, step_kernels
 from adept_fast.ops.optional import choices
+from adept_fast.quantization.layouts import TILES
 from adept_fast.system.byte_counts import format_bytes, format_together
 from adept_fast.system.short_text import printable
 
@@ -75,6 +76,7 @@ def _report(location: Location, options: dict[str, Any]) -> dict[str, dict[str, 
             "pages": describe_pages(request),
             "cache": dtype_name(placement.cache_dtype),
             "decode steps": launch_description(placement.device, options["cuda_graphs"]),
+            **_describe_layers(placement, checkpoint),
             **({} if is_absent else _describe_kernels(placement.device)),
         },
         "memory": {
@@ -89,6 +91,12 @@ def _report(location: Location, options: dict[str, Any]) -> dict[str, dict[str, 
             "python": platform.python_version(),
         },
     }
+
+
+def _describe_layers(placement: Placement, checkpoint: Checkpoint) -> dict[str, str]:
+    if placement.layout != TILES:
+        return {}
+    return {"layers of a step": step_kernels.description(checkpoint.config.head_dim)}
 
 
 def _describe_checkpoint(checkpoint: Checkpoint, location: Location) -> dict[str, Any]:

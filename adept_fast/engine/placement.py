@@ -12,7 +12,7 @@ from adept_fast.arguments import ParameterError, one_of
 from adept_fast.checkpoint import WEIGHT_DTYPES, Checkpoint, dtype_name
 from adept_fast.memory.available import available_bytes
 from adept_fast.memory.footprint import footprint
-from adept_fast.ops import cuda
+from adept_fast.ops import cuda, step_kernels
 from adept_fast.quantization.formats import WeightFormat
 from adept_fast.quantization.layouts import ROW_MAJOR, TILES, formats_of, layout_of
 from adept_fast.system.short_text import short_repr
@@ -66,9 +66,18 @@ def choose_placement(
         held = embedding_dtype(checkpoint, wanted, packed)
         reason = "as stored" if checkpoint.weights else f"packed from {dtype_name(checkpoint.dtype)}"
     layout, layout_reason = _layout(device, weight_layout, refusal)
+    if layout == TILES:
+        _check_step_kernels(checkpoint)
     if layout == TILES and is_tied(checkpoint, packed):
         layout_reason += "; the lm_head stays row_major, as it is the embedding too"
     return Placement(device, held, cache, packed, reason, layout, layout_reason)
+
+
+def _check_step_kernels(checkpoint: Checkpoint) -> None:
+    try:
+        step_kernels.description(checkpoint.config.head_dim)
+    except step_kernels.StepSettingError as error:
+        raise ParameterError(str(error)) from error
 
 
 def _layout(device: torch.device, requested: object, refusal: str | None) -> tuple[str, str]:

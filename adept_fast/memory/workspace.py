@@ -22,7 +22,7 @@ SCORED_ROWS = 64  # logits are computed for this many tokens at once: a row of t
 CUDA_ALLOWANCE_BYTES = 1 << 29
 
 # Estimated workspaces of a row's decode step without the extension: twice the 8B's at its whole context.
-ROW_ALLOWANCE_BYTES = 1 << 23
+ROW_ALLOWANCE_BYTES = 13 << 19
 
 _FLOAT = 4
 # Bytes a logit: itself, its bias and count, its probability in float64, those sorted, their ids and sums.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from adept_fast import extension
-from adept_fast.ops import cuda, dispatch
+from adept_fast.ops import cuda, dispatch, step_kernels
 from adept_fast.ops.dispatch import (
     Choice,
     decode_attention,
@@ -78,9 +78,10 @@ def gpu_step(
     device = weights.device
     if dispatch.device_type(device) != "cuda" or cuda.unavailable(device) is not None:
         return None
-    from adept_fast.ops.layers_step import LayersStep, refuses_one_kernel, requested, takes
+    from adept_fast.ops.layers_step import LayersStep, takes
 
     if not takes(weights):
         return None
-    one = requested() == "one" and refuses_one_kernel(device, head_dim) is None
+    refusal = step_kernels.refuses_one_kernel(device, head_dim)
+    one = step_kernels.requested() == "one" and refusal is None
     return LayersStep(weights, cos, sin, eps, scale, one)

@@ -9,10 +9,10 @@ float32.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from contextlib import ContextDecorator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +26,11 @@ from adept_fast.quantization.matrix import Matrix
 
 MAX_COLUMNS = 32768  # that the kernels prepare
 _BLOCK_ELEMENTS = 1 << 24  # 32 MB in 16 bits: a GEMM reads a widened block from the second-level cache
+_BLOCK_ROWS = 64  # blocks begin at multiples of this, so that cuBLAS gets aligned rows and columns
 DEQUANTIZING_BYTES = 6 * _BLOCK_ELEMENTS  # for a block of 4 bits, at once: its bytes twice, floats twice
 
 
-@dataclass(frozen=True)
-class _Rows:
+class _Rows(NamedTuple):
     """What prepares and finishes the rows of a GEMM: the kernels', or plain PyTorch's functions."""
 
     prepare: Callable[..., tuple[Tensor, Tensor]]
@@ -52,8 +52,7 @@ def _rows_of(device: torch.device, columns: int = 0) -> _Rows:
 _Widened = (GpuMatrix, GpuTiles, GpuFloatTiles)  # matrices that a GEMM cannot take as they are
 
 
-@dataclass(frozen=True)
-class _Factor:
+class _Factor(NamedTuple):
     """A matrix as a GEMM takes it: x · wᵀ, or x · w if ``transposed``."""
 
     matrix: Matrix
@@ -121,6 +120,7 @@ def _multiply_widened_transposed(x: Tensor, w_t: Matrix) -> Tensor:
 
 def _blocks(w: Matrix) -> Iterator[slice]:
     step = max(1, _BLOCK_ELEMENTS // max(1, w.shape[1]))
+    step -= step % _BLOCK_ROWS if step > _BLOCK_ROWS else 0
     for start in range(0, w.shape[0], step):
         yield slice(start, min(start + step, w.shape[0]))
 
@@ -142,23 +142,36 @@ _NARROW_SUMS = (
 )
 
 
-@contextmanager
-def sums_in_float32() -> Iterator[None]:
-    """While it lasts, cuBLAS adds up products of 16 bits in float32, and parts of a sum too.
+class _SumsInFloat32(ContextDecorator):
+    """While a thread is in it, cuBLAS adds up products of 16 bits in float32, and parts of a sum too.
 
-    Every product here does so. Around many of them this saves the host the changes of torch's settings.
+    torch's settings are those of the process: the first to enter changes them, the last restores them. So it
+    is cheap around one product inside of many.
     """
-    settings: Any = torch.backends.cuda.matmul
-    allowed = [name for name in _NARROW_SUMS if getattr(settings, name)]
-    for name in allowed:
-        setattr(settings, name, False)
-    try:
-        yield
-    finally:
-        for name in allowed:
-            setattr(settings, name, True)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._allowed: list[str] = []
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                settings: Any = torch.backends.cuda.matmul
+                self._allowed = [name for name in _NARROW_SUMS if getattr(settings, name)]
+                for name in self._allowed:
+                    setattr(settings, name, False)
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                for name in self._allowed:
+                    setattr(torch.backends.cuda.matmul, name, True)
 
 
+sums_in_float32 = _SumsInFloat32()
 Norm = tuple[Tensor, Tensor, float]  # gamma, beta and eps
 
 
@@ -191,7 +204,7 @@ class CudaGemm:
         """x · w_t: float32 [tokens, out], for w_t of [in, out]."""
         return self._project(x, _Factor(w_t, True), None)
 
-    @sums_in_float32()
+    @sums_in_float32
     def mlp(
         self,
         x: Tensor,
@@ -221,7 +234,7 @@ class CudaGemm:
         product = in_tiles(down.product, narrow, down.matrix, tiles)
         return _rows_of(x.device).finish(product, powers, down.scales, b_down, False, x)
 
-    @sums_in_float32()
+    @sums_in_float32
     def _project(
         self,
         x: Tensor,

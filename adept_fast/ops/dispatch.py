@@ -305,7 +305,7 @@ def prefill_gemm(w: Matrix) -> Gemm | cuda_gemm.CudaGemm | None:
 
 def prefill_settings(device: torch.device) -> AbstractContextManager[None]:
     """For a chunk of a prompt: settings of torch that each product would otherwise change and restore."""
-    return cuda_gemm.sums_in_float32() if device_type(device) == "cuda" else nullcontext()
+    return cuda_gemm.sums_in_float32 if device_type(device) == "cuda" else nullcontext()
 
 
 def explain(

@@ -1,46 +1,17 @@
-"""The layers of a decode step on a GPU as one call into C++, for matrices in tiles.
-
-ADEPT_FAST_STEP chooses the kernels: ``layers`` (the default) launches four for each layer, ``one`` computes
-all layers in one kernel, whose blocks wait for each other. Both give the same bits.
-"""
+"""The layers of a decode step on a GPU as one call into C++, for matrices in tiles."""
 
 from __future__ import annotations
-
-import os
 
 import torch
 from torch import Tensor
 
 from adept_fast.ops import cuda, kernels
 from adept_fast.ops.step import tensors_in_order
+from adept_fast.ops.step_kernels import MAX_TOKENS_OF_ONE
 from adept_fast.quantization.layout_gpu_tiles import is_in_tiles
 from adept_fast.weights import ModelWeights
 
-_VARIABLE, _NAMES = "ADEPT_FAST_STEP", ("layers", "one")
-MAX_TOKENS_OF_ONE = 8  # of the one kernel
-MAX_HEAD_DIM_OF_ONE = 64
 _STRIP_COLUMNS = 256  # of the down-projection, at least
-
-
-class StepSettingError(ValueError):
-    """ADEPT_FAST_STEP names unknown kernels."""
-
-
-def requested() -> str:
-    """The kernels that ADEPT_FAST_STEP names. Raises StepSettingError."""
-    name = os.environ.get(_VARIABLE, "") or _NAMES[0]
-    if name not in _NAMES:
-        raise StepSettingError(f"{_VARIABLE} is {name!r}; expected {' or '.join(_NAMES)}")
-    return name
-
-
-def refuses_one_kernel(device: torch.device, head_dim: int) -> str | None:
-    """The reason that one kernel does not compute all layers of a step of few tokens; None if it does."""
-    if cuda.compute_capability(device) < (9, 0):
-        return "it needs compute capability 9.0"
-    if head_dim > MAX_HEAD_DIM_OF_ONE:
-        return f"it takes heads of up to {MAX_HEAD_DIM_OF_ONE} dimensions, not {head_dim}"
-    return None
 
 
 def takes(weights: ModelWeights) -> bool:

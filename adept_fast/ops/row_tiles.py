@@ -7,6 +7,7 @@ largest tile of their matrix, or to a smaller one that a trial on this device ha
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable
 from typing import TypeAlias
 
@@ -24,6 +25,7 @@ _ALIGNMENT = 16  # bytes; cuBLAS takes other kernels for matrices that are align
 _equal_tiles: dict[Hashable, tuple[int, ...]] = {}
 
 
+@functools.cache
 def largest_tile(outputs: int) -> int:
     """The rows of the tile that defines the bits of a product with so many outputs."""
     return max((tile for tile in _TILES if tile * outputs <= _MAX_RESULTS), default=_TILES[0])

@@ -28,6 +28,7 @@ from adept_fast import Runtime
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.memory.bandwidth import BandwidthProbe
 from adept_fast.model import Persimmon
+from adept_fast.ops.step_kernels import MAX_TOKENS_OF_ONE, refuses_one_kernel
 from benchmarks.baselines.adept_fast import AdeptFastWorker
 from benchmarks.baselines.public_api import FLOATS
 from benchmarks.cases.speed import percents
@@ -134,8 +135,6 @@ def kinds_on(device: torch.device, head_dim: int) -> tuple[list[str], int]:
     """Those of KINDS with weights of their own, and the most rows of the one kernel: 0 if it does not run."""
     if device.type != "cuda":
         return ["row_major"], 0
-    from adept_fast.ops.layers_step import MAX_TOKENS_OF_ONE, refuses_one_kernel
-
     refused = refuses_one_kernel(device, head_dim) is not None
     return ["row_major", "tiles"], 0 if refused else MAX_TOKENS_OF_ONE
 

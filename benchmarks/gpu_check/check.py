@@ -34,7 +34,7 @@ from benchmarks.gpu_check.stages import ROOT
 
 @click.command()
 @click.option("--minutes", default=5.0, show_default=True, help="How long all stages may take; not a build.")
-@click.option("--baselines", is_flag=True, help="Measure the other runtimes' decode steps, and nothing else.")
+@click.option("--baselines", is_flag=True, help="Measure other runtimes' steps and prompts, nothing else.")
 @click.option("--layouts", is_flag=True, help="Time steps in each layout of the matrices, and nothing else.")
 @click.option("--sanitize", is_flag=True, help="compute-sanitizer too, in the time that is left at the end.")
 @click.option(

@@ -38,6 +38,12 @@ struct alignas(16) ActiveNeurons {
   float activations[kListedNeurons * kStride];
 };
 
+// A bit for each token that the i-th neuron of the list is active for.
+template <int kTokens>
+__device__ __forceinline__ int active_tokens(const ActiveNeurons<kTokens>& list, int i) {
+  return kTokens == 1 ? 1 : uniform(list.tokens[i]);
+}
+
 // Tokens whose sums go through shared memory at once.
 template <int kTokens>
 constexpr int kTokensHanded = least(kTokens, 4);

@@ -45,6 +45,14 @@ __device__ __forceinline__ void read_run(const float* from, float (&run)[kRun]) 
   run[4] = high.x, run[5] = high.y, run[6] = high.z, run[7] = high.w;
 }
 
+// A run times a power of two, rounded.
+template <Format kFormat>
+__device__ __forceinline__ uint4 pack_run(const float (&run)[kRun], float scale) {
+  return {
+      Element<kFormat>::pack(run[0] * scale, run[1] * scale), Element<kFormat>::pack(run[2] * scale, run[3] * scale),
+      Element<kFormat>::pack(run[4] * scale, run[5] * scale), Element<kFormat>::pack(run[6] * scale, run[7] * scale)};
+}
+
 // LayerNorm of one token by a team; the identity if gamma is null. A thread holds its first kHeld runs in registers and
 // reads the others again, from L1.
 template <class Team, int kHeld>
@@ -112,6 +120,87 @@ class TokenNorm {
   float inverse_deviation_ = 1;
 };
 
+// One warp in the place of a team: its lanes have the runs of all the team's threads, and its sums their order.
+template <class Team>
+class TeamInWarp {
+ public:
+  // Calls visit(i) for all runs i of this lane's threads, one thread after the other, and returns the sum or the
+  // maximum over the team of what a thread has collected.
+  template <class Visit, class Combine, class OfWarp>
+  static __device__ __forceinline__ float reduce(int runs, Visit visit, Combine combine, OfWarp of_warp) {
+    float all = 0;
+#pragma unroll 1
+    for (int warp = 0; warp < Team::threads() / kWarpSize; ++warp) {
+      float mine = 0;
+      for (int i = warp * kWarpSize + lane_index(); i < runs; i += Team::threads()) visit(i, mine);
+      const float sum = of_warp(mine);
+      all = warp == 0 ? sum : combine(all, sum);
+    }
+    return all;
+  }
+};
+
+// prepare_token by one warp, with the same bits, so that the warps of a team prepare 8 tokens side by side.
+template <Format kFormat, class Team>
+__device__ float prepare_token_by_warp(const float* x, const Norm& norm, int cols, uint4* row) {
+  using Reduction = TeamInWarp<Team>;
+  const int runs = cols / kRun;
+  const auto sum_of_warp = [](float value) { return warp_sum(value); };
+  float mean = 0, inverse_deviation = 1;
+  if (norm.gamma != nullptr) {
+    const float sum = Reduction::reduce(
+        runs,
+        [&](int i, float& to) {
+          float run[kRun];
+          read_run(x + i * kRun, run);
+#pragma unroll
+          for (float value : run) to += value;
+        },
+        Plus(), sum_of_warp);
+    mean = sum / static_cast<float>(cols);
+    const float squares = Reduction::reduce(
+        runs,
+        [&](int i, float& to) {
+          float run[kRun];
+          read_run(x + i * kRun, run);
+#pragma unroll
+          for (float value : run) to += (value - mean) * (value - mean);
+        },
+        Plus(), sum_of_warp);
+    inverse_deviation = rsqrtf(squares / static_cast<float>(cols) + norm.eps);
+  }
+  const auto read = [&](int i, float (&run)[kRun]) {
+    read_run(x + i * kRun, run);
+    if (norm.gamma == nullptr) return;
+    float gamma[kRun], beta[kRun];
+    read_run(norm.gamma + i * kRun, gamma);
+    read_run(norm.beta + i * kRun, beta);
+#pragma unroll
+    for (int k = 0; k < kRun; ++k) run[k] = (run[k] - mean) * inverse_deviation * gamma[k] + beta[k];
+  };
+  PowerOfTwo scale = {1, 1};
+  if constexpr (Element<kFormat>::kNarrow)
+    scale = scale_to_float16(Reduction::reduce(
+        runs,
+        [&](int i, float& to) {
+          float run[kRun];
+          read(i, run);
+#pragma unroll
+          for (float value : run) to = fmaxf(to, fabsf(value));
+        },
+        Larger(), [](float value) { return warp_max(value); }));
+  for (int i = lane_index(); i < row_runs<kFormat>(cols) - 4; i += kWarpSize) {
+    uint4 packed = {0, 0, 0, 0};
+    if (i < runs) {
+      float run[kRun];
+      read(i, run);
+      packed = pack_run<kFormat>(run, scale.value);
+    }
+    row[position_of_run<kFormat>(i)] = packed;
+  }
+  return scale.inverse;
+}
+
 // Writes a token's row: `cols` inputs, then zeros to the end of the last chunk. Returns the factor for its products.
 template <Format kFormat, class Team, int kHeld = 0>
 __device__ float prepare_token(const float* x, const Norm& norm, int cols, uint4* row, float* scratch) {
@@ -125,12 +214,8 @@ __device__ float prepare_token(const float* x, const Norm& norm, int cols, uint4
     });
     scale = scale_to_float16(team_max<Team>(largest, scratch));
   }
-  token.each([&](int i, float (&run)[kRun]) {
-#pragma unroll
-    for (float& value : run) value *= scale.value;
-    row[position_of_run<kFormat>(i)] = {Element<kFormat>::pack(run[0], run[1]), Element<kFormat>::pack(run[2], run[3]),
-                                        Element<kFormat>::pack(run[4], run[5]), Element<kFormat>::pack(run[6], run[7])};
-  });
+  token.each(
+      [&](int i, const float (&run)[kRun]) { row[position_of_run<kFormat>(i)] = pack_run<kFormat>(run, scale.value); });
   for (int i = cols / kRun + threadIdx.x; i < row_runs<kFormat>(cols) - 4; i += Team::threads())
     row[position_of_run<kFormat>(i)] = {0, 0, 0, 0};
   return scale.inverse;

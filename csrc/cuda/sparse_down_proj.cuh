@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kDownProjThreads<kTokens>, kDownProjBlocks<kFo
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
           if (at + i >= count) break;
-          add_row<kFormat, kTokens>(rows[i], list.activations + (at + i) * list.kStride, uniform(list.tokens[at + i]),
+          add_row<kFormat, kTokens>(rows[i], list.activations + (at + i) * list.kStride, active_tokens(list, at + i),
                                     sums);
           if (at + i + kRows < count) columns.fetch(list.neurons[at + i + kRows], rows[i]);
         }

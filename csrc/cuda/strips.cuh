@@ -99,6 +99,25 @@ class NeuronCursor {
   int offset_ = 0;
 };
 
+// What a unit reads of each row: of columns from `first` on, and how far behind them the row's scales are.
+template <Format kFormat, int kTokens>
+struct StripRows {
+  const unsigned char* first = nullptr;
+  int to_scales = 0;
+
+  StripRows() = default;
+  __device__ StripRows(const Matrix& w, const Unit& unit) {
+    const int byte = unit.col % kColsOfStrip<kFormat> * Weights<kFormat>::kBits / 8;
+    first = static_cast<const unsigned char*>(w.values) + byte +
+            int64_t{unit.col / kColsOfStrip<kFormat>} * w.rows * kStoredStripRowBytes<kFormat>;
+    to_scales = kStripRowBytes - byte;
+  }
+
+  __device__ __forceinline__ const unsigned char* at(uint32_t neuron) const {
+    return address_of_row(first, neuron, kStoredStripRowBytes<kFormat>);
+  }
+};
+
 // A warp's slots. All its lanes call everything.
 template <Format kFormat, int kTokens>
 class RowSlots {
@@ -119,37 +138,30 @@ class RowSlots {
   }
 
   // Copies the rows of `count` neurons, at most kSlotRows, to the next slot.
-  __device__ __forceinline__ void fill(const SparseDownProj& proj, const Unit& unit, const uint32_t* neurons,
-                                       int count) {
-    const int strip = unit.col / kColsOfStrip<kFormat>;
-    const int byte = unit.col % kColsOfStrip<kFormat> * Weights<kFormat>::kBits / 8;
-    const auto* const rows =
-        static_cast<const unsigned char*>(proj.w.values) + int64_t{strip} * proj.w.rows * kStoredStripRowBytes<kFormat>;
+  __device__ __forceinline__ void fill(const StripRows<kFormat, kTokens>& rows, const uint32_t* neurons, int count) {
+    constexpr int kRowBytes = kSlotRowBytes<kFormat, kTokens>, kPiece = kPieceBytes<kFormat, kTokens>;
     unsigned char* const slot = slots_ + filled_ * kSlotBytes<kFormat, kTokens>;
     Mbarrier* const full = full_ + filled_;
-    filled_ = (filled_ + 1) % kSlots;
-    const auto row_of = [&](int i) { return rows + int64_t{neurons[i]} * kStoredStripRowBytes<kFormat>; };
+    filled_ = (filled_ + 1) % unsigned{kSlots};
     if (has_bulk_copies()) {
-      const auto bytes = static_cast<uint32_t>(count * kSlotRowBytes<kFormat, kTokens>);
+      constexpr bool kWhole = kTakesWholeRows<kFormat, kTokens>;
+      const auto bytes = static_cast<uint32_t>(count * kRowBytes);
       if (lane_index() == 0) mbarrier_arrive_expecting(full, bytes);
       __syncwarp();
-      if (kTakesWholeRows<kFormat, kTokens> && neurons[count - 1] - neurons[0] == static_cast<uint32_t>(count - 1)) {
-        if (lane_index() == 0) copy_bulk(slot, row_of(0), bytes, full);
-        return;
-      }
-      if (lane_index() >= count) return;
-      unsigned char* const to = slot + lane_index() * kSlotRowBytes<kFormat, kTokens>;
-      const unsigned char* const from = row_of(lane_index());
-      copy_bulk(to, from + byte, kPieceBytes<kFormat, kTokens>, full);
-      if constexpr (kRowScaleBytes<kFormat> != 0)
-        copy_bulk(to + kPieceBytes<kFormat, kTokens>, from + kStripRowBytes, kRowScaleBytes<kFormat>, full);
+      const bool is_run = kWhole && neurons[count - 1] - neurons[0] == static_cast<uint32_t>(count - 1);
+      if (lane_index() >= (is_run ? 1 : count)) return;
+      unsigned char* const to = slot + lane_index() * kRowBytes;
+      const unsigned char* const from = rows.at(neurons[lane_index()]);
+      copy_bulk(to, from, is_run ? bytes : kWhole ? kRowBytes : kPiece, full);
+      if constexpr (kRowScaleBytes<kFormat> != 0 && !kWhole)
+        copy_bulk(to + kPiece, from + rows.to_scales, kRowScaleBytes<kFormat>, full);
     } else {
       for (int i = 0; i < count; ++i) {
-        unsigned char* const to = slot + i * kSlotRowBytes<kFormat, kTokens>;
+        unsigned char* const to = slot + i * kRowBytes;
+        const unsigned char* const from = rows.at(neurons[i]);
         const int at = lane_index() * 16;
-        if (at < kPieceBytes<kFormat, kTokens>) copy_async(to + at, row_of(i) + byte + at);
-        if (at < kRowScaleBytes<kFormat>)
-          copy_async(to + kPieceBytes<kFormat, kTokens> + at, row_of(i) + kStripRowBytes + at);
+        if (at < kPiece) copy_async(to + at, from + at);
+        if (at < kRowScaleBytes<kFormat>) copy_async(to + kPiece + at, from + rows.to_scales + at);
       }
       mbarrier_arrive_after_copies(full);
     }
@@ -172,7 +184,7 @@ class RowSlots {
  private:
   unsigned char* slots_;
   Mbarrier* full_;
-  int filled_ = 0;
+  unsigned filled_ = 0;
   int read_ = 0;
   uint32_t parity_ = 0;
 };
@@ -197,20 +209,55 @@ __device__ __forceinline__ WeightsOfRow row_in_slot(const unsigned char* row, in
   return to;
 }
 
-// A warp's list of some neurons, and how many of its rows have been copied.
-template <Format kFormat, int kTokens>
+// Which of a warp's two lists has the active ones of some neurons, for which unit.
 struct Batch {
-  ActiveNeurons<kTokens>* list;
+  int list;
   Unit unit;
-  int count = 0;
-  int filled = 0;
+  int count;
+};
 
-  __device__ bool fill(const SparseDownProj& proj, RowSlots<kFormat, kTokens>& slots) {
-    if (filled >= count) return false;
-    slots.fill(proj, unit, list->neurons + filled, min(kSlotRows, count - filled));
-    filled += kSlotRows;
+// Fills a warp's slots with the rows of one batch after the other, of which it has two at most.
+template <Format kFormat, int kTokens>
+class RowsAhead {
+ public:
+  __device__ RowsAhead(const SparseDownProj& proj, RowSlots<kFormat, kTokens>& slots) : w_(proj.w), slots_(slots) {}
+
+  // The batch before the one before this has been read.
+  __device__ __forceinline__ void add(const uint32_t* neurons, const Batch& batch) {
+    next_ = {neurons, {w_, batch.unit}, batch.count};
+    while (free_ > 0 && fill()) continue;
+  }
+
+  // The oldest slot has been read.
+  __device__ __forceinline__ void go_on() {
+    ++free_;
+    fill();
+  }
+
+ private:
+  struct Source {
+    const uint32_t* neurons = nullptr;
+    StripRows<kFormat, kTokens> rows;
+    int left = 0;
+  };
+
+  __device__ __forceinline__ bool fill() {
+    if (now_.left <= 0) {
+      now_ = next_;
+      next_.left = 0;
+      if (now_.left <= 0) return false;
+    }
+    slots_.fill(now_.rows, now_.neurons, min(kSlotRows, now_.left));
+    now_.neurons += kSlotRows;
+    now_.left -= kSlotRows;
+    --free_;
     return true;
   }
+
+  const Matrix& w_;
+  RowSlots<kFormat, kTokens>& slots_;
+  Source now_, next_;
+  int free_ = kSlots;
 };
 
 // Multiplies the block's units; `finish(unit)` is called by all threads after a unit's sum is in `partials`. Returns
@@ -219,50 +266,46 @@ template <Format kFormat, int kTokens, class Finish>
 __device__ int multiply_units(const SparseDownProj& proj, int part_neurons, DownProjShared<kFormat, kTokens>* shared,
                               RowSlots<kFormat, kTokens>& slots, float* partials, Finish finish) {
   using Team = Consumers;
-  using ListBatch = Batch<kFormat, kTokens>;
   constexpr int kStride = sizeof(DownProjShared<kFormat, kTokens>) / sizeof(float4);
   const int64_t slot = proj.slots != nullptr && lane_index() < proj.tokens ? proj.slots[lane_index()] : 0;
   DownProjShared<kFormat, kTokens>& mine = shared[warp_index()];
   const DownProjUnits<kFormat, kTokens> units(proj, part_neurons);
-  NeuronCursor<kFormat, kTokens> ahead(proj, units);
-  int in_flight = 0;
+  NeuronCursor<kFormat, kTokens> now(proj, units), ahead(proj, units);
+  RowsAhead<kFormat, kTokens> rows_ahead(proj, slots);
   const auto list_next = [&](int which) {
-    ListBatch batch = {&mine.lists[which], ahead.unit()};
+    ActiveNeurons<kTokens>& list = mine.lists[which];
     __syncwarp();  // the list may still be being read
-    batch.count = list_neurons(proj, ahead.first(), ahead.end(), slot, *batch.list);
+    const Batch batch = {which, ahead.unit(), list_neurons(proj, ahead.first(), ahead.end(), slot, list)};
     ahead.go_on();
+    rows_ahead.add(list.neurons, batch);
     return batch;
   };
-  const auto fill = [&](ListBatch& batch) {
-    while (in_flight < kSlots && batch.fill(proj, slots)) ++in_flight;
-  };
 
-  NeuronCursor<kFormat, kTokens> now(proj, units);
   if (!now.exists()) return 0;
   int active = 0;
-  ListBatch batch = list_next(0), next = {};
-  fill(batch);
+  Batch batch = list_next(0), next = {};
   float sums[kTokens][kLaneCols<kFormat, kTokens>] = {};
   for (int which = 1; now.exists(); which ^= 1, now.go_on()) {
-    const bool has_next = ahead.exists();
-    if (has_next) next = list_next(which);
+    if (ahead.exists()) next = list_next(which);
     if (batch.unit.col == 0) active += batch.count;
+    const ActiveNeurons<kTokens>& list = mine.lists[batch.list];
     for (int at = 0; at < batch.count; at += kSlotRows) {
       const unsigned char* const rows = slots.wait();
-#pragma unroll
-      for (int i = 0; i < kSlotRows; ++i) {
-        if (at + i >= batch.count) break;
+      const auto add = [&](int i) {
         const WeightsOfRow row =
             row_in_slot<kFormat, kTokens>(rows + i * kSlotRowBytes<kFormat, kTokens>, batch.unit.col);
-        add_row<kFormat, kTokens>(row, batch.list->activations + (at + i) * batch.list->kStride,
-                                  uniform(batch.list->tokens[at + i]), sums);
+        add_row<kFormat, kTokens>(row, list.activations + (at + i) * list.kStride, active_tokens(list, at + i), sums);
+      };
+      if (at + kSlotRows <= batch.count) {
+#pragma unroll
+        for (int i = 0; i < kSlotRows; ++i) add(i);
+      } else {
+#pragma unroll 1
+        for (int i = 0; at + i < batch.count; ++i) add(i);
       }
       slots.leave();
-      --in_flight;
-      fill(batch);
-      if (has_next && batch.filled >= batch.count) fill(next);
+      rows_ahead.go_on();
     }
-    if (has_next) fill(next);
     if (now.is_last()) {
       Team::sync();  // the sums before may still be being read
       add_parts<kFormat, kTokens, Team>(proj, batch.unit, sums, shared->sums, kStride, true, partials);

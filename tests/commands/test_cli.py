@@ -255,6 +255,7 @@ def test_the_layout_of_weights_is_an_option_of_loading() -> None:
         report = json.loads(planned.stdout)
         assert report["placement"]["layout"] == f"{layout} (as asked)"
         sizes[layout] = report["memory"]["weights"]
+        assert ("layers of a step" in report["placement"]) == (layout == "tiles")
     assert sizes["row_major"] != sizes["tiles"]
     expected = "weight_layout is 'tiles'; expected auto on a CPU, whose kernels read one layout"
     commands = (("generate", "--prompt", "x"), ("score", "x"), ("info",), ("bench",), ("serve",), ("chat",))

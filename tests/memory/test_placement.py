@@ -26,6 +26,7 @@ from adept_fast.extension import Extension
 from adept_fast.memory.advice import plan_memory
 from adept_fast.memory.footprint import footprint
 from adept_fast.memory.plan import huge_pages
+from adept_fast.ops import step_kernels
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 GB = 10**9
@@ -183,6 +184,31 @@ class TestLayout:
         assert requests["tiles"].weights.total_bytes > requests["auto"].weights.total_bytes
         others = zip(requests["tiles"].other_weights, requests["auto"].other_weights, strict=True)
         assert all(tiles.total_bytes > rows.total_bytes for tiles, rows in others)
+
+    @pytest.mark.parametrize(
+        ("name", "head_dim", "words"),
+        [
+            ("", 24, "four kernels a layer, ADEPT_FAST_STEP=one for one kernel"),
+            ("layers", 24, "four kernels a layer, ADEPT_FAST_STEP=one for one kernel"),
+            ("one", 24, "one kernel for all layers, up to 8 tokens a step, of capability 9.0 on"),
+            ("one", 72, "four kernels a layer, as one takes heads of up to 64 dimensions"),
+        ],
+    )
+    def test_the_kernels_of_a_step(
+        self, name: str, head_dim: int, words: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("ADEPT_FAST_STEP", name)
+        assert step_kernels.description(head_dim) == words
+
+    def test_kernels_of_a_step_that_there_are_not(
+        self, tmp_path: Path, a_gpu: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The setting is refused before weights are read, and only where it means something."""
+        monkeypatch.setenv("ADEPT_FAST_STEP", "two")
+        checkpoint = checkpoint_in(tmp_path, "float16")
+        with pytest.raises(ParameterError, match="^ADEPT_FAST_STEP is 'two'; expected layers or one$"):
+            request_memory(checkpoint, weight_layout="tiles")
+        request_memory(checkpoint, weight_layout="row_major")
 
     def test_a_table_that_is_the_output_matrix_too_stays_as_it_is(self, tmp_path: Path, a_gpu: None) -> None:
         tied = checkpoint_in(tmp_path, "float16", tie_word_embeddings=True)

@@ -198,6 +198,23 @@ def test_what_only_reads_has_all_its_loads_in_flight(kernels: list[Kernel], arch
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_weights_are_loaded_before_any_is_widened(kernels: list[Kernel], architecture: str) -> None:
+    """And, where kernels overlap, before the one before it has ended; the stores have 16 bytes."""
+    widening = [
+        one for one in kernels if one.name.startswith("widen_rows") and one.architecture == architecture
+    ]
+    assert len(widening) == 28
+    for kernel in widening:
+        opcodes = [instruction.opcode for instruction in kernel.instructions]
+        loads = [at for at, one in enumerate(kernel.instructions) if one.is_global_load]
+        stores = [at for at, code in enumerate(opcodes) if code.startswith("STG")]
+        assert len(loads) >= 4
+        assert [opcodes[at] for at in stores] == ["STG.E.128"] * 4
+        waits = [at for at, code in enumerate(opcodes) if code.startswith("ACQBULK")]
+        assert max(loads) < min([*stores, *waits])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_prompts_are_attended_to_on_tensor_cores(kernels: list[Kernel], architecture: str) -> None:
     """From shared memory, into which copies of 16 bytes go past the registers."""
     tiles = [

@@ -35,6 +35,7 @@ FOUND_BY: dict[str, tuple[Kind, ...]] = {
     "grid_adds_first": ("races",),
     "grid_buffer_reused_too_early": KINDS,
     "grid_larger_than_device": KINDS,
+    "grid_last_before_all_wrote": ("races",),
     "grid_plain_counter": ("races",),
     "grid_readers_not_met": KINDS,
     "grid_target_too_high": KINDS,

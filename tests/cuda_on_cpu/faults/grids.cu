@@ -59,6 +59,42 @@ bool sums() {
          sums.is_filled_with(kRounds * x.sum() + kRounds * (kRounds - 1) / 2 * kBlocksOfGrid * 2);
 }
 
+// The block that comes last in a round adds up what all have written, and clears the counter for the next round.
+template <bool kFault>
+__global__ void last_of_round(const int* x, int* parts, uint64_t* counters, int* sums) {
+  __shared__ uint64_t seen;
+  pdl_wait();
+  const unsigned blocks = gridDim.x;
+  for (unsigned round = 0; round < kRounds; ++round) {
+    const int part = warp_sum(x[blockIdx.x * kThreads + threadIdx.x]) + static_cast<int>(round);
+    if (lane() == 0) parts[blockIdx.x * 2 + static_cast<unsigned>(warp())] = part;
+    if (!kFault) __syncthreads();
+    if (threadIdx.x == 0) {
+      seen = add_and_release(&counters[0]);
+      if (seen == blocks - 1) counters[0] = 0;
+    }
+    __syncthreads();
+    if (seen == blocks - 1 && threadIdx.x == 32) {
+      for (unsigned i = 0; i < blocks * 2; ++i) sums[round] += parts[i];
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      add_and_release(&counters[1]);
+      wait_until_reached(&counters[1], blocks * (round + 1));
+    }
+    __syncthreads();
+  }
+}
+
+template <bool kFault>
+bool sums_of_rounds() {
+  Global<int> x(kBlocks * kThreads, 1), parts(kBlocks * 2), sums(kRounds);
+  Global<uint64_t> counters(2);
+  const Shape shape{kBlocks, kThreads};
+  return ran(shape, last_of_round<kFault>, x.data(), parts.data(), counters.data(), sums.data()) &&
+         sums.sum() == kRounds * x.sum() + kRounds * (kRounds - 1) / 2 * kBlocks * 2 && counters[0] == 0;
+}
+
 enum class Part { kRight, kTooFew, kTooMany, kOneNumber, kNumbersDiffer, kNotWhole };
 
 // Two groups of warps that meet apart from each other.
@@ -96,6 +132,7 @@ const Registered kAll[] = {
     {"grid_readers_not_met", sums<Grid::kRight>, sums<Grid::kReadersNotMet>},
     {"grid_plain_counter", sums<Grid::kRight>, sums<Grid::kPlainCounter>},
     {"grid_buffer_reused_too_early", sums<Grid::kRight>, sums<Grid::kReusedTooEarly>},
+    {"grid_last_before_all_wrote", sums_of_rounds<false>, sums_of_rounds<true>},
     {"grid_larger_than_device", sums<Grid::kRight>, sums<Grid::kRight, kBlocks + 1>},
     {"part_too_few", reverses_parts<Part::kRight>, reverses_parts<Part::kTooFew>},
     {"part_too_many", reverses_parts<Part::kRight>, reverses_parts<Part::kTooMany>},

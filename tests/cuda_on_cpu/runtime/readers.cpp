@@ -66,10 +66,12 @@ Readers add(uint32_t number, SegmentId mine) {
   ReaderSet& set = sets[number];
   if (set.parts.size() >= set.next_pruned) prune(set);
   const Segment& reader = segment(mine);
-  const auto same = std::find_if(set.parts.rbegin(), set.parts.rend(), [&](const ReadingLanes& part) {
+  // Lanes of a step run one after another, so theirs is one of the last; a part more would be no mistake.
+  const auto end = set.parts.rbegin() + static_cast<std::ptrdiff_t>(std::min<size_t>(set.parts.size(), 4));
+  const auto same = std::find_if(set.parts.rbegin(), end, [&](const ReadingLanes& part) {
     return part.segment == mine || are_of_one_step(segment(part.segment), reader);
   });
-  if (same != set.parts.rend()) {
+  if (same != end) {
     same->lanes |= lanes_of(mine);
   } else {
     set.parts.push_back({mine, lanes_of(mine)});

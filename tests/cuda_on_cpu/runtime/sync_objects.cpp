@@ -70,7 +70,8 @@ void passed_mbarrier(uint32_t mbarrier) { acquire(of_block->mbarriers[mbarrier].
 
 void added(const uint64_t* counter, uint64_t sum) {
   Counter& of = counters[counter];
-  if (of.history.empty()) of.first = sum;
+  // A counter that was set in another way hands on nothing of before.
+  if (of.first + of.history.size() != sum) of = {sum, {}};
   if (!of.history.empty()) acquire(of.history.back());
   of.history.push_back(release());
   if (of.history.size() <= kMaxHistory) return;
