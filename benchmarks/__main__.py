@@ -17,6 +17,7 @@ CASES = {
     "scaling": ("cases.scaling", "main"),
     "operators": ("cases.operators", "main"),
     "quality": ("cases.quality", "main"),
+    "layouts": ("cases.layouts", "main"),
     "accelerated": ("cases.accelerated", "main"),
     "demo": ("cases.demo", "main"),
     "compare": ("cases.compare", "main"),

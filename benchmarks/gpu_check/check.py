@@ -2,6 +2,7 @@
 
     make gpu-build ARCH=90        # on a machine with nvcc, which needs no GPU
     make gpu-check                # on the machine with the GPU; gpu-baselines measures the others
+    make gpu-check ARGS=--layouts # times steps in each layout of the matrices
 
 Between the two, the checkout is carried along with what the first made, which git ignores:
 ``adept_fast/_C.abi3.so``, ``adept_fast/_C.build.json`` and ``build/step``. The check uses that extension
@@ -34,11 +35,12 @@ from benchmarks.gpu_check.stages import ROOT
 @click.command()
 @click.option("--minutes", default=5.0, show_default=True, help="How long all stages may take; not a build.")
 @click.option("--baselines", is_flag=True, help="Measure other runtimes' steps and prompts, nothing else.")
+@click.option("--layouts", is_flag=True, help="Time steps in each layout of the matrices, and nothing else.")
 @click.option("--sanitize", is_flag=True, help="compute-sanitizer too, in the time that is left at the end.")
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Where the JSON goes.  [default: benchmarks/results/DEVICE/gpu-check.json, or gpu-baselines.json]",
+    help="Where the JSON goes.  [default: benchmarks/results/DEVICE/gpu-check.json, gpu-layouts.json, …]",
 )
 @click.option("--commit", help="The commit that is checked, if this is no checkout of git.")
 @click.pass_context
@@ -46,13 +48,16 @@ def main(
     context: click.Context,
     minutes: float,
     baselines: bool,
+    layouts: bool,
     sanitize: bool,
     output: Path | None,
     commit: str | None,
 ) -> None:
     """Check the CUDA operators on this machine's GPU."""
-    if baselines and sanitize:
-        raise click.UsageError("--sanitize belongs to the check, and --baselines measures others")
+    if baselines + layouts + sanitize > 1:
+        raise click.UsageError(
+            "--sanitize belongs to the check, and --baselines and --layouts measure others"
+        )
     if reason := without_gpu():
         click.echo(reason, err=True)
         sys.exit(2)
@@ -65,24 +70,27 @@ def main(
     from benchmarks.gpu_check.report import print_of
     from benchmarks.gpu_check.run import (
         BASELINES_MINUTES,
+        LAYOUTS_MINUTES,
         Check,
         baseline_stages,
         check_stages,
+        layout_stages,
         new_report,
         say,
     )
     from benchmarks.machine import results_folder
 
-    name = "gpu-baselines" if baselines else "gpu-check"
-    if baselines and context.get_parameter_source("minutes") is click.core.ParameterSource.DEFAULT:
-        minutes = BASELINES_MINUTES
+    name = "gpu-baselines" if baselines else "gpu-layouts" if layouts else "gpu-check"
+    if context.get_parameter_source("minutes") is click.core.ParameterSource.DEFAULT:
+        minutes = {"gpu-baselines": BASELINES_MINUTES, "gpu-layouts": LAYOUTS_MINUTES}.get(name, minutes)
     deadline = time.monotonic() + 60 * minutes - found.seconds
     report = new_report(name, commit, found)
     say(*(f"{key}: {value}" for key, value in {**report["gpu"], **report["versions"]}.items()))
     output = (
         output or ROOT / "benchmarks" / "results" / results_folder(report["device"], None) / f"{name}.json"
     )
-    stages = baseline_stages(report) if baselines else check_stages(report, sanitize=sanitize)
+    others = {"gpu-baselines": baseline_stages, "gpu-layouts": layout_stages}
+    stages = others[name](report) if name in others else check_stages(report, sanitize=sanitize)
     check = Check(report, output)
     try:
         for stage, outcome, seconds in found.stages:

@@ -42,6 +42,7 @@ class Case:
     zeros: float = 0.0  # the share of inactive neurons
     positions: int = 0
     filter: str = ""  # of sample
+    layout: str = "row_major"  # of the matrices, or tiles, or one: tiles, and one kernel for all layers
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Case:
@@ -53,6 +54,7 @@ class Case:
             entry["sparsity_percent"] / 100,
             entry["positions"],
             entry["sampling"] if entry["operator"] == "sample" else "",
+            entry.get("layout", "row_major"),
         )
 
     @property
@@ -60,7 +62,8 @@ class Case:
         """Everything but the tokens."""
         zeros = f"{self.zeros:.0%} zeros" if self.operator in ("mlp", "layer", "step") else ""
         positions = f"{self.positions} positions" if self.positions else ""
-        return ", ".join(filter(None, (self.operator, self.format, zeros, positions, self.filter)))
+        layout = {"row_major": "", "tiles": "tiles", "one": "tiles, one kernel"}[self.layout]
+        return ", ".join(filter(None, (self.operator, self.format, layout, zeros, positions, self.filter)))
 
     @property
     def name(self) -> str:
@@ -150,6 +153,19 @@ class Prefill(Runtimes):
         fewer = [] if layers is None else ["--layers", str(layers)]
         variants = OF_PROMPTS if name == "adept-fast" else (name,)
         super().__init__(report, name, variants, ["--samples", "3", *lengths, *fewer])
+
+
+class Layouts(Runtimes):
+    """Decode steps in each layout of the matrices, by each kind of kernels."""
+
+    benchmark = "layouts"
+
+    def __init__(self, report: dict[str, Any]) -> None:
+        super().__init__(report, "adept-fast", OURS, [])
+
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "benchmarks", self.benchmark, "--model", "8b", "--device", "cuda"]
 
 
 def _as_many_as_fit(ended: Ended, said: str, count: int) -> Outcome:

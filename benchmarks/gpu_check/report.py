@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.cases.layouts import layouts_table
 from benchmarks.gpu_check.programs import Case
 from benchmarks.result_file import table
 
@@ -15,6 +16,7 @@ def print_of(report: Mapping[str, Any]) -> str:
         operator_table(report["measured"]),
         decode_table(report.get("decode", {})),
         prefill_table(report.get("prefill", {})),
+        *(layouts_table(found["measured"]) for found in report.get("layouts", {}).values()),
     ]
     return "\n\n".join(filter(None, tables)) or "no figures"
 

@@ -22,6 +22,7 @@ from benchmarks.gpu_check.programs import (
     COMPILED_PROMPTS,
     SAMPLES,
     Decode,
+    Layouts,
     Prefill,
     StepProgram,
 )
@@ -30,6 +31,7 @@ from benchmarks.machine import describe_gpu
 from benchmarks.result_file import describe_run, write_report
 
 BASELINES_MINUTES = 12.0
+LAYOUTS_MINUTES = 3.0
 
 
 def check_stages(report: dict[str, Any], *, sanitize: bool = False) -> list[Stage]:
@@ -37,7 +39,7 @@ def check_stages(report: dict[str, Any], *, sanitize: bool = False) -> list[Stag
     stages = [
         Stage("operators", 30, 10, operator_tests),
         Stage("graphs and model", 80, 10, model_tests),
-        Stage("step", 20, 5, StepProgram(report)),
+        Stage("step", 30, 5, StepProgram(report)),
         Stage("decode", 90, 30, Decode(report, "adept-fast")),
         Stage("prefill", 45, 20, Prefill(report, "adept-fast")),
     ]
@@ -51,6 +53,11 @@ def baseline_stages(report: dict[str, Any]) -> list[Stage]:
     stages = [Stage(name, seconds, 20, Decode(report, name)) for name, seconds in BASELINES.items()]
     compiled = Prefill(report, COMPILED_PROMPTS, COMPILED_LAYERS)
     return [*stages, Stage(f"prefill {COMPILED_PROMPTS}", 180, 30, compiled)]
+
+
+def layout_stages(report: dict[str, Any]) -> list[Stage]:
+    """Steps and operators of matrices in each layout."""
+    return [Stage("step", 30, 5, StepProgram(report)), Stage("layouts", 130, 30, Layouts(report))]
 
 
 def limit_seconds(stages: Iterable[Stage]) -> float:

@@ -6,8 +6,8 @@
 namespace adept::bench {
 
 const std::vector<std::string> kOperators = {
-    "step",    "layernorm_qkv", "rotary_append", "decode_attention",   "linear_residual", "mlp",
-    "lm_head", "sample",        "embed",         "update_decode_state"};
+    "step", "layer",   "layernorm_qkv", "rotary_append", "decode_attention",   "linear_residual",
+    "mlp",  "lm_head", "sample",        "embed",         "update_decode_state"};
 
 namespace {
 
@@ -23,35 +23,43 @@ int64_t matrix_bytes(const std::string& format, int64_t rows, int64_t cols, int6
   return rows * ((cols + kGroupSize128 - 1) / kGroupSize128) * (kGroupSize128 / 2 + 2);
 }
 
-int64_t step_bytes(const Case& step, const Shapes& shapes) {
-  const auto of = [&](const char* name, const std::string& format) {
-    Case part = step;
+int64_t bytes_of_parts(const Case& whole, const Shapes& shapes, const std::string& format,
+                       std::initializer_list<const char*> names) {
+  int64_t sum = 0;
+  Case part = whole;
+  part.format = format;
+  for (const char* name : names) {
     part.name = name;
-    part.format = format;
-    return bytes_moved(part, shapes);
-  };
-  int64_t layer = 0;
-  for (const char* name : {"layernorm_qkv", "rotary_append", "decode_attention", "linear_residual", "mlp"}) {
-    layer += of(name, step.format);
+    sum += bytes_moved(part, shapes);
   }
-  int64_t rest = of("lm_head", head_format(step.format));
-  for (const char* name : {"sample", "update_decode_state", "embed"}) rest += of(name, step.format);
-  return shapes.layers * layer + rest;
+  return sum;
+}
+
+int64_t step_bytes(const Case& step, const Shapes& shapes) {
+  return shapes.layers * bytes_of_parts(step, shapes, step.format, {"layer"}) +
+         bytes_of_parts(step, shapes, head_format(step.format), {"lm_head"}) +
+         bytes_of_parts(step, shapes, step.format, {"sample", "update_decode_state", "embed"});
 }
 
 }  // namespace
 
-std::vector<Case> weight_cases(const Options& options, const std::string& format) {
+std::vector<Case> weight_cases(const Options& options, const std::string& format, const std::string& layout) {
   std::vector<Case> cases;
+  const auto add = [&](Case item) {
+    item.layout = layout;
+    cases.push_back(item);
+  };
   for (const int64_t positions : options.positions) {
     for (const int64_t tokens : options.tokens) {
       const bool both = positions != options.positions.front() && tokens != options.tokens.front();
-      if (!is_wanted(options, "step") || (both && !options.cross)) continue;
+      if (both && !options.cross) continue;
       for (const int64_t sparsity : options.sparsities) {
-        cases.push_back({"step", format, sparsity, tokens, positions, "greedy"});
+        if (is_wanted(options, "step")) add({"step", format, sparsity, tokens, positions, "greedy"});
+        if (is_wanted(options, "layer")) add({"layer", format, sparsity, tokens, positions, ""});
       }
     }
   }
+  if (layout == "one") return cases;
   for (const int64_t tokens : options.tokens) {
     for (const char* name : {"layernorm_qkv", "linear_residual", "lm_head"}) {
       const bool is_head = std::string(name) == "lm_head";
@@ -59,10 +67,10 @@ std::vector<Case> weight_cases(const Options& options, const std::string& format
       // In 4 bits it is that of 8.
       const bool repeated = is_head && format == "int4" && std::count(formats.begin(), formats.end(), "fp8") > 0;
       if (!is_wanted(options, name) || repeated) continue;
-      cases.push_back({name, is_head ? head_format(format) : format, 0, tokens, 0, ""});
+      add({name, is_head ? head_format(format) : format, 0, tokens, 0, ""});
     }
     for (const int64_t sparsity : options.sparsities) {
-      if (is_wanted(options, "mlp")) cases.push_back({"mlp", format, sparsity, tokens, 0, ""});
+      if (is_wanted(options, "mlp")) add({"mlp", format, sparsity, tokens, 0, ""});
     }
   }
   return cases;
@@ -97,6 +105,10 @@ int64_t bytes_moved(const Case& item, const Shapes& shapes) {
   const std::string& name = item.name;
   const auto matrix = [&](int64_t rows, int64_t outputs) { return matrix_bytes(item.format, rows, hidden, outputs); };
   if (name == "step") return step_bytes(item, shapes);
+  if (name == "layer") {
+    return bytes_of_parts(item, shapes, item.format,
+                          {"layernorm_qkv", "rotary_append", "decode_attention", "linear_residual", "mlp"});
+  }
   if (name == "layernorm_qkv") return matrix(3 * hidden, 3 * hidden) + 4 * 5 * hidden + 4 * x;
   if (name == "linear_residual") return matrix(hidden, hidden) + 4 * hidden + 3 * x;
   if (name == "lm_head") return matrix(shapes.vocab, shapes.vocab) + 4 * 2 * hidden + x + 4 * tokens * shapes.vocab;

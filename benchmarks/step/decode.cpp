@@ -46,6 +46,7 @@ State::State(const Shapes& shapes, int64_t tokens, int64_t positions, const std:
       qkv(tokens * 3 * shapes.hidden),
       q(tokens * shapes.hidden),
       attended(tokens * shapes.hidden),
+      after(tokens * shapes.hidden),
       logits(tokens * shapes.vocab),
       chosen(tokens),
       ids(tokens),
@@ -87,7 +88,14 @@ void State::reset() {
 
 Decode::Decode(const Shapes& shapes, const Model* model, const Tables& tables, const Caches* caches, State& state,
                cudaStream_t stream)
-    : shapes_(shapes), model_(model), tables_(tables), caches_(caches), state_(state), stream_(stream), workspace_(0) {}
+    : shapes_(shapes),
+      model_(model),
+      tables_(tables),
+      caches_(caches),
+      state_(state),
+      stream_(stream),
+      workspace_(0),
+      counters_(same<int64_t>(cuda::decode_counters(state.tokens, shapes.hidden, shapes.heads), 0)) {}
 
 int64_t Decode::queue(const Case& item) {
   using OfLayer = void (Decode::*)(int64_t);
@@ -100,24 +108,34 @@ int64_t Decode::queue(const Case& item) {
   static const std::map<std::string, Alone> alone = {{"lm_head", &Decode::lm_head},
                                                      {"sample", &Decode::sample},
                                                      {"embed", &Decode::embed},
-                                                     {"update_decode_state", &Decode::update_decode_state},
-                                                     {"step", &Decode::step}};
+                                                     {"update_decode_state", &Decode::update_decode_state}};
   if (const auto found = of_layer.find(item.name); found != of_layer.end()) {
     for (int64_t i = 0; i < shapes_.layers; ++i) (this->*found->second)(i);
     return shapes_.layers;
   }
+  if (item.name == "step") {
+    step(item);
+    return 1;
+  }
+  if (item.name == "layer") {
+    layers(item);
+    return shapes_.layers;
+  }
   // What takes no time is called often, so that the start of a graph does not count; no cache holds the lm_head.
-  const int64_t calls = item.name == "step" ? 1 : item.name == "lm_head" ? kHeadCalls : shapes_.layers;
+  const int64_t calls = item.name == "lm_head" ? kHeadCalls : shapes_.layers;
   for (int64_t i = 0; i < calls; ++i) (this->*alone.at(item.name))();
   return calls;
 }
 
 void Decode::poison(const Case& item) {
   const bool all = item.name == "step";
+  if (item.name == "layer") {
+    for (Buffer<float>* buffer : {&state_.qkv, &state_.q, &state_.attended, &state_.y, &state_.after}) buffer->poison();
+  }
   const std::vector<std::pair<const char*, Buffer<float>*>> floats = {
       {"layernorm_qkv", &state_.qkv}, {"rotary_append", &state_.q}, {"decode_attention", &state_.attended},
       {"linear_residual", &state_.y}, {"mlp", &state_.x},           {"embed", &state_.x},
-      {"lm_head", &state_.logits}};
+      {"lm_head", &state_.logits},    {"", &state_.after}};
   for (const auto& [name, buffer] : floats)
     if (all || item.name == name) buffer->poison();
   if (all || item.name == "sample") state_.chosen.poison();
@@ -130,7 +148,8 @@ std::vector<float> Decode::output(const Case& item) const {
   if (name == "rotary_append") return state_.q.download();
   if (name == "decode_attention") return state_.attended.download();
   if (name == "linear_residual") return state_.y.download();
-  if (name == "mlp" || name == "embed") return state_.x.download();
+  if (name == "layer" && item.in_tiles()) return state_.after.download();
+  if (name == "mlp" || name == "layer" || name == "embed") return state_.x.download();
   if (name == "sample") return as_floats(state_.chosen);
   if (name == "update_decode_state") return as_floats(state_.ids);
   return state_.logits.download();
@@ -191,9 +210,11 @@ void Decode::mlp(int64_t i) {
   check(cuda::mlp(mlp, workspace(cuda::mlp_workspace_bytes(mlp)), stream_), "mlp");
 }
 
-void Decode::lm_head() {
-  const Linear linear{state_.x.get(), state_.tokens, model_->final_norm().norm(), model_->head().matrix(), nullptr,
-                      nullptr,        false,         state_.logits.get()};
+void Decode::lm_head() { lm_head(state_.x); }
+
+void Decode::lm_head(const Buffer<float>& x) {
+  const Linear linear{x.get(), state_.tokens, model_->final_norm().norm(), model_->head().matrix(), nullptr,
+                      nullptr, false,         state_.logits.get()};
   check(cuda::linear(linear, workspace(cuda::linear_workspace_bytes(linear)), stream_), "lm_head");
 }
 
@@ -241,16 +262,79 @@ void Decode::update_decode_state() {
   check(cuda::update_decode_state(operands, stream_), "update_decode_state");
 }
 
-void Decode::step() {
-  embed();
+cuda::DecodeLayers Decode::all_layers() const {
+  cuda::DecodeLayers op = {};
+  op.x = state_.x.get();
+  op.tokens = state_.tokens;
+  op.hidden = shapes_.hidden;
+  op.intermediate = shapes_.intermediate;
+  op.format = model_->format();
+  op.eps = kEps;
+  op.cos = tables_.cos.get(), op.sin = tables_.sin.get(), op.half = shapes_.rotary() / 2;
+  op.slots = state_.slots.get(), op.positions = state_.positions.get();
+  op.cache = caches_->layer(0);
+  op.longest = caches_->positions();
+  op.scale = 1 / std::sqrt(static_cast<float>(shapes_.head_dim()));
+  op.neuron_counts = state_.neuron_counts.get();
+  op.counters = reinterpret_cast<uint64_t*>(counters_.get());
+  op.out = state_.after.get();
+  op.layer_count = static_cast<int>(shapes_.layers);
   for (int64_t i = 0; i < shapes_.layers; ++i) {
-    layernorm_qkv(i);
-    rotary_append(i);
-    decode_attention(i);
-    linear_residual(i);
-    mlp(i);
+    const Layer& layer = model_->layer(i);
+    const Norm input = layer.input_norm.norm(), q = layer.q_norm.norm(), k = layer.k_norm.norm(),
+               mlp = layer.mlp_norm.norm();
+    const Matrix qkv = layer.qkv.matrix(), dense = layer.dense.matrix(), up = layer.up.matrix(),
+                 down = layer.down.matrix();
+    op.layers[i] = {input.gamma,
+                    input.beta,
+                    qkv.values,
+                    qkv.scales,
+                    layer.qkv_bias.get(),
+                    q.gamma,
+                    q.beta,
+                    k.gamma,
+                    k.beta,
+                    dense.values,
+                    dense.scales,
+                    layer.dense_bias.get(),
+                    mlp.gamma,
+                    mlp.beta,
+                    up.values,
+                    up.scales,
+                    layer.up_bias.get(),
+                    down.values,
+                    down.scales,
+                    layer.down_bias.get()};
   }
-  lm_head();
+  return op;
+}
+
+std::string Decode::refuses_one_kernel() const {
+  const char* const reason = cuda::refuses_one_kernel(all_layers());
+  return reason == nullptr ? "" : reason;
+}
+
+void Decode::layers(const Case& item) {
+  if (!item.in_tiles()) {
+    for (int64_t i = 0; i < shapes_.layers; ++i) {
+      layernorm_qkv(i);
+      rotary_append(i);
+      decode_attention(i);
+      linear_residual(i);
+      mlp(i);
+    }
+    return;
+  }
+  if (caches_->distinct() < shapes_.layers) throw OutOfMemory("decode_layers takes a cache for each layer");
+  const cuda::DecodeLayers op = all_layers();
+  check(cuda::decode_layers(op, item.layout == "one", workspace(cuda::decode_layers_workspace_bytes(op)), stream_),
+        "decode_layers");
+}
+
+void Decode::step(const Case& item) {
+  embed();
+  layers(item);
+  lm_head(item.in_tiles() ? state_.after : state_.x);
   sample();
   update_decode_state();
 }

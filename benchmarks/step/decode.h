@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cases.h"
+#include "cuda/decode_layers.h"
 #include "cuda/kernels.h"
 #include "device.h"
 #include "model.h"
@@ -29,6 +30,7 @@ class State {
   Buffer<float> qkv;       // [tokens, heads, (q, k, v), head_dim]
   Buffer<float> q;         // [tokens, heads, head_dim]
   Buffer<float> attended;  // [tokens, hidden]
+  Buffer<float> after;     // [tokens, hidden]: after all layers, by decode_layers
   Buffer<float> logits;    // [tokens, vocab]
   Buffer<int64_t> chosen, ids, slots, positions, lengths;                     // each [tokens]
   Buffer<int64_t> advancing_slots, advancing_positions, limits, step_counts;  // each [tokens]
@@ -50,8 +52,12 @@ class Decode {
   Decode(const Shapes& shapes, const Model* model, const Tables& tables, const Caches* caches, State& state,
          cudaStream_t stream);
 
-  // Queues the calls of a case; how many they are. Throws DeviceError.
+  // Queues the calls of a case; how many they are. Throws DeviceError, or OutOfMemory without a cache for each layer
+  // where decode_layers needs them.
   int64_t queue(const Case& item);
+
+  // Why one kernel does not compute all layers, or nothing.
+  std::string refuses_one_kernel() const;
 
   // Fills what a case writes with NaN, and ids with -1, so that what is not written shows.
   void poison(const Case& item);
@@ -66,10 +72,13 @@ class Decode {
   void linear_residual(int64_t layer);
   void mlp(int64_t layer);
   void lm_head();
+  void lm_head(const Buffer<float>& x);
   void sample();
   void embed();
   void update_decode_state();
-  void step();
+  void layers(const Case& item);
+  void step(const Case& item);
+  cuda::DecodeLayers all_layers() const;
 
   void* workspace(int64_t bytes);
 
@@ -82,6 +91,7 @@ class Decode {
   std::vector<DeviceMemory> outgrown_;  // workspaces that a graph may still name
   DeviceMemory workspace_;
   int64_t workspace_bytes_ = 0;
+  Buffer<int64_t> counters_;  // of decode_layers
 };
 
 }  // namespace adept::bench

@@ -51,14 +51,19 @@ __global__ void __launch_bounds__(kThreads) fill_with(Element* to, int64_t count
 }
 
 template <class Element, class Rule>
-void run(const Buffer<Element>& to, uint32_t seed, const Rule& rule) {
-  if (to.count() == 0) return;
+void run(Element* to, int64_t count, uint32_t seed, const Rule& rule) {
+  if (count == 0) return;
   int multiprocessors = 0;
   check(cuda::multiprocessors(&multiprocessors), "asking for the multiprocessors");
   const int64_t blocks =
-      std::min<int64_t>((to.count() + kThreads - 1) / kThreads, kBlocksPerMultiprocessor * multiprocessors);
+      std::min<int64_t>((count + kThreads - 1) / kThreads, kBlocksPerMultiprocessor * multiprocessors);
   const cuda::Shape shape{dim3(static_cast<unsigned>(blocks)), dim3(kThreads)};
-  check(cuda::launch(nullptr, shape, fill_with<Element, Rule>, to.get(), to.count(), seed, rule), "filling memory");
+  check(cuda::launch(nullptr, shape, fill_with<Element, Rule>, to, count, seed, rule), "filling memory");
+}
+
+template <class Element, class Rule>
+void run(const Buffer<Element>& to, uint32_t seed, const Rule& rule) {
+  run(to.get(), to.count(), seed, rule);
 }
 
 }  // namespace
@@ -68,6 +73,8 @@ uint32_t hash_of(uint32_t i, uint32_t seed) { return mixed(i, seed); }
 void fill(const Buffer<float>& to, float mean, float size, uint32_t seed) { run(to, seed, Line{mean, size}); }
 
 void fill(const Buffer<__half>& to, float mean, float size, uint32_t seed) { run(to, seed, Line{mean, size}); }
+
+void fill(__half* to, int64_t count, float mean, float size, uint32_t seed) { run(to, count, seed, Line{mean, size}); }
 
 void fill_bytes(const Buffer<uint8_t>& to, uint32_t seed) { run(to, seed, Byte{}); }
 

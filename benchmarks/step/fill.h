@@ -16,6 +16,7 @@ uint32_t hash_of(uint32_t i, uint32_t seed);
 // mean + size · unit
 void fill(const Buffer<float>& to, float mean, float size, uint32_t seed);
 void fill(const Buffer<__half>& to, float mean, float size, uint32_t seed);
+void fill(__half* to, int64_t count, float mean, float size, uint32_t seed);
 
 // hash >> 24: two weights in 4 bits
 void fill_bytes(const Buffer<uint8_t>& to, uint32_t seed);

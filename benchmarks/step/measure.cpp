@@ -58,10 +58,14 @@ class Bench {
         tables_(options.shapes, *std::max_element(options.positions.begin(), options.positions.end())) {}
 
   // Throws OutOfMemory.
-  void use_model(const std::string& format) {
+  void use_model(const std::string& format, bool in_tiles) {
+    forget_model();
+    model_ = std::make_unique<Model>(options_.shapes, format, in_tiles);
+  }
+
+  void forget_model() {
     caches_.reset();
     model_.reset();
-    if (!format.empty()) model_ = std::make_unique<Model>(options_.shapes, format);
   }
 
   Result run(const Case& item) {
@@ -83,9 +87,11 @@ class Bench {
       use_caches(item.tokens, positions);
       result.distinct_caches = caches_->distinct();
     }
-    if (item.name == "mlp" || item.name == "step") model_->set_sparsity(item.sparsity);
+    if (item.reads_rows_of_active_neurons()) model_->set_sparsity(item.sparsity);
     State state(options_.shapes, item.tokens, positions, item.sampling);
     Decode decode(options_.shapes, model_.get(), tables_, caches_.get(), state, stream_.get());
+    if (item.layout == "one") result.skipped = decode.refuses_one_kernel();
+    if (!result.skipped.empty()) return;
     decode.poison(item);
     // What was filled, was on another stream.
     check(cudaDeviceSynchronize(), "filling memory");
@@ -112,7 +118,7 @@ class Bench {
 
   // Whether the MLP has read other rows than those of active neurons.
   std::string fault_of_neurons(const Case& item, const std::vector<int64_t>& counts) const {
-    if (item.name != "mlp" && item.name != "step") return "";
+    if (!item.reads_rows_of_active_neurons()) return "";
     const Shapes& shapes = options_.shapes;
     const int64_t active = shapes.layers * active_neurons(shapes, item.sparsity);
     if (counts == std::vector<int64_t>{active, shapes.layers * shapes.intermediate}) return "";
@@ -162,14 +168,16 @@ Bandwidth measure_bandwidth(const Options& options) {
   return bandwidth;
 }
 
-void measure_all(const Options& options, const std::function<void(const Result&)>& take) {
-  Bench bench(options);
+namespace {
+
+void measure_weights(const Options& options, Bench& bench, const std::string& layout,
+                     const std::function<void(const Result&)>& take) {
   for (const std::string& format : options.formats) {
-    const std::vector<Case> cases = weight_cases(options, format);
+    const std::vector<Case> cases = weight_cases(options, format, layout);
     if (cases.empty()) continue;
     std::optional<std::string> without_room;
     try {
-      bench.use_model(format);
+      bench.use_model(format, layout != "row_major");
     } catch (const OutOfMemory& error) {
       without_room = error.what();
     }
@@ -184,8 +192,22 @@ void measure_all(const Options& options, const std::function<void(const Result&)
       take(result);
     }
   }
-  bench.use_model("");
+}
+
+}  // namespace
+
+void measure_all(const Options& options, const std::function<void(const Result&)>& take) {
+  Bench bench(options);
+  const auto measure_layouts = [&](bool one_kernel) {
+    for (const std::string& layout : options.layouts) {
+      if ((layout == "one") == one_kernel) measure_weights(options, bench, layout, take);
+    }
+  };
+  measure_layouts(false);
+  bench.forget_model();
   for (const Case& item : other_cases(options)) run_and_take(bench, item, take);
+  // Its blocks wait for each other: nothing is lost if they never end.
+  measure_layouts(true);
 }
 
 }  // namespace adept::bench

@@ -5,6 +5,7 @@
 
 #include "cases.h"
 #include "fill.h"
+#include "tiles.h"
 
 namespace adept::bench {
 namespace {
@@ -20,11 +21,6 @@ constexpr float kDownSize = 1.0f / 16;
 constexpr int64_t kReservedBytes = int64_t{1} << 30;  // that caches leave, as far as there is so much
 constexpr uint32_t kLayerSeeds = 100;
 constexpr double kRopeTheta = 25000;
-
-int64_t value_bytes(Format format, int64_t rows, int64_t cols) {
-  if (format == Format::kFloat16) return 2 * rows * cols;
-  return format == Format::kFloat8 ? rows * cols : rows * cols / 2;
-}
 
 int64_t scale_bytes(Format format, int64_t rows, int64_t cols, bool transposed) {
   if (format == Format::kFloat16) return 0;
@@ -67,39 +63,45 @@ Buffer<float> vector_of(int64_t count, float mean, float size, uint32_t seed) {
 
 }  // namespace
 
-Weights::Weights(Format format, int64_t rows, int64_t cols, bool transposed, float size, uint32_t seed)
+Weights::Weights(Format format, int64_t rows, int64_t cols, bool transposed, float size, uint32_t seed, bool in_tiles)
     : format_(format),
       rows_(rows),
       cols_(cols),
+      in_tiles_(in_tiles),
       values_(values_of(format, rows, cols, size / std::sqrt(static_cast<float>(transposed ? rows : cols)), seed)),
       scales_(scales_of(format, scale_bytes(format, rows, cols, transposed),
-                        size / std::sqrt(static_cast<float>(transposed ? rows : cols)), seed + 1)) {}
+                        size / std::sqrt(static_cast<float>(transposed ? rows : cols)), seed + 1)) {
+  if (!in_tiles) return;
+  values_ = transposed ? in_strips(matrix()) : in_tiles_of_rows(matrix());
+  if (group_of(format) > 0) scales_ = DeviceMemory(0);  // they are among the values
+}
 
 NormWeights::NormWeights(int64_t size, uint32_t seed)
     : gamma_(vector_of(size, 1, 0.1f, seed)), beta_(vector_of(size, 0, 0.1f, seed + 1)) {}
 
-Layer::Layer(const Shapes& shapes, Format format, uint32_t seed)
+Layer::Layer(const Shapes& shapes, Format format, bool in_tiles, uint32_t seed)
     : input_norm(shapes.hidden, seed),
       q_norm(shapes.head_dim(), seed + 2),
       k_norm(shapes.head_dim(), seed + 4),
       mlp_norm(shapes.hidden, seed + 6),
-      qkv(format, 3 * shapes.hidden, shapes.hidden, false, 1, seed + 8),
-      dense(format, shapes.hidden, shapes.hidden, false, 1, seed + 10),
-      up(format, shapes.intermediate, shapes.hidden, false, 1, seed + 12),
-      down(format, shapes.intermediate, shapes.hidden, true, kDownSize, seed + 14),
+      qkv(format, 3 * shapes.hidden, shapes.hidden, false, 1, seed + 8, in_tiles),
+      dense(format, shapes.hidden, shapes.hidden, false, 1, seed + 10, in_tiles),
+      up(format, shapes.intermediate, shapes.hidden, false, 1, seed + 12, in_tiles),
+      down(format, shapes.intermediate, shapes.hidden, true, kDownSize, seed + 14, in_tiles),
       qkv_bias(vector_of(3 * shapes.hidden, 0, kBiasSize, seed + 16)),
       dense_bias(vector_of(shapes.hidden, 0, kBiasSize, seed + 17)),
       up_bias(vector_of(shapes.intermediate, kFar, 0, seed + 18)),
       down_bias(vector_of(shapes.hidden, 0, kBiasSize, seed + 19)) {}
 
-Model::Model(const Shapes& shapes, const std::string& format)
+Model::Model(const Shapes& shapes, const std::string& format, bool in_tiles)
     : shapes_(shapes),
+      format_(format_of(format)),
       final_norm_(shapes.hidden, kLayerSeeds * static_cast<uint32_t>(shapes.layers)),
       head_(format_of(head_format(format)), shapes.vocab, shapes.hidden, false, 1,
-            kLayerSeeds * static_cast<uint32_t>(shapes.layers) + 2) {
+            kLayerSeeds * static_cast<uint32_t>(shapes.layers) + 2, in_tiles) {
   layers_.reserve(static_cast<size_t>(shapes.layers));
   for (int64_t i = 0; i < shapes.layers; ++i) {
-    layers_.emplace_back(shapes, format_of(format), kLayerSeeds * static_cast<uint32_t>(i));
+    layers_.emplace_back(shapes, format_, in_tiles, kLayerSeeds * static_cast<uint32_t>(i));
   }
 }
 
@@ -134,24 +136,36 @@ Tables::Tables(const Shapes& shapes, int64_t positions)
   sin.upload(sines);
 }
 
-Caches::Caches(const Shapes& shapes, int64_t tokens, int64_t positions)
-    : shapes_(shapes), tokens_(tokens), positions_(positions) {
-  const int64_t bytes = cache_bytes(shapes, tokens, positions), free = free_bytes();
+namespace {
+
+// How many of the layers' caches there is room for.
+int64_t fitting_caches(const Shapes& shapes, int64_t bytes) {
+  const int64_t free = free_bytes();
   const int64_t room = free - std::min(free / 8, kReservedBytes);
   if (room < bytes) {
     throw OutOfMemory("the cache of a layer takes " + std::to_string(bytes / 1000000) + " MB, and " +
                       std::to_string(room / 1000000) + " MB are left for it");
   }
-  const int64_t count = std::min(shapes.layers, room / bytes);
-  for (int64_t i = 0; i < count; ++i) {
-    layers_.emplace_back(bytes / 2);
-    fill(layers_.back(), 0, 1, kLayerSeeds * static_cast<uint32_t>(i) + 20);
+  return std::min(shapes.layers, room / bytes);
+}
+
+}  // namespace
+
+Caches::Caches(const Shapes& shapes, int64_t tokens, int64_t positions)
+    : shapes_(shapes),
+      tokens_(tokens),
+      positions_(positions),
+      distinct_(fitting_caches(shapes, cache_bytes(shapes, tokens, positions))),
+      data_(distinct_ * cache_bytes(shapes, tokens, positions) / 2) {
+  const int64_t count = data_.count() / distinct_;
+  for (int64_t i = 0; i < distinct_; ++i) {
+    fill(data_.get() + i * count, count, 0, 1, kLayerSeeds * static_cast<uint32_t>(i) + 20);
   }
 }
 
 CacheLayer Caches::layer(int64_t i) const {
-  const Buffer<__half>& cache = layers_[static_cast<size_t>(i % distinct())];
-  return {Format::kFloat16, cache.get(), tokens_, shapes_.heads, positions_, shapes_.head_dim()};
+  __half* const cache = data_.get() + i % distinct_ * (data_.count() / distinct_);
+  return {Format::kFloat16, cache, tokens_, shapes_.heads, positions_, shapes_.head_dim()};
 }
 
 }  // namespace adept::bench

@@ -21,14 +21,15 @@ constexpr float kEps = 1e-5f;
 class Weights {
  public:
   // Outputs are near `size` where inputs are near 1.
-  Weights(Format format, int64_t rows, int64_t cols, bool transposed, float size, uint32_t seed);
+  Weights(Format format, int64_t rows, int64_t cols, bool transposed, float size, uint32_t seed, bool in_tiles);
 
-  Matrix matrix() const { return {format_, values_.get(), scales_.get(), rows_, cols_}; }
+  Matrix matrix() const { return {format_, values_.get(), scales_.get(), rows_, cols_, in_tiles_}; }
 
  private:
   Format format_;
   int64_t rows_;
   int64_t cols_;
+  bool in_tiles_;
   DeviceMemory values_;
   DeviceMemory scales_;
 };
@@ -46,7 +47,7 @@ class NormWeights {
 };
 
 struct Layer {
-  Layer(const Shapes& shapes, Format format, uint32_t seed);
+  Layer(const Shapes& shapes, Format format, bool in_tiles, uint32_t seed);
 
   NormWeights input_norm, q_norm, k_norm, mlp_norm;
   Weights qkv, dense, up, down;
@@ -56,18 +57,20 @@ struct Layer {
 class Model {
  public:
   // Throws OutOfMemory.
-  Model(const Shapes& shapes, const std::string& format);
+  Model(const Shapes& shapes, const std::string& format, bool in_tiles);
 
   // Make exactly that percentage of each layer's neurons inactive, by their bias, anywhere among them.
   void set_sparsity(int64_t percent);
 
   const Shapes& shapes() const { return shapes_; }
+  Format format() const { return format_; }
   const Layer& layer(int64_t i) const { return layers_[static_cast<size_t>(i)]; }
   const NormWeights& final_norm() const { return final_norm_; }
   const Weights& head() const { return head_; }
 
  private:
   Shapes shapes_;
+  Format format_;
   std::vector<Layer> layers_;
   NormWeights final_norm_;
   Weights head_;
@@ -90,14 +93,15 @@ class Caches {
 
   int64_t tokens() const { return tokens_; }
   int64_t positions() const { return positions_; }
-  int64_t distinct() const { return static_cast<int64_t>(layers_.size()); }
-  CacheLayer layer(int64_t i) const;
+  int64_t distinct() const { return distinct_; }
+  CacheLayer layer(int64_t i) const;  // all follow one another
 
  private:
   Shapes shapes_;
   int64_t tokens_;
   int64_t positions_;
-  std::vector<Buffer<__half>> layers_;  // each [k/v, tokens, heads, positions, head_dim]
+  int64_t distinct_;
+  Buffer<__half> data_;  // [distinct, k/v, tokens, heads, positions, head_dim]
 };
 
 }  // namespace adept::bench

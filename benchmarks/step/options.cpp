@@ -14,14 +14,16 @@ namespace adept::bench {
 const char* const kHelp = R"(Times a decode step, and each of its operators alone, on the first GPU.
 
   --format LIST        of float16, fp8, int4                 [float16,int4,fp8]
+  --layout LIST        of row_major; tiles, where decode_layers computes a step; one, where it is one kernel
+                                                             [row_major]
   --sparsity LIST      percent of inactive MLP neurons       [0,50,90,95]
   --tokens LIST        sequences that are decoded at once    [1,2,4,8,16]
   --positions LIST     positions of each in the cache        [128,2048,16384]
   --operator LIST      layernorm_qkv, rotary_append, decode_attention, linear_residual, mlp, lm_head,
-                       sample, embed, update_decode_state, step          [all]
+                       sample, embed, update_decode_state, layer, step   [all]
   --cross              the step over all combinations; without it, tokens and positions do not leave the
                        first of their list both at once. Every operator takes all that it depends on.
-  --quick              --sparsity 0,90 --tokens 1,16 --positions 128 --replays 10
+  --quick              --layout row_major,tiles,one --sparsity 0,90 --tokens 1,16 --positions 128 --replays 10
   --replays NUMBER     of a graph, for each figure           [20]
   --layers, --hidden, --heads, --intermediate, --vocab NUMBER  [36, 4096, 64, 16384, 262144]
   --tiny               two layers of a model that a CPU can emulate
@@ -29,6 +31,8 @@ const char* const kHelp = R"(Times a decode step, and each of its operators alon
   --dump FILE          the logits of the first step's first run, as float32 [tokens, vocab]
   --commit NAME        is put into the results
 )";
+
+const std::vector<std::string> kLayouts = {"row_major", "tiles", "one"};
 
 namespace {
 
@@ -82,6 +86,7 @@ std::vector<std::string> names(const std::string& option, const std::string& lis
 }
 
 void choose_quick(Options& options) {
+  options.layouts = kLayouts;
   options.sparsities = {0, 90};
   options.tokens = {1, 16};
   options.positions = {128};
@@ -132,6 +137,7 @@ Options parse(int count, const char* const* arguments) {
   Shapes& shapes = options.shapes;
   const std::map<std::string, Take> with_value = {
       {"--format", choice(options.formats, kFormats)},
+      {"--layout", choice(options.layouts, kLayouts)},
       {"--operator", choice(options.operators, kOperators)},
       {"--sparsity", numbers(options.sparsities, 0, 100)},
       {"--tokens", numbers(options.tokens, 1, cuda::kMaxTokens)},

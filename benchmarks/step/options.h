@@ -24,6 +24,7 @@ struct Shapes {
 struct Options {
   Shapes shapes;
   std::vector<std::string> formats = {"float16", "int4", "fp8"};
+  std::vector<std::string> layouts = {"row_major"};   // and kernels; of kLayouts
   std::vector<int64_t> sparsities = {0, 50, 90, 95};  // percent of the MLP's neurons that are inactive
   std::vector<int64_t> tokens = {1, 2, 4, 8, 16};
   std::vector<int64_t> positions = {128, 2048, 16384};
@@ -38,6 +39,9 @@ struct Options {
 };
 
 extern const char* const kHelp;
+
+// Of matrices; "one" is tiles too, with one kernel for all layers of a step.
+extern const std::vector<std::string> kLayouts;
 
 // Throws std::invalid_argument, whose message is one sentence.
 Options parse(int count, const char* const* arguments);

@@ -58,8 +58,8 @@ Report::Report(const Options& options, const DeviceFacts& device, const Bandwidt
               cuda::overlaps_launches() ? ", launches overlap" : "");
   std::printf("read %.3f TB/s, copy %.3f TB/s (reads and writes); bounds are bytes at the read bandwidth\n\n",
               1e-12 * bandwidth.read.median, 1e-12 * bandwidth.copy.median);
-  std::printf("%-17s %-8s %-8s %8s %6s %9s %10s %10s %10s %10s %6s\n", "", "format", "sampling", "inactive", "tokens",
-              "positions", "us", "p10", "p90", "bound us", "share");
+  std::printf("%-17s %-8s %-9s %-8s %8s %6s %9s %10s %10s %10s %10s %6s\n", "", "format", "layout", "sampling",
+              "inactive", "tokens", "positions", "us", "p10", "p90", "bound us", "share");
   write();
 }
 
@@ -80,11 +80,11 @@ double Report::bound_seconds(const Result& result) const {
 
 std::string Report::line_of(const Result& result) const {
   const Case& item = result.item;
-  const bool is_sparse = item.name == "mlp" || item.name == "step";
-  const std::string inactive = is_sparse ? std::to_string(item.sparsity) + " %" : "-";
-  std::string line = formatted("%-17s %-8s %-8s %8s %6s %9s ", item.name.c_str(), item.format.c_str(),
-                               item.sampling.empty() ? "-" : item.sampling.c_str(), inactive.c_str(),
-                               std::to_string(item.tokens).c_str(), size_or_dash(item.positions).c_str());
+  const std::string inactive = item.reads_rows_of_active_neurons() ? std::to_string(item.sparsity) + " %" : "-";
+  std::string line =
+      formatted("%-17s %-8s %-9s %-8s %8s %6s %9s ", item.name.c_str(), item.format.c_str(), item.layout.c_str(),
+                item.sampling.empty() ? "-" : item.sampling.c_str(), inactive.c_str(),
+                std::to_string(item.tokens).c_str(), size_or_dash(item.positions).c_str());
   if (!result.failed.empty()) return line + "failed: " + result.failed;
   if (!result.skipped.empty()) return line + "skipped: " + result.skipped;
   const Figure& seconds = result.seconds;
@@ -99,6 +99,7 @@ std::string Report::json_of(const Result& result) const {
   Fields fields;
   fields.add("operator", quoted(item.name))
       .add("format", quoted(item.format))
+      .add("layout", quoted(item.layout))
       .add("sparsity_percent", number(item.sparsity))
       .add("tokens", number(item.tokens))
       .add("positions", number(item.positions))

@@ -143,7 +143,7 @@ def check(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("arguments", [(), ("--baselines",), ("--sanitize",)])
+@pytest.mark.parametrize("arguments", [(), ("--baselines",), ("--layouts",), ("--sanitize",)])
 def test_without_a_gpu_it_says_so(arguments: tuple[str, ...]) -> None:
     done = check(*arguments)
     assert done.returncode == 2

@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from adept_fast import extension
-from benchmarks.cases import speed
+from benchmarks.cases import layouts, speed
 from benchmarks.gpu_check import check as gpu_check
 from benchmarks.gpu_check import extension as gpu_check_extension
 from benchmarks.gpu_check import programs as gpu_check_programs
@@ -290,7 +290,19 @@ class PretendedGpu:
     major, minor, multi_processor_count, total_memory, L2_cache_size = 9, 0, 132, 80 << 30, 50 << 20
 
 
-@pytest.mark.parametrize("option", [[], ["--baselines"]])
+# A row of the benchmark of layouts.
+IN_TILES = {
+    **{"format": "fp8", "kind": "tiles", "zeros": 0.9, "rows": 1, "context": 128, "same_tokens": True},
+    **dict.fromkeys(("tokens_per_second", "milliseconds_per_step"), ROW["tokens_per_second"]),
+    **{"share_of_bandwidth": {"median": 0.5, "p10": 0.5, "p90": 0.5}, "bytes_per_step": 5e9},
+}
+OF_OPTION = {
+    "--baselines": ["extension", *BASELINES, f"prefill {COMPILED_PROMPTS}"],
+    "--layouts": ["extension", "step", "layouts"],
+}
+
+
+@pytest.mark.parametrize("option", [[], ["--baselines"], ["--layouts"]])
 def test_a_whole_run_on_a_pretended_gpu(
     option: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,7 +318,11 @@ def test_a_whole_run_on_a_pretended_gpu(
     monkeypatch.setattr(gpu_check_programs, "PROGRAM", tmp_path / "step")
 
     def decoded(command: list[str], seconds: float) -> Ended:
-        rows = {"measured": dict.fromkeys(variants_of(command), ROW), "absent": {}, "layers": 36}
+        measured = dict.fromkeys(variants_of(command), ROW)
+        if "layouts" in command:
+            layouts.main.make_context("layouts", command[4:])
+            measured = {"fp8, tiles": IN_TILES}
+        rows = {"measured": measured, "absent": {}, "layers": 36}
         Path(command[command.index("--output") + 1]).write_text(json.dumps(rows), encoding="utf-8")
         return Ended(0, False, [])
 
@@ -319,8 +335,10 @@ def test_a_whole_run_on_a_pretended_gpu(
     check_report(report)
     verdicts = {name: stage["verdict"] for name, stage in report["stages"].items()}
     if option:
-        assert verdicts == dict.fromkeys(["extension", *BASELINES, f"prefill {COMPILED_PROMPTS}"], "passed")
-        assert report["benchmark"] == "gpu-baselines"
+        assert verdicts == dict.fromkeys(OF_OPTION[option[0]], "passed") | (
+            {"step": "not checked"} if option == ["--layouts"] else {}
+        )
+        assert report["benchmark"] == f"gpu-{option[0][2:]}"
     else:
         assert verdicts == {
             "extension": "passed",
@@ -333,4 +351,5 @@ def test_a_whole_run_on_a_pretended_gpu(
     assert done.exit_code == (0 if option else 1), done.output
     assert report["read_bandwidth_bytes_per_second"] == 3e12
     assert (report["device"], report["commit"]) == (PretendedGpu.name, "0123abc")
-    assert ("eager:float16" if option else "adept-fast:int4") in print_of(report)
+    shown = {"--baselines": "eager:float16", "--layouts": "tiles"}
+    assert (shown[option[0]] if option else "adept-fast:int4") in print_of(report)

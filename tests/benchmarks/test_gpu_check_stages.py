@@ -16,9 +16,11 @@ import pytest
 from benchmarks.gpu_check import stages as gpu_check_stages
 from benchmarks.gpu_check.run import (
     BASELINES_MINUTES,
+    LAYOUTS_MINUTES,
     Check,
     baseline_stages,
     check_stages,
+    layout_stages,
     limit_seconds,
 )
 from benchmarks.gpu_check.stages import (
@@ -272,5 +274,7 @@ def test_all_stages_together_fit_a_lease() -> None:
         "transformers-compiled:float16": 180,
         "prefill transformers-compiled:float16": 180,
     }
-    for stage in [*sanitized, *baselines]:
+    in_layouts = layout_stages(new_report())
+    assert limit_seconds(in_layouts) <= 60 * LAYOUTS_MINUTES
+    for stage in [*sanitized, *baselines, *in_layouts]:
         assert 0 < stage.shortest <= stage.longest

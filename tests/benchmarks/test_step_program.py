@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 FORMATS = ("float16", "fp8", "int4")
 OPERATORS = (
-    *("step", "layernorm_qkv", "rotary_append", "decode_attention", "linear_residual"),
+    *("step", "layer", "layernorm_qkv", "rotary_append", "decode_attention", "linear_residual"),
     *("mlp", "lm_head", "sample", "embed", "update_decode_state"),
 )
 TINY = Shapes(layers=2, hidden=128, heads=2, intermediate=384, vocab=520)  # --tiny
+BOTH = ("row_major", "tiles")
 KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 
 
@@ -84,16 +86,17 @@ def test_every_operator_is_there_in_every_setting(report: dict[str, Any]) -> Non
     cases = [Case.of(entry) for entry in report["measured"]]
     assert len(set(cases)) == len(cases)
     assert {case.operator for case in cases} == set(OPERATORS)
-    for name in ("layernorm_qkv", "linear_residual", "mlp", "step"):
+    for name in ("layernorm_qkv", "linear_residual", "mlp", "layer", "step"):
         assert {(c.tokens, c.format) for c in cases if c.operator == name} == {
             (tokens, fmt) for tokens in (1, 3) for fmt in FORMATS
         }
     assert {(c.tokens, c.format) for c in cases if c.operator == "lm_head"} == {
         (tokens, fmt) for tokens in (1, 3) for fmt in ("float16", "fp8")
     }
-    settings = {(c.tokens, c.positions, c.zeros) for c in cases if c.operator == "step"}
     apart = [(1, 5), (3, 5), (1, 300)]  # never both away from the first
-    assert settings == {(*setting, zeros) for setting in apart for zeros in (0, 0.9)}
+    for name in ("layer", "step"):
+        settings = {(c.tokens, c.positions, c.zeros) for c in cases if c.operator == name}
+        assert settings == {(*setting, zeros) for setting in apart for zeros in (0, 0.9)}
     assert {(c.tokens, c.positions) for c in cases if c.operator == "decode_attention"} == {
         (tokens, positions) for tokens in (1, 3) for positions in (5, 300)
     }
@@ -116,20 +119,66 @@ def test_bytes_are_those_of_the_formula_in_python(report: dict[str, Any]) -> Non
         )  # id 0 is one too
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
-@pytest.mark.parametrize("setting", [(0, 1, 5), (90, 3, 5), (50, 3, 300), (100, 1, 300)])
-def test_the_step_is_the_real_step(fmt: str, setting: tuple[int, int, int], tmp_path: Path) -> None:
-    step = Step(fmt, *setting)
-    dump = tmp_path / "logits"
-    arguments = ["--tiny", "--operator", "step", "--format", fmt, "--dump", str(dump)]
-    for option, value in zip(("--sparsity", "--tokens", "--positions"), setting, strict=True):
+def logits(folder: Path, step: Step, layout: str) -> torch.Tensor:
+    dump = folder / layout
+    arguments = [
+        "--tiny",
+        "--operator",
+        "step",
+        "--format",
+        step.format,
+        "--layout",
+        layout,
+        "--dump",
+        str(dump),
+    ]
+    for option, value in (
+        ("--sparsity", step.sparsity_percent),
+        ("--tokens", step.tokens),
+        ("--positions", step.positions),
+    ):
         arguments += [option, str(value)]
     done = run(*arguments)
     assert done.returncode == 0, done.stderr + done.stdout
-    ours = torch.from_numpy(np.fromfile(dump, dtype=np.float32)).view(step.tokens, TINY.vocab)
+    return torch.from_numpy(np.fromfile(dump, dtype=np.float32)).view(step.tokens, TINY.vocab)
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("setting", [(0, 1, 5), (90, 3, 5), (50, 3, 300), (100, 1, 300)])
+def test_the_step_is_the_real_step_in_every_layout(
+    fmt: str, setting: tuple[int, int, int], tmp_path: Path
+) -> None:
+    step = Step(fmt, *setting)
+    ours = logits(tmp_path, step, "row_major")
     expected = step.logits(TINY)
     off = (ours - expected).square().mean().sqrt() / expected.square().mean().sqrt()
     assert off < 3e-3
+    for layout in ("tiles", "one"):
+        assert torch.equal(logits(tmp_path, step, layout), ours), layout
+
+
+def test_matrices_in_tiles_are_timed_too_and_one_kernel_last(tmp_path: Path) -> None:
+    names = "step,layer,layernorm_qkv,linear_residual,mlp,lm_head"
+    arguments = ["--operator", f"{names},embed", "--layout", "one,tiles,row_major", "--positions", "5"]
+    report = measured(tmp_path, *arguments, "--tokens", "3,9", "--sparsity", "90")
+    cases = {Case.of(entry): entry for entry in report["measured"]}
+    assert len(cases) == len(report["measured"])
+    for operator in names.split(","):
+        row_major, tiles = (
+            {c for c in cases if (c.operator, c.layout) == (operator, layout)} for layout in BOTH
+        )
+        assert row_major
+        assert {replace(case, layout="row_major") for case in tiles} == row_major
+        for case in tiles:
+            plain = cases[replace(case, layout="row_major")]
+            assert cases[case]["bytes"] == plain["bytes"]
+            assert cases[case]["mean_magnitude"] == plain["mean_magnitude"]  # of the same bits
+    last = [Case.of(entry).layout for entry in report["measured"]]
+    assert last == sorted(last, key="one".__eq__)
+    of_one = {case: entry for case, entry in cases.items() if case.layout == "one"}
+    assert {case.operator for case in of_one} == {"step", "layer"}
+    for case, entry in of_one.items():
+        assert entry.get("skipped") == ("more than 8 tokens" if case.tokens == 9 else None)
 
 
 NOTHING = {
@@ -233,6 +282,7 @@ def test_its_results_are_put_into_the_report_of_gpu_check(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--layout", "strips"], "--layout is strips; expected some of row_major, tiles, one"),
         (["--format", "fp9"], "--format is fp9; expected some of float16, fp8, int4"),
         (["--operator", "step,gemm"], "--operator is gemm; expected some of "),
         (["--tokens", "1,17"], "--tokens is 17; expected a whole number from 1 to 16"),

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from backends import EMULATED
 from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
-from dispatch_double import as_cuda
+from emulated_runtimes import as_emulated_gpu, load
 from fake_graph import FakeCapture
 
 from adept_fast import Runtime, SamplingParams
-from adept_fast import weights as weights_module
 from adept_fast.checkpoint import open_checkpoint
 from adept_fast.engine.engine import Engine
 from adept_fast.engine.graphs import LaunchPolicy
 from adept_fast.engine.model_runner import ModelRunner
 from adept_fast.memory.graph_buckets import GraphBuckets
 from adept_fast.memory.workspace import max_rows
-from adept_fast.model import Persimmon
 from adept_fast.quantization.formats import FORMATS
-from adept_fast.quantization.layout_gpu import GpuMatrix
-from adept_fast.quantization.layout_gpu_tiles import GpuTiles
 from adept_fast.quantization.layouts import ROW_MAJOR, TILES
 
 CONTEXT, SLOTS = 64, 3
@@ -45,59 +38,14 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-class Recording:
-    """The emulator's operators, whose calls are counted: of decode_layers, by its kernels and tokens."""
-
-    def __init__(self) -> None:
-        self.steps: Counter[tuple[bool, int]] = Counter()
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        operator: Callable[..., Any] = getattr(EMULATED.operators, name)
-
-        def decode_layers(x: torch.Tensor, *others: Any) -> Any:
-            self.steps[others[-1], len(x)] += 1
-            return operator(x, *others)
-
-        return decode_layers if name == "decode_layers" else operator
-
-
-@pytest.fixture
-def operators(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recording]:
-    """A CPU goes by the rules and has the layouts of a GPU whose kernels are the emulator's."""
-
-    def layout_of(device: torch.device, layout: str = ROW_MAJOR) -> Any:
-        return GpuTiles if layout == TILES else GpuMatrix
-
-    monkeypatch.setattr(weights_module, "layout_of", layout_of)
-    recording = Recording()
-    with as_cuda(recording):
-        yield recording
-
-
-def load(path: Path, fmt: str, layout: str) -> Runtime:
-    """As on a GPU: in that layout, and with steps that are captured."""
-    runtime = Runtime.load(path, device="cpu", max_batch_size=SLOTS, progress=False)
-    checkpoint, packed = open_checkpoint(path), FORMATS.get(fmt)
-    dtype = torch.float16 if packed else getattr(torch, fmt)
-    weights = weights_module.load_weights(
-        checkpoint,
-        dtype=dtype,
-        device=torch.device("cpu"),
-        weights=packed,
-        layout=layout,
-        huge_pages=True,  # what stays in a file is not aligned
-    )
-    model = Persimmon(
-        checkpoint.config,
-        weights,
-        max_seq_len=CONTEXT,
-        vocab_size=runtime.tokenizer.vocab_size,
-        exact_prefill=packed is None,  # a GEMM takes floats of each layout in another way
-    )
-    rows = max_rows(SLOTS)
+def load_captured(path: Path, fmt: str, layout: str) -> Runtime:
+    """With steps that are captured, as on a GPU."""
+    exact = fmt not in FORMATS  # a GEMM takes floats of each layout in another way
+    runtime = load(open_checkpoint(path), fmt, layout, slots=SLOTS, context=CONTEXT, exact_prefill=exact)
+    rows, runner = max_rows(SLOTS), runtime.engine.runner
     policy = LaunchPolicy(GraphBuckets.few(rows, CONTEXT), 2, FakeCapture(), required=True)
-    runner = ModelRunner(model, runtime.engine.runner.cache, runtime.tokenizer.vocab_size, policy)
-    runtime.engine = Engine(runner, runtime.tokenizer)
+    captured = ModelRunner(runner.model, runner.cache, runtime.tokenizer.vocab_size, policy)
+    runtime.engine = Engine(captured, runtime.tokenizer)
     return runtime
 
 
@@ -111,21 +59,20 @@ def texts(runtime: Runtime) -> list[Any]:
 
 
 @pytest.mark.parametrize("fmt", SHAPES)
-def test_texts_are_those_of_rows(
-    operators: Recording, fmt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_texts_are_those_of_rows(fmt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config(**{"vocab_size": 4096, "max_position_embeddings": CONTEXT, **SHAPES[fmt]})
     write_huggingface(tmp_path, config, random_tensors(config, 5, torch.float16), demo_tokenizer())
-    by_rows = load(tmp_path, fmt, ROW_MAJOR)
-    expected = texts(by_rows)
-    assert not operators.steps
-    assert by_rows.stats().unit_rows_read > 0
-    for kind in ("layers", "one"):
-        monkeypatch.setenv("ADEPT_FAST_STEP", kind)
-        operators.steps.clear()
-        in_tiles = load(tmp_path, fmt, TILES)
-        assert texts(in_tiles) == expected, kind
-        assert in_tiles.stats() == by_rows.stats()
-        takes_one = kind == "one" and config.head_dim <= 64
-        assert {one for one, tokens in operators.steps if tokens <= 8} == {takes_one}
-        assert max(tokens for _, tokens in operators.steps) > 1
+    with as_emulated_gpu() as operators:
+        by_rows = load_captured(tmp_path, fmt, ROW_MAJOR)
+        expected = texts(by_rows)
+        assert not operators.steps
+        assert by_rows.stats().unit_rows_read > 0
+        for kind in ("layers", "one"):
+            monkeypatch.setenv("ADEPT_FAST_STEP", kind)
+            operators.steps.clear()
+            in_tiles = load_captured(tmp_path, fmt, TILES)
+            assert texts(in_tiles) == expected, kind
+            assert in_tiles.stats() == by_rows.stats()
+            takes_one = kind == "one" and config.head_dim <= 64
+            assert {one for one, tokens in operators.steps if tokens <= 8} == {takes_one}
+            assert max(tokens for _, tokens in operators.steps) > 1
