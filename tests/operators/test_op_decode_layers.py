@@ -15,6 +15,7 @@ SMALL = Shapes()
 # heads that the one kernel takes in one go, parts of the neurons with more than one list, two splits
 LONG = Shapes(hidden=192, heads=3, intermediate=4200, capacity=300, layers=2, slots=2)
 WIDE = Shapes(hidden=136, heads=1, intermediate=40, capacity=20, layers=1)  # heads of 136
+LARGE = Shapes(hidden=2112, heads=33, intermediate=40, layers=1)  # some threads have two runs of a token
 
 # shapes, slots and positions of the tokens, whether one kernel takes them
 STEPS: list[tuple[Shapes, list[int], list[int], bool]] = [
@@ -24,6 +25,7 @@ STEPS: list[tuple[Shapes, list[int], list[int], bool]] = [
     (SMALL, [0, -1, 2, 0, 5], [5, 7, 39, 6, 4], True),  # an absent one, one of no slot
     (SMALL, [0] * 9, list(range(9)), False),
     (WIDE, [2, 0], [19, 0], False),
+    (LARGE, [0, 1, 2], [3, 4, 5], True),
 ]
 if THIN:
     LONG = Shapes(hidden=128, heads=2, intermediate=300, capacity=270, layers=1, slots=2)
