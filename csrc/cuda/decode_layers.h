@@ -62,7 +62,8 @@ int64_t decode_counters(int64_t tokens, int64_t hidden, int64_t heads);
 const char* refuses_one_kernel(const DecodeLayers& op);
 
 int64_t decode_layers_workspace_bytes(const DecodeLayers& op);
-// By one kernel, or by four for each layer (more for three and more tokens); both give the same bits.
+// By one kernel, or by four for each layer (more for three and more tokens); both give the same bits. Blocks wait for
+// each other, so no other call may run on the device at the same time.
 cudaError_t decode_layers(const DecodeLayers& op, bool one_kernel, void* workspace, cudaStream_t stream);
 
 }  // namespace adept::cuda

@@ -66,7 +66,7 @@ struct OfTiles {
   }
 
   static size_t shared_bytes(const Linear& linear, int token_tiles) {
-    return kMinStages * kStage + bytes_beside_ring(linear, token_tiles);
+    return kMinStages * kStage + bytes_beside_ring(linear, token_tiles) + kStaticSharedBytes;
   }
 
   template <int kTokenTiles, bool kPrepared>
@@ -78,7 +78,7 @@ struct OfTiles {
     if (const cudaError_t error = shared_bytes_beside_another(&beside_another)) return error;
     const size_t other = bytes_beside_ring(linear, kTokenTiles);
     // The next kernel's ring fills while this one's last tiles are multiplied, if both fit.
-    const size_t room = beside_another >= other + kMinStages * kStage ? beside_another : of_block;
+    const size_t room = beside_another >= other + kMinStages * kStage ? beside_another : of_block - kStaticSharedBytes;
     const size_t stages = std::min((room - other) / kStage, kMaxStages);
     const auto kernel = multiply_matrix<kFormat, kTokenTiles, kPrepared>;
     const size_t shared = stages * kStage + other;
