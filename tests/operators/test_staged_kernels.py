@@ -25,7 +25,7 @@ MEANT = Staged(threads=288, product=12, down=100)
 
 
 def kernel(*loops: list[str], name: str = "multiply_mlp<(Format)1, 1>", registers: int = 168) -> Kernel:
-    """Loops one after the other. ``{}`` is the address of a loop's head, ``{-1}`` of the instruction before."""
+    """Loops one after the other. ``{}`` is a loop's head, ``{-1}`` the instruction before."""
     code: list[Instruction] = []
     for loop in [["ACQBULK"], *loops, ["EXIT"]]:
         head = 16 * len(code)
