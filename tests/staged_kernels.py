@@ -57,21 +57,16 @@ def staged_objections(kernel: Kernel, meant: Staged) -> Iterator[str]:
     if any(one.is_local for loop in kernel.streaming_loops() for one in loop):
         yield "local memory in a loop over keys and values"
     yield from _objections_to_copies(kernel)
-    for what, loops, most in (
-        ("product", product_loops(kernel), meant.product),
-        ("down-projection", down_loops(kernel), meant.down),
+    for what, loops, instructions, most in (
+        ("product", product_loops(kernel), product_instructions, meant.product),
+        ("down-projection", down_loops(kernel), down_instructions, meant.down),
     ):
         if len(loops) != (most > 0):
             yield f"{len(loops)} loops of a {what}; expected {int(most > 0)}"
             continue
         for loop in loops:
             yield from _objections_to_loop(kernel, loop, what)
-    if is_counted(kernel):
-        for what, instructions, most in (
-            ("product", product_instructions, meant.product),
-            ("down-projection", down_instructions, meant.down),
-        ):
-            if most and instructions(kernel) > most:
+            if is_counted(kernel) and instructions(kernel) > most:
                 yield f"{instructions(kernel):.0f} instructions of the {what} for 1 kB; {most} are meant"
 
 
