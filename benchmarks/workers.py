@@ -26,6 +26,7 @@ RUNTIMES = {
     "transformers-compiled": ("transformers_compiled", FLOATS),
     "eager": ("eager", FLOATS),
     "eager-compiled": ("eager_compiled", FLOATS),
+    "eager-compiled-layer": ("eager_compiled_layer", FLOATS),
     "llama.cpp": ("llama_cpp", ("BF16", "F16", "Q8_0", "Q4_0")),
     "openvino": ("openvino", ("float16", "int8", "int4")),
 }

@@ -22,6 +22,7 @@ SAMPLES = 5  # of a decode step, each of some steps; the step program replays a 
 # Seconds. The compiled ones compile all layers.
 BASELINES = {
     "eager:float16": 60,
+    "eager-compiled-layer:float16": 90,
     "transformers:float16": 60,
     "eager-compiled:float16": 180,
     "transformers-compiled:float16": 180,

@@ -15,6 +15,7 @@ from adept_fast.checkpoint import open_checkpoint
 from benchmarks.baselines import torch_baseline
 from benchmarks.baselines.eager import EagerWorker
 from benchmarks.baselines.eager_compiled import EagerCompiledWorker
+from benchmarks.baselines.eager_compiled_layer import EagerCompiledLayerWorker
 from benchmarks.baselines.eager_model import Cache, Persimmon
 from benchmarks.baselines.protocol import Absent
 from benchmarks.baselines.transformers import TransformersWorker
@@ -87,15 +88,23 @@ def test_the_eager_model_runs_in_narrow_dtypes(model: Path, dtype: torch.dtype) 
     assert (logits.float() - expected).square().mean().sqrt() < 0.05 * expected.std()
 
 
-def compile_without_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.compile traces, as one graph, and runs what it traced as it is: making code of it takes long."""
-    plain = torch.compile
+def compile_without_code(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """torch.compile traces, as one graph, and runs what it traced as it is: making code of it takes long.
+
+    Returns the graphs, as many as there are so far.
+    """
+    plain, graphs = torch.compile, []
+
+    def keep(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
 
     def traced(function: Any, **options: Any) -> Any:
         assert options == {"mode": None, "fullgraph": True, "dynamic": False}
-        return plain(function, backend="eager", fullgraph=True, dynamic=False)
+        return plain(function, backend=keep, fullgraph=True, dynamic=False)
 
     monkeypatch.setattr(torch, "compile", traced)
+    return graphs
 
 
 def ids_of(worker: torch_baseline.TorchBaseline, prompts: list[list[int]]) -> list[list[int]]:
@@ -114,13 +123,20 @@ def ids_of(worker: torch_baseline.TorchBaseline, prompts: list[list[int]]) -> li
 
 
 @pytest.mark.parametrize(
-    "kind", [EagerWorker, EagerCompiledWorker, TransformersWorker, TransformersCompiledWorker]
+    "kind",
+    [
+        EagerWorker,
+        EagerCompiledWorker,
+        EagerCompiledLayerWorker,
+        TransformersWorker,
+        TransformersCompiledWorker,
+    ],
 )
 def test_torch_baselines_generate_what_ours_does(
     kind: type[torch_baseline.TorchBaseline], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """At every call: where the prompt need not be read again, where another comes, and in another room."""
-    compile_without_code(monkeypatch)
+    graphs = compile_without_code(monkeypatch)
     config = small_config(vocab_size=4096)  # ours leaves out rows that no piece uses
     path = write_huggingface(tmp_path / "model", config, random_tensors(config), demo_tokenizer())
     runtime = Runtime.load(path, device="cpu", dtype="float32", cache_dtype="float32", progress=False)
@@ -138,6 +154,7 @@ def test_torch_baselines_generate_what_ours_does(
     facts = worker.load(**load, context=8 + STEPS + 1, batch=2)
     assert facts["weight_bytes"] > 0
     assert ids_of(worker, IDS) == expected["first"]
+    assert len(graphs) == (1 if issubclass(kind, EagerCompiledLayerWorker | torch_baseline.Compiled) else 0)
     assert ids_of(worker, IDS) == expected["first"]
     assert ids_of(worker, others) == expected["other"]
     worker.load(**load, context=40, batch=1)
