@@ -122,7 +122,7 @@ cudaError_t run_mlp(const DecodeLayers& op, const LayerOperands& layer, const Pl
   const LayerShared shared = mlp_shared<kFormat, kTokens>(op, beside_another, room - kStaticSharedBytes);
   if (shared.stages < kMinStages) return cudaErrorInvalidValue;
   const auto bytes = static_cast<size_t>(shared.bytes);
-  if (const cudaError_t error = allow_shared_bytes(kernel, bytes)) return error;
+  if (const cudaError_t error = allow_ring_bytes(kernel, bytes)) return error;
   const int part_neurons = static_cast<int>(neurons_of_part(op.intermediate));
   const Shape shape = {static_cast<unsigned>(count), kLayerThreads, bytes};
   return launch(stream, shape, kernel, layer.product(kUp), layer.down(), plan.buffers.partials,
@@ -160,7 +160,7 @@ cudaError_t run_at_once(const DecodeLayers& op, const Plan& plan, cudaStream_t s
   const LayerShared shared = step_shared<kFormat, kTokens>(op, room - kStaticSharedBytes);
   if (shared.stages < kMinStages) return cudaErrorInvalidValue;
   const auto bytes = static_cast<size_t>(shared.bytes);
-  if (const cudaError_t error = allow_shared_bytes(kernel, bytes)) return error;
+  if (const cudaError_t error = allow_ring_bytes(kernel, bytes)) return error;
   const Shape shape = {static_cast<unsigned>(count), kLayerThreads, bytes};
   return launch(stream, shape, kernel, op, plan.buffers, static_cast<int>(neurons_of_part(op.intermediate)), shared);
 }

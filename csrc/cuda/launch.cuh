@@ -48,6 +48,16 @@ cudaError_t allow_shared_bytes(void (*kernel)(Parameters...), size_t bytes) {
                               static_cast<int>(bytes));
 }
 
+// The same for a kernel with a ring, on multiprocessors that give shared memory all they can: otherwise the next kernel's
+// ring would not fit beside this one's.
+template <class... Parameters>
+cudaError_t allow_ring_bytes(void (*kernel)(Parameters...), size_t bytes) {
+  const auto* const function = reinterpret_cast<const void*>(kernel);
+  const auto most = static_cast<int>(cudaSharedmemCarveoutMaxShared);
+  const cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout, most);
+  return error != cudaSuccess ? error : allow_shared_bytes(kernel, bytes);
+}
+
 // The maximum of dynamic shared memory of a kernel on the current device.
 cudaError_t max_shared_bytes(size_t* bytes);
 

@@ -82,7 +82,7 @@ struct OfTiles {
     const size_t stages = std::min((room - other) / kStage, kMaxStages);
     const auto kernel = multiply_matrix<kFormat, kTokenTiles, kPrepared>;
     const size_t shared = stages * kStage + other;
-    if (const cudaError_t error = allow_shared_bytes(kernel, shared)) return error;
+    if (const cudaError_t error = allow_ring_bytes(kernel, shared)) return error;
     const Shape shape = {static_cast<unsigned>(std::min(tiles_of(linear.w.rows), count)), kTileThreads, shared};
     return launch(stream, shape, kernel, linear, prepared, static_cast<int>(stages));
   }

@@ -51,7 +51,7 @@ cudaError_t multiply_strip_units(const SparseDownProj& proj, float* partials, cu
   const auto kernel = multiply_strips<kFormat, kTokens>;
   const int slots = static_cast<int>(blocks_of(RowSlots<kFormat, kTokens>::kBytesOfTeam, 128) * 128);
   const auto shared = static_cast<size_t>(slots + kDownWorkBytes<kFormat, kTokens>);
-  if (const cudaError_t error = allow_shared_bytes(kernel, shared)) return error;
+  if (const cudaError_t error = allow_ring_bytes(kernel, shared)) return error;
   const Shape shape = {static_cast<unsigned>(count), kTeamThreads, shared};
   return launch(stream, shape, kernel, proj, static_cast<int>(neurons_of_part(proj.w.rows)), partials, slots);
 }
