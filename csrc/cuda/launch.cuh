@@ -48,8 +48,8 @@ cudaError_t allow_shared_bytes(void (*kernel)(Parameters...), size_t bytes) {
                               static_cast<int>(bytes));
 }
 
-// The same for a kernel with a ring, on multiprocessors that give shared memory all they can: otherwise the next kernel's
-// ring would not fit beside this one's.
+// The same for a kernel with a ring, on multiprocessors that give shared memory all they can: otherwise the next
+// kernel's ring would not fit beside this one's.
 template <class... Parameters>
 cudaError_t allow_ring_bytes(void (*kernel)(Parameters...), size_t bytes) {
   const auto* const function = reinterpret_cast<const void*>(kernel);
