@@ -216,6 +216,8 @@ __device__ float prepare_token(const float* x, const Norm& norm, int cols, uint4
   }
   token.each(
       [&](int i, const float (&run)[kRun]) { row[position_of_run<kFormat>(i)] = pack_run<kFormat>(run, scale.value); });
+  // One round at most for a thread. Unrolled, the positions of later ones would be spilled.
+#pragma unroll 1
   for (int i = cols / kRun + threadIdx.x; i < row_runs<kFormat>(cols) - 4; i += Team::threads())
     row[position_of_run<kFormat>(i)] = {0, 0, 0, 0};
   return scale.inverse;
