@@ -69,7 +69,8 @@ def other_memory(context: int) -> int:
     prompt = 512 * 4 * (8 * 4096 + 3 * 16384) + 512 * 5 * context + 8 * context
     attention = 16 * 64 * math.ceil(context / 256) * (64 + 2) * 4
     mlp = 16 * 4 * 16384 + 256 + 32 * 16 * 4 * 4096
-    sampling = 16 * (math.ceil(PIECES / 2048) * (2048 * 8 + 24) + 2048 * 12 + 8)
+    tiles = math.ceil(PIECES / 2048) * (1024 * 8 + 2048 * 2 + 24)
+    sampling = 16 * math.ceil((tiles + 64 * 12 + 4) / 16) * 16
     inputs = 3 * (256 + 16 * (2 * 4096 + 64))
     step = 16 * 4 * 8 * 4096 + inputs + attention + mlp + sampling + 16 * 4 * PIECES
     buckets = 1 + sum(length < context for length in (256, 512, 1024, 2048, 4096, 8192))
