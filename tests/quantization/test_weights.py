@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +9,10 @@ import torch
 from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
 from mapped import file_of
 from reading import hidden_states
+from watched_checkpoint import Watched
 
 from adept_fast import CheckpointError, PersimmonConfig
-from adept_fast.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from adept_fast.checkpoint import Checkpoint, open_checkpoint
 from adept_fast.engine.engine import Engine
 from adept_fast.engine.model_runner import ModelRunner
 from adept_fast.engine.scoring import ScoredSequence
@@ -38,23 +37,10 @@ def all_tensors(weights: ModelWeights) -> list[torch.Tensor]:
 
 
 def test_no_stored_tensor_outlives_its_move(checkpoint: Checkpoint) -> None:
-    alive: list[weakref.ref[torch.Tensor]] = []
-    most = 0
-
-    def counted(stored: StoredTensor) -> StoredTensor:
-        def read() -> torch.Tensor:
-            nonlocal most
-            tensor = stored.read().clone()
-            alive.append(weakref.ref(tensor))
-            most = max(most, sum(reference() is not None for reference in alive))
-            return tensor
-
-        return replace(stored, read=read)
-
-    watched = replace(checkpoint, tensors={n: counted(t) for n, t in checkpoint.tensors.items()})
-    load_weights(watched, dtype=torch.float32, device=CPU)
+    watched = Watched(checkpoint)
+    load_weights(watched.checkpoint, dtype=torch.float32, device=CPU)
     # The embedding stays in its stored dtype, so that one is kept as it is.
-    assert most <= 2
+    assert watched.most <= 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import weakref
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +10,13 @@ import torch
 from checkpoints import random_tensors, small_config, write_huggingface
 from click.testing import CliRunner
 from saving import checkpoint_of
+from watched_checkpoint import Watched
 
 from adept_fast import Runtime
 from adept_fast import weights as weights_module
 from adept_fast.arguments import ParameterError
 from adept_fast.chat.format import STOP, chat_prompt
-from adept_fast.checkpoint import CheckpointError, StoredTensor, demo_path, open_checkpoint
+from adept_fast.checkpoint import CheckpointError, demo_path, open_checkpoint
 from adept_fast.checkpoint.convert import convert
 from adept_fast.commands.cli import main
 from adept_fast.commands.placement_words import describe_weights
@@ -121,22 +120,9 @@ class TestLoading:
 
     def test_no_stored_tensor_outlives_its_packing(self, tmp_path: Path) -> None:
         checkpoint = checkpoint_of(tmp_path)
-        alive: list[weakref.ref[torch.Tensor]] = []
-        most = 0
-
-        def counted(stored: StoredTensor) -> StoredTensor:
-            def read() -> torch.Tensor:
-                nonlocal most
-                tensor = stored.read().clone()
-                alive.append(weakref.ref(tensor))
-                most = max(most, sum(reference() is not None for reference in alive))
-                return tensor
-
-            return replace(stored, read=read)
-
-        watched = replace(checkpoint, tensors={n: counted(t) for n, t in checkpoint.tensors.items()})
-        load_weights(watched, dtype=torch.float16, device=CPU, weights=FORMATS["int4-g32"])
-        assert most <= 2  # the embedding, which is kept, and one more
+        watched = Watched(checkpoint)
+        load_weights(watched.checkpoint, dtype=torch.float16, device=CPU, weights=FORMATS["int4-g32"])
+        assert watched.most <= 2  # the embedding, which is kept, and one more
 
     def test_a_nan_is_refused_even_unchecked(self, tmp_path: Path) -> None:
         config = small_config()

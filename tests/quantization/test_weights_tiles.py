@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +10,10 @@ import torch
 from checkpoints import demo_tokenizer, random_tensors, small_config, write_huggingface
 from saving import checkpoint_of
 from torch import Tensor
+from watched_checkpoint import Watched
 
 from adept_fast import weights as weights_module
-from adept_fast.checkpoint import Checkpoint, CheckpointError, StoredTensor, open_checkpoint
+from adept_fast.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from adept_fast.checkpoint.convert import convert
 from adept_fast.memory.footprint import footprint, tensor_bytes
 from adept_fast.quantization.formats import FORMATS
@@ -119,22 +119,9 @@ def test_packed_checkpoints_are_laid_in_tiles(tmp_path: Path, fmt: str, layout: 
 @every_format
 def test_no_stored_tensor_outlives_its_move(tmp_path: Path, fmt: str) -> None:
     checkpoint = checkpoint_of(tmp_path, CONFIG)
-    alive: list[weakref.ref[Tensor]] = []
-    most = 0
-
-    def counted(stored: StoredTensor) -> StoredTensor:
-        def read() -> Tensor:
-            nonlocal most
-            tensor = stored.read().clone()
-            alive.append(weakref.ref(tensor))
-            most = max(most, sum(reference() is not None for reference in alive))
-            return tensor
-
-        return replace(stored, read=read)
-
-    watched = replace(checkpoint, tensors={n: counted(t) for n, t in checkpoint.tensors.items()})
-    load(watched, fmt)
-    assert most <= 2  # the embedding, which is kept, and one more
+    watched = Watched(checkpoint)
+    load(watched.checkpoint, fmt)
+    assert watched.most <= 2  # the embedding, which is kept, and one more
 
 
 @pytest.mark.parametrize("name", ["self_attn.dense", "mlp.dense_4h_to_h"])
