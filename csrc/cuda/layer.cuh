@@ -128,20 +128,16 @@ struct WorkBytes {
 template <Format kFormat>
 __device__ __forceinline__ void run_linear(const Linear& linear, unsigned char* work, float* scratch, float* unscale,
                                            RingReader& ring) {
-  constexpr int kHeldRuns = 2;      // of a token in a thread's registers: up to 4096 inputs are read once
   constexpr int kTokensOfTeam = 2;  // up to which the team prepares token by token; of more, each warp prepares some
   const int cols = static_cast<int>(linear.w.cols), tokens = static_cast<int>(linear.tokens);
   const int stride = row_runs<kFormat>(cols);
   uint4* const inputs = reinterpret_cast<uint4*>(work);
+  if (tokens <= kTokensOfTeam)
+    take_inputs<kFormat, Consumers, false, kHeldRuns>(linear, {}, inputs, stride, unscale, scratch);
   for (int token = warp_index(); tokens > kTokensOfTeam && token < tokens; token += kTeamWarps) {
     const float* const x = linear.x + int64_t{token} * cols;
     const float inverse = prepare_token_by_warp<kFormat, Consumers>(x, linear.norm, cols, inputs + token * stride);
     if (lane_index() == 0) unscale[token] = inverse;
-  }
-  for (int token = 0; tokens <= kTokensOfTeam && token < tokens; ++token) {
-    const float inverse = prepare_token<kFormat, Consumers, kHeldRuns>(linear.x + int64_t{token} * cols, linear.norm,
-                                                                       cols, inputs + token * stride, scratch);
-    if (threadIdx.x == 0) unscale[token] = inverse;
   }
   Consumers::sync();
   multiply_tiles<kFormat, 1>(linear, {inputs, unscale, reinterpret_cast<float*>(inputs + tokens * stride)}, ring);

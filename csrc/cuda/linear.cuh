@@ -105,18 +105,7 @@ __global__ void __launch_bounds__(kTokenTiles* kTeamThreads, kTokenTiles == 1 ? 
   const int stride = row_runs<kFormat>(cols);
   uint4* const inputs = dynamic_shared<uint4>();
   float* const sums = reinterpret_cast<float*>(inputs + tokens * stride);
-  if constexpr (kPrepared) {
-    for (int i = threadIdx.x; i < tokens * stride; i += blockDim.x) copy_async(inputs + i, prepared.rows + i);
-    if (threadIdx.x < tokens) unscale[threadIdx.x] = prepared.unscale[threadIdx.x];
-    end_copies();
-    wait_for_copies<0>();
-  } else {
-    for (int token = 0; token < tokens; ++token) {
-      const float* x = linear.x + token * cols;
-      const float inverse = prepare_token<kFormat, WholeBlock>(x, linear.norm, cols, inputs + token * stride, scratch);
-      if (threadIdx.x == 0) unscale[token] = inverse;
-    }
-  }
+  take_inputs<kFormat, WholeBlock, kPrepared, 0>(linear, prepared, inputs, stride, unscale, scratch);
   __syncthreads();
 
   const uint4* const of_lane = inputs + lane_index() / 4 * stride + lane_index() % 4;

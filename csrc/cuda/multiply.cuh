@@ -24,6 +24,28 @@ __host__ __device__ constexpr int sums_of_warp(int token_tiles) { return token_t
 // Of two tiles: one half is written while the other may still be read, so one barrier a tile is enough.
 __host__ __device__ constexpr int sums_of_team(int token_tiles) { return 2 * kTeamWarps * sums_of_warp(token_tiles); }
 
+constexpr int kHeldRuns = 2;  // of a token in a thread's registers beside a ring: up to 4096 inputs are read once
+
+// Puts the inputs of all tokens, [tokens, stride], and their factors into shared memory: those that prepare_inputs has
+// left, or prepared here. `scratch`: a float for each warp. The team meets before it reads them.
+template <Format kFormat, class Team, bool kPrepared, int kHeld>
+__device__ __forceinline__ void take_inputs(const Linear& linear, const PreparedInputs& prepared, uint4* inputs,
+                                            int stride, float* unscale, float* scratch) {
+  const int cols = static_cast<int>(linear.w.cols), tokens = static_cast<int>(linear.tokens);
+  if constexpr (kPrepared) {
+    for (int i = threadIdx.x; i < tokens * stride; i += Team::threads()) copy_async(inputs + i, prepared.rows + i);
+    if (threadIdx.x < tokens) unscale[threadIdx.x] = prepared.unscale[threadIdx.x];
+    end_copies();
+    wait_for_copies<0>();
+  } else {
+    for (int token = 0; token < tokens; ++token) {
+      const float* const x = linear.x + token * cols;
+      const float inverse = prepare_token<kFormat, Team, kHeld>(x, linear.norm, cols, inputs + token * stride, scratch);
+      if (threadIdx.x == 0) unscale[token] = inverse;
+    }
+  }
+}
+
 // A lane's weights in a step, from rows g and g + 8, and in 4 bits the float16 scales of their groups.
 struct WeightStep {
   uint4 rows[2];

@@ -15,7 +15,6 @@
 namespace adept::cuda {
 
 constexpr int kTileThreads = kTeamThreads + kWarpSize;
-constexpr int kHeldRuns = 2;  // of a token in a thread's registers: up to 4096 inputs are read once
 
 // `prepared`: the inputs of all tokens, if prepare_inputs has run; otherwise each block prepares its own copy.
 template <Format kFormat, int kTokenTiles, bool kPrepared>
@@ -34,22 +33,9 @@ __global__ void __launch_bounds__(kTileThreads, kTokenTiles == 1 ? 2 : 1)
   pdl_launch_dependents();
   pdl_wait();
 
-  const int cols = static_cast<int>(linear.w.cols), tokens = static_cast<int>(linear.tokens);
-  const int stride = row_runs<kFormat>(cols);
+  const int tokens = static_cast<int>(linear.tokens), stride = row_runs<kFormat>(linear.w.cols);
   uint4* const inputs = reinterpret_cast<uint4*>(memory + stages * (kStageBytes<kFormat> + Ring::kBarrierBytes));
-  if constexpr (kPrepared) {
-    for (int i = threadIdx.x; i < tokens * stride; i += kTeamThreads) copy_async(inputs + i, prepared.rows + i);
-    if (threadIdx.x < tokens) unscale[threadIdx.x] = prepared.unscale[threadIdx.x];
-    end_copies();
-    wait_for_copies<0>();
-  } else {
-    for (int token = 0; token < tokens; ++token) {
-      const float* x = linear.x + token * cols;
-      const float inverse =
-          prepare_token<kFormat, Consumers, kHeldRuns>(x, linear.norm, cols, inputs + token * stride, scratch);
-      if (threadIdx.x == 0) unscale[token] = inverse;
-    }
-  }
+  take_inputs<kFormat, Consumers, kPrepared, kHeldRuns>(linear, prepared, inputs, stride, unscale, scratch);
   Consumers::sync();
   RingReader reader(ring);
   multiply_tiles<kFormat, kTokenTiles>(linear, {inputs, unscale, reinterpret_cast<float*>(inputs + tokens * stride)},
