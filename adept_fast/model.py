@@ -256,7 +256,8 @@ class Persimmon:
 
         # A decode step, which counts neurons, is alone in having absent tokens.
         present = None if neuron_counts is None else slots
-        return decoder_layer(x, layer, eps, rotate_and_attend, operators, neuron_counts, present)
+        products = _Products(layer, eps, operators, neuron_counts, present)
+        return decoder_layer(x, products, rotate_and_attend)
 
 
 class LayerOperators(Protocol):
@@ -279,25 +280,47 @@ class ModelOperators(LayerOperators, Protocol):
     def lm_head(self) -> Callable[..., Tensor]: ...
 
 
-def decoder_layer(
-    x: Tensor,
-    layer: LayerWeights,
-    eps: float,
-    attend: Callable[[Tensor], Tensor],
-    operators: LayerOperators,
-    neuron_counts: Tensor | None = None,
-    slots: Tensor | None = None,
-) -> Tensor:
-    """One layer of the decoder, for the runtime and ``adept_fast.modeling``: → float32 [tokens, hidden].
+class LayerProducts(Protocol):
+    """The products of one layer, on residual sums [tokens, hidden] or [batch, sequence, hidden]."""
+
+    def project_qkv(self, x: Tensor) -> Tensor:
+        """LayerNorm, then the QKV projection: [.., hidden] → [.., 3 * hidden]."""
+
+    def add_attention(self, attended: Tensor, x: Tensor) -> Tensor:
+        """x plus the projection of what the heads attended to: → [.., hidden]."""
+
+    def add_mlp(self, x: Tensor) -> Tensor:
+        """x plus the MLP of its LayerNorm: → [.., hidden]."""
+
+
+def decoder_layer(x: Tensor, layer: LayerProducts, attend: Callable[[Tensor], Tensor]) -> Tensor:
+    """One layer of the decoder, for the runtime and ``adept_fast.modeling``: → float32, shaped like x.
 
     Args:
-        x: float32 [tokens, hidden], the residual sums.
-        attend: rotates and attends: qkv [tokens, 3 * hidden] → [tokens, hidden].
-        neuron_counts, slots: the ``counts`` and ``slots`` of ``mlp``.
+        x: float32 [tokens, hidden] or [batch, sequence, hidden], the residual sums.
+        attend: rotates and attends: qkv [.., 3 * hidden] → [.., hidden].
     """
-    # [tokens, 3 * hidden]
-    qkv = operators.layernorm_qkv(x, layer.input_gamma, layer.input_beta, eps, layer.w_qkv, layer.b_qkv)
-    x = operators.linear_residual(attend(qkv), layer.w_dense, layer.b_dense, x)  # [tokens, hidden]
-    norm, up = (layer.mlp_gamma, layer.mlp_beta, eps), (layer.w_up, layer.b_up)
-    # [tokens, hidden]
-    return operators.mlp(x, *norm, *up, layer.w_down_t, layer.b_down, neuron_counts, slots)
+    return layer.add_mlp(layer.add_attention(attend(layer.project_qkv(x)), x))
+
+
+@dataclass(frozen=True)
+class _Products:
+    """The operators on loaded weights; ``counts`` and ``slots`` are those of ``ops.mlp``."""
+
+    weights: LayerWeights
+    eps: float
+    operators: LayerOperators
+    counts: Tensor | None
+    slots: Tensor | None
+
+    def project_qkv(self, x: Tensor) -> Tensor:
+        w = self.weights
+        return self.operators.layernorm_qkv(x, w.input_gamma, w.input_beta, self.eps, w.w_qkv, w.b_qkv)
+
+    def add_attention(self, attended: Tensor, x: Tensor) -> Tensor:
+        return self.operators.linear_residual(attended, self.weights.w_dense, self.weights.b_dense, x)
+
+    def add_mlp(self, x: Tensor) -> Tensor:
+        w = self.weights
+        norm, up, down = (w.mlp_gamma, w.mlp_beta, self.eps), (w.w_up, w.b_up), (w.w_down_t, w.b_down)
+        return self.operators.mlp(x, *norm, *up, *down, self.counts, self.slots)

@@ -53,7 +53,12 @@ def is_hub_id(text: str) -> bool:
 
 
 def fetch_snapshot(
-    hub_id: str, revision: str | None = None, *, tokenizer: bool = True, progress: bool = True
+    hub_id: str,
+    revision: str | None = None,
+    *,
+    tokenizer: bool = True,
+    progress: bool = True,
+    token: str | bool | None = None,
 ) -> HubSnapshot:
     """The snapshot of a revision, whose missing files are downloaded first.
 
@@ -64,6 +69,7 @@ def fetch_snapshot(
         revision: a branch, a tag or a commit; None for ``main``.
         tokenizer: whether a repository without one is refused.
         progress: show progress bars on stderr.
+        token: of the hub; None for the stored one, False for none.
 
     Raises CheckpointError, and ConfigError for another architecture, before its weights are downloaded.
     """
@@ -72,7 +78,7 @@ def fetch_snapshot(
     _check_endpoint()
     _check_revision(hub_id, revision)
     try:
-        commit = _commit_of(hub_id, revision)
+        commit = _commit_of(hub_id, revision, token)
     except HubUnavailableError as error:
         path = cached_snapshot(hub_id, revision, error.why, tokenizer=tokenizer)
         if path is None:
@@ -121,11 +127,11 @@ def _check_revision(hub_id: str, revision: str) -> None:
         )
 
 
-def _commit_of(hub_id: str, revision: str) -> _Commit:
+def _commit_of(hub_id: str, revision: str, token: str | bool | None) -> _Commit:
     from huggingface_hub import HfApi, constants
 
     with listing_errors(hub_id, revision):
-        info = HfApi(library_name="adept-fast").model_info(
+        info = HfApi(library_name="adept-fast", token=token).model_info(
             hub_id, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
         )
         files = [(file.rfilename, file.size) for file in info.siblings or ()]
@@ -138,7 +144,7 @@ def _commit_of(hub_id: str, revision: str) -> _Commit:
         for name, size in files
         if isinstance(name, str) and "/" not in name
     }
-    return _Commit(hub_id, info.sha, sizes)
+    return _Commit(hub_id, info.sha, sizes, token)
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,7 @@ class _Commit:
     hub_id: str
     commit: str
     sizes: Mapping[str, int]
+    token: str | bool | None = None
 
     def snapshot(self, revision: str, *, tokenizer: bool) -> Path:
         """The directory with all needed files. The config comes first: another architecture costs nothing."""
@@ -178,7 +185,8 @@ class _Commit:
         from huggingface_hub import hf_hub_download
 
         with download_errors(self.hub_id, revision, name):
-            path = Path(hf_hub_download(self.hub_id, name, revision=revision, library_name="adept-fast"))
+            own = {"library_name": "adept-fast", "token": self.token}
+            path = Path(hf_hub_download(self.hub_id, name, revision=revision, **own))
         if path.parent.name != self.commit:
             raise CheckpointError(
                 f"{self.hub_id}: {name} is of commit {path.parent.name}, and the others of "

@@ -30,6 +30,7 @@ INDEX_FILE = "model.safetensors.index.json"
 BIN_FILE = "pytorch_model.bin"
 BIN_INDEX_FILE = "pytorch_model.bin.index.json"
 CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
 
 
 def read_config(path: Path) -> dict[str, Any] | None:

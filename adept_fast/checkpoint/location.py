@@ -34,6 +34,7 @@ def locate(
     *,
     tokenizer: bool = True,
     progress: bool = True,
+    token: str | bool | None = None,
 ) -> Location:
     """Find a checkpoint: ``"demo"``, a path, or a hub id ``owner/name``, whose missing files are downloaded.
 
@@ -44,6 +45,7 @@ def locate(
         revision: of a hub id: a branch, a tag or a commit; None for ``main``.
         tokenizer: whether a repository without a tokenizer is refused before its weights are downloaded.
         progress: show progress bars of downloads on stderr.
+        token: of the hub; None for the one that the hub's command line stored, False for none.
 
     Raises CheckpointError if nothing is found, and as ``fetch_snapshot`` does.
     """
@@ -72,7 +74,7 @@ def locate(
             f"{path}: {_NOTHING} in the folder {folder}; expected a checkpoint, or a hub id with a revision "
             f"such as main"
         )
-    snapshot = fetch_snapshot(name, revision, tokenizer=tokenizer, progress=progress)
+    snapshot = fetch_snapshot(name, revision, tokenizer=tokenizer, progress=progress, token=token)
     return Location(snapshot.path, snapshot)
 
 

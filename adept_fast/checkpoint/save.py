@@ -79,7 +79,7 @@ def save_huggingface(
     if max_shard_bytes < 1:
         raise CheckpointError(f"the shard size is {max_shard_bytes} bytes; expected at least 1")
     fast_tokenizer, check = checked_tokenizer_json(checkpoint.tokenizer)
-    shards = _split_into_shards(checkpoint.tensors.values(), dtype, max_shard_bytes)
+    shards = split_into_shards(checkpoint.tensors.values(), dtype, max_shard_bytes)
     with (
         atomic_directory(destination) as directory,
         progress_bar(f"writing {destination.name}", weights, "B", shown=progress) as bar,
@@ -157,7 +157,7 @@ def _check_request(
     return weights
 
 
-def _split_into_shards(
+def split_into_shards(
     tensors: Iterable[StoredTensor], dtype: torch.dtype | None, max_shard_bytes: int
 ) -> dict[str, list[StoredTensor]]:
     """File names → tensors, in order."""
@@ -193,9 +193,14 @@ def _huggingface_texts(
     yield "tokenizer.json", fast_tokenizer
     yield "tokenizer_config.json", tokenizer_config(checkpoint)
     if len(shards) > 1:
-        total = sum(size_of(tensor, dtype) for tensors in shards.values() for tensor in tensors)
-        weight_map = {tensor.name: name for name, tensors in shards.items() for tensor in tensors}
-        yield INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map}
+        yield INDEX_FILE, shard_index(shards, dtype)
+
+
+def shard_index(shards: Mapping[str, list[StoredTensor]], dtype: torch.dtype | None) -> dict[str, Any]:
+    """The contents of the index of the shards."""
+    total = sum(size_of(tensor, dtype) for tensors in shards.values() for tensor in tensors)
+    weight_map = {tensor.name: name for name, tensors in shards.items() for tensor in tensors}
+    return {"metadata": {"total_size": total}, "weight_map": weight_map}
 
 
 def _adept_args(config: PersimmonConfig, dtype: torch.dtype) -> argparse.Namespace:

@@ -7,38 +7,92 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def visible_keys(
-    attention_mask: Tensor | None,
-    batch: int,
-    tokens: int,
-    past: int,
-    sequences: Tensor | None,
-    device: torch.device,
-) -> Tensor | None:
-    """The keys that each query attends to: bool [batch or 1, 1, tokens, past + tokens]; None if causal.
+def is_traced() -> bool:
+    """Whether torch.compile or torch.export records the call, so that values of tensors are not known."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+
+
+class VisibleKeys:
+    """The keys that each query of a call attends to: a causal mask, with padding and packed sequences.
 
     Args:
-        attention_mask: [batch, past + tokens], 0 or False for padding; None for no padding.
-        sequences: int64 [batch, tokens], the sequence of a packed row that each token belongs to.
+        attention_mask: [batch, keys], 0 for padding; or [batch or 1, heads or 1, queries, keys],
+            bool or numbers that are added to the scores, in place of the causal mask; None for no padding.
+        columns: int64 [queries], the position of each query in the cache.
+        past: the number of keys before the first query; None if only ``columns`` has it.
+        sequences: int64 [batch, queries], the sequence of a packed row that each token belongs to.
 
     Raises ValueError for a mask of another shape.
     """
-    total = past + tokens
-    if attention_mask is not None and attention_mask.shape != (batch, total):
+
+    def __init__(
+        self,
+        attention_mask: Tensor | None,
+        batch: int,
+        columns: Tensor,
+        past: int | None,
+        sequences: Tensor | None = None,
+    ) -> None:
+        self.columns = columns
+        self.past = past
+        self.sequences = sequences
+        self.explicit = self.padding = None
+        if attention_mask is not None and attention_mask.dim() == 4:
+            _check_explicit(attention_mask, batch, len(columns))
+            self.explicit = attention_mask.to(columns.device)
+        elif attention_mask is not None:
+            differs = past is not None and attention_mask.shape[-1] != past + len(columns)
+            if attention_mask.dim() != 2 or attention_mask.shape[0] != batch or differs:
+                raise ValueError(_misshapen(attention_mask, batch, past, len(columns)))
+            if is_traced() or not bool(attention_mask.all()):
+                self.padding = attention_mask.to(columns.device).bool()
+        self._masks: dict[int, Tensor | None] = {}
+
+    def among(self, keys: int) -> Tensor | None:
+        """The mask over ``keys`` keys, for ``attend``; None if it is causal, or all keys are visible."""
+        if keys not in self._masks:
+            self._masks[keys] = self._mask(keys)
+        return self._masks[keys]
+
+    def _mask(self, keys: int) -> Tensor | None:
+        queries = len(self.columns)
+        if self.explicit is not None:
+            if self.explicit.shape[-1] < keys:
+                raise ValueError(
+                    f"attention_mask has shape {list(self.explicit.shape)}; expected {keys} keys at the end"
+                )
+            return self.explicit[..., :keys]
+        exact = self.past is not None and self.past + queries == keys
+        if self.padding is None and self.sequences is None and exact and (self.past == 0 or queries == 1):
+            return None
+        visible = (torch.arange(keys, device=self.columns.device) <= self.columns[:, None])[None, None]
+        if self.padding is not None:
+            # A static cache has keys that are not filled yet.
+            padding = F.pad(self.padding, (0, keys - self.padding.shape[1]))  # [batch, keys]
+            visible = visible & padding[:, None, None]
+        if self.sequences is not None:
+            visible = visible & (self.sequences[:, None, :, None] == self.sequences[:, None, None])
+        return visible  # [batch or 1, 1, queries, keys]
+
+
+def _check_explicit(mask: Tensor, batch: int, queries: int) -> None:
+    if mask.shape[0] not in (1, batch) or mask.shape[2] not in (1, queries):
         raise ValueError(
-            f"attention_mask has shape {list(attention_mask.shape)}; expected {[batch, total]}: "
-            f"the batch, and {past} positions of the cache plus {tokens} new ones"
+            f"attention_mask has shape {list(mask.shape)}; expected [batch or 1, heads or 1, queries, keys] "
+            f"of a batch of {batch} with {queries} queries"
         )
-    padded = attention_mask is not None and not bool(attention_mask.all())
-    if not padded and sequences is None and (past == 0 or tokens == 1):
-        return None
-    positions = torch.arange(total, device=device)
-    visible = (positions <= positions[past:, None])[None, None]  # [1, 1, tokens, total]
-    if attention_mask is not None and padded:
-        visible = visible & attention_mask.to(device).bool()[:, None, None]
-    if sequences is not None:
-        visible = visible & (sequences[:, None, :, None] == sequences[:, None, None])
-    return visible
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise ValueError(
+            f"attention_mask has four dimensions and dtype {mask.dtype}; expected bool, or floats to add"
+        )
+
+
+def _misshapen(mask: Tensor, batch: int, past: int | None, tokens: int) -> str:
+    total = "keys" if past is None else past + tokens
+    return (
+        f"attention_mask has shape {list(mask.shape)}; expected [{batch}, {total}]: "
+        f"the batch, and {'those' if past is None else past} positions of the cache plus {tokens} new ones"
+    )
 
 
 def packed_sequences(position_ids: Tensor) -> Tensor | None:
@@ -47,7 +101,7 @@ def packed_sequences(position_ids: Tensor) -> Tensor | None:
     A position [batch, tokens] that is not its predecessor plus one begins another sequence.
     """
     breaks = position_ids.diff(dim=-1) != 1  # [batch, tokens - 1]
-    return F.pad(breaks.cumsum(-1), (1, 0)) if bool(breaks.any()) else None
+    return F.pad(breaks.cumsum(-1), (1, 0)) if is_traced() or bool(breaks.any()) else None
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scale: float, dropout: float) -> Tensor:
@@ -55,12 +109,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scale: float
 
     Args:
         q: [batch, heads, tokens, head_dim]; k and v have all positions.
-        visible: the result of ``visible_keys``.
+        visible: the result of ``VisibleKeys.among``.
         dropout: of the weights.
     """
     is_causal = visible is None and q.shape[2] > 1
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=visible, dropout_p=dropout, is_causal=is_causal, scale=scale
+        q, k, v, attn_mask=_added(visible, q.dtype), dropout_p=dropout, is_causal=is_causal, scale=scale
     )
 
 
@@ -76,6 +130,13 @@ def attend_with_weights(
         positions = torch.arange(total, device=q.device)
         visible = positions <= positions[total - tokens :, None]
     scores = torch.matmul(q, k.transpose(2, 3)) * scale
-    scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
+    if visible.dtype == torch.bool:
+        scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
+    else:
+        scores = scores + visible.to(scores.dtype)
     weights = F.dropout(scores.float().softmax(-1), dropout)
     return torch.matmul(weights.to(v.dtype), v), weights
+
+
+def _added(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return mask if mask is None or mask.dtype == torch.bool else mask.to(dtype)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor
 
-from adept_fast.arguments import ParameterError, integer
-from adept_fast.config import PersimmonConfig
+from adept_fast.arguments import integer
+from adept_fast.config import PersimmonConfig as Architecture
 from adept_fast.kv_cache import StaticKVCache
-from adept_fast.system.short_text import short_repr
+from adept_fast.modeling.base import BaseConfig
+from adept_fast.modeling.config import architecture_of
 
 
 class KeyValueCache:
@@ -25,15 +28,14 @@ class KeyValueCache:
 
     def __init__(
         self,
-        config: PersimmonConfig,
+        config: Architecture | BaseConfig,
         *,
         max_batch_size: int,
         max_seq_len: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        if not isinstance(config, PersimmonConfig):
-            raise ParameterError(f"config is {short_repr(config)}; expected a PersimmonConfig")
+        config = architecture_of(config)
         max_batch_size = integer("max_batch_size", max_batch_size, 1)
         max_seq_len = integer("max_seq_len", max_seq_len, 1)
         self.config = config
@@ -54,33 +56,43 @@ class KeyValueCache:
         length = integer("length", length, -self.length, self.length)
         self.length = length if length >= 0 else self.length + length
 
-    def make_room(self, batch: int, tokens: int) -> None:
-        """Grow if ``tokens`` more positions do not fit. Raises ValueError for a batch of another size."""
+    def require_batch(self, rows: int) -> None:
+        """Raises ValueError for a batch of another size."""
+        if rows != self._store.max_batch_size:
+            raise ValueError(f"the batch has {rows} rows; expected {self._store.max_batch_size} as the cache")
+
+    def _make_room(self, tokens: int) -> None:
+        """Grow if ``tokens`` more positions do not fit."""
         store = self._store
-        if batch != store.max_batch_size:
-            raise ValueError(f"the batch has {batch} rows; expected {store.max_batch_size} as the cache")
         needed = self.length + tokens
         if needed <= store.max_seq_len:
             return
         self._store = StaticKVCache(
             self.config,
-            max_batch_size=batch,
+            max_batch_size=store.max_batch_size,
             max_seq_len=max(needed, 2 * store.max_seq_len),
             dtype=store.data.dtype,
             device=store.data.device,
         )
         self._store.data[..., : self.length, :] = store.data[..., : self.length, :]
 
-    def append(self, index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def update(
+        self, k: Tensor, v: Tensor, layer_index: int, cache_kwargs: object = None
+    ) -> tuple[Tensor, Tensor]:
         """Write k and v [batch, heads, tokens, head_dim] of one layer after the filled positions.
 
-        The length does not change, since every layer appends at the same positions. Returns all keys and
-        values in the dtype of ``k``; those of this call carry their gradients.
+        The layers are updated in order; the length grows with the last one. Returns all keys and values in
+        the dtype of ``k``; those of this call carry their gradients.
         """
-        layer = self._store.layer(index)  # [k/v, batch, heads, position, head_dim]
+        if layer_index == 0:
+            self.require_batch(len(k))
+            self._make_room(k.shape[2])
+        layer = self._store.layer(layer_index)  # [k/v, batch, heads, position, head_dim]
         start, end = self.length, self.length + k.shape[2]
         layer[0, :, :, start:end] = k.detach()
         layer[1, :, :, start:end] = v.detach()
+        if layer_index == self.config.num_hidden_layers - 1:
+            self.length = end
         if k.requires_grad or v.requires_grad:
             past = layer[..., :start, :].to(k.dtype)
             return torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
@@ -88,8 +100,23 @@ class KeyValueCache:
         return filled[0], filled[1]
 
 
-def one_cache(cache: KeyValueCache | None, past_key_values: KeyValueCache | None) -> KeyValueCache | None:
-    """The cache given by either of its names. Raises ValueError for both."""
+class Cache(Protocol):
+    """What a forward pass needs of a cache: KeyValueCache has it, and so have transformers' caches."""
+
+    def get_seq_length(self, layer_idx: int = 0) -> Any: ...
+
+    def update(
+        self, k: Tensor, v: Tensor, layer_idx: int, cache_kwargs: Any = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
+    """The cache given by either of its names. Raises ValueError for both, TypeError for no cache."""
     if cache is not None and past_key_values is not None:
         raise ValueError("cache and past_key_values are both given; expected one of them")
-    return past_key_values if cache is None else cache
+    given = past_key_values if cache is None else cache
+    if given is not None and not (hasattr(given, "update") and hasattr(given, "get_seq_length")):
+        raise TypeError(
+            f"the cache is a {type(given).__name__}; expected a KeyValueCache, or a Cache of transformers"
+        )
+    return given

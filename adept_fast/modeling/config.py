@@ -1,132 +1,144 @@
-"""PersimmonConfig with the settings of training and classification."""
+"""PersimmonConfig of the modeling classes: transformers' fields, with values that are checked."""
 
 from __future__ import annotations
 
-import re
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+from adept_fast.arguments import optional_text, path_or_str
+from adept_fast.checkpoint import locate
 from adept_fast.config import ConfigError, require_flag, require_integer, require_number
 from adept_fast.config import PersimmonConfig as Architecture
+from adept_fast.modeling.base import BaseConfig
+from adept_fast.modeling.stored import config_values
 from adept_fast.system.short_text import short_repr
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 _MAX_LABELS = 1_000_000  # a head without weights in the checkpoint is allocated with a row for each
-_ARCHITECTURE = frozenset(field.name for field in fields(Architecture))
+_DROPOUTS = ("hidden_dropout", "attention_dropout", "classifier_dropout")
+_FLAGS = ("use_cache", "output_hidden_states", "output_attentions", "return_dict")
 
 
-@dataclass(frozen=True)
-class _Fields(Architecture):
-    initializer_range: float = 0.02
-    hidden_dropout: float = 0.0
-    attention_dropout: float = 0.0
-    classifier_dropout: float | None = None
-    pad_token_id: int | None = None
-    num_labels: int = 2
-    id2label: dict[int, str] | None = None
-    problem_type: str | None = None
-    use_cache: bool = True
-    output_hidden_states: bool = False
-    output_attentions: bool = False
-    return_dict: bool = True
+class PersimmonConfig(BaseConfig):
+    """transformers' PersimmonConfig, with its fields and defaults, which raises ConfigError for wrong values.
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("hidden_dropout", "attention_dropout", "classifier_dropout"):
-            if name != "classifier_dropout" or self.classifier_dropout is not None:
-                require_number(
-                    name, getattr(self, name), lambda value: 0 <= value <= 1, "a probability from 0 to 1"
-                )
-        for name in ("use_cache", "output_hidden_states", "output_attentions", "return_dict"):
-            require_flag(name, getattr(self, name))
-        deviation = self.initializer_range
-        require_number(
-            "initializer_range", deviation, lambda value: 0 <= value <= sys.float_info.max, "a number from 0"
-        )
-        if self.pad_token_id is not None:
-            require_integer("pad_token_id", self.pad_token_id, 0, self.vocab_size - 1)
-        require_integer("num_labels", self.num_labels, 1, _MAX_LABELS)
-        if self.id2label is not None and len(self.id2label) != self.num_labels:
-            raise ConfigError(
-                f"num_labels is {self.num_labels}, id2label has {len(self.id2label)} names; expected as many"
-            )
-        kind = self.problem_type
-        if kind not in (None, *PROBLEM_TYPES):
-            allowed = ", ".join(PROBLEM_TYPES)
-            raise ConfigError(f"problem_type is {short_repr(kind)}; expected None or one of {allowed}")
-        if kind == "single_label_classification" and self.num_labels == 1:
-            raise ConfigError(f"problem_type is {kind!r} and num_labels 1; expected at least 2")
-
-
-class PersimmonConfig(_Fields):
-    """``adept_fast.PersimmonConfig`` with the rest of transformers' fields, under its names and defaults.
-
-    Fields that do not describe the architecture can be set later, as in ``model.config.pad_token_id = 0``.
-
-    Raises ConfigError when a value is out of its range or contradicts another.
+    It is a subclass of transformers' where that is installed. Fields can be set later; the sizes of a model
+    are those that its config had when the model was made.
     """
 
     # Not predictions: transformers' Trainer leaves these fields of an output out.
     keys_to_ignore_at_inference = ("cache", "past_key_values")
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _ARCHITECTURE:
-            raise ConfigError(f"{name} is fixed by the architecture; expected a new config")
-        if name not in {field.name for field in fields(self)}:
-            raise ConfigError(f"{name} is not a field of PersimmonConfig")
-        if name == "num_labels" and self.id2label is not None and value != self.num_labels:
-            object.__setattr__(self, "id2label", None)
-        replace(self, **{name: value})  # raises if the value is not allowed
-        object.__setattr__(self, name, value)
-
-    @property
-    def labels(self) -> dict[int, str]:
-        """The names of the labels, by default ``LABEL_0`` and so on."""
-        return self.id2label or {at: f"LABEL_{at}" for at in range(self.num_labels)}
-
-    @property
-    def label2id(self) -> dict[str, int]:
-        return {label: at for at, label in self.labels.items()}
+    def __init__(self, **values: Any) -> None:
+        if isinstance(values.get("id2label"), list | tuple):
+            values["id2label"] = dict(enumerate(values["id2label"]))
+        if values.get("id2label") is None and values.get("label2id"):
+            values["id2label"] = {at: label for label, at in values["label2id"].items()}
+        _check(values)
+        super().__init__(**values)
 
     @classmethod
-    def of(cls, config: Architecture) -> PersimmonConfig:
-        """The config itself, or a config of the runtime with the defaults of all other fields."""
-        if isinstance(config, cls):
-            return config
-        if not isinstance(config, Architecture):
-            raise ConfigError(f"config is {short_repr(config)}; expected a PersimmonConfig")
-        return cls(**{name: getattr(config, name) for name in _ARCHITECTURE})
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **changes: Any,
+    ) -> Any:
+        """The config of any checkpoint that ``PersimmonForCausalLM.from_pretrained`` takes.
 
-    @classmethod
-    def from_dict(cls, values: Any) -> PersimmonConfig:
-        """Build from the contents of a ``config.json``."""
-        if isinstance(values, dict):
-            labels = values.get("id2label")
-            if labels is not None:
-                values = values | {"id2label": _labels(labels), "num_labels": len(labels)}
-            null = ("initializer_range", "use_cache", "return_dict", "num_labels")
-            values = {name: value for name, value in values.items() if value is not None or name not in null}
-        config = super().from_dict(values)
-        assert isinstance(config, cls)
+        Args:
+            revision, token: of a hub id.
+            changes: fields to change; ``return_unused_kwargs=True`` returns those that are no fields.
+
+        Raises CheckpointError or ConfigError.
+        """
+        path = path_or_str("pretrained_model_name_or_path", pretrained_model_name_or_path)
+        location = locate(path, optional_text("revision", revision), tokenizer=False, token=token)
+        return_unused = changes.pop("return_unused_kwargs", False)
+        values = config_values(location.path)
+        known = {name: value for name, value in changes.items() if name in _names(values)}
+        config = cls.from_dict(values, **known)
+        unused = {name: value for name, value in changes.items() if name not in known}
+        if unused and not return_unused:
+            raise TypeError(f"PersimmonConfig has no field {next(iter(unused))}")
+        return (config, unused) if return_unused else config
+
+
+def config_of(config: object) -> Any:
+    """A config for a model: transformers' or ours as it is, or a runtime's with all other defaults."""
+    if isinstance(config, BaseConfig):
         return config
-
-    def to_dict(self) -> dict[str, Any]:
-        """The contents of a ``config.json`` that transformers reads alike."""
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        own = {name: value for name, value in own.items() if name not in _ARCHITECTURE}
-        own["id2label"] = {str(at): label for at, label in self.labels.items()}
-        return dict(sorted((super().to_dict() | own | {"label2id": self.label2id}).items()))
+    if isinstance(config, Architecture):
+        return PersimmonConfig(**{field.name: getattr(config, field.name) for field in fields(Architecture)})
+    raise ConfigError(f"config is {short_repr(config)}; expected a PersimmonConfig")
 
 
-def _labels(labels: Any) -> dict[int, str]:
-    """The labels of JSON, whose keys are strings."""
-    if not isinstance(labels, dict) or not all(_is_label_id(at) for at in labels):
-        raise ConfigError(f"id2label is {short_repr(labels)}; expected an object from ids to names")
-    return {int(at): str(label) for at, label in labels.items()}
+def architecture_of(config: object) -> Architecture:
+    """The sizes of a model of this config. Raises ConfigError for values that no model can have."""
+    if isinstance(config, Architecture):
+        return config
+    return Architecture.from_dict(config_of(config).to_dict())
+
+
+def changed(values: dict[str, Any], changes: dict[str, Any]) -> Any:
+    """The config of a ``config.json``'s values with fields replaced. Raises TypeError for another name."""
+    for name in changes:
+        if name not in _names(values):
+            raise TypeError(f"from_pretrained has no argument {name}, nor PersimmonConfig such a field")
+    return PersimmonConfig.from_dict(values, **changes)
+
+
+def _names(values: dict[str, Any]) -> set[str]:
+    """The names that a config of these values may have."""
+    defaults = {*PersimmonConfig().to_dict(), "num_labels", "classifier_dropout", "id2label", "label2id"}
+    return defaults | set(values) | {field.name for field in fields(Architecture)} | {*_FLAGS, "problem_type"}
+
+
+def _check(values: dict[str, Any]) -> None:
+    """Raises ConfigError when a value is out of its range or contradicts another."""
+    architecture = Architecture.from_dict({k: v for k, v in values.items() if v is not None or k in _NULL})
+    for name in _DROPOUTS:
+        if values.get(name) is not None:
+            require_number(name, values[name], lambda value: 0 <= value <= 1, "a probability from 0 to 1")
+    for name in _FLAGS:
+        if values.get(name) is not None:
+            require_flag(name, values[name])
+    if values.get("initializer_range") is not None:
+        deviation = values["initializer_range"]
+        require_number(
+            "initializer_range", deviation, lambda value: 0 <= value <= sys.float_info.max, "a number from 0"
+        )
+    if values.get("pad_token_id") is not None:
+        require_integer("pad_token_id", values["pad_token_id"], 0, architecture.vocab_size - 1)
+    _check_labels(values)
+
+
+_NULL = ("bos_token_id", "eos_token_id")  # fields of the architecture that may be None
+
+
+def _check_labels(values: dict[str, Any]) -> None:
+    labels, count = values.get("id2label"), values.get("num_labels")
+    if labels is not None:
+        if not isinstance(labels, dict) or not all(_is_label_id(at) for at in labels):
+            raise ConfigError(f"id2label is {short_repr(labels)}; expected an object from ids to names")
+        if count is not None and len(labels) != count:
+            raise ConfigError(f"num_labels is {count}, id2label has {len(labels)} names; expected as many")
+        count = len(labels)
+    if count is not None:
+        require_integer("num_labels", count, 1, _MAX_LABELS)
+    kind = values.get("problem_type")
+    if kind not in (None, *PROBLEM_TYPES):
+        allowed = ", ".join(PROBLEM_TYPES)
+        raise ConfigError(f"problem_type is {short_repr(kind)}; expected None or one of {allowed}")
+    if kind == "single_label_classification" and count == 1:
+        raise ConfigError(f"problem_type is {kind!r} and num_labels 1; expected at least 2")
 
 
 def _is_label_id(key: Any) -> bool:
     if isinstance(key, str):
-        return re.fullmatch("[0-9]{1,9}", key) is not None
+        return key.isascii() and key.isdigit() and len(key) <= 9
     return isinstance(key, int) and not isinstance(key, bool) and 0 <= key < _MAX_LABELS

@@ -1,167 +1,201 @@
 """PersimmonModel: the decoder as torch modules, with gradients.
 
-The modules hold the parameters under transformers' names. ``decoder_layer`` of ``adept_fast.model`` computes
-with them on the operators of ``adept_fast.ops.reference``, so this runs at the speed of plain torch, not of
-``Runtime``. Sums, LayerNorms and softmax are float32, and so are products on a CPU; outputs have the dtype of
-the parameters. A layer calls no module, so hooks and adapters that wrap one of its ``Linear`` have no effect.
+``decoder_layer`` of ``adept_fast.model`` computes with the modules, whose products are those of
+``adept_fast.ops.reference``, so this runs at the speed of plain torch, not of ``Runtime``. Sums, LayerNorms
+and softmax are float32, and so are products on a CPU; outputs have the dtype of the parameters. Each Linear
+and LayerNorm is called as a module, so that hooks and adapters see its inputs and change its outputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import attrgetter
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from adept_fast.config import PersimmonConfig as Architecture
 from adept_fast.model import decoder_layer
-from adept_fast.modeling.attention import attend, attend_with_weights, packed_sequences, visible_keys
-from adept_fast.modeling.cache import KeyValueCache, one_cache
-from adept_fast.modeling.config import PersimmonConfig
+from adept_fast.modeling.attention import (
+    VisibleKeys,
+    attend,
+    attend_with_weights,
+    is_traced,
+    packed_sequences,
+)
+from adept_fast.modeling.base import BaseConfig
+from adept_fast.modeling.cache import Cache, KeyValueCache, one_cache
+from adept_fast.modeling.config import architecture_of
 from adept_fast.modeling.outputs import BaseModelOutputWithPast
 from adept_fast.modeling.pretrained import PersimmonPreTrainedModel
 from adept_fast.ops import reference
 from adept_fast.system.short_text import short_repr
-from adept_fast.weights import LayerWeights, read_layer
 
 _SMALLEST_CACHE = 64  # positions
 
-Attention: TypeAlias = Callable[[Tensor, LayerWeights], Tensor]  # qkv [tokens, 3 · hidden] → [tokens, hidden]
+# The attention of one layer: qkv [batch, sequence, 3 * hidden] → [batch, sequence, hidden].
+Attention: TypeAlias = Callable[[Tensor, "PersimmonAttention"], Tensor]
+
+
+class Linear(nn.Linear):
+    """torch's Linear with sums in float32 whatever the dtype of the weights: → float32 [.., out]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.product(x.flatten(0, -2).float()).unflatten(0, x.shape[:-1])
+        return out if self.bias is None else out + self.bias.float()
+
+    def product(self, x: Tensor) -> Tensor:
+        """float32 [tokens, in] → [tokens, out]."""
+        return reference.project(x, self.weight)
+
+
+class DownProjection(Linear):
+    """A Linear of activations that are 0 or above, and may exceed float16."""
+
+    def product(self, x: Tensor) -> Tensor:
+        return reference.project_transposed(x, self.weight.t())
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's LayerNorm in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return reference.layernorm(x.float(), self.weight.float(), self.bias.float(), self.eps)
 
 
 class PersimmonAttention(nn.Module):
-    """The parameters of a layer's attention."""
+    """The projections and norms of a layer's attention."""
 
-    def __init__(self, config: PersimmonConfig) -> None:
+    def __init__(self, config: Architecture) -> None:
         super().__init__()
         hidden, eps = config.hidden_size, config.layer_norm_eps
-        self.query_key_value = nn.Linear(hidden, 3 * hidden)
-        self.dense = nn.Linear(hidden, hidden)
+        self.query_key_value = Linear(hidden, 3 * hidden)
+        self.dense = Linear(hidden, hidden)
         if config.qk_layernorm:
-            self.q_layernorm = nn.LayerNorm(config.head_dim, eps=eps)
-            self.k_layernorm = nn.LayerNorm(config.head_dim, eps=eps)
+            self.q_layernorm = LayerNorm(config.head_dim, eps=eps)
+            self.k_layernorm = LayerNorm(config.head_dim, eps=eps)
+
+    def normalise(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """q and k [.., heads, head_dim], each normalised per head if the model does so."""
+        return (self.q_layernorm(q), self.k_layernorm(k)) if hasattr(self, "q_layernorm") else (q, k)
 
 
 class PersimmonMLP(nn.Module):
-    """The parameters of a layer's MLP."""
+    """The MLP of a layer: down(relu²(up(x))), whose activations are float32."""
 
-    def __init__(self, config: PersimmonConfig) -> None:
+    def __init__(self, config: Architecture) -> None:
         super().__init__()
-        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.dense_4h_to_h = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dense_h_to_4h = Linear(config.hidden_size, config.intermediate_size)
+        self.dense_4h_to_h = DownProjection(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.dense_4h_to_h(F.relu(self.dense_h_to_4h(x)).square())
+        return out
 
 
 class PersimmonDecoderLayer(nn.Module):
-    """One layer, from residual sums float32 [tokens, hidden] to the next."""
+    """One layer, from residual sums float32 [batch, sequence, hidden] to the next."""
 
-    def __init__(self, config: PersimmonConfig) -> None:
+    def __init__(self, config: Architecture, hidden_dropout: float) -> None:
         super().__init__()
-        self.eps = config.layer_norm_eps
-        self.hidden_dropout = config.hidden_dropout
+        hidden, eps = config.hidden_size, config.layer_norm_eps
         # The order of transformers, because the state of an optimiser has this order.
         self.self_attn = PersimmonAttention(config)
         self.mlp = PersimmonMLP(config)
-        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=self.eps)
-        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=self.eps)
+        self.input_layernorm = LayerNorm(hidden, eps=eps)
+        self.post_attention_layernorm = LayerNorm(hidden, eps=eps)
+        self.dropout = nn.Dropout(hidden_dropout)
 
     def forward(self, x: Tensor, attend_to: Attention) -> Tensor:
-        weights = self.weights()
-        operators = _Operators(self.hidden_dropout if self.training else 0.0)
-        return decoder_layer(x, weights, self.eps, lambda qkv: attend_to(qkv, weights), operators)
+        return decoder_layer(x, self, lambda qkv: attend_to(qkv, self.self_attn))
 
-    def weights(self) -> LayerWeights:
-        """The parameters as the operators take them: vectors float32, the down-projection transposed."""
-        return read_layer(
-            "",
-            hasattr(self.self_attn, "q_layernorm"),
-            vector=lambda name: attrgetter(name)(self).float(),
-            matrix=lambda name: attrgetter(name)(self),
-            transposed=lambda name: attrgetter(name)(self).t(),
-        )
+    def project_qkv(self, x: Tensor) -> Tensor:
+        qkv: Tensor = self.self_attn.query_key_value(self.input_layernorm(x))
+        return qkv
+
+    def add_attention(self, attended: Tensor, x: Tensor) -> Tensor:
+        out: Tensor = self.self_attn.dense(attended)
+        return x + out
+
+    def add_mlp(self, x: Tensor) -> Tensor:
+        out: Tensor = self.dropout(self.mlp(self.post_attention_layernorm(x)))
+        return x + out
 
 
 class PersimmonModel(PersimmonPreTrainedModel):
     """The decoder without a head, from ids or their embeddings to hidden states."""
 
-    base_model_prefix = ""
-
-    def __init__(self, config: Architecture) -> None:
+    def __init__(self, config: Architecture | BaseConfig) -> None:
         super().__init__(config)
-        config = self.config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList(PersimmonDecoderLayer(config) for _ in range(config.num_hidden_layers))
-        self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.initialise()
+        architecture = architecture_of(self.config)
+        hidden, dropout = architecture.hidden_size, self.config.hidden_dropout
+        self.architecture = architecture
+        self.gradient_checkpointing = False
+        self.embed_tokens = nn.Embedding(architecture.vocab_size, hidden, self.config.pad_token_id)
+        self.layers = nn.ModuleList(
+            PersimmonDecoderLayer(architecture, dropout) for _ in range(architecture.num_hidden_layers)
+        )
+        self.final_layernorm = LayerNorm(hidden, eps=architecture.layer_norm_eps)
+        self.post_init()
 
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         *,
-        past_key_values: KeyValueCache | None = None,
+        past_key_values: Cache | None = None,
+        cache_position: Tensor | None = None,
     ) -> BaseModelOutputWithPast | tuple[object, ...]:
         """Process [batch, sequence] tokens after those of ``cache``.
 
         Args:
             input_ids: int64 [batch, sequence]; or
             inputs_embeds: [batch, sequence, hidden].
-            attention_mask: [batch, past + sequence], 0 for padding, on the left or on the right.
+            attention_mask: [batch, past + sequence], 0 for padding, on the left or on the right; or
+                [batch or 1, heads or 1, sequence, past + sequence], True for visible, or floats that are
+                added to the scores.
             position_ids: int64 [batch or 1, sequence]; by default they continue from the past, padding
                 included. Without a mask and a cache, a position that is not its predecessor plus one begins
                 another sequence, which does not attend to those before it.
-            cache: a cache returned by an earlier call; this call writes to it.
+            cache: a cache returned by an earlier call, or one of transformers; this call writes to it.
             use_cache: return a cache; by default as in the config, and never with gradient checkpointing.
             return_dict: False for a tuple.
             past_key_values: the name of ``cache`` in transformers up to 5.23.
+            cache_position: int64 [sequence], the positions in the cache, by default those after the past.
 
-        Raises ValueError for arguments that contradict each other, TypeError for another package's cache.
+        Raises ValueError for arguments that contradict each other, TypeError for what is no cache.
         """
         config = self.config
-        for name, value in (("attention_mask", attention_mask), ("position_ids", position_ids)):
+        given = {
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "cache_position": cache_position,
+        }
+        for name, value in given.items():
             if value is not None and not isinstance(value, Tensor):
                 raise ValueError(f"{name} is {short_repr(value)}; expected a tensor, or None")
         embeds = self._embeddings(input_ids, inputs_embeds)
-        batch, tokens, hidden = embeds.shape
-        recomputes = self.gradient_checkpointing and self.training
-        use_cache = (config.use_cache if use_cache is None else use_cache) and not recomputes
-        cache = one_cache(cache, past_key_values)
-        if cache is not None and recomputes:
-            raise ValueError("a cache is given; expected None with gradient checkpointing in training")
-        if cache is None and use_cache:
-            room = max(_SMALLEST_CACHE, 2 * tokens)
-            cache = KeyValueCache(
-                config, max_batch_size=batch, max_seq_len=room, dtype=embeds.dtype, device=embeds.device
-            )
-        if cache is not None:
-            if not isinstance(cache, KeyValueCache):
-                found = type(cache).__name__
-                raise TypeError(f"the cache is a {found}; expected a KeyValueCache of this package")
-            cache.make_room(batch, tokens)
-        call = _Call(config, embeds, attention_mask, position_ids, cache, self.training)
+        cache = self._cache(embeds, one_cache(cache, past_key_values), use_cache)
         with_weights = config.output_attentions if output_attentions is None else output_attentions
         weights: list[Tensor] | None = [] if with_weights else None
+        call = _Call(self, embeds, attention_mask, position_ids, cache, cache_position, weights)
         states = [embeds]
-        x = embeds.reshape(-1, hidden).float()  # [batch * sequence, hidden]
+        x = embeds.float()  # [batch, sequence, hidden]
         for index, layer in enumerate(self.layers):
-            attend_to = call.attention(index, weights)
-            x = checkpoint(layer, x, attend_to, use_reentrant=False) if recomputes else layer(x, attend_to)
-            states.append(x.view(embeds.shape).to(embeds.dtype))
-        norm = self.final_layernorm
-        x = reference.layernorm(x, norm.weight.float(), norm.bias.float(), config.layer_norm_eps)
-        states[-1] = x.view(embeds.shape).to(embeds.dtype)
-        if cache is not None:
-            cache.length += tokens
+            if self._recomputes:
+                x = self._gradient_checkpointing_func(layer.__call__, x, call.attention(index))
+            else:
+                x = layer(x, call.attention(index))
+            states.append(x.to(embeds.dtype))
+        states[-1] = self.final_layernorm(x).to(embeds.dtype)
         with_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         outputs = BaseModelOutputWithPast(
             last_hidden_state=states[-1],
@@ -170,6 +204,29 @@ class PersimmonModel(PersimmonPreTrainedModel):
             attentions=None if weights is None else tuple(weights),
         )
         return outputs if self.returns_dict(return_dict) else outputs.to_tuple()
+
+    @property
+    def _recomputes(self) -> bool:
+        return self.gradient_checkpointing and self.training
+
+    def _cache(self, embeds: Tensor, cache: Cache | None, use_cache: bool | None) -> Cache | None:
+        """The cache that this call writes to: the caller's, or a new one if it is asked for."""
+        if self._recomputes:
+            if cache is not None:
+                raise ValueError("a cache is given; expected None with gradient checkpointing in training")
+            return None
+        if isinstance(cache, KeyValueCache):
+            cache.require_batch(len(embeds))
+        if cache is not None or not (self.config.use_cache if use_cache is None else use_cache):
+            return cache
+        batch, tokens, _ = embeds.shape
+        return KeyValueCache(
+            self.architecture,
+            max_batch_size=batch,
+            max_seq_len=max(_SMALLEST_CACHE, 2 * tokens),
+            dtype=embeds.dtype,
+            device=embeds.device,
+        )
 
     def _embeddings(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         if (input_ids is None) == (inputs_embeds is None):
@@ -192,37 +249,32 @@ class PersimmonModel(PersimmonPreTrainedModel):
         return inputs_embeds.to(self.embed_tokens.weight.dtype)
 
 
-class _Operators:
-    """The reference operators, with dropout of the output of the MLP."""
-
-    layernorm_qkv = staticmethod(reference.layernorm_qkv)
-    linear_residual = staticmethod(reference.linear_residual)
-
-    def __init__(self, dropout: float) -> None:
-        self.dropout = dropout
-
-    def mlp(self, x: Tensor, *parts: object) -> Tensor:
-        out = reference.mlp(x, *parts)  # type: ignore[arg-type]
-        return x + F.dropout(out - x, self.dropout) if self.dropout else out
-
-
 class _Call:
-    """The state that all layers of one forward pass share: visible keys, rotations, the cache."""
+    """The state that all layers of one forward pass share: visible keys, rotations, the cache.
+
+    ``weights`` receives the attention weights of each layer unless it is None.
+    """
 
     def __init__(
         self,
-        config: PersimmonConfig,
+        model: PersimmonModel,
         embeds: Tensor,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
-        cache: KeyValueCache | None,
-        training: bool,
+        cache: Cache | None,
+        cache_position: Tensor | None,
+        weights: list[Tensor] | None,
     ) -> None:
         batch, tokens, _ = embeds.shape
-        past = 0 if cache is None else cache.length
+        config, self.architecture = model.config, model.architecture
+        past = 0 if cache is None else cache.get_seq_length()
+        columns = torch.arange(tokens, device=embeds.device) + past  # of the cache
+        if cache_position is not None:
+            _check_cache_position(cache_position, columns, past)
+            columns = cache_position
         sequences = None
         if position_ids is None:
-            position_ids = torch.arange(past, past + tokens, device=embeds.device)[None]
+            position_ids = columns[None]
         elif position_ids.shape not in ((batch, tokens), (1, tokens)):
             raise ValueError(
                 f"position_ids has shape {list(position_ids.shape)}; "
@@ -230,35 +282,51 @@ class _Call:
             )
         elif attention_mask is None and cache is None:
             sequences = packed_sequences(position_ids)
-        self.config = config
+        known = past if isinstance(past, int) else None
+        self.visible = VisibleKeys(attention_mask, batch, columns, known, sequences)
         self.cache = cache
-        self.batch = batch
+        self.cache_kwargs = {"cache_position": columns}  # of transformers' static caches up to 5.2
+        self.weights = weights
+        self.is_explicit = weights is not None or getattr(config, "_attn_implementation", None) == "eager"
         self.returned_dtype = embeds.dtype
         self.dtype = embeds.dtype if embeds.is_cuda else torch.float32
-        self.visible = visible_keys(attention_mask, batch, tokens, past, sequences, embeds.device)
-        positions = position_ids.expand(batch, tokens).reshape(-1)  # [batch * sequence]
-        angles = reference.rotary_angles(positions, config.rotary_dim, config.rope_theta)
-        self.cos, self.sin = angles.cos(), angles.sin()  # each [batch * sequence, rotary_dim / 2]
-        self.dropout = config.attention_dropout if training else 0.0
+        angles = reference.rotary_angles(
+            position_ids.reshape(-1), self.architecture.rotary_dim, self.architecture.rope_theta
+        )
+        angles = angles.unflatten(0, position_ids.shape)[
+            :, :, None
+        ]  # [batch or 1, sequence, 1, rotary_dim / 2]
+        self.cos, self.sin = angles.cos(), angles.sin()
+        self.dropout = config.attention_dropout if model.training else 0.0
 
-    def attention(self, index: int, kept_weights: list[Tensor] | None) -> Attention:
-        """Rotation and attention of one layer; ``kept_weights`` receives the weights unless it is None."""
-        config, scale = self.config, self.config.head_dim**-0.5
+    def attention(self, index: int) -> Attention:
+        """Rotation and attention of one layer."""
+        heads, scale = self.architecture.num_attention_heads, self.architecture.head_dim**-0.5
 
-        def attend_to(qkv: Tensor, layer: LayerWeights) -> Tensor:
-            norms = (layer.q_gamma, layer.q_beta, layer.k_gamma, layer.k_beta)
-            parts = reference.normalise_and_rotate(
-                qkv, config.num_attention_heads, norms, config.layer_norm_eps, self.cos, self.sin
-            )
-            # each [batch, heads, sequence, head_dim]
-            q, k, v = (part.unflatten(0, (self.batch, -1)).transpose(1, 2).to(self.dtype) for part in parts)
+        def attend_to(qkv: Tensor, layer: PersimmonAttention) -> Tensor:
+            q, k, v = reference.split_heads(qkv, heads)  # each [batch, sequence, heads, head_dim]
+            q, k = layer.normalise(q, k)
+            q, k = reference.rotate(q, self.cos, self.sin), reference.rotate(k, self.cos, self.sin)
+            q, k, v = (part.transpose(1, 2).to(self.dtype) for part in (q, k, v))
             if self.cache is not None:
-                k, v = self.cache.append(index, k, v)
-            if kept_weights is None:
-                out = attend(q, k, v, self.visible, scale, self.dropout)
+                k, v = self.cache.update(k, v, index, self.cache_kwargs)
+            visible = self.visible.among(k.shape[2])
+            if self.is_explicit:
+                out, weights = attend_with_weights(q, k, v, visible, scale, self.dropout)
+                if self.weights is not None:
+                    self.weights.append(weights.to(self.returned_dtype))
             else:
-                out, weights = attend_with_weights(q, k, v, self.visible, scale, self.dropout)
-                kept_weights.append(weights.to(self.returned_dtype))
-            return out.transpose(1, 2).flatten(2).flatten(0, 1).float()  # [batch * sequence, hidden]
+                out = attend(q, k, v, visible, scale, self.dropout)
+            return out.transpose(1, 2).flatten(2).float()  # [batch, sequence, hidden]
 
         return attend_to
+
+
+def _check_cache_position(found: Tensor, expected: Tensor, past: object) -> None:
+    if found.shape != expected.shape:
+        raise ValueError(f"cache_position has shape {list(found.shape)}; expected {list(expected.shape)}")
+    if isinstance(past, int) and not is_traced() and not torch.equal(found.to(expected.device), expected):
+        raise ValueError(
+            f"cache_position is {short_repr(found.tolist())}; "
+            f"expected the {len(expected)} positions from {past}, the length of the cache"
+        )

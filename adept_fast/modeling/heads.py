@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from adept_fast.arguments import integer
 from adept_fast.config import PersimmonConfig as Architecture
-from adept_fast.modeling.cache import KeyValueCache
+from adept_fast.modeling.base import BaseConfig, GeneratesText
+from adept_fast.modeling.cache import Cache
 from adept_fast.modeling.decoder import PersimmonModel
 from adept_fast.modeling.losses import (
     next_token_loss,
@@ -26,27 +27,27 @@ from adept_fast.modeling.outputs import (
 from adept_fast.modeling.pretrained import PersimmonPreTrainedModel
 
 
-class PersimmonForCausalLM(PersimmonPreTrainedModel):
-    """The decoder with the logits of the next token."""
+class PersimmonForCausalLM(GeneratesText, PersimmonPreTrainedModel):
+    """The decoder with the logits of the next token.
+
+    ``generate`` is transformers' own, with its arguments; it decodes on the runtime.
+    """
 
     head_names = ("lm_head.weight",)
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
-    def __init__(self, config: Architecture) -> None:
+    def __init__(self, config: Architecture | BaseConfig) -> None:
         super().__init__(config)
-        self.model = PersimmonModel(config)
+        self.model = PersimmonModel(self.config)
         self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
-        self.initialise()
-
-    def tie_weights(self) -> None:
-        if self.config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
+        self.post_init()
 
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -56,7 +57,9 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
         return_dict: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         *,
-        past_key_values: KeyValueCache | None = None,
+        past_key_values: Cache | None = None,
+        cache_position: Tensor | None = None,
+        shift_labels: Tensor | None = None,
     ) -> CausalLMOutputWithPast | tuple[object, ...]:
         """As ``PersimmonModel.forward``, to logits [batch, kept, vocab].
 
@@ -66,12 +69,15 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
             logits_to_keep: the number of last tokens that get logits, 0 for all; or their indices, int64
                 [kept], or for each row [batch, kept]; or bool [batch, sequence], for logits [kept, vocab].
             num_items_in_batch: divisor of the loss if a batch is read in parts.
+            shift_labels: int64 [batch, sequence], the labels of the next tokens, instead of ``labels``.
         """
         inputs = (input_ids, attention_mask, position_ids, cache, inputs_embeds)
         wanted = (use_cache, output_hidden_states, output_attentions)
-        decoded = self.model(*inputs, *wanted, return_dict=True, past_key_values=past_key_values)
+        other = {"past_key_values": past_key_values, "cache_position": cache_position}
+        decoded = self.model(*inputs, *wanted, return_dict=True, **other)
         logits = self.lm_head(_kept(decoded.last_hidden_state, logits_to_keep))
-        loss = None if labels is None else next_token_loss(logits, labels, num_items_in_batch)
+        has_labels = labels is not None or shift_labels is not None
+        loss = next_token_loss(logits, labels, num_items_in_batch, shift_labels) if has_labels else None
         result = CausalLMOutputWithPast.of(decoded, loss, logits)
         return result if self.returns_dict(return_dict) else result.to_tuple()
 
@@ -81,12 +87,12 @@ class _Classifier(PersimmonPreTrainedModel):
 
     output_type: type[OutputWithLogits]
 
-    def __init__(self, config: Architecture) -> None:
+    def __init__(self, config: Architecture | BaseConfig) -> None:
         super().__init__(config)
         self.num_labels = self.config.num_labels
-        self.model = PersimmonModel(config)
+        self.model = PersimmonModel(self.config)
         self.score = nn.Linear(self.config.hidden_size, self.num_labels, bias="score.bias" in self.head_names)
-        self.initialise()
+        self.post_init()
 
     def logits(self, states: Tensor, input_ids: Tensor | None) -> Tensor:
         """The logits from hidden states [batch, sequence, hidden]."""
@@ -100,7 +106,7 @@ class _Classifier(PersimmonPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -108,12 +114,14 @@ class _Classifier(PersimmonPreTrainedModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         *,
-        past_key_values: KeyValueCache | None = None,
+        past_key_values: Cache | None = None,
+        cache_position: Tensor | None = None,
     ) -> OutputWithLogits | tuple[object, ...]:
         """As ``PersimmonModel.forward``, to the logits and with the labels that the class describes."""
         inputs = (input_ids, attention_mask, position_ids, cache, inputs_embeds)
         wanted = (use_cache, output_hidden_states, output_attentions)
-        decoded = self.model(*inputs, *wanted, return_dict=True, past_key_values=past_key_values)
+        other = {"past_key_values": past_key_values, "cache_position": cache_position}
+        decoded = self.model(*inputs, *wanted, return_dict=True, **other)
         logits = self.logits(decoded.last_hidden_state, input_ids)
         loss = None if labels is None else self.loss(logits, labels)
         result = self.output_type.of(decoded, loss, logits)
@@ -155,7 +163,8 @@ class PersimmonForSequenceClassification(_Classifier):
         if pad is None or input_ids is None:
             return -1
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        return (positions * (input_ids != pad)).argmax(-1)
+        last: Tensor = (positions * (input_ids != pad)).argmax(-1)
+        return last
 
 
 class PersimmonForTokenClassification(_Classifier):
@@ -167,10 +176,10 @@ class PersimmonForTokenClassification(_Classifier):
     head_names = ("score.weight", "score.bias")
     output_type = TokenClassifierOutput
 
-    def __init__(self, config: Architecture) -> None:
+    def __init__(self, config: Architecture | BaseConfig) -> None:
         super().__init__(config)
-        own, default = self.config.classifier_dropout, self.config.hidden_dropout
-        self.dropout = nn.Dropout(default if own is None else own)
+        own = getattr(self.config, "classifier_dropout", None)
+        self.dropout = nn.Dropout(self.config.hidden_dropout if own is None else own)
 
     def logits(self, states: Tensor, input_ids: Tensor | None) -> Tensor:
         logits: Tensor = self.score(self.dropout(states))

@@ -6,27 +6,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adept_fast.modeling.config import PersimmonConfig
+from adept_fast.modeling.base import BaseConfig
 
 IGNORED = -100  # a label without a loss
 
 
-def next_token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+def next_token_loss(
+    logits: Tensor,
+    labels: Tensor | None,
+    num_items_in_batch: Tensor | int | None = None,
+    shift_labels: Tensor | None = None,
+) -> Tensor:
     """Cross-entropy of each label except the first of a row, from the logits of the token before it.
 
     Args:
         logits: [batch, sequence, vocab].
         labels: int64 [batch, sequence], -100 is ignored.
         num_items_in_batch: divisor of the sum; by default the number of labels that are not ignored.
+        shift_labels: int64 [batch, sequence], the labels of the next tokens, instead of ``labels``.
 
     Raises ValueError for labels of another shape.
     """
-    if logits.shape[:-1] != labels.shape:
-        raise ValueError(
-            f"labels has shape {list(labels.shape)}; expected {list(logits.shape[:-1])} as for the logits"
-        )
-    following = F.pad(labels.to(logits.device)[:, 1:], (0, 1), value=IGNORED)  # [batch, sequence]
-    return _cross_entropy(logits, following, num_items_in_batch)
+    for name, given in (("labels", labels), ("shift_labels", shift_labels)):
+        if given is not None and logits.shape[:-1] != given.shape:
+            raise ValueError(
+                f"{name} has shape {list(given.shape)}; expected {list(logits.shape[:-1])} as for the logits"
+            )
+    if shift_labels is None:
+        assert labels is not None
+        shift_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED)  # [batch, sequence]
+    return _cross_entropy(logits, shift_labels.to(logits.device), num_items_in_batch)
 
 
 def token_classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -34,7 +43,7 @@ def token_classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return _cross_entropy(logits, labels.to(logits.device))
 
 
-def sequence_classification_loss(logits: Tensor, labels: Tensor, config: PersimmonConfig) -> Tensor:
+def sequence_classification_loss(logits: Tensor, labels: Tensor, config: BaseConfig) -> Tensor:
     """The loss of logits [batch, labels] for the problem_type of the config.
 
     If that is None, the labels set it: one output is a regression, integers are single labels [batch], and
@@ -42,7 +51,7 @@ def sequence_classification_loss(logits: Tensor, labels: Tensor, config: Persimm
     """
     labels = labels.to(logits.device)
     if config.problem_type is None:
-        config.problem_type = _problem_type(labels, config.num_labels)  # type: ignore[misc]  # it may be set
+        config.problem_type = _problem_type(labels, config.num_labels)
     logits = logits.float()
     if config.problem_type == "regression":
         if config.num_labels == 1:

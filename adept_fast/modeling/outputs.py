@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
+import torch.utils._pytree as pytree
 from torch import Tensor
 
-from adept_fast.modeling.cache import KeyValueCache
+from adept_fast.modeling.cache import Cache
 
 _OTHER_NAMES = {"past_key_values": "cache"}  # of fields, in older releases of transformers
 
@@ -20,8 +22,18 @@ class ModelOutput(dict[Any, Any]):
     The cache can be read as ``past_key_values`` too.
     """
 
-    def __init__(self, **values: Any) -> None:
-        super().__init__({name: value for name, value in values.items() if value is not None})
+    def __init__(self, values: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **fields: Any) -> None:
+        given = {**dict(values), **fields}
+        super().__init__({name: value for name, value in given.items() if value is not None})
+
+    def __init_subclass__(cls) -> None:
+        # torch.export and data parallelism take outputs apart and put them together again.
+        pytree.register_pytree_node(
+            cls,
+            lambda output: (list(output.values()), list(output)),
+            lambda values, names: cls(zip(names, values, strict=True)),
+            serialized_type_name=f"{cls.__module__}.{cls.__name__}",
+        )
 
     def __getattr__(self, name: str) -> Any:
         return self.get(_field(type(self), name))
@@ -47,7 +59,7 @@ class ModelOutput(dict[Any, Any]):
 
 class BaseModelOutputWithPast(ModelOutput):
     last_hidden_state: Tensor  # [batch, sequence, hidden], after the final LayerNorm
-    cache: KeyValueCache | None
+    cache: Cache | None
     hidden_states: tuple[Tensor, ...] | None  # the embeddings, then after each layer; the last is normalised
     attentions: tuple[Tensor, ...] | None  # of each layer [batch, heads, sequence, past + sequence]
 
@@ -68,11 +80,11 @@ class OutputWithLogits(ModelOutput):
 
 
 class CausalLMOutputWithPast(OutputWithLogits):  # logits [batch, kept, vocab]
-    cache: KeyValueCache | None
+    cache: Cache | None
 
 
 class SequenceClassifierOutputWithPast(OutputWithLogits):  # logits [batch, labels]
-    cache: KeyValueCache | None
+    cache: Cache | None
 
 
 class TokenClassifierOutput(OutputWithLogits):  # logits [batch, sequence, labels]

@@ -65,33 +65,31 @@ def rotary_append(
     _, slot_count, heads, capacity, _ = cache_layer.shape
     present = _exist(slots, slot_count) & _exist(positions, min(len(cos), capacity))  # [tokens]
     slots, positions = torch.where(present, slots, 0), torch.where(present, positions, 0)
-    norms = (q_gamma, q_beta, k_gamma, k_beta)
-    q, k, v = normalise_and_rotate(qkv, heads, norms, eps, cos[positions], sin[positions])
+    q, k, v = split_heads(qkv, heads)
+    if q_gamma is not None and q_beta is not None and k_gamma is not None and k_beta is not None:
+        q, k = layernorm(q, q_gamma, q_beta, eps), layernorm(k, k_gamma, k_beta, eps)
+    cos, sin = cos[positions, None], sin[positions, None]  # each [tokens, 1, rotary_dim / 2]
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     _append(cache_layer[0], present, slots, positions, k)
     _append(cache_layer[1], present, slots, positions, v)
     return q.masked_fill(~present[:, None, None], 0)
 
 
-def normalise_and_rotate(
-    qkv: Tensor, heads: int, norms: tuple[Tensor | None, ...], eps: float, cos: Tensor, sin: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """q and k, normalised per head and rotated, and v: each float32 [tokens, heads, head_dim].
+def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v, each [.., heads, head_dim], of qkv [.., 3 * hidden], laid out [head, (q, k, v), head_dim]."""
+    q, k, v = qkv.unflatten(-1, (heads, 3, -1)).unbind(-2)
+    return q, k, v
 
-    Nothing is written in place, so autograd works.
 
-    Args:
-        qkv: [tokens, 3 * hidden], laid out [head, (q, k, v), head_dim].
-        norms: q_gamma, q_beta, k_gamma, k_beta as ``rotary_append`` takes them.
-        cos, sin: float32 [tokens, rotary_dim / 2], at each token's position.
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first rotary_dim dimensions of each head, whose two halves are paired.
+
+    Nothing is written in place, so autograd works. ``cos`` and ``sin`` are [.., rotary_dim / 2], at the
+    position of x [.., head_dim].
     """
-    # Each [tokens, heads, head_dim].
-    q, k, v = qkv.view(len(qkv), heads, 3, qkv.shape[1] // (3 * heads)).unbind(2)
-    q_gamma, q_beta, k_gamma, k_beta = norms
-    if q_gamma is not None and q_beta is not None and k_gamma is not None and k_beta is not None:
-        q = layernorm(q, q_gamma, q_beta, eps)
-        k = layernorm(k, k_gamma, k_beta, eps)
-    cos, sin = cos[:, None], sin[:, None]  # [tokens, 1, rotary_dim / 2]
-    return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+    half = cos.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 
 
 def prefill_attention(q: Tensor, cache_layer: Tensor, slot: int, start: int, scale: float) -> Tensor:
@@ -287,13 +285,6 @@ def _append(cache: Tensor, present: Tensor, slots: Tensor, positions: Tensor, ro
 
 def layernorm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, gamma.shape, gamma, beta, eps)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first rotary_dim dimensions of each head, whose two halves are paired."""
-    half = cos.shape[-1]
-    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 
 
 def project(x: Tensor, w: Matrix) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from test_modeling import LEFT, assert_close, assert_same, ids_of, pair_of
 
 from adept_fast import modeling
@@ -59,11 +60,28 @@ def test_another_batch_is_refused() -> None:
     assert cache.get_seq_length() == 3
 
 
-def test_a_cache_of_theirs_is_refused() -> None:
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_cache_of_theirs_is_taken(padded: bool) -> None:
     ours, theirs = pair_of("ForCausalLM")
     ids = ids_of(ours)
-    with pytest.raises(TypeError, match="the cache is a DynamicCache; expected a KeyValueCache"):
-        ours(ids, cache=theirs(ids)[CACHE_NAME])
+    given, whole = ({"attention_mask": LEFT[:, :4]}, {"attention_mask": LEFT}) if padded else ({}, {})
+    for cache in (
+        transformers.DynamicCache(config=theirs.config),
+        transformers.StaticCache(config=theirs.config, max_cache_len=20),
+    ):
+        with torch.no_grad():
+            ours(ids[:, :4], cache=cache, cache_position=torch.arange(4), **given)
+            out = ours(ids[:, 4:], past_key_values=cache, cache_position=torch.arange(4, 9), **whole)
+            expected = theirs(ids, **whole).logits[:, 4:]
+        assert out.cache is cache
+        assert cache.get_seq_length() == 9
+        assert_close(out.logits, expected)
+
+
+def test_what_is_no_cache_is_refused() -> None:
+    ours, _ = pair_of("ForCausalLM")
+    with pytest.raises(TypeError, match="the cache is a tuple; expected a KeyValueCache, or a Cache of"):
+        ours(ids_of(ours), cache=())
 
 
 def test_a_cache_under_both_names_is_refused() -> None:

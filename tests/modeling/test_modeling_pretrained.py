@@ -64,9 +64,12 @@ def test_what_ours_saves_theirs_loads_and_back(tmp_path: Path, head: str, change
         again = ours_of(head).from_pretrained(tmp_path / path)
         assert not again.training
         assert torch.equal(again(ids)[0], expected[0])
-        assert again.config.labels == ours.config.labels
+        assert again.config.id2label == ours.config.id2label
         assert again.config.problem_type == ours.config.problem_type
-    assert {file.name for file in (tmp_path / "ours").iterdir()} == {"config.json", "model.safetensors"}
+    names = {"config.json", "model.safetensors"} | (
+        {"generation_config.json"} if head == "ForCausalLM" else set()
+    )
+    assert {file.name for file in (tmp_path / "ours").iterdir()} == names
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -268,7 +271,7 @@ class TestConfig:
             tie_word_embeddings=True,
         )
         theirs.save_pretrained(tmp_path)
-        ours = modeling.PersimmonConfig.from_json(tmp_path / "config.json")
+        ours = modeling.PersimmonConfig.from_pretrained(tmp_path)
         for name in (
             "vocab_size",
             "num_labels",
@@ -283,31 +286,28 @@ class TestConfig:
             "qk_layernorm",
         ):
             assert getattr(ours, name) == getattr(theirs, name), name
-        assert ours.labels == theirs.id2label
-        assert ours.eos_token_id == 4
+        assert ours.id2label == theirs.id2label
+        assert ours.eos_token_id == [4, 9]
 
     def test_theirs_reads_what_it_writes(self) -> None:
-        ours = modeling.PersimmonConfig(num_labels=4, classifier_dropout=0.5, pad_token_id=1)
+        ours = modeling.PersimmonConfig(num_labels=4, classifier_dropout=0.5, pad_token_id=1, rope_theta=3.0)
         theirs = transformers.PersimmonConfig.from_dict(json.loads(json.dumps(ours.to_dict())))
-        for name, value in vars(ours).items():
-            if name in ("rope_theta", "partial_rotary_factor"):
-                assert theirs.rope_parameters[name] == value
-            elif name != "id2label":
-                assert getattr(theirs, name) == value, name
-        assert modeling.PersimmonConfig.from_dict(theirs.to_dict()).labels == ours.labels
+        expected = theirs.to_dict()
+        assert {name: expected[name] for name in ours.to_dict()} == ours.to_dict()
+        assert modeling.PersimmonConfig.from_dict(expected).to_dict() == ours.to_dict()
 
-    def test_what_is_not_of_the_architecture_may_be_set(self) -> None:
+    def test_fields_may_be_set(self) -> None:
         config = modeling.PersimmonConfig(id2label={0: "a", 1: "b"})
         config.pad_token_id = 5
         config.num_labels = 3
-        assert config.labels == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
-        with pytest.raises(ConfigError, match="hidden_size is fixed by the architecture"):
-            config.hidden_size = 8
-        with pytest.raises(ConfigError, match="pad_token is not a field"):
-            config.pad_token = 8
-        with pytest.raises(ConfigError, match="pad_token_id is 262144; expected an integer from 0 to 262143"):
-            config.pad_token_id = 262144
-        assert config.pad_token_id == 5
+        assert config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+        config.hidden_size, config.num_attention_heads = 128, 4
+        config.num_hidden_layers = 1
+        config.vocab_size = config.intermediate_size = 9
+        assert modeling.PersimmonModel(config).layers[0].self_attn.dense.weight.shape == (128, 128)
+        config.num_attention_heads = 3
+        with pytest.raises(ConfigError, match="hidden_size 128 is not a multiple of num_attention_heads 3"):
+            modeling.PersimmonModel(config)
 
     @pytest.mark.parametrize(
         ("changes", "sentence"),

@@ -124,7 +124,7 @@ def test_half_precision_errs_no_more_than_theirs(dtype: torch.dtype) -> None:
     error = (out.logits - exact.logits).square().mean().sqrt()
     # Weights are rounded in both; the rest of the error is made less here.
     assert error <= 1.2 * (their_out.logits - exact.logits).square().mean().sqrt()
-    assert out.past_key_values.append(0, *torch.zeros(2, 3, 3, 1, 12))[0].dtype == torch.float32
+    assert out.past_key_values.update(*torch.zeros(2, 3, 3, 1, 12), 0)[0].dtype == torch.float32
 
 
 class TestDropout:

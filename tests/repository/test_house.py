@@ -23,8 +23,8 @@ OTHERS = [
 ORDER = [
     ["commands"],
     ["server"],
-    ["integrations"],
     ["modeling"],
+    ["integrations"],
     ["engine"],
     ["memory"],
     ["model"],

@@ -1,0 +1,49 @@
+"""What the classes are built on: transformers' base classes where it is installed, else ``standalone.py``.
+
+With transformers the classes are its models: its Trainer, pipelines, adapters and ``generate`` take them, and
+they have its methods. Without it they are torch modules with the methods that are used most.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adept_fast.checkpoint.huggingface import GENERATION_FILE, read_json
+from adept_fast.system.regular_file import is_there
+
+if TYPE_CHECKING:
+    HAS_TRANSFORMERS = True
+else:
+    try:
+        import transformers  # noqa: F401
+
+        HAS_TRANSFORMERS = True
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        HAS_TRANSFORMERS = False
+
+if TYPE_CHECKING or not HAS_TRANSFORMERS:
+    from adept_fast.modeling.standalone import BaseConfig, BaseModel, GeneratesText
+else:
+    from transformers import GenerationConfig, GenerationMixin
+    from transformers import PersimmonConfig as BaseConfig
+    from transformers import PreTrainedModel as BaseModel
+
+    from adept_fast.integrations.transformers.generation import GeneratesOnRuntime
+
+    class GeneratesText(GeneratesOnRuntime, GenerationMixin):
+        """transformers' ``generate``, whose decoding runs on the runtime."""
+
+        @classmethod
+        def can_generate(cls) -> bool:
+            return True
+
+        def read_generation_config(self, path: Path) -> None:
+            """Take the settings of ``generate`` that a checkpoint has."""
+            if path.is_dir() and is_there(path / GENERATION_FILE):
+                self.generation_config = GenerationConfig.from_dict(read_json(path / GENERATION_FILE))
+
+
+__all__ = ["HAS_TRANSFORMERS", "BaseConfig", "BaseModel", "GeneratesText"]

@@ -1,0 +1,58 @@
+"""The config and the weights of a checkpoint, as the modeling classes read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from adept_fast.checkpoint import StoredTensor, open_checkpoint
+from adept_fast.checkpoint.base import unwrap_names, unwrapped_name
+from adept_fast.checkpoint.huggingface import CONFIG_FILE, read_config, stored_weights
+from adept_fast.checkpoint.native import is_native, open_native
+from adept_fast.config import PersimmonConfig as Architecture
+
+HEADS = ("lm_head.weight", "score.weight", "score.bias")
+_DECODER = ("embed_tokens.", "layers.", "final_layernorm.")
+
+
+class Stored(NamedTuple):
+    """The values of a ``config.json``, and the tensors by their names in a model with a head."""
+
+    config: dict[str, Any]
+    tensors: Mapping[str, StoredTensor]
+
+
+def config_values(path: Path) -> dict[str, Any]:
+    """The values of a checkpoint's ``config.json``, or what they would be. Raises as ``open_stored`` does."""
+    values = read_config(path) if path.is_dir() else None
+    if values is None or is_native(values):
+        return open_stored(path, mmap=True).config
+    Architecture.from_contents(values, path / CONFIG_FILE)
+    return values
+
+
+def open_stored(path: Path, *, mmap: bool) -> Stored:
+    """Open a checkpoint of any format that the runtime reads; a Hugging Face directory needs no tokenizer.
+
+    Raises CheckpointError or ConfigError, which name the file.
+    """
+    values = read_config(path) if path.is_dir() else None
+    if values is None or is_native(values):
+        checkpoint = (
+            open_checkpoint(path, mmap=mmap) if values is None else open_native(path, values, mmap=mmap)
+        )
+        return Stored(checkpoint.config.to_dict(), checkpoint.tensors)
+    architecture = Architecture.from_contents(values, path / CONFIG_FILE)
+    stored = stored_weights(path, mmap=mmap).tensors
+    unwrapped = [unwrapped_name(name) for name in stored]
+    prefix = "model." if any(name.startswith(_DECODER) for name in unwrapped) else ""
+    required = (name.removeprefix(prefix) for name in architecture.tensor_shapes() if name not in HEADS)
+    return Stored(
+        values, {full_name(name): tensor for name, tensor in unwrap_names(stored, required).items()}
+    )
+
+
+def full_name(name: str) -> str:
+    """The name in a model with a head; the decoder alone has names without the prefix."""
+    return f"model.{name}" if name.startswith(_DECODER) else name
