@@ -22,7 +22,7 @@ class Acceleration:
         rows, length: the minimal size of the cache.
     """
 
-    def __init__(self, rows: int, length: int) -> None:
+    def __init__(self, rows: int = 1, length: int = 1) -> None:
         self._rows = rows
         self._length = length
         self._shared: SharedWeights | None = None
