@@ -9,7 +9,8 @@ from typing import Any
 
 from adept_fast.engine.turn import NestedRunError, Turns
 from adept_fast.integrations.transformers.not_served import NotServedError
-from adept_fast.integrations.transformers.shared_weights import SharedWeights, check_modules
+from adept_fast.integrations.transformers.served_modules import check_modules
+from adept_fast.integrations.transformers.shared_weights import SharedWeights
 from adept_fast.integrations.transformers.token_loop import TokenLoop
 
 

@@ -13,6 +13,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from adept_fast.integrations.transformers.compatibility import CACHE_NAME
 from adept_fast.integrations.transformers.request import Request
 from adept_fast.integrations.transformers.returned_cache import extend, new_cache
+from adept_fast.integrations.transformers.stream import Stream
 from adept_fast.integrations.transformers.token_loop import TokenLoop
 
 
@@ -96,7 +97,7 @@ def decode(
     ends: Ends,
     processors: Any,
     generation_config: Any,
-    streamer: Any,
+    stream: Stream,
     dtype: torch.dtype,
 ) -> Any:
     """Continue the prompts until each has ended; returns the result of transformers' own decoding.
@@ -125,16 +126,14 @@ def decode(
         columns.append(column.to(device))
         ended = ends.of(tokens, columns.so_far, details.scores)
         going_on = [before and not now for before, now in zip(going_on, ended, strict=True)]
-        if streamer is not None:
-            streamer.put(column)
+        stream.put(column, loop.step_ends)
         if not any(going_on):
             break
         # In transformers, the cache of a text that has ended continues with padding.
         if ends.pads and not details.of_every_row and cache is None:
             rows = [row for row, goes_on in enumerate(going_on) if goes_on]
         chosen, logits = loop.advance(rows, [tokens[row] for row in rows])
-    if streamer is not None:
-        streamer.end()
+    stream.end()
     sequences: Any = columns.so_far.contiguous()
     if cache is not None:
         extend(cache, loop, request.starts, sequences.shape[1] - 1, dtype)  # the last token was not read

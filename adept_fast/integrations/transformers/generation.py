@@ -21,6 +21,7 @@ from adept_fast.integrations.transformers.not_served import NotServedError
 from adept_fast.integrations.transformers.request import read_request
 from adept_fast.integrations.transformers.returned_cache import mark_as_given
 from adept_fast.integrations.transformers.shared_weights import restore_layout
+from adept_fast.integrations.transformers.stream import Stream
 
 ATTRIBUTE = "_adept_fast"  # of a model: its Acceleration
 
@@ -95,8 +96,8 @@ class GeneratesOnRuntime(_Base):  # type: ignore[misc]
             # Older releases keep a static cache and read its size later, which it lacks until it is written.
             self.__dict__.pop("_cache", None)
             with acceleration.loop(self, len(input_ids), length) as loop:
-                streamer = arguments.get("streamer")
-                return decode(request, loop, ends, processors, config, streamer, self.dtype)
+                stream = Stream(arguments.get("streamer"), assisted=draft_tokens > 0)
+                return decode(request, loop, ends, processors, config, stream, self.dtype)
         except NotServedError as error:
             self._warn(str(error))
         return theirs(input_ids, **arguments)

@@ -16,9 +16,6 @@ from adept_fast.weights import EMBEDDING, load_weights
 
 _DOWN_PROJECTION = "mlp.dense_4h_to_h.weight"
 
-# Packages whose modules compute what their class says; others may compute something else.
-_KNOWN_MODULES = ("torch.nn.modules.", "transformers.", "adept_fast.")
-
 Address = tuple[str, int, torch.dtype, torch.device, torch.Size, tuple[int, ...]]
 
 
@@ -81,19 +78,6 @@ class SharedWeights:
     def are_of(self, model: nn.Module) -> bool:
         """Whether the parameters have not moved, as by ``model.to(…)``."""
         return self._addresses == _addresses_of(model)
-
-
-def check_modules(model: nn.Module) -> None:
-    """Raises NotServedError if a module may not compute what transformers' Persimmon computes."""
-    for name, module in model.named_modules():
-        kind = type(module)
-        if not f"{kind.__module__}.".startswith(_KNOWN_MODULES):
-            raise NotServedError(f"{name or 'the model'}, a {kind.__module__}.{kind.__name__}")
-        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-        # transformers' own hooks record outputs, and stay after the first request for outputs.
-        foreign = any(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks)
-        if foreign or "forward" in vars(module):
-            raise NotServedError(f"a hook on {name or 'the model'}")
 
 
 def _config_of(model: Any) -> PersimmonConfig:

@@ -70,6 +70,11 @@ class TokenLoop:
         """The maximum tokens of a row before the cache grows."""
         return self._runner.cache.max_seq_len
 
+    @property
+    def step_ends(self) -> bool:
+        """Whether the next ``advance`` runs the model; else it returns what the last step has sampled too."""
+        return not self._checked_tokens
+
     @torch.no_grad()
     def begin(
         self,
