@@ -43,8 +43,9 @@ def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
 def pad_id(tokenizer: Tokenizer) -> int | None:
     """The id that pads a batch in transformers: the checkpoint's own, else the unknown piece.
 
-    Persimmon has no token for padding. If unknown characters become bytes, no text has the unknown piece; else
-    the result is None. The end token may also begin a text, and losses leave out labels that are padding.
+    Persimmon has no token for padding. If unknown characters become bytes, no text has the unknown piece;
+    if not, the result is None. The end token is no padding, as it may begin a text, and as training ignores
+    labels that are padding.
     """
     if (named := tokenizer.special_tokens.get("pad_token")) is not None:
         return tokenizer.vocabulary.find(named)

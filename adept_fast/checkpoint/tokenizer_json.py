@@ -243,9 +243,7 @@ def _pre_tokenizer(splits: Mapping[str, str], prefix: dict[str, Any] | None) -> 
     ]
     if patterns:
         pattern = {"Regex": "|".join(patterns)}
-        steps.append(
-            {"type": "Split", "pattern": pattern, "behavior": "MergedWithPrevious", "invert": False}
-        )
+        steps.append({"type": "Split", "pattern": pattern, "behavior": "MergedWithPrevious", "invert": False})
     return _sequence("pretokenizers", steps) if steps else None
 
 
