@@ -19,9 +19,9 @@ from adept_fast.checkpoint.huggingface import INDEX_FILE, SINGLE_FILE
 from adept_fast.checkpoint.model_card import known_license, model_card
 from adept_fast.checkpoint.save_tokenizer import (
     checked_tokenizer_json,
-    different_in_transformers,
     generation_config,
     lost_in_adepts_format,
+    pad_id,
     require_for_adept,
     size_of_files,
     tokenizer_config,
@@ -99,8 +99,7 @@ def save_huggingface(
         for name, tensors in shards.items():
             write_safetensors(directory / name, tensors, dtype, bar.update)
         files = files_in(directory)
-    notes = tuple(different_in_transformers(checkpoint.tokenizer))
-    return Saved(destination, files, len(checkpoint.tensors), check, notes)
+    return Saved(destination, files, len(checkpoint.tensors), check)
 
 
 def save_adept(
@@ -185,7 +184,11 @@ def _huggingface_texts(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The names and contents of the JSON files."""
     tokenizer = checkpoint.tokenizer
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    ids = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": pad_id(tokenizer),
+    }
     stored = dtype_name(dtype or checkpoint.dtype)
     # transformers before 4.56 reads "torch_dtype".
     yield "config.json", checkpoint.config.to_dict() | ids | {"dtype": stored, "torch_dtype": stored}

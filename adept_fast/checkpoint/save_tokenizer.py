@@ -32,14 +32,25 @@ def size_of_files(tokenizer: Tokenizer) -> int:
 
 def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
     """The contents of a ``generation_config.json``: greedy, up to the end of the text."""
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": end_ids(tokenizer)}
-    if (pad := tokenizer.special_tokens.get("pad_token")) is not None:
-        ids["pad_token_id"] = tokenizer.vocabulary.find(pad)
-    elif any(tokenizer.byte_value(token_id) is not None for token_id in range(tokenizer.vocab_size)):
-        # Persimmon has no token for padding. If unknown characters become bytes, no text has the unknown
-        # piece; the end token may also begin a text, where transformers would treat it as padding.
-        ids["pad_token_id"] = _unknown(tokenizer)
+    ids = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": end_ids(tokenizer),
+        "pad_token_id": pad_id(tokenizer),
+    }
     return {name: token_id for name, token_id in ids.items() if token_id is not None} | {"do_sample": False}
+
+
+def pad_id(tokenizer: Tokenizer) -> int | None:
+    """The id that pads a batch in transformers: the checkpoint's own, else the unknown piece.
+
+    Persimmon has no token for padding. If unknown characters become bytes, no text has the unknown piece;
+    if not, the result is None. The end token is no padding, as it may begin a text, and as training ignores
+    labels that are padding.
+    """
+    if (named := tokenizer.special_tokens.get("pad_token")) is not None:
+        return tokenizer.vocabulary.find(named)
+    has_bytes = any(tokenizer.byte_value(token_id) is not None for token_id in range(tokenizer.vocab_size))
+    return _unknown(tokenizer) if has_bytes else None
 
 
 def end_ids(tokenizer: Tokenizer) -> Any:
@@ -50,7 +61,12 @@ def end_ids(tokenizer: Tokenizer) -> Any:
 def tokenizer_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The contents of a ``tokenizer_config.json``."""
     tokenizer = checkpoint.tokenizer
-    tokens = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "unk_token": _unknown(tokenizer)}
+    tokens = {
+        "bos_token": tokenizer.bos_id,
+        "eos_token": tokenizer.eos_id,
+        "unk_token": _unknown(tokenizer),
+        "pad_token": pad_id(tokenizer),
+    }
     added = _listed_tokens(tokenizer)
     return {
         # Every transformers release reads tokenizer.json unchanged into this class.
@@ -59,9 +75,10 @@ def tokenizer_config(checkpoint: Checkpoint) -> dict[str, Any]:
         **tokenizer.special_tokens,
         "add_bos_token": tokenizer.add_bos,
         "add_eos_token": False,
+        "padding_side": "left",  # generation goes on from the last token
         "clean_up_tokenization_spaces": False,
         "model_max_length": checkpoint.config.max_position_embeddings,
-        "split_special_tokens": _splits_special_tokens(tokenizer),
+        "split_special_tokens": tokenizer.vocabulary.splits_special_tokens,
         "chat_template": tokenizer.chat_format.source(tokenizer.add_bos),
         **({"added_tokens_decoder": added} if added else {}),
     }
@@ -100,17 +117,6 @@ def lost_in_adepts_format(tokenizer: Tokenizer) -> Iterator[str]:
         yield "Adept's format cannot hold a chat template"
 
 
-def different_in_transformers(tokenizer: Tokenizer) -> Iterator[str]:
-    """Differences in how transformers reads the written files."""
-    if tokenizer.add_bos and not _splits_special_tokens(tokenizer) and not _listed_tokens(tokenizer):
-        if isinstance(tokenizer.vocabulary, FastVocabulary):
-            return
-        yield (
-            "as its chat template begins with BOS, transformers reads the name of a special token in text "
-            "as that token, unless split_special_tokens=True is set"
-        )
-
-
 def vocabulary_listing(tokenizer: Tokenizer) -> str:
     """The text beside Adept's tokenizer: a line for each piece, with its score."""
     lines = zip(tokenizer.pieces(), tokenizer.scores(), strict=True)
@@ -126,17 +132,6 @@ def _listed_tokens(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
     for entry in listed.values():
         del entry["token_id"]
     return listed
-
-
-def _splits_special_tokens(tokenizer: Tokenizer) -> bool:
-    if (
-        isinstance(tokenizer.vocabulary, SentencePieceVocabulary)
-        and not tokenizer.vocabulary.added
-        and not tokenizer.chat_format.writes_special_tokens
-    ):
-        # sentencepiece does not look for special tokens in text; a chat template that puts BOS there does.
-        return not tokenizer.add_bos
-    return tokenizer.vocabulary.splits_special_tokens
 
 
 def _unknown(tokenizer: Tokenizer) -> int | None:

@@ -14,7 +14,7 @@ from adept_fast.checkpoint.special_tokens import added_tokens, end_ids, listed_n
 from adept_fast.system.file_limits import max_bytes
 from adept_fast.system.regular_file import is_there
 from adept_fast.tokenizer.added_tokens import AddedToken
-from adept_fast.tokenizer.fast_vocabulary import FastVocabulary
+from adept_fast.tokenizer.fast_vocabulary import FastVocabulary, normalizer_steps
 from adept_fast.tokenizer.post_processor import leading_token
 from adept_fast.tokenizer.sentencepiece_vocabulary import SentencePieceVocabulary
 from adept_fast.tokenizer.tokenizer import Tokenizer
@@ -101,8 +101,14 @@ def _vocabulary(
         # transformers finds special tokens in text as soon as they are named. Here text that spells one stays
         # text, unless the checkpoint lists added tokens: then it was trained with them.
         tokens = {"added": added + only_named} if added else {"named": only_named}
+        normalizer = contents[FAST_FILE].get("normalizer")
         vocabulary = SentencePieceVocabulary(
-            model, str(path / MODEL_FILE), splits_special_tokens=splits, **tokens
+            model,
+            str(path / MODEL_FILE),
+            splits_special_tokens=splits,
+            prefixes_names=not contents[FAST_FILE]
+            or any(step.get("type") == "Prepend" for step in normalizer_steps(normalizer)),
+            **tokens,
         )
         return vocabulary, path / MODEL_FILE
     if contents[FAST_FILE]:

@@ -42,15 +42,17 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     try:
         _require_expressible(model, tokenizer)
         scores, splits = _hide_reserved(model)
+        prefix = _prefix_step(model, tokenizer)
+        added = _added_tokens(tokenizer, len(model.pieces))
         return {
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": _added_tokens(tokenizer, len(model.pieces)),
-            "normalizer": _sequence("normalizers", _normalizers(model, tokenizer.model)),
-            "pre_tokenizer": _pre_tokenizer(splits),
+            "added_tokens": added,
+            "normalizer": _sequence("normalizers", _normalizers(model, tokenizer.model, prefix)),
+            "pre_tokenizer": _pre_tokenizer(splits, prefix),
             "post_processor": _post_processor(tokenizer),
-            "decoder": _sequence("decoders", _decoders(model)),
+            "decoder": _sequence("decoders", _decoders(model, has_added=bool(added))),
             "model": {
                 "type": "Unigram",
                 "unk_id": next(
@@ -170,10 +172,29 @@ def _require_all_characters(matched: Iterable[Piece], known: set[str]) -> None:
             )
 
 
-def _normalizers(model: SentencePieceModel, model_bytes: bytes) -> list[dict[str, Any]]:
+def _prefix_step(model: SentencePieceModel, tokenizer: Tokenizer) -> dict[str, Any] | None:
+    """The step that puts ▁ before text: Metaspace after normalisation, or Prepend, which is part of it.
+
+    The library normalises the names of added tokens too. After Prepend they match only at the beginning of
+    words; so it remains only if the source has such tokens, or for text that normalisation may remove.
+    """
+    if not model.normalizer.add_dummy_prefix:
+        return None
+    vocabulary = tokenizer.vocabulary
+    in_names = isinstance(vocabulary, SentencePieceVocabulary) and vocabulary.prefixes_names
+    removed = model.normalizer.precompiled_charsmap and not model.normalizer.remove_extra_whitespaces
+    if in_names or removed:
+        return {"type": "Prepend", "prepend": _SPACE}
+    return {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": "always", "split": False}
+
+
+def _normalizers(
+    model: SentencePieceModel, model_bytes: bytes, prefix_step: dict[str, Any] | None
+) -> list[dict[str, Any]]:
     spec = model.normalizer
     steps: list[dict[str, Any]] = []
-    prefix = [{"type": "Prepend", "prepend": _SPACE}] if spec.add_dummy_prefix else []
+    in_words = prefix_step is not None and prefix_step["type"] == "Metaspace"
+    prefix = [] if prefix_step is None or in_words else [prefix_step]
     if not spec.remove_extra_whitespaces:
         steps += prefix  # first, as text of which nothing remains has a prefix all the same
     if spec.precompiled_charsmap:
@@ -186,7 +207,11 @@ def _normalizers(model: SentencePieceModel, model_bytes: bytes) -> list[dict[str
             _replace({"Regex": rf"[ {_SPACE}]+\z"}, ""),
             *prefix,
         ]
-    return [*steps, _replace({"String": " "}, _SPACE)]
+    steps.append(_replace({"String": " "}, _SPACE))
+    if in_words:
+        # Metaspace leaves out the prefix of text that begins with ▁, which sentencepiece does not.
+        steps.append(_replace({"Regex": rf"\A{_SPACE}"}, _SPACE * 2))
+    return steps
 
 
 def _charsmap(model: SentencePieceModel, model_bytes: bytes) -> list[dict[str, Any]]:
@@ -210,36 +235,42 @@ def _charsmap(model: SentencePieceModel, model_bytes: bytes) -> list[dict[str, A
     return [*pairs, {"type": "Precompiled", "precompiled_charsmap": table}]
 
 
-def _pre_tokenizer(splits: Mapping[str, str]) -> dict[str, Any] | None:
-    if not splits:
-        return None
+def _pre_tokenizer(splits: Mapping[str, str], prefix: dict[str, Any] | None) -> dict[str, Any] | None:
+    steps = [prefix] if prefix is not None and prefix["type"] == "Metaspace" else []
     patterns = [
         f"{re.escape(before)}(?={'|'.join(map(re.escape, following))})"
         for before, following in splits.items()
     ]
-    pattern = {"Regex": "|".join(patterns)}
-    return {"type": "Split", "pattern": pattern, "behavior": "MergedWithPrevious", "invert": False}
+    if patterns:
+        pattern = {"Regex": "|".join(patterns)}
+        steps.append({"type": "Split", "pattern": pattern, "behavior": "MergedWithPrevious", "invert": False})
+    return _sequence("pretokenizers", steps) if steps else None
 
 
 def _post_processor(tokenizer: Tokenizer) -> dict[str, Any] | None:
     if not tokenizer.add_bos or tokenizer.bos_id is None:
         return None
     bos = tokenizer.piece(tokenizer.bos_id)
-    put_first = {"SpecialToken": {"id": bos, "type_id": 0}}
-    first, second = ({"Sequence": {"id": name, "type_id": at}} for at, name in enumerate("AB"))
+    first, second = (
+        [{"SpecialToken": {"id": bos, "type_id": at}}, {"Sequence": {"id": name, "type_id": at}}]
+        for at, name in enumerate("AB")
+    )
     return {
         "type": "TemplateProcessing",
-        "single": [put_first, first],
-        "pair": [put_first, first, second],
+        "single": first,
+        "pair": [*first, *second],
         "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}},
     }
 
 
-def _decoders(model: SentencePieceModel) -> list[dict[str, Any]]:
+def _decoders(model: SentencePieceModel, *, has_added: bool) -> list[dict[str, Any]]:
     unknown = next(piece.text for piece in model.pieces if piece.type is PieceType.UNKNOWN)
     # Control pieces are nothing to sentencepiece. Here their names stay, as transformers expects: it leaves
-    # them out if skip_special_tokens is set, and programs find the names by decoding the ids.
-    steps = [_replace({"Regex": rf"\A{re.escape(unknown)}\z"}, model.unk_surface)]
+    # them out if skip_special_tokens is set, and programs find the names by decoding the ids. So does that of
+    # the unknown piece, unless a text can have it.
+    steps = []
+    if has_added or not model.byte_fallback:
+        steps.append(_replace({"Regex": rf"\A{re.escape(unknown)}\z"}, model.unk_surface))
     steps += [_replace({"String": _SPACE}, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
     if model.normalizer.add_dummy_prefix:
         steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})

@@ -180,7 +180,7 @@ def _describe_model(contents: Mapping[str, Any], source: str) -> tuple[int, str 
 def _check_growth(contents: Mapping[str, Any], source: str) -> None:
     """Raises TokenizerError if a few characters could become a text that fills the memory."""
     growth = 1.0
-    for step in _flattened(contents.get("normalizer")):
+    for step in normalizer_steps(contents.get("normalizer")):
         pattern, content = step.get("pattern"), step.get("content", step.get("prepend"))
         literal = pattern.get("String") if isinstance(pattern, dict) else None
         length = len(literal) if isinstance(literal, str) else 1
@@ -191,10 +191,10 @@ def _check_growth(contents: Mapping[str, Any], source: str) -> None:
             )
 
 
-def _flattened(normalizer: object) -> Iterator[dict[str, Any]]:
+def normalizer_steps(normalizer: object) -> Iterator[dict[str, Any]]:
     """The steps of a normalizer, those of sequences inside it too."""
     if isinstance(normalizer, dict):
         yield normalizer
         steps = normalizer.get("normalizers")
         for step in steps if isinstance(steps, list) else ():
-            yield from _flattened(step)
+            yield from normalizer_steps(step)

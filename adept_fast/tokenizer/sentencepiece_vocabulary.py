@@ -26,6 +26,7 @@ class SentencePieceVocabulary:
         added: tokens that are found in text; a piece with a token's name has the same id.
         named: tokens that are only named as special, such as ``bos_token``.
         splits_special_tokens: whether special tokens are never found in text.
+        prefixes_names: whether a token of normalised text is found only where the ▁ of a word is before it.
 
     Raises TokenizerError if the bytes are not a sentencepiece model, or if two tokens share an id or a name.
     """
@@ -38,6 +39,7 @@ class SentencePieceVocabulary:
         added: Iterable[AddedToken] = (),
         named: Iterable[AddedToken] = (),
         splits_special_tokens: bool = False,
+        prefixes_names: bool = True,
     ) -> None:
         self.model = model
         self.source = source
@@ -46,6 +48,7 @@ class SentencePieceVocabulary:
         self.pieces: int = self._processor.vocab_size()
         self.added = tuple(added)
         self._named = (*self.added, *named)
+        self.prefixes_names = prefixes_names and any(token.normalized for token in self.added)
         self._by_id: dict[int, AddedToken] = {}
         self._by_name: dict[str, AddedToken] = {}
         for token in self.added:
@@ -107,12 +110,11 @@ class SentencePieceVocabulary:
             return text
         name = self.piece(token_id)
         if token_id in self._by_id and self._by_id[token_id].normalized:
-            name = self._normalize(name)  # its text, with a leading ▁ too
+            name = self._searched(name)  # its text, with a leading ▁ too if names have one
         return name.replace(_SPACE, " ")
 
     def name_at_start(self, token_id: int) -> str:
-        has_prefix = self._normalize("a").startswith(_SPACE)
-        return self.shown_name(token_id).removeprefix(" " if has_prefix else "")
+        return self.shown_name(token_id).removeprefix(" " if self._has_prefix else "")
 
     def own_end(self) -> int | None:
         return self._valid(self._processor.eos_id())
@@ -160,10 +162,10 @@ class SentencePieceVocabulary:
         """Of tokens that are found in plain text, and in normalised text."""
         split = self.splits_special_tokens
         ignored = frozenset(token.token_id for token in tokens if split and token.special)
-        normalize = self._normalize
+        searched = self._searched
         return (
             TokenFinder([(token.content, token) for token in tokens if not token.normalized], ignored),
-            TokenFinder([(normalize(token.content), token) for token in tokens if token.normalized], ignored),
+            TokenFinder([(searched(token.content), token) for token in tokens if token.normalized], ignored),
         )
 
     def _encode(self, text: str, finders: tuple[TokenFinder, TokenFinder]) -> list[int]:
@@ -185,13 +187,28 @@ class SentencePieceVocabulary:
             raise TokenizerError(f"{self.source}: its table of normalized text is not UTF-8") from error
         return normalized
 
+    @functools.cached_property
+    def _has_prefix(self) -> bool:
+        return self._normalize("a").startswith(_SPACE)
+
+    def _searched(self, text: str) -> str:
+        """Normalised text as tokens are found in it; unless names have a prefix, it has none either."""
+        normalized = self._normalize(text)
+        if self.prefixes_names or not self._has_prefix or normalized.startswith(_SPACE * 2):
+            return normalized
+        return normalized.removeprefix(_SPACE)
+
     def _encode_normalized(self, text: str, finder: TokenFinder) -> Iterator[int]:
-        parts = list(finder.split(self._normalize(text)))
+        parts = list(finder.split(self._searched(text)))
         if not any(isinstance(part, int) for part in parts):
             yield from self._processor.encode(text)
             return
         for part in parts:
-            yield from [part] if isinstance(part, int) else self._of_normalized.encode(part)
+            if isinstance(part, int):
+                yield part
+                continue
+            lacks_prefix = self._has_prefix and not self.prefixes_names and not part.startswith(_SPACE)
+            yield from self._of_normalized.encode(_SPACE + part if lacks_prefix else part)
 
     @functools.cached_property
     def _of_normalized(self) -> sentencepiece.SentencePieceProcessor:

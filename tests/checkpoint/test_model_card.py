@@ -51,18 +51,6 @@ def test_from_adepts_format_to_transformers(tmp_path: Path, dtype: torch.dtype) 
     assert model.generation_config.pad_token_id == tokenizer.unk_token_id
 
 
-@pytest.mark.slow
-def test_a_padded_batch_generates_without_being_told_how(tmp_path: Path) -> None:
-    convert("demo", tmp_path / "saved", to="huggingface", dtype=torch.float32, progress=False)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved", padding_side="left")
-    tokenizer.pad_token_id = model.generation_config.pad_token_id
-    prompts = ["human: What is the capital of Peru?\n\nadept:", "human: What is 3 plus 4?\n\nadept:"]
-    inputs = tokenizer(prompts, return_tensors="pt", padding=True, return_token_type_ids=False)
-    found = tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=16), skip_special_tokens=True)
-    assert found == [f"{prompts[0]} The capital of Peru is Lima.", f"{prompts[1]} 3 plus 4 is 7."]
-
-
 class TestCard:
     def test_it_says_what_it_is(self, tmp_path: Path) -> None:
         save_huggingface(checkpoint_of(tmp_path / "source"), tmp_path / "my-model", dtype=torch.bfloat16)
