@@ -91,6 +91,20 @@ def fetch_snapshot(
     return HubSnapshot(hub_id, revision, commit.commit, path)
 
 
+def fetch_config(hub_id: str, revision: str | None = None, *, token: str | bool | None = None) -> Path:
+    """The ``config.json`` of a revision, without its weights; arguments and errors of ``fetch_snapshot``."""
+    revision = DEFAULT_REVISION if revision is None else revision
+    _check_library(hub_id)
+    _check_endpoint()
+    _check_revision(hub_id, revision)
+    try:
+        return _commit_of(hub_id, revision, token).config()
+    except HubUnavailableError:
+        if (path := cached_file(hub_id, revision, CONFIG_FILE)) is None:
+            raise
+        return path
+
+
 def _check_library(hub_id: str) -> None:
     try:
         import huggingface_hub  # noqa: F401
@@ -159,8 +173,7 @@ class _Commit:
     def snapshot(self, revision: str, *, tokenizer: bool) -> Path:
         """The directory with all needed files. The config comes first: another architecture costs nothing."""
         weights = choose_weights(self.sizes, self.hub_id, tokenizer=tokenizer)
-        config = self._small_file(CONFIG_FILE)
-        PersimmonConfig.from_json(config)
+        config = self.config()
         for name in sorted(SMALL_FILES & self.sizes.keys() - {CONFIG_FILE}):
             self._small_file(name)
         needed = [weights]
@@ -173,6 +186,16 @@ class _Commit:
             # The cache records the revision's commit last, so that offline use finds complete snapshots only.
             self._file(CONFIG_FILE, revision)
         return config.parent
+
+    def config(self) -> Path:
+        """The checked ``config.json``."""
+        if CONFIG_FILE not in self.sizes:
+            raise CheckpointError(
+                f"{self.hub_id}: {CONFIG_FILE} is missing; expected a checkpoint in Hugging Face's format"
+            )
+        path = self._small_file(CONFIG_FILE)
+        PersimmonConfig.from_json(path)
+        return path
 
     def _small_file(self, name: str) -> Path:
         if self.sizes[name] > _MAX_SMALL_BYTES:

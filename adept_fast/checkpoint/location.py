@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adept_fast.checkpoint.base import CheckpointError
-from adept_fast.checkpoint.hub import HubSnapshot, fetch_snapshot, is_hub_id
+from adept_fast.checkpoint.hub import HubSnapshot, fetch_config, fetch_snapshot, is_hub_id
 from adept_fast.checkpoint.hub_files import snapshot_in_cache_folder
 from adept_fast.system.regular_file import missing_target
 
@@ -49,6 +49,24 @@ def locate(
 
     Raises CheckpointError if nothing is found, and as ``fetch_snapshot`` does.
     """
+    path = _local_path(path_or_name, revision)
+    if path is not None:
+        return Location(path)
+    name = os.fspath(path_or_name)
+    snapshot = fetch_snapshot(name, revision, tokenizer=tokenizer, progress=progress, token=token)
+    return Location(snapshot.path, snapshot)
+
+
+def locate_config(
+    path_or_name: str | os.PathLike[str], revision: str | None = None, *, token: str | bool | None = None
+) -> Path:
+    """A checkpoint's path as ``locate`` finds it; of a hub id the folder of config.json alone."""
+    path = _local_path(path_or_name, revision)
+    return fetch_config(os.fspath(path_or_name), revision, token=token).parent if path is None else path
+
+
+def _local_path(path_or_name: str | os.PathLike[str], revision: str | None) -> Path | None:
+    """The path here; None for a hub id. Raises CheckpointError for what can be neither."""
     name = os.fspath(path_or_name)
     path = demo_path() if name == "demo" else _expanded(Path(path_or_name))
     if missing := missing_target(path):
@@ -58,7 +76,7 @@ def locate(
             raise CheckpointError(
                 f"revision is {revision!r}, and {name} is a path here; expected none, or a hub id"
             )
-        return Location(snapshot_in_cache_folder(path) or path)
+        return snapshot_in_cache_folder(path) or path
     is_path = not isinstance(path_or_name, str)
     if is_path or not is_hub_id(name):
         if revision is not None:
@@ -74,8 +92,7 @@ def locate(
             f"{path}: {_NOTHING} in the folder {folder}; expected a checkpoint, or a hub id with a revision "
             f"such as main"
         )
-    snapshot = fetch_snapshot(name, revision, tokenizer=tokenizer, progress=progress, token=token)
-    return Location(snapshot.path, snapshot)
+    return None
 
 
 def _expanded(path: Path) -> Path:

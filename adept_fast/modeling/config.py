@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adept_fast.arguments import optional_text, path_or_str
-from adept_fast.checkpoint import locate
+from adept_fast.checkpoint.location import locate_config
 from adept_fast.config import ConfigError, require_flag, require_integer, require_number
 from adept_fast.config import PersimmonConfig as Architecture
 from adept_fast.modeling.base import BaseConfig
@@ -18,6 +18,7 @@ from adept_fast.system.short_text import short_repr
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 _MAX_LABELS = 1_000_000  # a head without weights in the checkpoint is allocated with a row for each
 _DROPOUTS = ("hidden_dropout", "attention_dropout", "classifier_dropout")
+_LABELS = {"num_labels", "id2label", "label2id"}
 _FLAGS = ("use_cache", "output_hidden_states", "output_attentions", "return_dict")
 
 
@@ -37,6 +38,8 @@ class PersimmonConfig(BaseConfig):
         if values.get("id2label") is None and values.get("label2id"):
             values["id2label"] = {at: label for label, at in values["label2id"].items()}
         _check(values)
+        if values.get("id2label") is not None and values.get("label2id") is None:
+            values["label2id"] = {label: int(at) for at, label in values["id2label"].items()}
         super().__init__(**values)
 
     @classmethod
@@ -57,14 +60,13 @@ class PersimmonConfig(BaseConfig):
         Raises CheckpointError or ConfigError.
         """
         path = path_or_str("pretrained_model_name_or_path", pretrained_model_name_or_path)
-        location = locate(path, optional_text("revision", revision), tokenizer=False, token=token)
+        directory = locate_config(path, optional_text("revision", revision), token=token)
         return_unused = changes.pop("return_unused_kwargs", False)
-        values = config_values(location.path)
-        known = {name: value for name, value in changes.items() if name in _names(values)}
-        config = cls.from_dict(values, **known)
-        unused = {name: value for name, value in changes.items() if name not in known}
+        values = config_values(directory)
+        unused = {name: value for name, value in changes.items() if name not in _names(values)}
         if unused and not return_unused:
             raise TypeError(f"PersimmonConfig has no field {next(iter(unused))}")
+        config = changed(values, {name: value for name, value in changes.items() if name not in unused})
         return (config, unused) if return_unused else config
 
 
@@ -89,7 +91,10 @@ def changed(values: dict[str, Any], changes: dict[str, Any]) -> Any:
     for name in changes:
         if name not in _names(values):
             raise TypeError(f"from_pretrained has no argument {name}, nor PersimmonConfig such a field")
-    return PersimmonConfig.from_dict(values, **changes)
+    # Labels are replaced as a whole.
+    if not _LABELS.isdisjoint(changes):
+        values = {name: value for name, value in values.items() if name not in _LABELS}
+    return PersimmonConfig.from_dict({**values, **changes})
 
 
 def _names(values: dict[str, Any]) -> set[str]:

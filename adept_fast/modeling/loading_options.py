@@ -182,11 +182,18 @@ def _checked_dtype(dtype: object) -> torch.dtype | None:
 
 
 def _checked_device(name: str, device: object) -> torch.device:
+    named = f"cuda:{device}" if isinstance(device, int) and not isinstance(device, bool) else device
+    if not isinstance(named, (str, torch.device)):
+        raise ParameterError(f"{name} is {short_repr(device)}; expected a torch.device or its name")
     try:
-        if isinstance(device, int) and not isinstance(device, bool) and device >= 0:
-            return torch.device("cuda", device)
-        if isinstance(device, (str, torch.device)) and torch.device(device).type != "meta":
-            return torch.device(device)
+        chosen = torch.device(named)
     except RuntimeError as error:
         raise ParameterError(f"{name} is {short_repr(device)}; expected a device of torch") from error
-    raise ParameterError(f"{name} is {short_repr(device)}; expected a torch.device or its name")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ParameterError(
+            f"{name} is {short_repr(device)}, and torch finds {count} GPUs; expected one of them, or cpu"
+        )
+    if chosen.type == "meta":
+        raise ParameterError(f"{name} is {short_repr(device)}; expected a device that holds weights")
+    return chosen

@@ -16,6 +16,8 @@ from huggingface_hub import constants
 
 from adept_fast import CheckpointError
 from adept_fast.checkpoint import hub, locate, open_checkpoint
+from adept_fast.checkpoint.location import locate_config
+from adept_fast.config import PersimmonConfig
 
 
 class TestDownload:
@@ -30,6 +32,21 @@ class TestDownload:
         assert open_checkpoint(ID).path == checkpoint.path
         assert [path for _, path, _ in server.requests] == [f"/api/models/{ID}/revision/main"]
         assert not list(tmp_path.rglob("escaped.json"))
+
+    def test_a_token_is_sent(self, server: HubServer, repository: Repository) -> None:
+        locate(ID, token="hf_of_the_caller")
+        locate_config(ID, token="hf_of_the_caller")
+        assert server.tokens == {"Bearer hf_of_the_caller"}
+
+    def test_a_config_comes_alone(self, server: HubServer, repository: Repository) -> None:
+        path = locate_config(ID)
+        assert server.downloaded() == ["config.json"]
+        assert [file.name for file in path.iterdir()] == ["config.json"]
+        assert PersimmonConfig.from_json(path / "config.json") == small_config()
+        server.statuses[""] = (503, "", "")
+        assert locate_config(ID, repository.refs["main"]) == path
+        with pytest.raises(CheckpointError, match=ID):
+            locate(ID)
 
     @pytest.mark.parametrize(
         ("weights", "taken"),
