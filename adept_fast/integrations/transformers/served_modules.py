@@ -10,11 +10,11 @@ from torch import nn
 from adept_fast.integrations.transformers.not_served import NotServedError
 
 # Packages whose modules compute what their class says; others may compute something else.
-_KNOWN_MODULES = (
-    "torch.nn.modules.",
-    "transformers.models.persimmon.",
-    "transformers.activations.",
-    "adept_fast.",
+_KNOWN_PACKAGES = (
+    "torch.nn.modules",
+    "transformers.models.persimmon",
+    "transformers.activations",
+    "adept_fast",
 )
 
 # Packages whose modules and parameters are quantized.
@@ -84,7 +84,7 @@ def _check_class(name: str, module: nn.Module) -> None:
         raise _quantized(_package(kind), f"{name} is a {kind_name}")
     if "quantization_scheme" in vars(module):
         raise _quantized("compressed_tensors", f"{name} has a quantization_scheme")
-    if not f"{kind.__module__}.".startswith(_KNOWN_MODULES):
+    if not _is_of(kind, _KNOWN_PACKAGES):
         raise NotServedError(f"{name or 'the model'}, a {kind_name}")
 
 
@@ -135,5 +135,8 @@ def _has_own_forward(module: nn.Module) -> bool:
     if placing and all(type(hook).__name__ == "AlignDevicesHook" for hook in placing):
         forward = vars(module).get(_FORWARD_BEFORE_HOOK)
     forward = getattr(forward, _COMPILED_FROM, forward)
-    known = [vars(base).get("forward") for base in type(module).__mro__]
+    kind = type(module)
+    # A model that was accelerated may keep the forward that it had then.
+    accelerated = [each for each in kind.__subclasses__() if _is_of(each, ("adept_fast",))]
+    known = [vars(each).get("forward") for each in (*kind.__mro__, *accelerated)]
     return getattr(forward, "__self__", None) is module and getattr(forward, "__func__", None) in known
