@@ -199,6 +199,18 @@ BEHAVIOURS = [
         ["_forward_hooks", "_forward_pre_hooks"],
     ),
     Behaviour(
+        "torch.compile",
+        "nothing public finds what was compiled: _orig_mod of a module, _torchdynamo_orig_callable of a function",
+        probes.what_was_compiled,
+        (True, True),
+    ),
+    Behaviour(
+        "accelerate.hooks",
+        "a hook and the forward before it are _hf_hook and _old_forward, and nothing public says what it does",
+        probes.hook_that_places,
+        (True, True, False, ["AlignDevicesHook", "CpuOffload", "SequentialHook"]),
+    ),
+    Behaviour(
         "transformers",
         "a decoding method reads _pad_token_tensor, use_cache and the cache, which have no public way there",
         probes.what_a_decoding_method_is_given,
