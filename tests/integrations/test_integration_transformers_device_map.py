@@ -70,9 +70,7 @@ def test_offloaded_layers_are_refused(offload: Any, where: str, tmp_path: Path) 
     assert [(name, id(value), value.device) for name, value in model.named_parameters()] == before
 
 
-@pytest.mark.parametrize(
-    ("offload", "where"), [row for row in OFFLOADED if row[0] is not by_map_to_both], ids=str
-)
+@pytest.mark.parametrize(("offload", "where"), [row for row in OFFLOADED if row[0] is not by_map_to_both])
 def test_layers_that_are_offloaded_later_are_handed_over(offload: Any, where: str, tmp_path: Path) -> None:
     model = accelerate(small_model())
     expected = text(model)

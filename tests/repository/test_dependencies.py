@@ -200,13 +200,13 @@ BEHAVIOURS = [
     ),
     Behaviour(
         "torch.compile",
-        "nothing public finds what was compiled: _orig_mod of a module, _torchdynamo_orig_callable of a function",
+        "only _orig_mod of a module and _torchdynamo_orig_callable of a function say what was compiled",
         probes.what_was_compiled,
         (True, True),
     ),
     Behaviour(
         "accelerate.hooks",
-        "a hook and the forward before it are _hf_hook and _old_forward, and nothing public says what it does",
+        "only _hf_hook and _old_forward of a module say what its hook is, and which forward it replaced",
         probes.hook_that_places,
         (True, True, False, ["AlignDevicesHook", "CpuOffload", "SequentialHook"]),
     ),
