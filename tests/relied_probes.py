@@ -93,6 +93,25 @@ def static_length(static_cache: Any, directory: Path) -> bool:
     return int(cache.layers[0].cumulative_length) == 2 and bool(model.config._attn_implementation)
 
 
+def what_was_compiled(compile_module: Any, _: Any) -> tuple[bool, bool]:
+    class Module(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    module = Module()
+    compiled, forward = (compile_module(each, backend="eager") for each in (module, module.forward))
+    return compiled._orig_mod is module, forward._torchdynamo_orig_callable == module.forward
+
+
+def hook_that_places(hooks: Any, _: Any) -> tuple[bool, bool, bool, list[str]]:
+    """Whether a module has its hook and its forward from before, if it is offloaded, and names of hooks."""
+    module = torch.nn.Linear(1, 1)
+    forward, hook = module.forward, hooks.AlignDevicesHook(execution_device="cpu")
+    hooks.add_hook_to_module(module, hook)
+    names = [name for name in ("AlignDevicesHook", "CpuOffload", "SequentialHook") if hasattr(hooks, name)]
+    return module._hf_hook is hook, module._old_forward == forward, hook.offload, names
+
+
 def header_declares(torch_module: Any, directory: Path) -> str:
     from torch.utils.cpp_extension import include_paths
 

@@ -199,6 +199,18 @@ BEHAVIOURS = [
         ["_forward_hooks", "_forward_pre_hooks"],
     ),
     Behaviour(
+        "torch.compile",
+        "only _orig_mod of a module and _torchdynamo_orig_callable of a function say what was compiled",
+        probes.what_was_compiled,
+        (True, True),
+    ),
+    Behaviour(
+        "accelerate.hooks",
+        "only _hf_hook and _old_forward of a module say what its hook is, and which forward it replaced",
+        probes.hook_that_places,
+        (True, True, False, ["AlignDevicesHook", "CpuOffload", "SequentialHook"]),
+    ),
+    Behaviour(
         "transformers",
         "a decoding method reads _pad_token_tensor, use_cache and the cache, which have no public way there",
         probes.what_a_decoding_method_is_given,

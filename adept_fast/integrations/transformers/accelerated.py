@@ -78,4 +78,5 @@ class PersimmonForCausalLM(GeneratesOnRuntime, _Theirs):  # type: ignore[misc]
 
     @wraps(_Theirs.forward)
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return with_both_names(super().forward(*args, **with_installed_name(kwargs)))
+        # By name, since a restored model of the other class may keep this method, compiled or below a hook.
+        return with_both_names(_Theirs.forward(self, *args, **with_installed_name(kwargs)))

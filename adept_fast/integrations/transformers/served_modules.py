@@ -10,11 +10,11 @@ from torch import nn
 from adept_fast.integrations.transformers.not_served import NotServedError
 
 # Packages whose modules compute what their class says; others may compute something else.
-_KNOWN_MODULES = (
-    "torch.nn.modules.",
-    "transformers.models.persimmon.",
-    "transformers.activations.",
-    "adept_fast.",
+_KNOWN_PACKAGES = (
+    "torch.nn.modules",
+    "transformers.models.persimmon",
+    "transformers.activations",
+    "adept_fast",
 )
 
 # Packages whose modules and parameters are quantized.
@@ -62,7 +62,7 @@ def check_modules(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         kind = type(parameter)
         if _is_of(kind, _QUANTIZERS):
-            raise _quantized(_package(kind), f"{name} is a {kind.__module__}.{kind.__name__}")
+            raise _quantized(_method_of(kind), f" ({name} is a {kind.__module__}.{kind.__name__})")
 
 
 def _check_method(model: nn.Module) -> None:
@@ -72,19 +72,19 @@ def _check_method(model: nn.Module) -> None:
     get = config.get if isinstance(config, dict) else lambda key: getattr(config, key, None)
     method = get("quant_method") or getattr(model, "quantization_method", None)
     if method is not None:
-        raise _quantized(getattr(method, "value", method), "its config has a quantization_config")
+        raise _quantized(getattr(method, "value", method))
     if config is not None or getattr(model, "is_quantized", False):
-        raise _quantized("a method that it does not name", "transformers calls it quantized")
+        raise _quantized("a method without a name")
 
 
 def _check_class(name: str, module: nn.Module) -> None:
     kind = type(module)
     kind_name = f"{kind.__module__}.{kind.__name__}"
     if _is_of(kind, _QUANTIZERS):
-        raise _quantized(_package(kind), f"{name} is a {kind_name}")
+        raise _quantized(_method_of(kind), f" ({name} is a {kind_name})")
     if "quantization_scheme" in vars(module):
-        raise _quantized("compressed_tensors", f"{name} has a quantization_scheme")
-    if not f"{kind.__module__}.".startswith(_KNOWN_MODULES):
+        raise _quantized("compressed_tensors", f" ({name} has a quantization_scheme)")
+    if not _is_of(kind, _KNOWN_PACKAGES):
         raise NotServedError(f"{name or 'the model'}, a {kind_name}")
 
 
@@ -100,16 +100,17 @@ def _check_hooks(name: str, module: nn.Module) -> None:
         raise NotServedError(f"a hook on {name or 'the model'}")
 
 
-def _quantized(method: str, reason: str) -> NotServedError:
-    return NotServedError(f"a model quantized by {method} ({reason}); {_UNQUANTIZED}")
+def _quantized(method: str, reason: str = "") -> NotServedError:
+    return NotServedError(f"a model quantized by {method}{reason}; {_UNQUANTIZED}")
 
 
 def _is_of(kind: type, packages: tuple[str, ...]) -> bool:
     return f"{kind.__module__}.".startswith(tuple(f"{package}." for package in packages))
 
 
-def _package(kind: type) -> str:
-    return next(package for package in _QUANTIZERS if _is_of(kind, (package,)))
+def _method_of(kind: type) -> str:
+    package = next(package for package in _QUANTIZERS if _is_of(kind, (package,)))
+    return kind.__module__ if package == "transformers.integrations" else package
 
 
 def _placing_hooks(module: nn.Module) -> Iterator[Any]:
@@ -135,5 +136,8 @@ def _has_own_forward(module: nn.Module) -> bool:
     if placing and all(type(hook).__name__ == "AlignDevicesHook" for hook in placing):
         forward = vars(module).get(_FORWARD_BEFORE_HOOK)
     forward = getattr(forward, _COMPILED_FROM, forward)
-    known = [vars(base).get("forward") for base in type(module).__mro__]
+    kind = type(module)
+    # A model that was accelerated may keep the forward that it had then.
+    accelerated = [each for each in kind.__subclasses__() if _is_of(each, ("adept_fast",))]
+    known = [vars(each).get("forward") for each in (*kind.__mro__, *accelerated)]
     return getattr(forward, "__self__", None) is module and getattr(forward, "__func__", None) in known
