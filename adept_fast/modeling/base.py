@@ -25,20 +25,23 @@ else:
         HAS_TRANSFORMERS = False
 
 if TYPE_CHECKING or not HAS_TRANSFORMERS:
-    from adept_fast.modeling.standalone import BaseConfig, BaseModel, GeneratesText
+    from adept_fast.modeling.standalone import (
+        BaseConfig,
+        BaseModel,
+        GeneratesText,
+        GenerationMixin,
+        RecomputedLayer,
+    )
 else:
     from transformers import GenerationConfig, GenerationMixin
     from transformers import PersimmonConfig as BaseConfig
     from transformers import PreTrainedModel as BaseModel
+    from transformers.modeling_layers import GradientCheckpointingLayer as RecomputedLayer
 
     from adept_fast.integrations.transformers.generation import GeneratesOnRuntime
 
-    class GeneratesText(GeneratesOnRuntime, GenerationMixin):
-        """transformers' ``generate``, whose decoding runs on the runtime."""
-
-        @classmethod
-        def can_generate(cls) -> bool:
-            return True
+    class GeneratesText(GeneratesOnRuntime):
+        """The settings of ``generate``, which decodes on the runtime."""
 
         def read_generation_config(self, path: Path) -> None:
             """Take the settings of ``generate`` that a checkpoint has."""
@@ -46,4 +49,11 @@ else:
                 self.generation_config = GenerationConfig.from_dict(read_json(path / GENERATION_FILE))
 
 
-__all__ = ["HAS_TRANSFORMERS", "BaseConfig", "BaseModel", "GeneratesText"]
+__all__ = [
+    "HAS_TRANSFORMERS",
+    "BaseConfig",
+    "BaseModel",
+    "GeneratesText",
+    "GenerationMixin",
+    "RecomputedLayer",
+]

@@ -24,7 +24,7 @@ from adept_fast.modeling.attention import (
     is_traced,
     packed_sequences,
 )
-from adept_fast.modeling.base import BaseConfig
+from adept_fast.modeling.base import BaseConfig, RecomputedLayer
 from adept_fast.modeling.cache import Cache, KeyValueCache, one_cache
 from adept_fast.modeling.config import architecture_of
 from adept_fast.modeling.outputs import BaseModelOutputWithPast
@@ -94,7 +94,7 @@ class PersimmonMLP(nn.Module):
         return out
 
 
-class PersimmonDecoderLayer(nn.Module):
+class PersimmonDecoderLayer(RecomputedLayer):
     """One layer, from residual sums float32 [batch, sequence, hidden] to the next."""
 
     def __init__(self, config: Architecture, hidden_dropout: float) -> None:
@@ -131,7 +131,6 @@ class PersimmonModel(PersimmonPreTrainedModel):
         architecture = architecture_of(self.config)
         hidden, dropout = architecture.hidden_size, self.config.hidden_dropout
         self.architecture = architecture
-        self.gradient_checkpointing = False
         self.embed_tokens = nn.Embedding(architecture.vocab_size, hidden, self.config.pad_token_id)
         self.layers = nn.ModuleList(
             PersimmonDecoderLayer(architecture, dropout) for _ in range(architecture.num_hidden_layers)
@@ -190,10 +189,7 @@ class PersimmonModel(PersimmonPreTrainedModel):
         states = [embeds]
         x = embeds.float()  # [batch, sequence, hidden]
         for index, layer in enumerate(self.layers):
-            if self._recomputes:
-                x = self._gradient_checkpointing_func(layer.__call__, x, call.attention(index))
-            else:
-                x = layer(x, call.attention(index))
+            x = layer(x, call.attention(index))
             states.append(x.to(embeds.dtype))
         states[-1] = self.final_layernorm(x).to(embeds.dtype)
         with_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -205,13 +201,9 @@ class PersimmonModel(PersimmonPreTrainedModel):
         )
         return outputs if self.returns_dict(return_dict) else outputs.to_tuple()
 
-    @property
-    def _recomputes(self) -> bool:
-        return self.gradient_checkpointing and self.training
-
     def _cache(self, embeds: Tensor, cache: Cache | None, use_cache: bool | None) -> Cache | None:
         """The cache that this call writes to: the caller's, or a new one if it is asked for."""
-        if self._recomputes:
+        if self.training and any(layer.gradient_checkpointing for layer in self.layers):
             if cache is not None:
                 raise ValueError("a cache is given; expected None with gradient checkpointing in training")
             return None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adept_fast.arguments import integer
 from adept_fast.config import PersimmonConfig as Architecture
-from adept_fast.modeling.base import BaseConfig, GeneratesText
+from adept_fast.modeling.base import BaseConfig, GeneratesText, GenerationMixin
 from adept_fast.modeling.cache import Cache
 from adept_fast.modeling.decoder import PersimmonModel
 from adept_fast.modeling.losses import (
@@ -27,7 +27,7 @@ from adept_fast.modeling.outputs import (
 from adept_fast.modeling.pretrained import PersimmonPreTrainedModel
 
 
-class PersimmonForCausalLM(GeneratesText, PersimmonPreTrainedModel):
+class PersimmonForCausalLM(GeneratesText, PersimmonPreTrainedModel, GenerationMixin):
     """The decoder with the logits of the next token.
 
     ``generate`` is transformers' own, with its arguments; it decodes on the runtime.

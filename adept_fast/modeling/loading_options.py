@@ -34,7 +34,6 @@ _ELSEWHERE = {
     "proxies": "HTTPS_PROXY sets one",
     "subfolder": "the path of a folder loads it",
     "variant": "another directory holds other weights",
-    "state_dict": "load_state_dict takes weights in memory",
     "from_tf": "there is no such format of Persimmon",
     "from_flax": "there is no such format of Persimmon",
     "gguf_file": "there is no such format of Persimmon",

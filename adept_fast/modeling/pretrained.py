@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from adept_fast.modeling.base import BaseConfig, BaseModel
 from adept_fast.modeling.config import PersimmonConfig, changed, config_of
 from adept_fast.modeling.loading_options import LoadingOptions
 from adept_fast.modeling.saving import save_model
-from adept_fast.modeling.stored import HEADS, full_name, open_stored
+from adept_fast.modeling.stored import HEADS, full_name, of_state_dict, open_stored
 from adept_fast.system.mapped_files import release_pages
 
 Model = TypeVar("Model", bound="PersimmonPreTrainedModel")
@@ -49,8 +50,9 @@ class PersimmonPreTrainedModel(BaseModel):
     @classmethod
     def from_pretrained(
         cls: type[Model],
-        pretrained_model_name_or_path: str | Path,
+        pretrained_model_name_or_path: str | Path | None,
         *,
+        state_dict: Mapping[str, Tensor] | None = None,
         revision: str | None = None,
         config: Architecture | BaseConfig | None = None,
         mmap: bool = True,
@@ -63,6 +65,8 @@ class PersimmonPreTrainedModel(BaseModel):
         initialised, with a warning.
 
         Args:
+            pretrained_model_name_or_path: None with ``config`` and ``state_dict``.
+            state_dict: the weights, instead of the checkpoint's.
             revision: of a hub id: a branch, a tag or a commit; None for ``main``.
             config: replaces the checkpoint's.
             mmap: read the weights memory-mapped, or copied, as ``Runtime.load`` does.
@@ -73,13 +77,20 @@ class PersimmonPreTrainedModel(BaseModel):
         Raises CheckpointError or ConfigError naming the file, the tensor and what was expected, and
         ParameterError for an argument of another type.
         """
-        path = path_or_str("pretrained_model_name_or_path", pretrained_model_name_or_path)
-        given = None if config is None else config_of(config)
+        given = None if config is None else copy.deepcopy(config_of(config))
         chosen, changes = LoadingOptions.read(options)
-        path = locate(path, optional_text("revision", revision), tokenizer=False, token=chosen.token).path
-        stored = open_stored(path, mmap=flag("mmap", mmap))
+        flag("mmap", mmap)
+        if pretrained_model_name_or_path is None and given is not None and state_dict is not None:
+            path, stored = Path("state_dict"), of_state_dict(given.to_dict(), state_dict)
+        else:
+            name = path_or_str("pretrained_model_name_or_path", pretrained_model_name_or_path)
+            found = locate(name, optional_text("revision", revision), tokenizer=False, token=chosen.token)
+            path, stored = found.path, open_stored(found.path, mmap=mmap)
+            if state_dict is not None:
+                stored = of_state_dict(stored.config, state_dict)
         values = stored.config if given is None else given.to_dict()
         chosen_config = given if given is not None and not changes else changed(values, changes)
+        chosen_config.name_or_path = str(pretrained_model_name_or_path or "")
         if chosen.attn_implementation is not None:
             chosen_config._attn_implementation = chosen.attn_implementation
         with torch.device("meta"):
@@ -103,7 +114,7 @@ class PersimmonPreTrainedModel(BaseModel):
         full; ParameterError for an option that is not supported.
         """
         if getattr(self, "_hf_peft_config_loaded", False):
-            super().save_pretrained(save_directory, **options)  # type: ignore[misc]  # transformers' own, of adapters
+            super().save_pretrained(save_directory, **options)  # type: ignore[misc]  # adapters alone
             return
         save_model(self, save_directory, **options)
 

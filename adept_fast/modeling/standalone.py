@@ -77,7 +77,8 @@ class BaseConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The contents of a ``config.json``."""
-        values = vars(self) | {"model_type": self.model_type}
+        values = {**vars(self), "model_type": self.model_type}
+        values.pop("name_or_path", None)
         if isinstance(self.dtype, torch.dtype):
             values["dtype"] = str(self.dtype).removeprefix("torch.")
         values["id2label"] = {str(at): label for at, label in self.id2label.items()}
@@ -96,9 +97,6 @@ class BaseConfig:
 
 class BaseModel(nn.Module):
     """The methods of transformers' PreTrainedModel that need no other package."""
-
-    gradient_checkpointing = False
-    _gradient_checkpointing_func: Callable[..., Any]
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -170,9 +168,25 @@ class BaseModel(nn.Module):
 
     def _set_gradient_checkpointing(self, enabled: bool, function: Callable[..., Any]) -> None:
         for module in self.modules():
-            if isinstance(module, BaseModel):
+            if isinstance(module, RecomputedLayer):
                 module.gradient_checkpointing = enabled
                 module._gradient_checkpointing_func = function
+
+
+class RecomputedLayer(nn.Module):
+    """A layer that in training may keep only its input, and then runs again for the gradients."""
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Any]
+
+    def __call__(self, *args: Any) -> Any:
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(super().__call__, *args)
+        return super().__call__(*args)
+
+
+class GenerationMixin:
+    """Nothing of transformers' class of this name."""
 
 
 class GeneratesText:

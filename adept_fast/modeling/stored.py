@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from adept_fast.checkpoint import StoredTensor, open_checkpoint
 from adept_fast.checkpoint.base import unwrap_names, unwrapped_name
 from adept_fast.checkpoint.huggingface import CONFIG_FILE, read_config, stored_weights
@@ -51,6 +53,15 @@ def open_stored(path: Path, *, mmap: bool) -> Stored:
     return Stored(
         values, {full_name(name): tensor for name, tensor in unwrap_names(stored, required).items()}
     )
+
+
+def of_state_dict(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Stored:
+    """Weights in memory, by their names in a model with a head or in the decoder alone."""
+
+    def stored(name: str, tensor: Tensor) -> StoredTensor:
+        return StoredTensor(name, tuple(tensor.shape), tensor.dtype, "state_dict", tensor.detach)
+
+    return Stored(config, {full_name(name): stored(name, tensor) for name, tensor in tensors.items()})
 
 
 def full_name(name: str) -> str:
