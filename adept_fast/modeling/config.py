@@ -30,7 +30,7 @@ class PersimmonConfig(BaseConfig):
     """
 
     # Not predictions: transformers' Trainer leaves these fields of an output out.
-    keys_to_ignore_at_inference = ("cache", "past_key_values")
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]
 
     def __init__(self, **values: Any) -> None:
         if isinstance(values.get("id2label"), list | tuple):

@@ -35,6 +35,7 @@ class PersimmonForCausalLM(GeneratesText, PersimmonPreTrainedModel, GenerationMi
 
     head_names = ("lm_head.weight",)
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    accepts_loss_kwargs = True  # tells transformers' Trainer that forward has num_items_in_batch
 
     def __init__(self, config: Architecture | BaseConfig) -> None:
         super().__init__(config)
@@ -59,7 +60,7 @@ class PersimmonForCausalLM(GeneratesText, PersimmonPreTrainedModel, GenerationMi
         *,
         past_key_values: Cache | None = None,
         cache_position: Tensor | None = None,
-        shift_labels: Tensor | None = None,
+        **options: Tensor | None,
     ) -> CausalLMOutputWithPast | tuple[object, ...]:
         """As ``PersimmonModel.forward``, to logits [batch, kept, vocab].
 
@@ -69,8 +70,13 @@ class PersimmonForCausalLM(GeneratesText, PersimmonPreTrainedModel, GenerationMi
             logits_to_keep: the number of last tokens that get logits, 0 for all; or their indices, int64
                 [kept], or for each row [batch, kept]; or bool [batch, sequence], for logits [kept, vocab].
             num_items_in_batch: divisor of the loss if a batch is read in parts.
-            shift_labels: int64 [batch, sequence], the labels of the next tokens, instead of ``labels``.
+            options: ``shift_labels``, int64 [batch, sequence], the labels of the next tokens, instead of
+                ``labels``.
         """
+        # No parameter, since transformers' Trainer takes each one that has "label" in its name for required.
+        shift_labels = options.pop("shift_labels", None)
+        if options:
+            raise TypeError(f"forward has no argument {next(iter(options))}")
         inputs = (input_ids, attention_mask, position_ids, cache, inputs_embeds)
         wanted = (use_cache, output_hidden_states, output_attentions)
         other = {"past_key_values": past_key_values, "cache_position": cache_position}

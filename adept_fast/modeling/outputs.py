@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cache
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeVar
 
 import torch.utils._pytree as pytree
 from torch import Tensor
@@ -22,11 +21,14 @@ class ModelOutput(dict[Any, Any]):
     The cache can be read as ``past_key_values`` too.
     """
 
+    names: ClassVar[tuple[str, ...]] = ()  # of all fields
+
     def __init__(self, values: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **fields: Any) -> None:
         given = {**dict(values), **fields}
         super().__init__({name: value for name, value in given.items() if value is not None})
 
     def __init_subclass__(cls) -> None:
+        cls.names += tuple(vars(cls).get("__annotations__", ()))
         # torch.export and data parallelism take outputs apart and put them together again.
         pytree.register_pytree_node(
             cls,
@@ -75,7 +77,7 @@ class OutputWithLogits(ModelOutput):
         cls: type[WithLogits], decoded: BaseModelOutputWithPast, loss: Tensor | None, logits: Tensor
     ) -> WithLogits:
         """The output of a head on the decoder's, with the fields of the decoder that this class has."""
-        shared = {name: value for name, value in decoded.items() if name in _names(cls)}
+        shared = {name: value for name, value in decoded.items() if name in cls.names}
         return cls(loss=loss, logits=logits, **shared)
 
 
@@ -94,12 +96,7 @@ class TokenClassifierOutput(OutputWithLogits):  # logits [batch, sequence, label
 def _field(output: type[ModelOutput], name: str) -> str:
     """The key of an attribute. Raises AttributeError if the output has no such field."""
     name = _OTHER_NAMES.get(name, name)
-    if name not in _names(output):
-        allowed = ", ".join(_names(output))
+    if name not in output.names:
+        allowed = ", ".join(output.names)
         raise AttributeError(f"{output.__name__} has no field {name}; expected one of {allowed}")
     return name
-
-
-@cache
-def _names(output: type[ModelOutput]) -> tuple[str, ...]:
-    return tuple(get_type_hints(output))
