@@ -94,6 +94,7 @@ def _tensors(model: Any, state: Mapping[str, Tensor]) -> list[StoredTensor]:
 
 def _config(model: Any) -> dict[str, Any]:
     values: dict[str, Any] = model.config.to_dict()
+    values.pop("_name_or_path", None)  # where it was loaded from is of no use to others
     return values | {"architectures": [type(model).__name__], "dtype": dtype_name(model.dtype)}
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 import transformers
 from checkpoints import demo_tokenizer, random_tensors, small_config, write_adept, write_huggingface
-from own_process import run_python
 from safetensors.torch import load_file, save_file
 from test_modeling import HEADS, assert_same, ids_of, pair_of
 
@@ -339,15 +338,3 @@ class TestConfig:
     def test_unknown_arguments_are_refused(self) -> None:
         with pytest.raises(TypeError, match="no argument torch_type"):
             modeling.PersimmonModel.from_pretrained("demo", torch_type="auto")
-
-
-@pytest.mark.slow
-def test_it_needs_no_transformers() -> None:
-    program = (
-        "import sys; sys.modules['transformers'] = None\n"
-        "import torch\n"
-        "from adept_fast.modeling import PersimmonForCausalLM\n"
-        "print(PersimmonForCausalLM.from_pretrained('demo')(torch.ones(1, 2).long()).logits.shape[-1])\n"
-    )
-    done = run_python(program)
-    assert (done.stdout, done.returncode) == ("4096\n", 0), done.stderr
