@@ -113,6 +113,42 @@ def test_a_hook_or_another_module_is_handed_over() -> None:
     assert torch.equal(found, text(reference))
 
 
+class LowRank(torch.nn.Module):
+    """An adapter around a linear layer, as adapter packages put it in the layer's place."""
+
+    def __init__(self, base_layer: torch.nn.Linear, seed: int) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        generator = torch.Generator().manual_seed(seed)
+        self.a = torch.nn.Parameter(torch.randn(base_layer.in_features, 2, generator=generator))
+        self.b = torch.nn.Parameter(torch.randn(2, base_layer.out_features, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + 0.1 * x @ self.a @ self.b
+
+    def merged(self) -> torch.nn.Linear:
+        self.base_layer.weight.data += 0.1 * (self.a @ self.b).t()
+        return self.base_layer
+
+
+def test_adapters_are_handed_over_until_they_are_merged() -> None:
+    model, reference = accelerate(small_model()), small_model()
+    text(model)  # lays down-projections out
+    for changed in (model, reference):
+        layer = changed.model.layers[1]
+        layer.mlp.dense_4h_to_h = LowRank(layer.mlp.dense_4h_to_h, seed=1)
+        layer.self_attn.dense = LowRank(layer.self_attn.dense, seed=2)
+    with pytest.warns(UserWarning, match=r"model\.layers\.1\.self_attn\.dense, a .*LowRank"):
+        found = text(model)
+    assert torch.equal(found, text(reference))
+    assert not torch.equal(found, text(small_model()))
+    for changed in (model, reference):
+        layer = changed.model.layers[1]
+        layer.mlp.dense_4h_to_h = layer.mlp.dense_4h_to_h.merged()
+        layer.self_attn.dense = layer.self_attn.dense.merged()
+    assert_served(model, reference)
+
+
 def test_dropout_is_handed_over() -> None:
     model = small_model()
     model.config.hidden_dropout = 0.5
