@@ -20,9 +20,9 @@ from transformers import (
     DataCollatorForLanguageModeling,
     DataCollatorWithPadding,
     PreTrainedTokenizerFast,
-    convert_slow_tokenizer,
     pipeline,
 )
+from transformers.convert_slow_tokenizer import SpmConverter
 
 from adept_fast import Runtime
 from adept_fast.checkpoint import demo_path, open_checkpoint
@@ -149,7 +149,7 @@ class TestAddedLater:
 
 def transformers_own(path: Path) -> Any:
     """transformers' tokenizer for the sentencepiece model, with the special tokens of the directory."""
-    build = getattr(convert_slow_tokenizer.SpmConverter, "build_tokenizer_from_spm_proto", None)
+    build = getattr(SpmConverter, "build_tokenizer_from_spm_proto", None)
     if build is None:
         pytest.skip("this transformers converts no sentencepiece model of an unknown class")
     tokenizer = open_checkpoint(path).tokenizer
