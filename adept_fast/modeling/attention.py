@@ -46,13 +46,14 @@ class VisibleKeys:
                 raise ValueError(_misshapen(attention_mask, batch, past, len(columns)))
             if is_traced() or not bool(attention_mask.all()):
                 self.padding = attention_mask.to(columns.device).bool()
-        self._masks: dict[int, Tensor | None] = {}
+        self._latest: tuple[int, Tensor | None] | None = None
 
     def among(self, keys: int) -> Tensor | None:
         """The mask over ``keys`` keys, for ``attend``; None if it is causal, or all keys are visible."""
-        if keys not in self._masks:
-            self._masks[keys] = self._mask(keys)
-        return self._masks[keys]
+        # All layers ask for the same number, which has no fixed value where it is traced.
+        if self._latest is None or self._latest[0] != keys:
+            self._latest = keys, self._mask(keys)
+        return self._latest[1]
 
     def _mask(self, keys: int) -> Tensor | None:
         queries = len(self.columns)
@@ -67,8 +68,9 @@ class VisibleKeys:
             return None
         visible = (torch.arange(keys, device=self.columns.device) <= self.columns[:, None])[None, None]
         if self.padding is not None:
-            # A static cache has keys that are not filled yet.
-            padding = F.pad(self.padding, (0, keys - self.padding.shape[1]))  # [batch, keys]
+            padding = self.padding  # [batch, keys]
+            if padding.shape[1] != keys:  # a static cache has keys that are not filled yet
+                padding = F.pad(padding, (0, keys - padding.shape[1]))
             visible = visible & padding[:, None, None]
         if self.sequences is not None:
             visible = visible & (self.sequences[:, None, :, None] == self.sequences[:, None, None])
