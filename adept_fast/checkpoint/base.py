@@ -34,6 +34,10 @@ class CheckpointError(ValueError):
     """A checkpoint that is damaged, incomplete, hostile, or of another architecture."""
 
 
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """No file, directory or hub id of this name."""
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """A tensor in a file: its name, shape and dtype are known, its values are read by ``read``.

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from adept_fast.checkpoint.base import CheckpointError
+from adept_fast.checkpoint.base import CheckpointError, CheckpointNotFoundError
 from adept_fast.checkpoint.hub import HubSnapshot, fetch_config, fetch_snapshot, is_hub_id
 from adept_fast.checkpoint.hub_files import snapshot_in_cache_folder
 from adept_fast.system.regular_file import missing_target
@@ -85,10 +85,10 @@ def _local_path(path_or_name: str | os.PathLike[str], revision: str | None) -> P
             )
         no_hub_id = is_path or _looks_like_a_path(name)
         allowed = "a checkpoint, or 'demo'" if no_hub_id else "a checkpoint, 'demo', or a hub id (owner/name)"
-        raise CheckpointError(f"{path}: {_NOTHING}; expected {allowed}")
+        raise CheckpointNotFoundError(f"{path}: {_NOTHING}; expected {allowed}")
     folder = path.parent
     if revision is None and _exists(folder):
-        raise CheckpointError(
+        raise CheckpointNotFoundError(
             f"{path}: {_NOTHING} in the folder {folder}; expected a checkpoint, or a hub id with a revision "
             f"such as main"
         )

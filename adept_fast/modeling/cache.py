@@ -44,6 +44,16 @@ class KeyValueCache:
             config, max_batch_size=max_batch_size, max_seq_len=max_seq_len, dtype=dtype, device=device
         )
 
+    # What transformers' generate asks a cache.
+    is_compileable = False
+    is_sliding = is_linear = (False,)
+
+    def get_max_cache_shape(self, layer_index: int = 0) -> int:
+        """-1, as it grows."""
+        return -1
+
+    get_max_length = get_max_cache_shape  # its name in transformers since 5.24
+
     def __len__(self) -> int:
         return self.config.num_hidden_layers
 

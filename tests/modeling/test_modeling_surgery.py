@@ -154,6 +154,16 @@ class TestGenerate:
             warnings.simplefilter("error")
             ours.generate(ids, max_new_tokens=2, **given)
 
+    def test_after_a_cache_of_a_forward_pass(self) -> None:
+        ours, theirs = pair_of("ForCausalLM")
+        ids = ids_of(ours, (2, 5))
+        with torch.no_grad():
+            cache = ours(ids[:, :3]).cache
+        with pytest.warns(UserWarning, match="does not do a cache that the caller made"):
+            out = ours.generate(ids, past_key_values=cache, max_new_tokens=5, eos_token_id=None)
+        assert torch.equal(out, theirs.generate(ids, max_new_tokens=5, eos_token_id=None))
+        assert cache.get_seq_length() == 9
+
     def test_after_training_it_has_the_new_weights(self) -> None:
         ours, theirs = pair_of("ForCausalLM")
         ids = ids_of(ours, (1, 5))
