@@ -2,6 +2,7 @@
 # make lint   ruff, mypy and clang-format           make clean  forget what was built
 # make test-fast  the tests that are not marked slow, operators with few of their shapes
 # make test-transformers VERSION=…  what runs on transformers, with that release of it, oldest or newest
+# make peer-tests  transformers' own tests on this project's classes; PEER=… takes another release of it
 # make fuzz   open COUNT mutated checkpoints, and call the compiled operators CALLS times with random arguments
 # make soak   many clients at a server of the demo for ten minutes, whose answers must be the ones that they get alone
 # make bench       measure in under five minutes, on two cores, and rewrite the figures and plots of README and docs
@@ -25,7 +26,7 @@ BIN := $(VENV)/bin
 PIP = $(shell test -x $(BIN)/pip && echo $(BIN)/python -m pip || echo $(PYTHON) -m pip --python $(BIN)/python)
 INSTALL = $(PIP) install --quiet --progress-bar off --disable-pip-version-check
 
-.PHONY: demo test test-fast test-transformers fuzz soak lint bench bench-full step gpu-build gpu-check gpu-baselines clean
+.PHONY: demo test test-fast test-transformers peer-tests fuzz soak lint bench bench-full step gpu-build gpu-check gpu-baselines clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -52,6 +53,12 @@ OLDEST_TRANSFORMERS := $(shell sed -n 's/^transformers = \["transformers>=\([0-9
 
 test-transformers: $(OTHER)/installed
 	$(OTHER)/bin/python -m pytest -p no:cacheprovider $(TESTS_WITH_TRANSFORMERS)
+
+# With what transformers' tests need besides, in an environment of that release.
+PEER ?= $(shell $(BIN)/python -c 'from importlib.metadata import version; print(version("transformers"))')
+peer-tests: $(VENV)/installed-test
+	@$(MAKE) --no-print-directory VERSION=$(PEER) $(VENV)-transformers-$(PEER)/installed-peer build/peer/$(PEER)/transformers-$(PEER).tar.gz
+	@$(VENV)-transformers-$(PEER)/bin/python -m tools.peer_tests build/peer/$(PEER)/transformers-$(PEER).tar.gz --workers $(WORKERS)
 
 COUNT ?= 5000
 CALLS ?= 100000
@@ -125,3 +132,11 @@ $(OTHER)/installed: $(VENV)/installed-test
 	@$(BIN)/python -c '$(CALLERS_PATHS)' >"$$($(OTHER)/bin/python -c '$(SITE_PACKAGES)')/others.pth"
 	@$(OTHER_PIP) install --quiet --progress-bar off --disable-pip-version-check $(REQUIREMENT)
 	@touch $@
+
+$(OTHER)/installed-peer: $(OTHER)/installed
+	@$(OTHER_PIP) install --quiet --progress-bar off --disable-pip-version-check parameterized
+	@touch $@
+
+build/peer/$(VERSION)/transformers-$(VERSION).tar.gz: | $(OTHER)/installed
+	@mkdir -p $(@D)
+	@$(OTHER_PIP) download --quiet --disable-pip-version-check --no-deps --no-binary transformers --dest $(@D) transformers==$(VERSION)
