@@ -216,7 +216,7 @@ class PersimmonModel(PersimmonPreTrainedModel):
                 raise ValueError("a cache is given; expected None with gradient checkpointing in training")
             return None
         if isinstance(cache, KeyValueCache):
-            cache.require_batch(len(embeds))
+            cache.require_batch(embeds.shape[0])
         if cache is not None or not (self.config.use_cache if use_cache is None else use_cache):
             return cache
         batch, tokens, _ = embeds.shape
