@@ -284,6 +284,8 @@ class _Call:
             sequences = packed_sequences(position_ids)
         known = past if isinstance(past, int) else None
         self.visible = VisibleKeys(attention_mask, batch, columns, known, sequences)
+        if cache is None:
+            self.visible.among(tokens)  # now, as what is recomputed in a graph may not store it
         self.cache = cache
         self.cache_kwargs = {"cache_position": columns}  # of transformers' static caches up to 5.2
         self.weights = weights
