@@ -8,7 +8,10 @@ from torch import Tensor
 
 
 def is_traced() -> bool:
-    """Whether torch.compile or torch.export records the call, so that values of tensors are not known."""
+    """Whether torch.compile or torch.export records the call, so that values of tensors are not known.
+
+    Sizes are not known either if they are dynamic: ``len`` and keys of a dict would fix them.
+    """
     return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
@@ -38,12 +41,12 @@ class VisibleKeys:
         self.sequences = sequences
         self.explicit = self.padding = None
         if attention_mask is not None and attention_mask.dim() == 4:
-            _check_explicit(attention_mask, batch, len(columns))
+            _check_explicit(attention_mask, batch, columns.shape[0])
             self.explicit = attention_mask.to(columns.device)
         elif attention_mask is not None:
-            differs = past is not None and attention_mask.shape[-1] != past + len(columns)
+            differs = past is not None and attention_mask.shape[-1] != past + columns.shape[0]
             if attention_mask.dim() != 2 or attention_mask.shape[0] != batch or differs:
-                raise ValueError(_misshapen(attention_mask, batch, past, len(columns)))
+                raise ValueError(_misshapen(attention_mask, batch, past, columns.shape[0]))
             if is_traced() or not bool(attention_mask.all()):
                 self.padding = attention_mask.to(columns.device).bool()
         self._latest: tuple[int, Tensor | None] | None = None
@@ -56,7 +59,7 @@ class VisibleKeys:
         return self._latest[1]
 
     def _mask(self, keys: int) -> Tensor | None:
-        queries = len(self.columns)
+        queries = self.columns.shape[0]
         if self.explicit is not None:
             if self.explicit.shape[-1] < keys:
                 raise ValueError(

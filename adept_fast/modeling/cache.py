@@ -95,7 +95,7 @@ class KeyValueCache:
         the dtype of ``k``; those of this call carry their gradients.
         """
         if layer_index == 0:
-            self.require_batch(len(k))
+            self.require_batch(k.shape[0])
             self._make_room(k.shape[2])
         layer = self._store.layer(layer_index)  # [k/v, batch, heads, position, head_dim]
         start, end = self.length, self.length + k.shape[2]

@@ -208,7 +208,7 @@ class PersimmonModel(PersimmonPreTrainedModel):
                 raise ValueError("a cache is given; expected None with gradient checkpointing in training")
             return None
         if isinstance(cache, KeyValueCache):
-            cache.require_batch(len(embeds))
+            cache.require_batch(embeds.shape[0])
         if cache is not None or not (self.config.use_cache if use_cache is None else use_cache):
             return cache
         batch, tokens, _ = embeds.shape
@@ -276,6 +276,8 @@ class _Call:
             sequences = packed_sequences(position_ids)
         known = past if isinstance(past, int) else None
         self.visible = VisibleKeys(attention_mask, batch, columns, known, sequences)
+        if cache is None:
+            self.visible.among(tokens)  # now, as what is recomputed in a graph may not store it
         self.cache = cache
         self.cache_kwargs = {"cache_position": columns}  # of transformers' static caches up to 5.2
         self.weights = weights

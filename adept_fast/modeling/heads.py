@@ -149,7 +149,7 @@ class PersimmonForSequenceClassification(_Classifier):
 
     def logits(self, states: Tensor, input_ids: Tensor | None) -> Tensor:
         last = self._last_token(input_ids, states)
-        logits: Tensor = self.score(states[torch.arange(len(states), device=states.device), last])
+        logits: Tensor = self.score(states[torch.arange(states.shape[0], device=states.device), last])
         return logits
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -157,9 +157,9 @@ class PersimmonForSequenceClassification(_Classifier):
 
     def _last_token(self, input_ids: Tensor | None, states: Tensor) -> Tensor | int:
         pad = self.config.pad_token_id
-        if pad is None and len(states) > 1:
+        if pad is None and states.shape[0] > 1:
             raise ValueError(
-                f"pad_token_id is None and the batch has {len(states)} sequences; expected an id"
+                f"pad_token_id is None and the batch has {states.shape[0]} sequences; expected an id"
             )
         if pad is not None and input_ids is None:
             warnings.warn(

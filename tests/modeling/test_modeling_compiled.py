@@ -99,13 +99,16 @@ def test_gradients_of_a_compiled_call(head: str) -> None:
         assert_close(parameter.grad, gradient)
 
 
-def test_a_compiled_model_recomputes() -> None:
-    model, given = model_and_call("ForCausalLM", "labels")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_compiled_model_recomputes(reentrant: bool) -> None:
+    model, _ = pair_of("ForCausalLM", **SMALL)
+    ids = ids_of(model)
+    given = {"input_ids": ids, "labels": ids, "attention_mask": LEFT}
     model.train()
     model(**given).loss.backward()
     expected = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
-    model.gradient_checkpointing_enable()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     compiled(model, "aot_eager")(**given).loss.backward()
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         assert_close(parameter.grad, gradient)
