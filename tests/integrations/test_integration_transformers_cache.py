@@ -15,6 +15,7 @@ from adept_fast.integrations.transformers import accelerate
 from adept_fast.integrations.transformers.compatibility import (
     CACHE_NAME,
     CACHE_NAMES,
+    require_supported,
     with_both_names,
     with_installed_name,
 )
@@ -206,3 +207,11 @@ def test_arguments_without_a_cache_stay_as_they_are() -> None:
     assert with_installed_name({"use_cache": True, "past_key_values": None}) == {"use_cache": True}
     assert with_installed_name({"cache": 3, "past_key_values": None}) == {CACHE_NAME: 3}
     assert with_both_names((1, 2)) == (1, 2)
+
+
+def test_older_releases_are_refused() -> None:
+    for version in ("5.2.0", "5.24.0.dev0", "6.0"):
+        require_supported(version)
+    for version in ("5.1.0", "4.57.6"):
+        with pytest.raises(ImportError, match=f"transformers {version} is installed; expected 5.2 or newer"):
+            require_supported(version)

@@ -16,6 +16,18 @@ from transformers.generation.utils import GenerateBeamDecoderOnlyOutput, Generat
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 CACHE_NAMES = ("cache", "past_key_values")  # the newest first
+OLDEST = (5, 2)  # before, its Persimmon does not read several tokens after a cache
+
+
+def require_supported(version: str) -> None:
+    """Raises ImportError for a release before ``OLDEST``."""
+    if tuple(map(int, version.split(".")[:2])) < OLDEST:
+        raise ImportError(
+            f"transformers {version} is installed; expected 5.2 or newer: pip install --upgrade transformers"
+        )
+
+
+require_supported(transformers.__version__)
 
 
 def _installed_name() -> str:
