@@ -46,7 +46,10 @@ else:
         def read_generation_config(self, path: Path) -> None:
             """Take the settings of ``generate`` that a checkpoint has."""
             if path.is_dir() and is_there(path / GENERATION_FILE):
-                self.generation_config = GenerationConfig.from_dict(read_json(path / GENERATION_FILE))
+                settings = vars(GenerationConfig())  # names of methods would replace them
+                stored = read_json(path / GENERATION_FILE).items()
+                own = {name: value for name, value in stored if name in settings}
+                self.generation_config = GenerationConfig.from_dict(own)
 
 
 __all__ = [

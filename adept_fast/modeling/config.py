@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adept_fast.arguments import optional_text, path_or_str
+from adept_fast.checkpoint import WEIGHT_DTYPES
 from adept_fast.checkpoint.location import locate_config
 from adept_fast.config import ConfigError, require_flag, require_integer, require_number
 from adept_fast.config import PersimmonConfig as Architecture
@@ -19,6 +20,7 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 _MAX_LABELS = 1_000_000  # a head without weights in the checkpoint is allocated with a row for each
 _DROPOUTS = ("hidden_dropout", "attention_dropout", "classifier_dropout")
 _LABELS = {"num_labels", "id2label", "label2id"}
+_NAMES_OF_CODE = {"attn_implementation", "experts_implementation", "auto_map", "per_layer_config"}
 _FLAGS = ("use_cache", "output_hidden_states", "output_attentions", "return_dict")
 
 
@@ -94,7 +96,23 @@ def changed(values: dict[str, Any], changes: dict[str, Any]) -> Any:
     # Labels are replaced as a whole.
     if not _LABELS.isdisjoint(changes):
         values = {name: value for name, value in values.items() if name not in _LABELS}
-    return PersimmonConfig.from_dict({**values, **changes})
+    return PersimmonConfig.from_dict({**_harmless(values), **changes})
+
+
+def _harmless(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a file that may become attributes of a config.
+
+    Others would name code that transformers downloads, or replace methods of the config.
+    """
+    fields_of_base = set(BaseConfig().to_dict()) | {"id2label", "label2id", "num_labels", "problem_type"}
+    return {
+        name: value
+        for name, value in values.items()
+        if (name in fields_of_base or not hasattr(BaseConfig, name))
+        and not name.startswith("_")
+        and name not in _NAMES_OF_CODE
+        and (name not in ("dtype", "torch_dtype") or value in list(WEIGHT_DTYPES))
+    }
 
 
 def _names(values: dict[str, Any]) -> set[str]:

@@ -139,11 +139,38 @@ def test_labels_by_either_name(saved: Path) -> None:
         )
 
 
+def test_a_file_cannot_name_code_or_replace_methods(tmp_path: Path) -> None:
+    ours, _ = pair_of("ForCausalLM")
+    ours.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    hostile = {
+        "attn_implementation": "somebody/kernel",
+        "_attn_implementation": "somebody/kernel",
+        "experts_implementation": "somebody/kernel",
+        "auto_map": {"AutoModel": "code.Model"},
+        "to_dict": 1,
+        "from_dict": 1,
+        "get_text_config": "x",
+        "dtype": ["load"],
+        "model_type_of_mine": "kept",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(values | hostile))
+    loaded = modeling.PersimmonForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config._attn_implementation == "sdpa"
+    assert loaded.config.to_dict()["hidden_size"] == 36
+    assert loaded.config.model_type_of_mine == "kept"
+    assert not hasattr(loaded.config, "auto_map")
+    ids = ids_of(ours)
+    assert torch.equal(loaded(ids).logits, ours(ids).logits)
+
+
 def test_settings_of_generate_are_kept(tmp_path: Path) -> None:
     ours, _ = pair_of("ForCausalLM")
     ours.generation_config.eos_token_id = [3, 4]
     ours.generation_config.max_new_tokens = 7
     ours.save_pretrained(tmp_path)
+    file = tmp_path / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"update": 1, "validate": 1}))
     for cls in (modeling.PersimmonForCausalLM, transformers.PersimmonForCausalLM):
         loaded = cls.from_pretrained(tmp_path).generation_config
         assert (loaded.eos_token_id, loaded.max_new_tokens) == ([3, 4], 7)
