@@ -181,7 +181,8 @@ def _checked_dtype(dtype: object) -> torch.dtype | None:
 
 
 def _checked_device(name: str, device: object) -> torch.device:
-    named = f"cuda:{device}" if isinstance(device, int) and not isinstance(device, bool) else device
+    is_index = isinstance(device, int) and not isinstance(device, bool) and 0 <= device < 2**31
+    named = f"cuda:{device}" if is_index else device
     if not isinstance(named, (str, torch.device)):
         raise ParameterError(f"{name} is {short_repr(device)}; expected a torch.device or its name")
     try:

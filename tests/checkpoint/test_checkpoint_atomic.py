@@ -221,5 +221,5 @@ def test_a_model_that_is_saved_over_another(tmp_path: Path, monkeypatch: pytest.
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     monkeypatch.setattr(os, "replace", replace)
     model.save_pretrained(tmp_path)
-    assert names(tmp_path) == ["config.json", "model.safetensors"]
+    assert names(tmp_path) == ["config.json", "generation_config.json", "model.safetensors"]
     assert not PersimmonForCausalLM.from_pretrained(tmp_path).lm_head.weight.any()

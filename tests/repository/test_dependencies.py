@@ -40,6 +40,8 @@ NAMES = [
     Name("transformers.PersimmonForCausalLM._beam_search", DECODES),
     Name("transformers.PersimmonForCausalLM.load_custom_generate", "a custom generate is announced here"),
     Name("transformers.generation.utils.GenerateBeamDecoderOnlyOutput", "what generate returns"),
+    Name("torch.utils._pytree.register_pytree_node", "how torch.export is told of classes of outputs"),
+    Name("transformers.PreTrainedModel._hf_peft_config_loaded", "it alone tells a model with adapters"),
     Name("setuptools.command.build_py.build_py.editable_mode", "it alone says that nothing is to be copied"),
     Name("setuptools.errors.BaseError", "what a failing build_ext raises is documented nowhere"),
     Name("setuptools.errors.CCompilerError", "the same"),
