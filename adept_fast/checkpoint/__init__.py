@@ -6,7 +6,14 @@ from pathlib import Path
 
 from adept_fast.checkpoint.adept import open_adept
 from adept_fast.checkpoint.adept_layout import TRACKER_FILE, is_release
-from adept_fast.checkpoint.base import WEIGHT_DTYPES, Checkpoint, CheckpointError, StoredTensor, dtype_name
+from adept_fast.checkpoint.base import (
+    WEIGHT_DTYPES,
+    Checkpoint,
+    CheckpointError,
+    CheckpointNotFoundError,
+    StoredTensor,
+    dtype_name,
+)
 from adept_fast.checkpoint.file_range import FileRange
 from adept_fast.checkpoint.huggingface import open_huggingface, read_config
 from adept_fast.checkpoint.location import Location, demo_path, locate
@@ -57,7 +64,7 @@ def open_checkpoint(
         return open_directory(path, values, mmap=mmap)
     if is_release(path):
         return open_adept(path, mmap=mmap)
-    raise CheckpointError(f"{path}: {_NOT_A_CHECKPOINT}")
+    raise CheckpointNotFoundError(f"{path}: {_NOT_A_CHECKPOINT}")
 
 
 def _open_file(path: Path, mmap: bool) -> Checkpoint:

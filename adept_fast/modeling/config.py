@@ -7,13 +7,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from adept_fast.arguments import optional_text, path_or_str
+from adept_fast.arguments import optional_text
 from adept_fast.checkpoint import WEIGHT_DTYPES
 from adept_fast.checkpoint.location import locate_config
 from adept_fast.config import ConfigError, require_flag, require_integer, require_number
 from adept_fast.config import PersimmonConfig as Architecture
 from adept_fast.modeling.base import BaseConfig
-from adept_fast.modeling.stored import config_values
+from adept_fast.modeling.stored import config_values, name_of
 from adept_fast.system.short_text import short_repr
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -51,17 +51,19 @@ class PersimmonConfig(BaseConfig):
         *,
         revision: str | None = None,
         token: str | bool | None = None,
+        subfolder: str = "",
         **changes: Any,
     ) -> Any:
         """The config of any checkpoint that ``PersimmonForCausalLM.from_pretrained`` takes.
 
         Args:
             revision, token: of a hub id.
+            subfolder: a folder below a directory.
             changes: fields to change; ``return_unused_kwargs=True`` returns those that are no fields.
 
         Raises CheckpointError or ConfigError.
         """
-        path = path_or_str("pretrained_model_name_or_path", pretrained_model_name_or_path)
+        path = name_of(pretrained_model_name_or_path, subfolder)
         directory = locate_config(path, optional_text("revision", revision), token=token)
         return_unused = changes.pop("return_unused_kwargs", False)
         values = config_values(directory)

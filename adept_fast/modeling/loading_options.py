@@ -32,7 +32,6 @@ _ELSEWHERE = {
     "cache_dir": "the environment variable HF_HUB_CACHE moves the cache",
     "local_files_only": "HF_HUB_OFFLINE=1 forbids downloads",
     "proxies": "HTTPS_PROXY sets one",
-    "subfolder": "the path of a folder loads it",
     "variant": "another directory holds other weights",
     "from_tf": "there is no such format of Persimmon",
     "from_flax": "there is no such format of Persimmon",
@@ -56,6 +55,7 @@ class LoadingOptions:
         ignore_mismatched_sizes: initialise parameters that have another shape in the checkpoint.
         attn_implementation: ``"sdpa"``, or ``"eager"`` for explicit attention weights.
         token: of the hub.
+        subfolder: a folder below a directory.
     """
 
     dtype: torch.dtype | str = "auto"
@@ -66,6 +66,7 @@ class LoadingOptions:
     ignore_mismatched_sizes: bool = False
     attn_implementation: str | None = None
     token: str | bool | None = None
+    subfolder: str = ""
 
     def __post_init__(self) -> None:
         _checked_dtype(self._dtype)

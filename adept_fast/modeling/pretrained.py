@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from adept_fast.arguments import flag, optional_text, path_or_str
+from adept_fast.arguments import flag, optional_text
 from adept_fast.checkpoint import StoredTensor, locate
 from adept_fast.checkpoint.base import FLOATS, check_tensors, without_derived
 from adept_fast.checkpoint.weight_files import read_as
@@ -20,7 +20,7 @@ from adept_fast.modeling.base import BaseConfig, BaseModel
 from adept_fast.modeling.config import PersimmonConfig, changed, config_of
 from adept_fast.modeling.loading_options import LoadingOptions
 from adept_fast.modeling.saving import save_model
-from adept_fast.modeling.stored import HEADS, full_name, of_state_dict, open_stored
+from adept_fast.modeling.stored import HEADS, full_name, name_of, of_state_dict, open_stored
 from adept_fast.system.mapped_files import release_pages
 
 Model = TypeVar("Model", bound="PersimmonPreTrainedModel")
@@ -83,7 +83,7 @@ class PersimmonPreTrainedModel(BaseModel):
         if pretrained_model_name_or_path is None and given is not None and state_dict is not None:
             path, stored = Path("state_dict"), of_state_dict(given.to_dict(), state_dict)
         else:
-            name = path_or_str("pretrained_model_name_or_path", pretrained_model_name_or_path)
+            name = name_of(pretrained_model_name_or_path, chosen.subfolder)
             found = locate(name, optional_text("revision", revision), tokenizer=False, token=chosen.token)
             path, stored = found.path, open_stored(found.path, mmap=mmap)
             if state_dict is not None:

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from adept_fast.arguments import ParameterError, path_or_str
 from adept_fast.checkpoint import StoredTensor, open_checkpoint
 from adept_fast.checkpoint.base import unwrap_names, unwrapped_name
 from adept_fast.checkpoint.huggingface import CONFIG_FILE, read_config, stored_weights
 from adept_fast.checkpoint.native import is_native, open_native
 from adept_fast.config import PersimmonConfig as Architecture
+from adept_fast.system.short_text import short_repr
 
 HEADS = ("lm_head.weight", "score.weight", "score.bias")
 _DECODER = ("embed_tokens.", "layers.", "final_layernorm.")
@@ -23,6 +25,20 @@ class Stored(NamedTuple):
 
     config: dict[str, Any]
     tensors: Mapping[str, StoredTensor]
+
+
+def name_of(path_or_name: object, subfolder: str = "") -> str | Path:
+    """What a caller named: a path or a hub id; with ``subfolder`` a folder below a directory that is here.
+
+    Raises ParameterError for another type, or for a subfolder that is not below the directory.
+    """
+    name = path_or_str("pretrained_model_name_or_path", path_or_name)
+    if not subfolder:
+        return name
+    below = Path(path_or_str("subfolder", subfolder))
+    if below.is_absolute() or ".." in below.parts:
+        raise ParameterError(f"subfolder is {short_repr(subfolder)}; expected a folder below the directory")
+    return Path(name).expanduser() / below
 
 
 def config_values(path: Path) -> dict[str, Any]:

@@ -55,6 +55,15 @@ def test_what_scripts_pass(saved: Path, given: dict[str, Any]) -> None:
         assert_same(ours(ids), theirs(ids))
 
 
+def test_a_folder_below(saved: Path) -> None:
+    model = modeling.PersimmonForCausalLM.from_pretrained(saved, subfolder="ForCausalLM")
+    assert model.config.vocab_size == 99
+    assert modeling.PersimmonConfig.from_pretrained(saved, subfolder="Model").vocab_size == 99
+    for load in (modeling.PersimmonModel.from_pretrained, modeling.PersimmonConfig.from_pretrained):
+        with pytest.raises(FileNotFoundError, match="there is no such file or directory"):
+            load(saved, subfolder="nowhere")
+
+
 def test_a_device_map_of_parts(saved: Path) -> None:
     parts = {f"model.{part}": "cpu" for part in PARTS} | {"lm_head": "cpu"}
     ours = modeling.PersimmonForCausalLM.from_pretrained(saved / "ForCausalLM", device_map=parts)
@@ -76,7 +85,8 @@ def test_a_device_map_of_parts(saved: Path) -> None:
         ({"attn_implementation": "flash_attention_2"}, "expected 'sdpa' or 'eager'"),
         ({"load_in_4bit": True}, "load_in_4bit is True; expected none, as adept_fast.Runtime.load"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is .*; expected none"),
-        ({"subfolder": "x"}, "subfolder is 'x'; expected none"),
+        ({"subfolder": "../x"}, "subfolder is '../x'; expected a folder below the directory"),
+        ({"subfolder": "/x"}, "subfolder is '/x'; expected a folder below the directory"),
         ({"local_files_only": True}, "HF_HUB_OFFLINE=1 forbids downloads"),
         ({"ignore_mismatched_sizes": 1}, "ignore_mismatched_sizes is 1; expected True or False"),
     ],
