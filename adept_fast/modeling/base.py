@@ -13,18 +13,18 @@ from adept_fast.checkpoint.huggingface import GENERATION_FILE, read_json
 from adept_fast.system.regular_file import is_there
 
 if TYPE_CHECKING:
-    HAS_TRANSFORMERS = True
+    _has_transformers = True
 else:
     try:
         import transformers  # noqa: F401
 
-        HAS_TRANSFORMERS = True
+        _has_transformers = True
     except ModuleNotFoundError as error:
         if error.name != "transformers":
             raise
-        HAS_TRANSFORMERS = False
+        _has_transformers = False
 
-if TYPE_CHECKING or not HAS_TRANSFORMERS:
+if TYPE_CHECKING or not _has_transformers:
     from adept_fast.modeling.standalone import (
         BaseConfig,
         BaseModel,
@@ -53,7 +53,6 @@ else:
 
 
 __all__ = [
-    "HAS_TRANSFORMERS",
     "BaseConfig",
     "BaseModel",
     "GeneratesText",
