@@ -25,13 +25,12 @@ from adept_fast.engine.scoring import (
     prompt_logprobs,
     score_targets,
 )
-from adept_fast.engine.sequence import Request, Sequence, TokenLogprob
+from adept_fast.engine.sequence import Request, Sequence, TokenLogprob, check_prompt
 from adept_fast.engine.speculation import kept_tokens
 from adept_fast.engine.turn import Turns
 from adept_fast.model import Segment
 from adept_fast.ops.transfer import to_device, to_host
 from adept_fast.sampling import MAX_LOGPROBS
-from adept_fast.system.short_text import short_repr
 from adept_fast.tokenizer.tokenizer import Tokenizer
 
 
@@ -106,16 +105,7 @@ class Engine:
 
     def check_prompt(self, ids: SequenceOf[int]) -> None:
         """Raises ParameterError for ids that are not in the vocabulary, or more than the cache holds."""
-        last_id = self._tokenizer.vocab_size - 1
-        for token_id in ids:
-            if not 0 <= token_id <= last_id:
-                raise ParameterError(
-                    f"prompt has the token id {short_repr(token_id)}; expected 0 to {last_id}"
-                )
-        if len(ids) > self.max_seq_len:
-            raise ParameterError(
-                f"prompt has {len(ids)} tokens; expected at most max_seq_len {self.max_seq_len}"
-            )
+        check_prompt(ids, self._tokenizer.vocab_size, self.max_seq_len)
 
     def begin(self, handles: SequenceOf[RequestHandle]) -> None:
         """Queue requests that were prepared. Raises QueueFullError, and then queues none."""

@@ -6,15 +6,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Literal
 
+from adept_fast.arguments import ParameterError
 from adept_fast.engine.prefix_cache import HeldTokens
 from adept_fast.engine.speculation import PromptLookup
 from adept_fast.engine.stopping import StopMatcher
 from adept_fast.model import Segment
 from adept_fast.ops import INVALID
 from adept_fast.sampling import SamplingParams
+from adept_fast.system.short_text import short_repr
 from adept_fast.tokenizer.tokenizer import StreamingDetokenizer, Tokenizer
 
 
@@ -90,6 +93,17 @@ class Request:
     deadline: float | None = None
     prompt_logprobs: int | None = None
     cache_scope: str = ""
+
+
+def check_prompt(ids: SequenceOf[int], vocab_size: int, max_seq_len: int) -> None:
+    """Raises ParameterError for ids that are not in the vocabulary, or more than the cache holds."""
+    for token_id in ids:
+        if not 0 <= token_id < vocab_size:
+            raise ParameterError(
+                f"prompt has the token id {short_repr(token_id)}; expected 0 to {vocab_size - 1}"
+            )
+    if len(ids) > max_seq_len:
+        raise ParameterError(f"prompt has {len(ids)} tokens; expected at most max_seq_len {max_seq_len}")
 
 
 @dataclass(frozen=True)

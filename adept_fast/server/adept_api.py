@@ -10,9 +10,9 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from adept_fast.arguments import ParameterError
-from adept_fast.engine.runtime import Runtime
 from adept_fast.engine.sequence import Generation
 from adept_fast.sampling import SamplingParams
+from adept_fast.server.answering import AnswerService, ServedModel
 from adept_fast.server.api_error import ApiError
 from adept_fast.server.exchange import current
 from adept_fast.server.openai.answers import Answers
@@ -20,7 +20,6 @@ from adept_fast.server.openai.body import Body, Whole, body_schema, read_body
 from adept_fast.server.openai.delivery import gathered
 from adept_fast.server.openai.prompts import encode_prompt, engine_requests
 from adept_fast.server.openai.token_text import token_bytes, token_text
-from adept_fast.server.service import Service
 from adept_fast.server.settings import Settings
 from adept_fast.tokenizer.tokenizer import Tokenizer
 
@@ -62,7 +61,7 @@ class Continuations(BaseModel):
     )
 
 
-def router(service: Service, settings: Settings) -> APIRouter:
+def router(service: AnswerService, settings: Settings) -> APIRouter:
     """The route."""
     routes = APIRouter(tags=["Adept's API"])
     statuses = {
@@ -88,11 +87,11 @@ def router(service: Service, settings: Settings) -> APIRouter:
             if body.no_log and exchange is not None:
                 exchange.has_texts = False
             params = _params(body, settings)
-            prompts = await run_in_threadpool(_encode, body, service.runtime)
+            prompts = await run_in_threadpool(_encode, body, service.model)
             prompt_logprobs = 0 if body.logprobs else None
             requests = engine_requests(prompts, [params], request, settings, prompt_logprobs)
             generations = await gathered(request, Answers.submit(service, requests))
-            tokenizer = service.runtime.tokenizer
+            tokenizer = service.model.tokenizer
             return await run_in_threadpool(_continuations, body, prompts, generations, tokenizer)
         except ApiError as error:
             return PlainTextResponse(error.message, error.status, headers=error.headers)
@@ -121,17 +120,17 @@ def _params(body: Prompts, settings: Settings) -> SamplingParams:
         raise ApiError(400, str(error)) from error
 
 
-def _encode(body: Prompts, runtime: Runtime) -> list[list[int]]:
+def _encode(body: Prompts, model: ServedModel) -> list[list[int]]:
     """The tokens of each prompt. Raises ApiError that names the prompt."""
     encoded = []
-    room = runtime.max_seq_len + 1 - body.tokens_to_generate  # the last token is never read
+    room = model.max_seq_len + 1 - body.tokens_to_generate  # the last token is never read
     for index, text in enumerate(body.prompts):
-        ids = encode_prompt(runtime, text, body.add_BOS, f"prompts[{index}]").ids
+        ids = encode_prompt(model, text, body.add_BOS, f"prompts[{index}]").ids
         if len(ids) > room:
             raise ApiError(
                 400,
                 f"prompts[{index}] has {len(ids)} tokens and tokens_to_generate is "
-                f"{body.tokens_to_generate}; expected at most {runtime.max_seq_len + 1} together",
+                f"{body.tokens_to_generate}; expected at most {model.max_seq_len + 1} together",
             )
         encoded.append(ids)
     return encoded

@@ -7,19 +7,19 @@ from starlette.middleware.cors import CORSMiddleware
 
 from adept_fast import __version__
 from adept_fast.server import adept_api, api_docs, api_error, health, metrics, openai, page
+from adept_fast.server.answering import AnswerService
 from adept_fast.server.body_limit import BodyLimit
 from adept_fast.server.exchange import REQUEST_ID, Exchanges
 from adept_fast.server.security import HostCheck, KeyCheck
 from adept_fast.server.send_limit import SendLimit
-from adept_fast.server.service import Service
 from adept_fast.server.settings import Settings
 
 # They need no key: they tell nothing of a model or its users, and a browser has no key to send for a page.
 OPEN_PATHS = ("/health", "/healthz", "/docs", "/openapi.json", *page.PATHS)
 
 
-def create_app(service: Service, settings: Settings) -> FastAPI:
-    """The application that serves a Service."""
+def create_app(service: AnswerService, settings: Settings) -> FastAPI:
+    """The application of a service."""
     app = FastAPI(title="adept-fast", version=__version__, docs_url=None, redoc_url=None)
     counted = metrics.Metrics(settings.model_name, service.load, lambda: service.is_ready)
     for routes in (

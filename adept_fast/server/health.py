@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 
-from adept_fast.server.service import Service
+from adept_fast.server.answering import AnswerService
 
 
 class Health(BaseModel):
@@ -18,7 +18,7 @@ class Health(BaseModel):
     reason: str | None = None
 
 
-def router(service: Service) -> APIRouter:
+def router(service: AnswerService) -> APIRouter:
     """The routes; they answer 200 if requests are taken, else 503."""
     routes = APIRouter(tags=["operations"])
     unavailable: dict[int | str, dict[str, Any]] = {503: {"description": "The reason.", "model": Health}}
@@ -42,7 +42,7 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def _reason(service: Service) -> str | None:
+def _reason(service: AnswerService) -> str | None:
     if service.is_ready:
         return None
     return "the engine has failed" if service.failure is not None else "the server is stopping"

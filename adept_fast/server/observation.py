@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from adept_fast.engine.sequence import GenerationEvent
+from adept_fast.server.answering import PendingAnswer
 from adept_fast.server.exchange import Exchange, current
-from adept_fast.server.service import Answer
 
 CANCELLED, ERROR = "cancelled", "error"  # beside the finish reasons
 
 
-async def observed(answer: Answer) -> AsyncGenerator[GenerationEvent, None]:
+async def observed(answer: PendingAnswer) -> AsyncGenerator[GenerationEvent, None]:
     """The events of an answer, which are timed on their way. Raises what the answer raises."""
     exchange = current.get()
     if exchange is None:
@@ -57,7 +57,7 @@ class _Clock:
         self._last_seconds = seconds
 
 
-def _add(exchange: Exchange, answer: Answer, clock: _Clock, reason: str) -> None:
+def _add(exchange: Exchange, answer: PendingAnswer, clock: _Clock, reason: str) -> None:
     """Count an answer that has ended."""
     generation = answer.generation()
     timings, count = generation.timings, len(generation.token_ids)

@@ -6,19 +6,15 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 
 from adept_fast.engine.request_handle import RequestHandle
 from adept_fast.engine.runtime import Runtime
 from adept_fast.engine.scheduler import QueueFullError
 from adept_fast.engine.sequence import Generation, GenerationEvent, Request
+from adept_fast.server.answering import Load, ServiceStoppingError
 
 _POLL_SECONDS = 0.05  # between looks at what still runs, while the service stops
 _WEIGHT_OF_THE_LATEST = 0.1  # answer, in the mean of their seconds
-
-
-class ServiceStoppingError(RuntimeError):
-    """No request is admitted any more."""
 
 
 class Answer(AsyncIterator[GenerationEvent]):
@@ -73,15 +69,6 @@ class Answer(AsyncIterator[GenerationEvent]):
         self._changed.set()
 
 
-@dataclass(frozen=True)
-class Load:
-    """How much there is to do now."""
-
-    slots: int
-    running: int  # requests that have a slot
-    waiting: int  # requests in the queue
-
-
 class Service:
     """The requests of a server to one Runtime.
 
@@ -103,6 +90,10 @@ class Service:
         """Start the engine's thread; on the event loop that will submit and await."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
+
+    @property
+    def model(self) -> Runtime:
+        return self.runtime
 
     @property
     def is_ready(self) -> bool:

@@ -14,7 +14,7 @@ from serving import RunningServer
 
 from adept_fast import GenerationError, Runtime
 from adept_fast.engine.scheduler import QueueFullError
-from adept_fast.server.service import ServiceStoppingError
+from adept_fast.server.answering import ServiceStoppingError
 
 __all__ = ["alone", "client", "one_thread_a_call", "server", "started"]
 

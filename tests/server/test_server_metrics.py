@@ -16,10 +16,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from adept_fast import GenerationError, GenerationEvent, Runtime
 from adept_fast.server import exchange, logs
+from adept_fast.server.answering import Load
 from adept_fast.server.exchange import Exchange
 from adept_fast.server.metrics import Metrics
 from adept_fast.server.observation import observed
-from adept_fast.server.service import Answer, Load, Service
+from adept_fast.server.service import Answer, Service
 
 PROMPT = "human: What is the capital of France?\n\nadept:"
 Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]

@@ -13,12 +13,13 @@ from starlette.types import Send
 
 from adept_fast import Runtime
 from adept_fast.server import body_limit, send_limit
+from adept_fast.server.answering import Load
 from adept_fast.server.body_limit import BodyLimit
 from adept_fast.server.exchange import Exchanges
 from adept_fast.server.metrics import Metrics
 from adept_fast.server.security import KeyCheck
 from adept_fast.server.send_limit import SendLimit
-from adept_fast.server.service import Load, Service
+from adept_fast.server.service import Service
 
 KEYS = ("first-key", "second-key")
 BODY = {"prompt": "Once upon a time", "max_tokens": 2}

@@ -10,7 +10,8 @@ from shared_runtime import one_thread_a_call as one_thread_a_call
 
 from adept_fast import GenerationError, ParameterError, Request, Runtime, SamplingParams
 from adept_fast.engine.scheduler import QueueFullError
-from adept_fast.server.service import Answer, Load, Service, ServiceStoppingError
+from adept_fast.server.answering import Load, ServiceStoppingError
+from adept_fast.server.service import Answer, Service
 
 SLOTS, WAITING = 2, 2
 PROMPT = [5, 6, 7]

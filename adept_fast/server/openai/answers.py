@@ -10,19 +10,19 @@ from typing import Literal
 from adept_fast.arguments import ParameterError
 from adept_fast.engine.scheduler import QueueFullError
 from adept_fast.engine.sequence import FinishReason, Generation, GenerationError, GenerationEvent, Request
+from adept_fast.server.answering import AnswerService, PendingAnswer, ServiceStoppingError
 from adept_fast.server.api_error import ApiError
 from adept_fast.server.observation import observed
-from adept_fast.server.service import Answer, Service, ServiceStoppingError
 
 
 class Answers:
     """Answers that are generated side by side; what fails one of them fails all. Closing cancels them."""
 
-    def __init__(self, answers: Sequence[Answer]) -> None:
+    def __init__(self, answers: Sequence[PendingAnswer]) -> None:
         self._answers = answers
 
     @classmethod
-    def submit(cls, service: Service, requests: Sequence[Request]) -> Answers:
+    def submit(cls, service: AnswerService, requests: Sequence[Request]) -> Answers:
         """Queue requests, all or none. Raises ApiError."""
         try:
             return cls(service.submit(requests))
@@ -38,7 +38,7 @@ class Answers:
         """The events of all, each with the index of its answer, as they come. Raises ApiError."""
         queue: asyncio.Queue[tuple[int, GenerationEvent | BaseException | None]] = asyncio.Queue()
 
-        async def pass_on(index: int, answer: Answer) -> None:
+        async def pass_on(index: int, answer: PendingAnswer) -> None:
             try:
                 async with aclosing(observed(answer)) as observed_events:
                     async for event in observed_events:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from adept_fast.server.answering import AnswerService
 from adept_fast.server.api_error import responses
 from adept_fast.server.openai.body import body_schema, read_body
 from adept_fast.server.openai.chat_request import ChatRequest, chat_bounds
@@ -12,19 +13,18 @@ from adept_fast.server.openai.chat_response import ChatChunk, ChatCompletion
 from adept_fast.server.openai.chat_writer import ChatWriter
 from adept_fast.server.openai.delivery import STATUSES, deliver, documented
 from adept_fast.server.openai.prompts import check_biases, check_prompt, encode_messages, engine_requests
-from adept_fast.server.service import Service
 from adept_fast.server.settings import Settings
 
 
-def router(service: Service, settings: Settings) -> APIRouter:
+def router(service: AnswerService, settings: Settings) -> APIRouter:
     """The route ``/v1/chat/completions``."""
     routes = APIRouter(tags=["chat"])
-    runtime = service.runtime
+    model = service.model
 
     def encode(body: ChatRequest) -> list[int]:
         messages = [message.as_template_reads_it() for message in body.messages]
-        ids = encode_messages(runtime, messages, body.add_bos)
-        check_prompt(runtime, ids, "messages")
+        ids = encode_messages(model, messages, body.add_bos)
+        check_prompt(model, ids, "messages")
         return ids
 
     @routes.post(
@@ -38,11 +38,11 @@ def router(service: Service, settings: Settings) -> APIRouter:
         """Answers a conversation `n` times, in the chat format of the checkpoint."""
         body = await read_body(request, ChatRequest)
         body.check(settings)
-        check_biases(runtime, body.logit_bias)
+        check_biases(model, body.logit_bias)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        params = body.params(body.max_new_tokens, logprobs, runtime.tokenizer.chat_format.stop)
+        params = body.params(body.max_new_tokens, logprobs, model.tokenizer.chat_format.stop)
         ids = await run_in_threadpool(encode, body)
-        writer = ChatWriter(body, runtime.tokenizer, settings.model_name)
+        writer = ChatWriter(body, model.tokenizer, settings.model_name)
         requests = engine_requests([ids], params, request, settings)
         return await deliver(request, service, requests, writer, stream=body.stream)
 

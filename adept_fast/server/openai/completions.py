@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from adept_fast.server.answering import AnswerService
 from adept_fast.server.api_error import responses
 from adept_fast.server.openai.body import body_schema, read_body
 from adept_fast.server.openai.completion_request import CompletionRequest, completion_bounds
@@ -12,38 +13,35 @@ from adept_fast.server.openai.completion_response import Completion
 from adept_fast.server.openai.completion_writer import CompletionWriter
 from adept_fast.server.openai.delivery import STATUSES, deliver, documented
 from adept_fast.server.openai.prompts import EncodedPrompt, check_biases, encode_prompt, engine_requests
-from adept_fast.server.service import Service
 from adept_fast.server.settings import Settings
 
 
-def router(service: Service, settings: Settings) -> APIRouter:
+def router(service: AnswerService, settings: Settings) -> APIRouter:
     """The route ``/v1/completions``."""
     routes = APIRouter(tags=["completions"])
-    runtime = service.runtime
+    model = service.model
 
     def encode(body: CompletionRequest) -> tuple[list[EncodedPrompt], CompletionWriter]:
         prompts = body.prompts
         names = ["prompt"] if len(prompts) == 1 else [f"prompt[{at}]" for at in range(len(prompts))]
         encoded = [
-            encode_prompt(runtime, prompt, body.add_bos, name)
+            encode_prompt(model, prompt, body.add_bos, name)
             for prompt, name in zip(prompts, names, strict=True)
         ]
-        return encoded, CompletionWriter(body, encoded, runtime.tokenizer, settings.model_name)
+        return encoded, CompletionWriter(body, encoded, model.tokenizer, settings.model_name)
 
     @routes.post(
         "/v1/completions",
         summary="Continue prompts",
         responses={200: documented(Completion, Completion), **responses(*STATUSES)},
         response_class=Response,
-        openapi_extra=body_schema(
-            CompletionRequest, completion_bounds(settings, runtime.tokenizer.vocab_size)
-        ),
+        openapi_extra=body_schema(CompletionRequest, completion_bounds(settings, model.tokenizer.vocab_size)),
     )
     async def create_completion(request: Request) -> Response:
         """Continues each prompt `n` times. The choices of the first prompt come first."""
         body = await read_body(request, CompletionRequest)
         body.check(settings)
-        check_biases(runtime, body.logit_bias)
+        check_biases(model, body.logit_bias)
         params = body.params(body.max_tokens, body.logprobs)
         prompts, writer = await run_in_threadpool(encode, body)
         requests = engine_requests(

@@ -13,11 +13,11 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from adept_fast.engine.sequence import Generation, GenerationEvent, Request
+from adept_fast.server.answering import AnswerService
 from adept_fast.server.api_error import ErrorBody
 from adept_fast.server.openai.answers import Answers
 from adept_fast.server.openai.body import inlined_schema
 from adept_fast.server.openai.event_stream import EventStream, while_connected
-from adept_fast.server.service import Service
 
 STATUSES = 400, 401, 404, 408, 413, 415, 429, 500, 503, 504  # of errors
 
@@ -55,7 +55,12 @@ class Writer(ABC):
 
 
 async def deliver(
-    http_request: HttpRequest, service: Service, requests: Sequence[Request], writer: Writer, *, stream: bool
+    http_request: HttpRequest,
+    service: AnswerService,
+    requests: Sequence[Request],
+    writer: Writer,
+    *,
+    stream: bool,
 ) -> Response:
     """Queue requests and answer with what they generate. Raises ApiError, and ClientDisconnect.
 

@@ -8,8 +8,8 @@ from typing import Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
+from adept_fast.server.answering import AnswerService
 from adept_fast.server.api_error import ApiError, responses
-from adept_fast.server.service import Service
 from adept_fast.server.settings import Settings
 from adept_fast.system.short_text import short_repr
 
@@ -31,10 +31,10 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
-def router(service: Service, settings: Settings) -> APIRouter:
+def router(service: AnswerService, settings: Settings) -> APIRouter:
     """The routes ``/v1/models`` and ``/v1/models/{id}``."""
     routes = APIRouter(tags=["models"])
-    model = Model(id=settings.model_name, created=int(time.time()), max_model_len=service.runtime.max_seq_len)
+    model = Model(id=settings.model_name, created=int(time.time()), max_model_len=service.model.max_seq_len)
 
     @routes.get("/v1/models", summary="List the served model", responses=responses(401))
     async def list_models() -> ModelList:

@@ -11,9 +11,10 @@ from starlette.requests import Request as HttpRequest
 
 from adept_fast.arguments import ParameterError
 from adept_fast.chat.format import ChatError
-from adept_fast.engine.runtime import Runtime
 from adept_fast.engine.sequence import Request
+from adept_fast.engine.sequence import check_prompt as check_prompt_ids
 from adept_fast.sampling import SamplingParams
+from adept_fast.server.answering import ServedModel
 from adept_fast.server.api_error import ApiError
 from adept_fast.server.settings import Settings
 from adept_fast.tokenizer.tokenizer import StreamingDetokenizer, Tokenizer, TokenizerError
@@ -33,44 +34,44 @@ class EncodedPrompt:
 
 
 def encode_prompt(
-    runtime: Runtime, prompt: str | Sequence[int], add_bos: bool | None, name: str
+    model: ServedModel, prompt: str | Sequence[int], add_bos: bool | None, name: str
 ) -> EncodedPrompt:
     """One without tokens becomes BOS. Raises ApiError that names the parameter."""
-    tokenizer = runtime.tokenizer
+    tokenizer = model.tokenizer
     if isinstance(prompt, str):
-        check_characters(runtime, len(prompt), name)
+        check_characters(model, len(prompt), name)
     try:
         ids = tokenizer.encode(prompt, add_bos=add_bos) if isinstance(prompt, str) else list(prompt)
         ids = ids or tokenizer.encode("", add_bos=True)
     except TokenizerError as error:
         raise ApiError(400, f"{name}: {error}", name, "invalid_value") from error
-    check_prompt(runtime, ids, name)
+    check_prompt(model, ids, name)
     return EncodedPrompt(ids, prompt if isinstance(prompt, str) else None)
 
 
 def encode_messages(
-    runtime: Runtime, messages: Sequence[Mapping[str, str]], add_bos: bool | None, *, answered: bool = True
+    model: ServedModel, messages: Sequence[Mapping[str, str]], add_bos: bool | None, *, answered: bool = True
 ) -> list[int]:
     """The prompt of a conversation, which ends where the answer begins. Raises ApiError."""
-    check_characters(runtime, sum(len(message["content"]) for message in messages), "messages")
+    check_characters(model, sum(len(message["content"]) for message in messages), "messages")
     try:
-        ids = runtime.tokenizer.apply_chat_template(messages, add_generation_prompt=answered, add_bos=add_bos)
+        ids = model.tokenizer.apply_chat_template(messages, add_generation_prompt=answered, add_bos=add_bos)
     except (ChatError, TokenizerError) as error:
         raise ApiError(400, str(error), "messages", "invalid_value") from error
     return ids
 
 
-def check_characters(runtime: Runtime, characters: int, name: str) -> None:
+def check_characters(model: ServedModel, characters: int, name: str) -> None:
     """Raises ApiError for text that has more characters than tokens of the context can stand for.
 
     Other threads wait while a text is encoded: one of some million characters would stop every stream.
     """
-    max_characters = runtime.max_seq_len * _longest_piece(runtime.tokenizer)
+    max_characters = model.max_seq_len * _longest_piece(model.tokenizer)
     if characters > max_characters:
         raise ApiError(
             400,
             f"{name} has {characters} characters; expected at most {max_characters}, "
-            f"the longest text of {runtime.max_seq_len} tokens, this server's context",
+            f"the longest text of {model.max_seq_len} tokens, this server's context",
             name,
             "context_length_exceeded",
         )
@@ -81,25 +82,25 @@ def _longest_piece(tokenizer: Tokenizer) -> int:
     return max((len(piece) for piece in tokenizer.pieces()), default=1)
 
 
-def check_prompt(runtime: Runtime, ids: Sequence[int], name: str) -> None:
+def check_prompt(model: ServedModel, ids: Sequence[int], name: str) -> None:
     """Raises ApiError for too many ids, or ids that are not in the vocabulary."""
-    if len(ids) > runtime.max_seq_len:
+    if len(ids) > model.max_seq_len:
         raise ApiError(
             400,
-            f"{name} has {len(ids)} tokens; expected at most {runtime.max_seq_len}, this server's context",
+            f"{name} has {len(ids)} tokens; expected at most {model.max_seq_len}, this server's context",
             name,
             "context_length_exceeded",
         )
     try:
-        runtime.engine.check_prompt(ids)
+        check_prompt_ids(ids, model.tokenizer.vocab_size, model.max_seq_len)
     except ParameterError as error:
         message = name + str(error).removeprefix("prompt")
         raise ApiError(400, message, name, "invalid_value") from error
 
 
-def check_biases(runtime: Runtime, biases: Iterable[int]) -> None:
+def check_biases(model: ServedModel, biases: Iterable[int]) -> None:
     """Raises ApiError for tokens that are not in the vocabulary."""
-    last_id = runtime.tokenizer.vocab_size - 1
+    last_id = model.tokenizer.vocab_size - 1
     for token_id in biases:
         if token_id > last_id:
             message = f"logit_bias has the token id {token_id}; expected 0 to {last_id}"

@@ -8,12 +8,12 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
+from adept_fast.server.answering import AnswerService
 from adept_fast.server.api_error import ApiError, responses
 from adept_fast.server.openai.body import Body, WholeNumbers, body_schema, read_body
 from adept_fast.server.openai.chat_request import Message
 from adept_fast.server.openai.models import check_model
 from adept_fast.server.openai.prompts import check_characters, check_prompt, encode_messages
-from adept_fast.server.service import Service
 from adept_fast.server.settings import Settings
 from adept_fast.tokenizer.tokenizer import TokenizerError
 
@@ -53,11 +53,11 @@ class DetokenizeResponse(BaseModel):
     prompt: str
 
 
-def router(service: Service, settings: Settings) -> APIRouter:
+def router(service: AnswerService, settings: Settings) -> APIRouter:
     """The routes ``/tokenize`` and ``/detokenize``."""
     routes = APIRouter(tags=["tokens"])
-    runtime = service.runtime
-    token_id = {"type": "integer", "minimum": 0, "maximum": runtime.tokenizer.vocab_size - 1}
+    model = service.model
+    token_id = {"type": "integer", "minimum": 0, "maximum": model.tokenizer.vocab_size - 1}
     errors = responses(400, 401, 404, 408, 413, 415)
 
     def encode(body: TokenizeRequest) -> list[int]:
@@ -68,17 +68,17 @@ def router(service: Service, settings: Settings) -> APIRouter:
         if body.messages is not None:
             messages = [message.as_template_reads_it() for message in body.messages]
             answered = body.add_generation_prompt
-            return encode_messages(runtime, messages, body.add_bos, answered=answered)
-        check_characters(runtime, len(body.prompt or ""), "prompt")
+            return encode_messages(model, messages, body.add_bos, answered=answered)
+        check_characters(model, len(body.prompt or ""), "prompt")
         try:
-            return runtime.tokenizer.encode(body.prompt or "", add_bos=body.add_bos)
+            return model.tokenizer.encode(body.prompt or "", add_bos=body.add_bos)
         except TokenizerError as error:
             raise ApiError(400, str(error), "prompt", "invalid_value") from error
 
     def decode(tokens: list[int]) -> str:
-        check_prompt(runtime, tokens, "tokens")
+        check_prompt(model, tokens, "tokens")
         try:
-            return runtime.tokenizer.decode(tokens)
+            return model.tokenizer.decode(tokens)
         except TokenizerError as error:
             raise ApiError(400, str(error), "tokens", "invalid_value") from error
 
@@ -92,7 +92,7 @@ def router(service: Service, settings: Settings) -> APIRouter:
         body = await read_body(request, TokenizeRequest)
         check_model(body.model, settings)
         ids = await run_in_threadpool(encode, body)
-        return TokenizeResponse(tokens=ids, count=len(ids), max_model_len=runtime.max_seq_len)
+        return TokenizeResponse(tokens=ids, count=len(ids), max_model_len=model.max_seq_len)
 
     @routes.post(
         "/detokenize",
