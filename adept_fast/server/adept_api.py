@@ -18,7 +18,7 @@ from adept_fast.server.exchange import current
 from adept_fast.server.openai.answers import Answers
 from adept_fast.server.openai.body import Body, Whole, body_schema, read_body
 from adept_fast.server.openai.delivery import gathered
-from adept_fast.server.openai.prompts import encode_prompt, engine_requests
+from adept_fast.server.openai.prompts import Origin, encode_prompt, engine_requests
 from adept_fast.server.openai.token_text import token_bytes, token_text
 from adept_fast.server.settings import Settings
 from adept_fast.tokenizer.tokenizer import Tokenizer
@@ -89,7 +89,7 @@ def router(service: AnswerService, settings: Settings) -> APIRouter:
             params = _params(body, settings)
             prompts = await run_in_threadpool(_encode, body, service.model)
             prompt_logprobs = 0 if body.logprobs else None
-            requests = engine_requests(prompts, [params], request, settings, prompt_logprobs)
+            requests = engine_requests(prompts, [params], Origin.of(request, settings), prompt_logprobs)
             generations = await gathered(request, Answers.submit(service, requests))
             tokenizer = service.model.tokenizer
             return await run_in_threadpool(_continuations, body, prompts, generations, tokenizer)

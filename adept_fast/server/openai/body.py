@@ -104,6 +104,11 @@ async def read_body(request: Request, model: type[BodyT]) -> BodyT:
         raise ApiError(400, f"the body is no JSON: {error}", code="invalid_json") from error
     if not isinstance(data, dict):
         raise ApiError(400, f"the body is {short_repr(data)}; expected a JSON object", code="invalid_json")
+    return validated(data, model)
+
+
+def validated(data: object, model: type[BodyT]) -> BodyT:
+    """The parameters in the value of a JSON document. Raises ApiError that names the first wrong one."""
     try:
         return model.model_validate(data)
     except ValidationError as error:

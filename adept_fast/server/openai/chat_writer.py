@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import Iterator, Sequence
 
 from pydantic import BaseModel
@@ -24,6 +22,7 @@ from adept_fast.server.openai.chat_response import (
     TopLogprob,
 )
 from adept_fast.server.openai.delivery import Writer
+from adept_fast.server.openai.identity import Identity
 from adept_fast.server.openai.token_text import token_bytes, token_text
 from adept_fast.server.openai.usage import usage_of
 from adept_fast.tokenizer.tokenizer import Tokenizer
@@ -32,11 +31,15 @@ from adept_fast.tokenizer.tokenizer import Tokenizer
 class ChatWriter(Writer):
     """Writes ``n`` answers to a conversation."""
 
-    def __init__(self, body: ChatRequest, tokenizer: Tokenizer, model_name: str) -> None:
+    def __init__(self, body: ChatRequest, tokenizer: Tokenizer, model_name: str, identity: Identity) -> None:
         self._body = body
         self._tokenizer = tokenizer
         self._strippers: dict[int, AnswerStripper] = {}  # of answers that have begun
-        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model_name}
+        self._head = {
+            "id": f"chatcmpl-{identity.token}",
+            "created": identity.created,
+            "model": model_name,
+        }
 
     def whole(self, generations: Sequence[Generation]) -> BaseModel:
         choices = []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import Iterator, Sequence
 
 from pydantic import BaseModel
@@ -13,6 +11,7 @@ from adept_fast.server.openai.answers import Answers, finish_reason_of
 from adept_fast.server.openai.completion_request import CompletionRequest
 from adept_fast.server.openai.completion_response import Completion, CompletionChoice, CompletionLogprobs
 from adept_fast.server.openai.delivery import Writer
+from adept_fast.server.openai.identity import Identity
 from adept_fast.server.openai.prompts import EncodedPrompt
 from adept_fast.server.openai.token_text import TextOffsets, token_bytes, token_text
 from adept_fast.server.openai.usage import Usage, usage_of
@@ -41,7 +40,12 @@ class CompletionWriter(Writer):
     """Writes ``n`` continuations of each prompt; takes time for long prompts with logprobs."""
 
     def __init__(
-        self, body: CompletionRequest, prompts: Sequence[EncodedPrompt], tokenizer: Tokenizer, model_name: str
+        self,
+        body: CompletionRequest,
+        prompts: Sequence[EncodedPrompt],
+        tokenizer: Tokenizer,
+        model_name: str,
+        identity: Identity,
     ) -> None:
         self._body = body
         self._tokenizer = tokenizer
@@ -51,9 +55,9 @@ class CompletionWriter(Writer):
             for _ in range(body.n)
         ]
         self._head = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
+            "id": f"cmpl-{identity.token}",
             "object": "text_completion",
-            "created": int(time.time()),
+            "created": identity.created,
             "model": model_name,
         }
 

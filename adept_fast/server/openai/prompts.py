@@ -107,16 +107,27 @@ def check_biases(model: ServedModel, biases: Iterable[int]) -> None:
             raise ApiError(400, message, "logit_bias", "invalid_value")
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What the requests of one client have in common: their time, and whose prefixes they may reuse."""
+
+    seconds: float | None = None  # None for no limit
+    cache_scope: str = ""
+
+    @classmethod
+    def of(cls, http_request: HttpRequest, settings: Settings) -> Origin:
+        return cls(settings.request_seconds, getattr(http_request.state, "cache_scope", ""))
+
+
 def engine_requests(
     prompts: Iterable[list[int]],
     params: Sequence[SamplingParams],
-    http_request: HttpRequest,
-    settings: Settings,
+    origin: Origin,
     prompt_logprobs: int | None = None,
 ) -> list[Request]:
     """A request for each prompt and choice, those of the first prompt first. Their time begins now."""
-    deadline = None if settings.request_seconds is None else time.monotonic() + settings.request_seconds
-    scope = getattr(http_request.state, "cache_scope", "")
+    deadline = None if origin.seconds is None else time.monotonic() + origin.seconds
+    scope = origin.cache_scope
     return [
         Request(ids, choice, deadline=deadline, prompt_logprobs=prompt_logprobs, cache_scope=scope)
         for ids in prompts
