@@ -19,6 +19,7 @@ from adept_fast.commands.errors import OneLineErrorsGroup
 from adept_fast.commands.interrupts import interrupts_exit
 from adept_fast.commands.options import (
     COUNT,
+    batch_options,
     bos_option,
     checkpoint_options,
     json_option,
@@ -147,6 +148,23 @@ def serve(**options: Any) -> None:
     Prints one line when it takes requests. SIGTERM and Ctrl-C end it in order, a second one at once.
     """
     _run("serve", options)
+
+
+@main.command()
+@click.argument("source", metavar="INPUT", type=click.Path())
+@click.argument("destination", metavar="OUTPUT", type=click.Path())
+@checkpoint_options
+@placement_options
+@batch_options
+def batch(**options: Any) -> None:
+    """Answer the lines of a file, and write the answers in their order.
+
+    INPUT has a JSON object on each line: a request of OpenAI's batch API, or a prompt with fields of
+    SamplingParams. OUTPUT appears when it is complete. Until then OUTPUT.partial keeps the answers, and the
+    same command goes on with the others after an interrupt, or a crash. The exit code is 3 if OUTPUT is
+    complete, and some of its lines are errors.
+    """
+    _run("batch", options)
 
 
 @main.command()

@@ -177,6 +177,18 @@ bos_option = click.option(
     default=None,
     help="Put the BOS token before the text.  [default: as the checkpoint says]",
 )
+# The work on a file of requests; ``batch`` reads them.
+batch_options = _together(
+    _option("--batch-size", type=COUNT, default=8, help="Answers that run at the same time."),
+    _option(
+        "--seed",
+        type=click.IntRange(0, 2**63 - 1),
+        default=0,
+        help="Seeds of lines that have none are derived from it and from their custom_id.",
+    ),
+    _option("--model-name", help="The model's id in requests.  [default: the checkpoint's name]"),
+    _option("--quiet", is_flag=True, help="Print errors only."),
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 
 SECONDS = click.FloatRange(min=0, max=10**6)

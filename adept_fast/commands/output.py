@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-import math
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import click
+
+from adept_fast.system.json_text import json_text
 
 # For characters that the encoding lacks, and for lone surrogates: after an error the rest would be lost.
 _ERRORS = "backslashreplace"
@@ -32,12 +32,11 @@ def print_text(text: str, *, newline: bool = True) -> None:
 
 def print_json(value: Any) -> None:
     """Print a line of JSON: numbers that are not finite as null, characters without an encoding escaped."""
-    value = _finite(value)
-    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    line = json_text(value)
     try:
         line.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
-        line = json.dumps(value, allow_nan=False)
+        line = json_text(value, ascii_only=True)
     print_text(line)
 
 
@@ -50,11 +49,3 @@ def naming_stdout() -> Iterator[None]:
         raise
     except OSError as error:
         raise OSError(error.errno, error.strerror, "stdout") from error
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: _finite(entry) for name, entry in value.items()}
-    return [_finite(entry) for entry in value] if isinstance(value, (list, tuple)) else value

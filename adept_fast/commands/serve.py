@@ -13,7 +13,7 @@ import click
 
 from adept_fast.commands.api_keys import api_keys, is_readable_by_all
 from adept_fast.commands.errors import CommandFailed
-from adept_fast.commands.loading import chosen_checkpoint, load_runtime
+from adept_fast.commands.loading import chosen_checkpoint, load_runtime, model_name_of
 from adept_fast.commands.output import print_text
 from adept_fast.commands.termination import ended_by_exceptions
 from adept_fast.server.settings import Settings
@@ -91,7 +91,7 @@ def _settings(options: dict[str, Any]) -> Settings:
     # Without keys, the name in a request is what keeps out the pages of strangers in a local browser.
     hosts = (*_LOOPBACK_NAMES, options["host"]) if is_local and not keys else None
     return Settings(
-        model_name=options["model_name"] or _name_of(options["checkpoint"]),
+        model_name=options["model_name"] or model_name_of(options["checkpoint"]),
         api_keys=keys,
         allowed_hosts=options["allowed_hosts"] or hosts,
         cors_origins=tuple(_origin(origin) for origin in options["cors_origins"]),
@@ -107,13 +107,6 @@ def _is_loopback(host: str) -> bool:
     except (OSError, UnicodeError):
         return False
     return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses)
-
-
-def _name_of(checkpoint: str) -> str:
-    """``demo``, ``owner/name``, or the last part of a path without ``.tar``."""
-    is_path = checkpoint.startswith(("/", ".")) or checkpoint.count("/") > 1
-    name = checkpoint.rstrip("/").rpartition("/")[2] if is_path else checkpoint
-    return name.removesuffix(".tar") or checkpoint
 
 
 def _origin(origin: str) -> str:

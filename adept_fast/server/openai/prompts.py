@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from adept_fast.engine.sequence import check_prompt as check_prompt_ids
 from adept_fast.sampling import SamplingParams
 from adept_fast.server.answering import ServedModel
 from adept_fast.server.api_error import ApiError
+from adept_fast.server.prompt_length import max_characters
 from adept_fast.server.settings import Settings
 from adept_fast.tokenizer.tokenizer import StreamingDetokenizer, Tokenizer, TokenizerError
 
@@ -66,23 +66,18 @@ def check_characters(model: ServedModel, characters: int, name: str) -> None:
 
     Other threads wait while a text is encoded: one of some million characters would stop every stream.
     """
-    max_characters = model.max_seq_len * _longest_piece(model.tokenizer)
-    if characters > max_characters:
+    limit = max_characters(model)
+    if characters > limit:
         raise ApiError(
             400,
-            f"{name} has {characters} characters; expected at most {max_characters}, "
+            f"{name} has {characters} characters; expected at most {limit}, "
             f"the longest text of {model.max_seq_len} tokens, this server's context",
             name,
             "context_length_exceeded",
         )
 
 
-@functools.lru_cache(maxsize=1)
-def _longest_piece(tokenizer: Tokenizer) -> int:
-    return max((len(piece) for piece in tokenizer.pieces()), default=1)
-
-
-def check_prompt(model: ServedModel, ids: Sequence[int], name: str) -> None:
+def check_prompt(runtime: Runtime, ids: Sequence[int], name: str) -> None:
     """Raises ApiError for too many ids, or ids that are not in the vocabulary."""
     if len(ids) > model.max_seq_len:
         raise ApiError(
