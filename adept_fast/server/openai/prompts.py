@@ -77,7 +77,7 @@ def check_characters(model: ServedModel, characters: int, name: str) -> None:
         )
 
 
-def check_prompt(runtime: Runtime, ids: Sequence[int], name: str) -> None:
+def check_prompt(model: ServedModel, ids: Sequence[int], name: str) -> None:
     """Raises ApiError for too many ids, or ids that are not in the vocabulary."""
     if len(ids) > model.max_seq_len:
         raise ApiError(
