@@ -13,6 +13,7 @@ CASES = {
     "batch": ("cases.speed", "batch"),
     "load": ("cases.load", "main"),
     "serve": ("cases.serve", "main"),
+    "simulate": ("cases.simulate", "main"),
     "memory": ("cases.memory", "main"),
     "scaling": ("cases.scaling", "main"),
     "operators": ("cases.operators", "main"),

@@ -5,8 +5,8 @@ answer is kept as it arrives with the time, and is read after the last one has e
 library alone. A plan comes as JSON from stdin, and what was observed goes to stdout; times are seconds since
 the start of the load. A plan:
 
-``host``, ``port``, ``path``
-    where requests go
+``host``, ``ports``, ``path``
+    where requests go: of several ports to the one with the fewest open requests, the first of equals
 ``warm_up``
     bodies of requests that are answered one after the other before the start
 ``clients``
@@ -27,7 +27,9 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,7 @@ class Exchange(asyncio.Protocol):
 def request_bytes(plan: dict[str, Any], body: dict[str, Any]) -> bytes:
     text = json.dumps(body).encode()
     header = (
-        f"POST {plan['path']} HTTP/1.1\r\nHost: {plan['host']}:{plan['port']}\r\nConnection: close\r\n"
+        f"POST {plan['path']} HTTP/1.1\r\nHost: {plan['host']}\r\nConnection: close\r\n"
         f"Content-Type: application/json\r\nAccept: text/event-stream\r\nContent-Length: {len(text)}\r\n\r\n"
     )
     return header.encode() + text
@@ -97,7 +99,7 @@ class Load:
     plan: dict[str, Any]
     start: float = 0.0
     exchanges: list[tuple[str, float, Exchange]] = field(default_factory=list)
-    open: set[Exchange] = field(default_factory=set)
+    open: dict[Exchange, int] = field(default_factory=dict)  # with the port of each
     edges: list[dict[str, float]] = field(default_factory=list)
 
     async def run(self) -> dict[str, Any]:
@@ -105,9 +107,10 @@ class Load:
             [(each["name"], each.get("at", 0.0), request_bytes(self.plan, each["body"])) for each in client]
             for client in self.plan["clients"]
         ]
-        for body in self.plan["warm_up"]:
-            exchange = await self._send(request_bytes(self.plan, body))
+        for port, body in product(self.plan["ports"], self.plan["warm_up"]):
+            exchange = await self._send(request_bytes(self.plan, body), port)
             await asyncio.wait_for(exchange.done, WARM_UP_SECONDS)
+            self.open.pop(exchange, None)
             observed = read_answer("warm-up", 0.0, 0.0, exchange)
             if observed.error:
                 raise WarmUpError(f"the server did not answer a request to warm up: {observed.error}")
@@ -138,15 +141,18 @@ class Load:
             exchange = await self._send(request)
             self.exchanges.append((name, sent, exchange))
             await exchange.done
-            self.open.discard(exchange)
+            self.open.pop(exchange, None)
 
-    async def _send(self, request: bytes) -> Exchange:
-        loop = asyncio.get_running_loop()
-        _, exchange = await loop.create_connection(
-            lambda: Exchange(request), self.plan["host"], self.plan["port"]
-        )
-        self.open.add(exchange)
+    async def _send(self, request: bytes, port: int | None = None) -> Exchange:
+        exchange = Exchange(request)
+        port = port or self._port()
+        self.open[exchange] = port  # before it is connected, so that the next request knows of it
+        await asyncio.get_running_loop().create_connection(lambda: exchange, self.plan["host"], port)
         return exchange
+
+    def _port(self) -> int:
+        counts = Counter(self.open.values())
+        return min(self.plan["ports"], key=counts.__getitem__)
 
     def _note_time(self) -> None:
         """Processor time of this process and of the server's, at an edge of the window."""

@@ -199,7 +199,7 @@ def measure(plan: Plan, load: Load, server: Server, at: int) -> tuple[Figures, d
     span = plan.span
     request = {
         "host": HOST,
-        "port": server.port,
+        "ports": [server.port],
         "path": "/v1/completions",
         "warm_up": maker.warm_up(WARM_UPS),
         "clients": load.clients(maker, span),
@@ -209,7 +209,19 @@ def measure(plan: Plan, load: Load, server: Server, at: int) -> tuple[Figures, d
         "pids": [server.pid],
     }
     server.go_on()
-    before = CpuTime.now([server.pid])
+    observed, others_share = run_client(request)
+    server.wait_until_idle(IDLE_SECONDS)
+    server.pause()
+    figures = load.figures(observed, span)
+    return figures, counts(observed["requests"]) | {"others_share": others_share}
+
+
+def run_client(request: dict[str, Any]) -> tuple[dict[str, Any], float]:
+    """What the client observes of its plan, and the share of the processors that others used meanwhile.
+
+    Others are neither the client nor the plan's ``pids``. Raises LoadError.
+    """
+    before = CpuTime.now(request["pids"])
     client = subprocess.run(
         [sys.executable, "-m", "benchmarks.serving.client"],
         input=json.dumps(request),
@@ -219,11 +231,7 @@ def measure(plan: Plan, load: Load, server: Server, at: int) -> tuple[Figures, d
         cwd=ROOT,
         env=os.environ | environment(),
     )
-    others_share = CpuTime.now([server.pid]).others_share_since(before)
-    server.wait_until_idle(IDLE_SECONDS)
-    server.pause()
+    others_share = CpuTime.now(request["pids"]).others_share_since(before)
     if client.returncode:
         raise LoadError(f"the client ended with {client.returncode}")
-    observed = json.loads(client.stdout)
-    figures = load.figures(observed, span)
-    return figures, counts(observed["requests"]) | {"others_share": others_share}
+    return json.loads(client.stdout), others_share

@@ -261,7 +261,7 @@ def run_load(answer: Answer, **plan: Any) -> dict[str, Any]:
     async def both() -> dict[str, Any]:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        everything = {"host": "127.0.0.1", "port": port, "path": "/x", "warm_up": [], "pids": [], **plan}
+        everything = {"host": "127.0.0.1", "ports": [port], "path": "/x", "warm_up": [], "pids": [], **plan}
         async with server:
             try:
                 return await Load(everything).run()
