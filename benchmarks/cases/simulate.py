@@ -72,7 +72,7 @@ def main() -> None:
     "--replicas", "counts", multiple=True, default=(1, 2, 4), show_default=True, type=click.IntRange(min=1)
 )
 @click.option("--slots", default=8, show_default=True, type=click.IntRange(min=1))
-@what_options("16-256", "16-128")
+@what_options("16-256", "16-128", 512)
 @click.option("--clients", default=8, show_default=True, type=click.IntRange(min=1), help="Of each replica.")
 @click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(min=0.5), help="A sample.")
 @click.option(
@@ -91,7 +91,7 @@ def main() -> None:
 def reality(**options: Any) -> None:
     """Measure step times, and compare a simulation with servers."""
     with bad_parameters():
-        what = conversations_of(options | {"context": min(options["context"], 512)})
+        what = conversations_of(options)
         if options["turns"] > 1:
             raise ValueError(
                 "--turns is above 1; expected 1, as the client of the servers knows no conversations"

@@ -150,6 +150,29 @@ def zeros_words(figures: Figures) -> str:
     return f"Milliseconds of a step, by the share of hidden units that are 0: {_said(figures, '{:.0%}')}."
 
 
+def cost_figures(reports: Sequence[Report]) -> Figures:
+    """Users a day → dollars of a million tokens, and whether so many replicas were simulated."""
+    names = {"all day": "dollars_per_million_tokens", "by the hour": "dollars_per_million_tokens_scaled"}
+    return {
+        "costs": {
+            said: [
+                [each["users"], round(each[key], 3), each["is_simulated"]]
+                for report in reports
+                for each in report["fleets"]
+            ]
+            for said, key in names.items()
+        }
+    }
+
+
+def cost_words(figures: Figures) -> str:
+    said = [
+        f"{name} " + ", ".join(f"{dollars} at {users:.0f}" for users, dollars, _ in points)
+        for name, points in figures["costs"].items()
+    ]
+    return f"Dollars of a million tokens, by users a day, with replicas that are there {'; '.join(said)}."
+
+
 def _said(figures: Figures, at: str) -> str:
     return "; ".join(
         f"{fmt} "
@@ -256,6 +279,21 @@ def draw_fits(axes: Any, figures: Figures, theme: Theme) -> None:
     )
 
 
+def draw_cost(axes: Any, figures: Figures, theme: Theme) -> None:
+    """Filled markers are simulated, the others extrapolated."""
+    for (name, points), colour in zip(figures["costs"].items(), (theme.ours, theme.others), strict=True):
+        users, dollars, _ = zip(*points, strict=True)
+        axes.plot(users, dollars, color=colour, label=name)
+        for at, cost, is_simulated in points:
+            inside = colour if is_simulated else "none"
+            axes.plot(at, cost, MARKERS[0], color=colour, markerfacecolor=inside)
+    axes.set(xscale="log", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("users a day (filled: simulated, not filled: extrapolated)")
+    axes.set_ylabel("$ a million tokens")
+    axes.legend(frameon=False, labelcolor=theme.text, fontsize=10)
+
+
 @dataclass(frozen=True)
 class Kind:
     """A plot: its numbers from result files, the same in words, and how it is drawn."""
@@ -270,6 +308,7 @@ KINDS = {
     "context": Kind(context_figures, context_words, draw_context),
     "zeros": Kind(zeros_figures, zeros_words, draw_zeros),
     "fits": Kind(fits_figures, fits_words, draw_fits),
+    "cost": Kind(cost_figures, cost_words, draw_cost),
 }
 
 

@@ -1,4 +1,4 @@
-"""Writes the figures of the README and of docs/benchmarks.md from the result files, or reports changes.
+"""Writes the figures of the README and of pages of docs from the result files, or reports changes.
 
     python -m benchmarks readme          # rewrites the sections, and plots whose figures have changed
     python -m benchmarks readme --check  # exit code 1 if README or plots are not those of the files
@@ -12,25 +12,24 @@ from __future__ import annotations
 
 import json
 import re
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from benchmarks.report import plot
+from benchmarks.report import plot, simulated
+from benchmarks.report.tables import NO_FIGURE, figure, markdown, wrapped
 
 ROOT = Path(__file__).resolve().parents[2]
 # The pages that show figures, and the folder of the results in their links.
 PAGES = {
     ROOT / "README.md": "benchmarks/results",
     ROOT / "docs" / "benchmarks.md": "../benchmarks/results",
+    ROOT / "docs" / "scaling.md": "../benchmarks/results",
 }
 RESULTS = ROOT / "benchmarks" / "results"
 SECTION = re.compile(r"^<!-- begin: (\S+) ([^>]+?) -->\n.*?^<!-- end -->$", re.MULTILINE | re.DOTALL)
-WIDTH = 118
-NO_FIGURE = "–"
 
 Report = dict[str, Any]
 
@@ -43,7 +42,7 @@ Report = dict[str, Any]
     help="Show results of benchmarks/results/FOLDER in place of another device's, if they exist.",
 )
 def main(check: bool, device: str | None) -> None:
-    """Bring the figures of the README and of docs/benchmarks.md up to date."""
+    """Bring the figures of the README and of the pages of docs up to date."""
     try:
         texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
         stale = update_plots("\n".join(texts.values()), device, check=check)
@@ -144,21 +143,11 @@ def _origin_of(report: Report) -> str:
     samples = (
         f"{report['samples']} questions"
         if report["benchmark"] == "quality"
+        else simulated.SAMPLES
+        if report["benchmark"] == "growth"
         else f"medians of {report['samples']}"
     )
     return f"{report['device']}{cores}, {threads}, {samples}, {report['date']}, commit {report['commit']}"
-
-
-def wrapped(text: str) -> str:
-    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
-
-
-def figure(values: dict[str, float] | None, digits: int, factor: float = 1.0) -> str:
-    """``26.2 (25.3 to 28.2)``."""
-    if values is None:
-        return NO_FIGURE
-    median, low, high = (f"{values[key] * factor:.{digits}f}" for key in ("median", "p10", "p90"))
-    return f"{median} ({low} to {high})"
 
 
 def megabytes(values: dict[str, Any]) -> str:
@@ -167,13 +156,6 @@ def megabytes(values: dict[str, Any]) -> str:
         return NO_FIGURE
     count = values["bytes_per_step"] / 1e6
     return f"{count:.0f}" if count >= 10 else f"{count:.1f}"
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in line)}|" for line in lines
-    ).replace(" --- ", "---")
 
 
 def all_measured(reports: Sequence[Report]) -> dict[str, dict[str, Any]]:
@@ -382,6 +364,9 @@ RENDERERS: dict[str, Callable[[Sequence[Report]], str]] = {
         ),
     ),
     "serve-ratios": ratios,
+    "reality": simulated.reality,
+    "capacity": simulated.capacity,
+    "fleets": simulated.fleets,
 }
 
 

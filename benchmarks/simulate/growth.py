@@ -17,6 +17,7 @@ from benchmarks.simulate.simulation import Setup, Simulation
 from benchmarks.simulate.trace import Conversations
 
 TOLERANCE = 0.02  # of a rate that is searched for
+STRIDE = 1.25  # between the rates at which the search begins
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,19 @@ class Search:
 
         Raises ValueError if not even a rate near 0 meets the goal.
         """
-        low, high = 0.0, guess
+        rate, found = guess, self.figures(replicas, guess)
+        is_met = self.goal.is_met(found)
         best: dict[str, float] = {}
-        while self.goal.is_met(found := self.figures(replicas, high)):
-            low, high, best = high, high * 1.5, found
-        while high - low > TOLERANCE * high:
-            middle = (low + high) / 2 if low else high / 2
-            if middle < 1e-6:
+        while self.goal.is_met(found) == is_met:  # until the highest rate lies between two that were tried
+            if rate < 1e-6:
                 raise ValueError("no rate meets the goal; expected one that an idle replica meets")
+            last, best = rate, found
+            rate *= STRIDE if is_met else 1 / STRIDE
+            found = self.figures(replicas, rate)
+        low, high = (last, rate) if is_met else (rate, last)
+        best = best if is_met else found
+        while high - low > TOLERANCE * high:
+            middle = (low + high) / 2
             found = self.figures(replicas, middle)
             if self.goal.is_met(found):
                 low, best = middle, found

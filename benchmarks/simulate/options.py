@@ -20,7 +20,6 @@ from benchmarks.simulate.step_times import StepTimes
 from benchmarks.simulate.trace import Conversations
 
 Command = Callable[..., None]
-DEFAULT_CONTEXT = 4096
 
 
 def take_lengths(context: click.Context, option: click.Parameter, value: str) -> Lengths:
@@ -54,7 +53,7 @@ def all_of(*decorators: Callable[[Command], Command]) -> Callable[[Command], Com
     return decorate
 
 
-def what_options(prompts: str, answers: str) -> Callable[[Command], Command]:
+def what_options(prompts: str, answers: str, context: int = 4096) -> Callable[[Command], Command]:
     """What clients send."""
     return all_of(
         click.option(
@@ -85,7 +84,7 @@ def what_options(prompts: str, answers: str) -> Callable[[Command], Command]:
             type=click.IntRange(min=0),
             help="Tokens that all prompts begin with.",
         ),
-        click.option("--context", default=DEFAULT_CONTEXT, show_default=True, type=click.IntRange(min=2)),
+        click.option("--context", default=context, show_default=True, type=click.IntRange(min=2)),
     )
 
 

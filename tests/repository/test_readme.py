@@ -47,7 +47,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python_file(binaries / "python")
     for name, module in {"adept-fast": "adept_fast", "lm_eval": "lm_eval"}.items():
         python_file(binaries / name, "-m", module)
-    (place / "tools").symlink_to(ROOT / "tools")
+    for name in ("tools", "benchmarks"):
+        (place / name).symlink_to(ROOT / name)
     for marker in ("torch", "installed", "installed-test"):
         (place / "venv" / marker).touch()
     return place
