@@ -281,6 +281,7 @@ def growth(**options: Any) -> None:
     """Find the replicas that so many users need, and their cost."""
     if options["dollars_per_hour"] is None:
         raise click.UsageError("--dollars-per-hour is missing; expected the price of a replica")
+    run = describe_run("growth", 1, 1)
     with bad_parameters():
         what, setup = conversations_of(options), setup_of(options)
         rule: Callable[[], Any] = lambda: rule_of(options["routing"], setup.engine.slots)  # noqa: E731
@@ -299,7 +300,7 @@ def growth(**options: Any) -> None:
     simulated = {
         str(size): figures | {"conversations_per_second": rate} for size, (rate, figures) in found.items()
     }
-    report = describe_run("growth", 1, 1) | {
+    report = run | {
         "measured": {},
         "simulated": simulated,
         "fleets": [fleet.figures() for fleet in fleets],
