@@ -321,7 +321,7 @@ def growth_report() -> dict[str, Any]:
     figures = ("conversations_per_second", "answers_per_second", "tokens_per_second", "rows")
     seconds = ("time_to_first_token_seconds_p50", "time_to_first_token_seconds_p99")
     seconds += ("seconds_between_tokens_p50", "end_to_end_seconds_p50", "cached_share")
-    simulated = {name: 2.0 for name in figures} | {name: 0.5 for name in seconds}
+    simulated = dict.fromkeys(figures, 2.0) | dict.fromkeys(seconds, 0.5)
     return {"benchmark": "growth", "measured": {}, "simulated": {"4": simulated}, "fleets": [few, many]}
 
 
