@@ -14,13 +14,13 @@ from adept_fast.checkpoint import Checkpoint
 from adept_fast.checkpoint.base import dtype_name
 from adept_fast.checkpoint.fingerprint import fingerprint
 from adept_fast.commands.errors import CommandFailed
-from adept_fast.commands.loading import chosen_checkpoint, load_runtime, model_name_of
+from adept_fast.commands.loading import chosen_checkpoint, load_runtime
 from adept_fast.commands.termination import ended_by_exceptions
 from adept_fast.engine.runtime import Runtime
 from adept_fast.server.batch.files import BatchFiles
 from adept_fast.server.batch.job import BatchJob, Written
 from adept_fast.server.batch.line_runner import Answered, LineRunner
-from adept_fast.server.settings import Settings
+from adept_fast.server.settings import Settings, model_name_of
 from adept_fast.system.progress import progress_bar
 from adept_fast.system.short_text import printable
 

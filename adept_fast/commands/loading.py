@@ -52,13 +52,6 @@ def load_runtime(
     return Runtime.load(checkpoint, progress=progress, **placement, **settings)
 
 
-def model_name_of(checkpoint: str) -> str:
-    """``demo``, ``owner/name``, or the last part of a path without ``.tar``: the model's id for clients."""
-    is_path = checkpoint.startswith(("/", ".")) or checkpoint.count("/") > 1
-    name = checkpoint.rstrip("/").rpartition("/")[2] if is_path else checkpoint
-    return name.removesuffix(".tar") or checkpoint
-
-
 def sampling_params(
     options: dict[str, Any], *, stop: tuple[str, ...] = (), logprobs: int | None = None
 ) -> SamplingParams:

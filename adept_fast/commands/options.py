@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from adept_fast.choices import LOG_FORMATS, MAX_DRAFTS
+from adept_fast.choices import LOG_FORMATS, MAX_DRAFTS, SERVER_LIMITS
 from adept_fast.commands.escapes import unescape
 from adept_fast.system.short_text import short_repr
 
@@ -30,6 +30,16 @@ def _together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
 def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     """An option whose default, if it is given, is shown."""
     return click.option(*names, **{"show_default": "default" in settings} | settings)
+
+
+def _limit(name: str, **settings: Any) -> Callable[[Any], Any]:
+    """The option of one of SERVER_LIMITS."""
+    bounds = SERVER_LIMITS[name.removeprefix("--").replace("-", "_")]
+    if isinstance(bounds.default, float):
+        kind: click.ParamType[Any] = click.FloatRange(bounds.lowest, bounds.highest)
+    else:
+        kind = click.IntRange(int(bounds.lowest), int(bounds.highest))
+    return _option(name, type=kind, default=bounds.default, **settings)
 
 
 def _unescape_all(
@@ -191,24 +201,21 @@ batch_options = _together(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 
-SECONDS = click.FloatRange(min=0, max=10**6)
 # The address, the limits and the users of a server; ``serve`` reads them.
 serving_options = _together(
     _option("--host", default="127.0.0.1", help="An address of this machine; 0.0.0.0 for all of IPv4."),
     _option("--port", type=click.IntRange(0, 65535), default=8000, help="0 for any that is free."),
     _option("--model-name", help="The model's id for clients.  [default: the checkpoint's name]"),
-    _option("--batch-size", type=COUNT, default=8, help="Answers that run at the same time."),
-    _option("--max-queue", type=click.IntRange(0, 10**6), default=128, help="Answers that wait beyond them."),
+    _limit("--batch-size", help="Answers that run at the same time."),
+    _limit("--max-queue", help="Answers that wait beyond them."),
     _option(
         "--step-tokens",
         type=COUNT,
         help="Tokens of prompts and answers in one step: fewer bound the time between tokens, more read "
         "prompts faster.  [default: as many for prompts as for answers, more where they cost little]",
     ),
-    _option("--request-seconds", type=SECONDS, default=600.0, help="A longer request fails; 0 for no limit."),
-    _option(
-        "--grace-seconds", type=SECONDS, default=30.0, help="At SIGTERM, running requests get this long."
-    ),
+    _limit("--request-seconds", help="A longer request fails; 0 for no limit."),
+    _limit("--grace-seconds", help="At SIGTERM, running requests get this long."),
     _option(
         "--api-key",
         envvar="ADEPT_FAST_API_KEY",
@@ -236,17 +243,10 @@ serving_options = _together(
     ),
     _option("--log-format", type=click.Choice(LOG_FORMATS), default="text", help="Of the lines on stderr."),
     _option("--log-prompts", is_flag=True, help="Log prompts and answers too."),
-    _option(
-        "--max-body-bytes", type=click.IntRange(1024, 2**30), default=4 * 2**20, help="Of a request's body."
-    ),
-    _option("--max-prompts", type=COUNT, default=128, help="In one request."),
-    _option("--max-choices", type=COUNT, default=16, help="Answers to one prompt (n)."),
-    _option("--max-stops", type=click.IntRange(min=0), default=16, help="Stop strings of one request."),
-    _option("--max-stop-characters", type=COUNT, default=256, help="Of a stop string."),
-    _option(
-        "--max-logprobs",
-        type=click.IntRange(0, 1000),
-        default=20,
-        help="Likeliest tokens that are reported at each position.",
-    ),
+    _limit("--max-body-bytes", help="Of a request's body."),
+    _limit("--max-prompts", help="In one request."),
+    _limit("--max-choices", help="Answers to one prompt (n)."),
+    _limit("--max-stops", help="Stop strings of one request."),
+    _limit("--max-stop-characters", help="Of a stop string."),
+    _limit("--max-logprobs", help="Likeliest tokens that are reported at each position."),
 )

@@ -7,30 +7,20 @@ import ipaddress
 import logging
 import socket
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 
-from adept_fast.commands.api_keys import api_keys, is_readable_by_all
+from adept_fast.arguments import ParameterError
 from adept_fast.commands.errors import CommandFailed
-from adept_fast.commands.loading import chosen_checkpoint, load_runtime, model_name_of
+from adept_fast.commands.loading import chosen_checkpoint, load_runtime
 from adept_fast.commands.output import print_text
 from adept_fast.commands.termination import ended_by_exceptions
+from adept_fast.server.api_keys import api_keys, is_readable_by_all
 from adept_fast.server.settings import Settings
 from adept_fast.system.short_text import short_repr
 
 _PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-_SAME = (
-    "grace_seconds",
-    "log_prompts",
-    "max_body_bytes",
-    "max_prompts",
-    "max_choices",
-    "max_stops",
-    "max_stop_characters",
-    "max_logprobs",
-)
 
 
 def run(options: dict[str, Any]) -> None:
@@ -79,7 +69,10 @@ def _serve(options: dict[str, Any], settings: Settings) -> None:
 
 def _settings(options: dict[str, Any]) -> Settings:
     """Raises click.UsageError for options that do not go together."""
-    keys = api_keys(options)
+    try:
+        keys = api_keys(options["api_key"], options["api_key_file"], key_source="--api-key")
+    except ParameterError as error:
+        raise click.UsageError(str(error)) from error
     is_local = _is_loopback(options["host"])
     if keys and options["no_auth"]:
         raise click.UsageError("--no-auth and an API key are both given; expected one of them")
@@ -90,14 +83,10 @@ def _settings(options: dict[str, Any]) -> Settings:
         )
     # Without keys, the name in a request is what keeps out the pages of strangers in a local browser.
     hosts = (*_LOOPBACK_NAMES, options["host"]) if is_local and not keys else None
-    return Settings(
-        model_name=options["model_name"] or model_name_of(options["checkpoint"]),
-        api_keys=keys,
-        allowed_hosts=options["allowed_hosts"] or hosts,
-        cors_origins=tuple(_origin(origin) for origin in options["cors_origins"]),
-        request_seconds=options["request_seconds"] or None,
-        **{name: options[name] for name in _SAME},
-    )
+    try:
+        return Settings.of(options, api_keys=keys, allowed_hosts=hosts, origins_name="--cors-origin")
+    except ParameterError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _is_loopback(host: str) -> bool:
@@ -107,13 +96,3 @@ def _is_loopback(host: str) -> bool:
     except (OSError, UnicodeError):
         return False
     return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses)
-
-
-def _origin(origin: str) -> str:
-    parts = urlsplit(origin)
-    if origin != "*" and (origin != f"{parts.scheme}://{parts.netloc}" or not parts.hostname):
-        raise click.UsageError(
-            f"--cors-origin is {short_repr(origin)}; expected *, or a scheme and a host such as "
-            f"https://example.org"
-        )
-    return origin

@@ -30,6 +30,25 @@ class QueueFullError(RuntimeError):
     retry_after_seconds: float = 1.0
 
 
+def check_room(coming: int, slots: int, max_waiting: int | None, *, waiting: int, free: int) -> None:
+    """Raises QueueFullError if more requests would wait than may, ParameterError if they never fit.
+
+    Args:
+        free: how many of the slots are.
+    """
+    if max_waiting is None:
+        return
+    if coming > max_waiting + slots:
+        raise ParameterError(
+            f"{coming} prompts and choices came at once; expected at most {max_waiting + slots}, "
+            f"of which {slots} run and {max_waiting} wait"
+        )
+    if waiting + coming > max_waiting + free:
+        raise QueueFullError(
+            f"{waiting} requests wait and {coming} more came; expected at most {max_waiting} waiting"
+        )
+
+
 class Scheduled(Protocol):
     """A sequence as the scheduler sees it, whether it generates or is scored."""
 
@@ -134,17 +153,8 @@ class Scheduler:
         Raises QueueFullError, or ParameterError for more than could ever run and wait together.
         """
         sequences = list(sequences)
-        bound, waiting = self.limits.max_waiting, len(self._waiting)
-        free = self._slots - len(self.running)
-        if bound is not None and len(sequences) > bound + self._slots:
-            raise ParameterError(
-                f"{len(sequences)} prompts and choices came at once; expected at most {bound + self._slots}, "
-                f"of which {self._slots} run and {bound} wait"
-            )
-        if bound is not None and waiting + len(sequences) > bound + free:
-            raise QueueFullError(
-                f"{waiting} requests wait and {len(sequences)} more came; expected at most {bound} waiting"
-            )
+        waiting, free = len(self._waiting), self._slots - len(self.running)
+        check_room(len(sequences), self._slots, self.limits.max_waiting, waiting=waiting, free=free)
         for sequence in sequences:
             sequence.thread = threading.get_ident()
         self._waiting.extend(sequences)

@@ -34,15 +34,26 @@ def log_failure(event: str, error: BaseException, **fields: object) -> None:
 
 def configure_logs(log_format: str) -> None:
     """Have this process log the server's events and other packages' warnings, in one of LOG_FORMATS."""
+    root = logging.getLogger()
+    _replace_handlers(root, log_format)
+    root.setLevel(logging.WARNING)
+    _logger.setLevel(logging.INFO)
+
+
+def configure_own_logs(log_format: str) -> None:
+    """Have this process log the server's events, and leave the logs of other packages as they are."""
+    _replace_handlers(_logger, log_format)
+    _logger.propagate = False
+    _logger.setLevel(logging.INFO)
+
+
+def _replace_handlers(logger: logging.Logger, log_format: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
     handler.addFilter(_is_news)
-    root = logging.getLogger()
-    for other in list(root.handlers):
-        root.removeHandler(other)
-    root.addHandler(handler)
-    root.setLevel(logging.WARNING)
-    _logger.setLevel(logging.INFO)
+    for other in list(logger.handlers):
+        logger.removeHandler(other)
+    logger.addHandler(handler)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -11,10 +11,10 @@ from adept_fast.engine.request_handle import RequestHandle
 from adept_fast.engine.runtime import Runtime
 from adept_fast.engine.scheduler import QueueFullError
 from adept_fast.engine.sequence import Generation, GenerationEvent, Request
+from adept_fast.server.answer_seconds import AnswerSeconds
 from adept_fast.server.answering import Load, ServiceStoppingError
 
 _POLL_SECONDS = 0.05  # between looks at what still runs, while the service stops
-_WEIGHT_OF_THE_LATEST = 0.1  # answer, in the mean of their seconds
 
 
 class Answer(AsyncIterator[GenerationEvent]):
@@ -38,6 +38,13 @@ class Answer(AsyncIterator[GenerationEvent]):
                 raise StopAsyncIteration
             self._changed.clear()
             await self._changed.wait()
+
+    def take(self) -> list[GenerationEvent]:
+        """The further events that are there already."""
+        events = []
+        while self._sequence.events:
+            events.append(self._sequence.events.popleft())
+        return events
 
     @property
     def is_finished(self) -> bool:
@@ -81,7 +88,7 @@ class Service:
         self.failure: BaseException | None = None
         self._on_failure = on_failure
         self._answers: set[Answer] = set()  # that are not finished
-        self._mean_seconds = 1.0  # of the latest answers, from their submission on
+        self._answer_seconds = AnswerSeconds()
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="adept-fast engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -111,7 +118,7 @@ class Service:
         try:
             self.runtime.engine.begin(handles)
         except QueueFullError as error:
-            error.retry_after_seconds = self._seconds_until_room()
+            error.retry_after_seconds = self._answer_seconds.until_room(self.load())
             raise
         answers = [Answer(handle, self.runtime.load_seconds) for handle in handles]
         self._answers.update(answer for answer in answers if not answer.is_finished)
@@ -162,11 +169,7 @@ class Service:
             answer.wake()
             if answer.is_finished:
                 self._answers.remove(answer)
-                self._mean_seconds += (now - answer.submitted_at - self._mean_seconds) * _WEIGHT_OF_THE_LATEST
-
-    def _seconds_until_room(self) -> float:
-        """How long the queue takes to shorten by one, estimated from the latest answers."""
-        return self._mean_seconds / (self.runtime.max_batch_size + self.load().waiting)
+                self._answer_seconds.add(now - answer.submitted_at)
 
     def _fail(self) -> None:
         error = RuntimeError(f"the engine has ended: {self.failure}")

@@ -94,7 +94,7 @@ def test_langchain(server: ServerProcess) -> None:
 
 def test_they_begin_with_the_address_that_a_server_has_by_default() -> None:
     texts = {file.name: file.read_text(encoding="utf-8") for file in EXAMPLES.iterdir() if file.is_file()}
-    assert texts.keys() == {"openai_client.py", "curl.sh", "langchain_chat.py"}
+    assert texts.keys() == {"openai_client.py", "curl.sh", "langchain_chat.py", "ray_serve.yaml"}
     assert all("http://127.0.0.1:8000" in text for text in texts.values())
     for name, text in texts.items():
         assert not name.endswith(".py") or ast.get_docstring(ast.parse(text))

@@ -112,7 +112,7 @@ def validated(data: object, model: type[BodyT]) -> BodyT:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise _api_error(error.errors(include_url=False)[0]) from error
+        raise described_error(error) from error
 
 
 def inlined_schema(model: type[BaseModel], mode: JsonSchemaMode) -> dict[str, Any]:
@@ -132,6 +132,11 @@ def body_schema(model: type[Body], bounds: Mapping[str, Mapping[str, Any]] | Non
     for name, more in (bounds or {}).items():
         schema["properties"][name].update(more)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def described_error(error: ValidationError) -> ApiError:
+    """The first fault that pydantic found: the parameter, its value, and the allowed values."""
+    return _api_error(error.errors(include_url=False)[0])
 
 
 def _api_error(details: ErrorDetails) -> ApiError:

@@ -1,14 +1,12 @@
-"""The API keys of a server, from its options."""
+"""The API keys of a server, given or in a file."""
 
 from __future__ import annotations
 
 import os
 import re
 import stat
-from typing import Any
 
-import click
-
+from adept_fast.arguments import ParameterError
 from adept_fast.system.regular_file import RegularFile
 from adept_fast.system.text_input import decode_text
 
@@ -18,14 +16,17 @@ MAX_CHARACTERS = 512  # of a key
 _COMMENT = re.compile(r"(^|\s)#.*")
 
 
-def api_keys(options: dict[str, Any]) -> tuple[str, ...]:
-    """The keys of ``--api-key`` and ``--api-key-file``.
+def api_keys(key: str | None, file: str | None, key_source: str) -> tuple[str, ...]:
+    """The keys that are given, one as it is, others in a file.
 
-    Raises click.UsageError for a bad key or a file without any, and FileError; neither shows a key.
+    Args:
+        key_source: what ``key`` is called in an error.
+
+    Raises ParameterError for a bad key or a file without any, and FileError; neither shows a key.
     """
-    keys = [] if options["api_key"] is None else [_checked(options["api_key"], "--api-key")]
-    if options["api_key_file"] is not None:
-        keys += _read(options["api_key_file"])
+    keys = [] if key is None else [_checked(key, key_source)]
+    if file is not None:
+        keys += _read(file)
     return tuple(dict.fromkeys(keys))
 
 
@@ -42,13 +43,13 @@ def _read(path: str) -> list[str]:
         if key:
             keys.append(_checked(key, f"{path}: line {number}"))
     if not keys:
-        raise click.UsageError(f"{path} has no key; expected one a line")
+        raise ParameterError(f"{path} has no key; expected one a line")
     return keys
 
 
 def _checked(key: str, source: str) -> str:
     if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise click.UsageError(f"{source} is no key; expected printable ASCII characters without spaces")
+        raise ParameterError(f"{source} is no key; expected printable ASCII characters without spaces")
     if len(key) > MAX_CHARACTERS:
-        raise click.UsageError(f"{source} has {len(key)} characters; expected at most {MAX_CHARACTERS}")
+        raise ParameterError(f"{source} has {len(key)} characters; expected at most {MAX_CHARACTERS}")
     return key

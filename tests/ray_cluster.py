@@ -1,0 +1,106 @@
+"""A Ray cluster of several nodes, all of them on this machine, that serves the demo."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+import ray
+from ray import serve
+from ray.cluster_utils import Cluster
+
+from adept_fast.integrations.ray_serve import app
+
+OBJECT_STORE_BYTES = 100 * 2**20  # of each node; nothing large is in it
+
+
+class RayCluster:
+    """A head node and an application's HTTP server there, while it is entered.
+
+    A replica takes a CPU, as Ray counts them, of which each node has one.
+
+    Attributes:
+        url: of the server.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        self._arguments = arguments
+        # Below pytest's own directories, paths of sockets would be too long.
+        self._directory = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+        self._replaced = {name: os.environ.get(name) for name in _ENVIRONMENT}
+
+    def __enter__(self) -> RayCluster:
+        os.environ.update(_ENVIRONMENT)
+        self._cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"include_dashboard": False, "temp_dir": self._directory, **_NODE},
+        )
+        try:
+            ray.init(address=self._cluster.address, log_to_driver=False, logging_level="ERROR")
+            for _ in range(self._arguments.get("replicas", 1) - 1):
+                self.add_node()
+            port = _free_port()
+            self.url = f"http://127.0.0.1:{port}"
+            serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+            serve.run(app(self._arguments), name="demo", route_prefix="/")
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def add_node(self) -> Any:
+        """A node that takes one more replica."""
+        return self._cluster.add_node(**_NODE)
+
+    def kill_node(self, node: Any) -> None:
+        """End a node's processes at once, as the loss of its machine would."""
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    @property
+    def workers(self) -> list[Any]:
+        """The nodes but for the head, in the order in which they came."""
+        return [node for node in self._cluster.list_all_nodes() if node is not self._cluster.head_node]
+
+    def logged(self, event: str) -> list[str]:
+        """The lines with an event, of all processes' standard error."""
+        files = Path(self._directory).glob("session_*/logs/worker-*.err")
+        lines = (line for file in set(files) for line in file.read_text(errors="replace").splitlines())
+        return [line for line in lines if f'"{event}"' in line]
+
+    def client(self) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=None)
+        return httpx.AsyncClient(base_url=self.url, timeout=120, limits=limits)
+
+    def _end(self) -> None:
+        try:
+            serve.shutdown()
+        finally:
+            ray.shutdown()
+            self._cluster.shutdown()
+            shutil.rmtree(self._directory, ignore_errors=True)
+            for name, value in self._replaced.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+_NODE = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": OBJECT_STORE_BYTES}
+_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
