@@ -7,8 +7,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
 from adept_fast import Runtime
 from adept_fast.integrations.ray_serve.message_stream import message_stream
-from adept_fast.integrations.ray_serve.messages import Message, RemoteModel, RemoteRequest
+from adept_fast.integrations.ray_serve.messages import Message, RemoteRequest
 from adept_fast.integrations.ray_serve.remote_service import RemoteService
+from adept_fast.server.answering import ModelDescription
 from adept_fast.server.service import Service
 
 
@@ -61,5 +62,5 @@ class LocalReplicas:
         self, runtime: Runtime, *, count: int = 1, slots: int = 8, max_queue: int = 128
     ) -> RemoteService:
         """What sends requests here, as if there were so many replicas."""
-        model = RemoteModel(runtime.tokenizer, runtime.max_seq_len)
+        model = ModelDescription(runtime.tokenizer, runtime.max_seq_len)
         return RemoteService(model, self.call, lambda: count, slots=slots, max_queue=max_queue)

@@ -35,6 +35,14 @@ class ServedModel(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class ModelDescription:
+    """A ServedModel that is on another machine."""
+
+    tokenizer: Tokenizer
+    max_seq_len: int
+
+
 class PendingAnswer(Protocol):
     """The events of one request, in order. One coroutine awaits them."""
 

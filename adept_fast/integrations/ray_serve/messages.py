@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from adept_fast.engine.sequence import GenerationEvent, Timings, TokenLogprob
 from adept_fast.sampling import SamplingParams
-from adept_fast.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -22,14 +21,6 @@ class RemoteRequest:
     prompt_logprobs: int | None
     cache_scope: str
     avoid: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class RemoteModel:
-    """A replica's model as requests see it."""
-
-    tokenizer: Tokenizer
-    max_seq_len: int
 
 
 @dataclass(frozen=True)

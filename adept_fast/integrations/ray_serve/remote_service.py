@@ -11,10 +11,10 @@ from typing import Any
 
 from adept_fast.engine.scheduler import QueueFullError, check_room
 from adept_fast.engine.sequence import Request
-from adept_fast.integrations.ray_serve.messages import RemoteModel, RemoteRequest
+from adept_fast.integrations.ray_serve.messages import RemoteRequest
 from adept_fast.integrations.ray_serve.remote_answer import RemoteAnswer
 from adept_fast.server.answer_seconds import AnswerSeconds
-from adept_fast.server.answering import Load, ServiceStoppingError
+from adept_fast.server.answering import Load, ModelDescription, ServiceStoppingError
 
 _POLL_SECONDS = 0.05  # between looks at what still runs, while the service stops
 
@@ -34,7 +34,7 @@ class RemoteService:
 
     def __init__(
         self,
-        model: RemoteModel,
+        model: ModelDescription,
         call: Callable[[RemoteRequest], Any],
         replicas: Callable[[], int],
         slots: int,

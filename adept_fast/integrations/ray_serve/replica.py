@@ -11,7 +11,8 @@ from ray import serve
 
 from adept_fast.engine.runtime import Runtime
 from adept_fast.integrations.ray_serve.message_stream import message_stream
-from adept_fast.integrations.ray_serve.messages import Message, RemoteModel, RemoteRequest
+from adept_fast.integrations.ray_serve.messages import Message, RemoteRequest
+from adept_fast.server.answering import ModelDescription
 from adept_fast.server.logs import configure_own_logs, log, log_failure
 from adept_fast.server.service import Service
 
@@ -33,9 +34,9 @@ class Replica:
         self._service.start()
         log("ready", replica=self._name, **described(runtime))
 
-    def describe(self) -> RemoteModel:
+    def describe(self) -> ModelDescription:
         """The model as requests see it."""
-        return RemoteModel(self._runtime.tokenizer, self._runtime.max_seq_len)
+        return ModelDescription(self._runtime.tokenizer, self._runtime.max_seq_len)
 
     async def answer(self, request: RemoteRequest) -> AsyncGenerator[Message, None]:
         """The messages of one answer; see ``message_stream``."""
