@@ -9,15 +9,28 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from unittest import mock
 
 import httpx
 import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 
-from adept_fast.integrations.ray_serve import app
+from adept_fast.integrations.ray_serve import app, application
+from adept_fast.integrations.ray_serve.replica import Replica
 
+NAME = "demo"  # of the application
 OBJECT_STORE_BYTES = 100 * 2**20  # of each node; nothing large is in it
+
+
+class FragileReplica(Replica):
+    def break_engine(self) -> None:
+        """Have the next step of the engine raise."""
+
+        def fail() -> None:
+            raise RuntimeError("the device is lost")
+
+        self._runtime.engine.step = fail  # type: ignore[method-assign]
 
 
 class RayCluster:
@@ -48,7 +61,8 @@ class RayCluster:
             port = _free_port()
             self.url = f"http://127.0.0.1:{port}"
             serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-            serve.run(app(self._arguments), name="demo", route_prefix="/")
+            with mock.patch.object(application, "Replica", FragileReplica):
+                serve.run(app(self._arguments), name=NAME, route_prefix="/")
         except BaseException:
             self._end()
             raise
@@ -67,6 +81,10 @@ class RayCluster:
         """End a node's processes at once, as the loss of its machine would."""
         self._cluster.remove_node(node, allow_graceful=False)
 
+    def break_an_engine(self) -> None:
+        """Have the engine of a replica fail at its next step."""
+        serve.get_deployment_handle("model", NAME).break_engine.remote().result()
+
     @property
     def workers(self) -> list[Any]:
         """The nodes but for the head, in the order in which they came."""
@@ -74,8 +92,9 @@ class RayCluster:
 
     def logged(self, event: str) -> list[str]:
         """The lines with an event, of all processes' standard error."""
-        files = Path(self._directory).glob("session_*/logs/worker-*.err")
-        lines = (line for file in set(files) for line in file.read_text(errors="replace").splitlines())
+        (session,) = (path for path in Path(self._directory).glob("session_2*") if not path.is_symlink())
+        files = [file.read_text(errors="replace") for file in session.glob("logs/worker-*.err")]
+        lines = (line for text in files for line in text.splitlines())
         return [line for line in lines if f'"{event}"' in line]
 
     def client(self) -> httpx.AsyncClient:
@@ -97,7 +116,12 @@ class RayCluster:
 
 
 _NODE = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": OBJECT_STORE_BYTES}
-_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+_TESTS = Path(__file__).resolve().parent
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": f"{_TESTS}{os.pathsep}{_TESTS.parent}",  # of the processes that Ray starts
+}
 
 
 def _free_port() -> int:

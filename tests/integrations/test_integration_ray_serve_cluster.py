@@ -8,7 +8,7 @@ import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -17,16 +17,17 @@ import pytest
 pytest.importorskip("ray", reason="Ray is not installed")
 
 from ray_cluster import RayCluster
+from serving import wait_until
 
 from adept_fast import Runtime, SamplingParams
 from adept_fast.chat.format import AnswerStripper
 
 pytestmark = pytest.mark.slow
 
-CONTEXT, SLOTS, CLIENTS = 512, 8, 20
-REQUESTS = 200
-TURNS = ("What is the capital of Peru?", "And which country has Nairobi as its capital?", "What is 3 plus 4?")
+CONTEXT, SLOTS, CLIENTS, REQUESTS = 512, 8, 16, 200
+QUESTIONS = ("What is the capital of Peru?", "Tell me a story about a fox.", "And then?", "What is 3 plus 4?")
 TEXTS = ("Once upon a time", "The quick brown fox", "Humpty Dumpty sat on a wall. " * 4, "ünïcödé 世界 🙂 ")
+LOST = "an answer goes on at another replica"
 
 
 @pytest.fixture(scope="module")
@@ -68,75 +69,66 @@ async def ask(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> Answe
     return Answered("".join(texts), reason)
 
 
+@dataclass
+class Turn:
+    """A request, and the answer that a Runtime gives it alone."""
+
+    path: str
+    body: dict[str, Any]
+    text: str
+    finish_reason: str
+
+
 def settings_of(draw: random.Random) -> dict[str, Any]:
     """Greedy, or with a seed."""
-    settings: dict[str, Any] = {"temperature": 0.0}
-    if draw.random() < 0.5:
-        settings = {"temperature": draw.choice([0.7, 1.3]), "top_p": 0.9, "seed": draw.randrange(2**40)}
-    return settings
+    drawn = {"temperature": draw.choice([0.7, 1.3]), "top_p": 0.9, "seed": draw.randrange(2**40)}
+    return draw.choice([drawn, {"temperature": 0.0}])
 
 
-@dataclass
-class Expected:
-    """The answers that a Runtime gives to requests that come one by one."""
-
-    runtime: Runtime
-    known: dict[str, Answered] = field(default_factory=dict)
-
-    def completion(self, body: dict[str, Any]) -> Answered:
-        return self._of(body["prompt"], body, ())
-
-    def chat(self, body: dict[str, Any]) -> Answered:
-        tokenizer = self.runtime.tokenizer
-        ids = tokenizer.apply_chat_template(body["messages"], add_generation_prompt=True)
-        return self._of(ids, body, tokenizer.chat_format.stop)
-
-    def _of(self, prompt: Any, body: dict[str, Any], stop: tuple[str, ...]) -> Answered:
-        params = SamplingParams(
-            max_new_tokens=body["max_tokens"],
-            stop=stop,
-            **{name: body[name] for name in ("temperature", "top_p", "seed") if name in body},
-        )
-        (generation,) = self.runtime.generate([prompt], params)
-        text = AnswerStripper().push(generation.text) if "messages" in body else generation.text
-        reason = "stop" if generation.finish_reason == "eos" else generation.finish_reason
-        return Answered(text, reason)
+def completion(runtime: Runtime, draw: random.Random) -> list[Turn]:
+    body = {"prompt": draw.choice(TEXTS), "max_tokens": draw.choice([8, 30, 60]), **settings_of(draw)}
+    return [turn(runtime, "/v1/completions", body, body["prompt"], ())]
 
 
-async def completions(http: httpx.AsyncClient, expected: Expected, draw: random.Random) -> int:
-    """One request, and how many these are."""
-    body = {"prompt": draw.choice(TEXTS), "max_tokens": draw.choice([8, 60, 150]), **settings_of(draw)}
-    body["stream"] = draw.random() < 0.5
-    found = await ask(http, "/v1/completions", body)
-    wanted = await asyncio.to_thread(expected.completion, body)
-    assert (found.text, found.finish_reason) == (wanted.text, wanted.finish_reason), body
-    return 1
-
-
-async def conversation(http: httpx.AsyncClient, expected: Expected, draw: random.Random) -> int:
+def conversation(runtime: Runtime, draw: random.Random) -> list[Turn]:
     """Several requests, each of which begins as the one before."""
     messages: list[dict[str, str]] = []
-    for turn in TURNS:
-        messages = [*messages, {"role": "user", "content": turn}]
-        body = {"messages": messages, "max_tokens": draw.choice([20, 80]), **settings_of(draw)}
-        body["stream"] = draw.random() < 0.5
-        found = await ask(http, "/v1/chat/completions", body)
-        wanted = await asyncio.to_thread(expected.chat, body)
-        assert (found.text, found.finish_reason) == (wanted.text, wanted.finish_reason), body
-        messages = [*messages, {"role": "assistant", "content": found.text}]
-    return len(TURNS)
+    turns: list[Turn] = []
+    tokenizer = runtime.tokenizer
+    for question in draw.sample(QUESTIONS, 3):
+        messages = [*messages, {"role": "user", "content": question}]
+        body = {"messages": messages, "max_tokens": 30, **settings_of(draw)}
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        turns.append(turn(runtime, "/v1/chat/completions", body, ids, tokenizer.chat_format.stop))
+        messages = [*messages, {"role": "assistant", "content": turns[-1].text}]
+    return turns
+
+
+def turn(runtime: Runtime, path: str, body: dict[str, Any], prompt: Any, stop: tuple[str, ...]) -> Turn:
+    settings = {name: body[name] for name in ("temperature", "top_p", "seed") if name in body}
+    params = SamplingParams(max_new_tokens=body["max_tokens"], stop=stop, **settings)
+    (generation,) = runtime.generate([prompt], params)
+    text = AnswerStripper().push(generation.text) if "messages" in body else generation.text
+    reason = "stop" if generation.finish_reason == "eos" else generation.finish_reason
+    return Turn(path, body, text, reason)
 
 
 def test_a_node_dies_and_another_joins(cluster: RayCluster, alone: Runtime) -> None:
     """Every one of the requests is answered, once, as it is alone; some went on at another replica."""
+    draw = random.Random(7)
+    catalogue = [draw.choice([completion, conversation])(alone, draw) for _ in range(24)]
     answered, is_due = 0, threading.Event()
 
     async def client(http: httpx.AsyncClient, draw: random.Random) -> None:
         nonlocal answered
         while answered < REQUESTS:
-            answered += await draw.choice([completions, conversation])(http, Expected(alone), draw)
-            if answered >= REQUESTS // 4:
-                is_due.set()
+            for turn in draw.choice(catalogue):
+                body = turn.body | {"stream": draw.random() < 0.5}
+                found = await ask(http, turn.path, body)
+                assert (found.text, found.finish_reason) == (turn.text, turn.finish_reason), body
+                answered += 1
+                if answered >= REQUESTS // 4:
+                    is_due.set()
 
     async def all_clients() -> None:
         async with cluster.client() as http:
@@ -151,4 +143,47 @@ def test_a_node_dies_and_another_joins(cluster: RayCluster, alone: Runtime) -> N
         cluster.add_node()
         asking.result()
     assert answered >= REQUESTS
-    assert cluster.logged("an answer goes on at another replica")
+    assert cluster.logged(LOST)
+
+
+def test_a_conversation_returns_to_the_replica_that_has_its_beginning(cluster: RayCluster) -> None:
+    """Each turn but the first is read from its new tokens on, whatever other conversations there are."""
+
+    async def talk(http: httpx.AsyncClient, subject: int) -> list[int]:
+        messages: list[dict[str, str]] = []
+        cached = []
+        for question in QUESTIONS:
+            messages = [*messages, {"role": "user", "content": f"{subject}. " * 10 + question}]
+            found = await ask(http, "/v1/chat/completions", {"messages": messages, "max_tokens": 8})
+            messages = [*messages, {"role": "assistant", "content": found.text}]
+            cached.append(found.cached_tokens)
+        return cached
+
+    async def run() -> list[list[int]]:
+        async with cluster.client() as http:
+            return await asyncio.gather(*(talk(http, subject) for subject in range(10, 16)))
+
+    for first, *later in asyncio.run(run()):
+        assert first < 20
+        assert min(later) >= 20
+        assert later == sorted(later)
+
+
+def test_an_engine_that_dies_costs_no_request_and_its_replica_is_replaced(cluster: RayCluster) -> None:
+    def names() -> set[str]:
+        return {json.loads(line)["replica"] for line in cluster.logged("ready") if '"replica"' in line}
+
+    async def answers() -> list[Answered]:
+        async with cluster.client() as http:
+            body = {"prompt": "Once upon a time", "max_tokens": 200, "ignore_eos": True, "temperature": 0}
+            return await asyncio.gather(*(ask(http, "/v1/completions", body) for _ in range(8)))
+
+    before, lost = names(), len(cluster.logged(LOST))
+    with ThreadPoolExecutor(1) as executor:
+        asking = executor.submit(asyncio.run, answers())
+        cluster.break_an_engine()
+        assert len({answer.text for answer in asking.result()}) == 1
+    asyncio.run(answers())  # there were requests for all replicas, so the broken one has failed
+    assert len(cluster.logged(LOST)) > lost
+    wait_until(lambda: len(names() - before) == 1)
+    assert cluster.logged("the engine failed")

@@ -135,12 +135,13 @@ def test_what_is_too_much_waits_unless_it_was_accepted_before() -> None:
     assert send(balance, OTHER) == "b"
 
 
-def test_a_replica_that_failed_is_avoided_as_long_as_there_is_another() -> None:
+def test_a_replica_that_failed_is_avoided() -> None:
     balance = balance_of("a", "b")
     failed = str(send(balance, FIRST))
     assert balance.choose(prefix_hashes(FIRST), avoid={failed}) not in (failed, None)
     balance.set_replicas([failed])
-    assert balance.choose(prefix_hashes(FIRST), avoid={failed}) == failed
+    assert balance.choose(prefix_hashes(FIRST), avoid={failed}, is_urgent=True) is None
+    assert balance.choose(prefix_hashes(FIRST)) == failed
     balance.set_replicas([])
     assert balance.choose(prefix_hashes(FIRST)) is None
 

@@ -59,11 +59,11 @@ def imported_rooms(file: Path) -> set[str]:
 
 
 def test_rooms_are_few_and_loosely_tied() -> None:
-    """Fewer than 90 arrows, none of which points up or to a room of the same floor: so there is no circle."""
+    """Fewer than 94 arrows, none of which points up or to a room of the same floor: so there is no circle."""
     arrows = {(room(file), other) for file in FILES for other in imported_rooms(file)}
     arrows = {(above, below) for above, below in arrows if above != below and above in RANK}
     assert len(RANK) <= 20
-    assert len(arrows) < 90
+    assert len(arrows) < 94
     assert [arrow for arrow in arrows if RANK[arrow[0]] >= RANK[arrow[1]]] == []
 
 

@@ -42,18 +42,17 @@ class Balance:
     def choose(
         self, hashes: Sequence[int], *, avoid: Collection[str] = (), is_urgent: bool = False
     ) -> str | None:
-        """A replica for a prompt, which counts as chosen until ``sent``; None if all have enough to do.
+        """A replica for a prompt, which counts as chosen until ``sent``; None if there is none with room.
 
         It is the one that has read the longest beginning of the prompt, if a slot of it is free; else the
         one with the fewest answers.
 
         Args:
             hashes: ``prefix_hashes`` of the prompt.
-            avoid: replicas that failed; they are taken if there are no others.
+            avoid: replicas that may not be chosen.
             is_urgent: also choose a replica that has enough to do.
         """
         loads = {replica: self.load(replica) for replica in self._sent if replica not in avoid}
-        loads = loads or {replica: self.load(replica) for replica in self._sent}
         if not loads:
             return None
         readers = self._memory.readers(hashes)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
@@ -10,6 +12,8 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 from adept_fast.integrations.ray_serve.balance import Balance
 from adept_fast.integrations.ray_serve.messages import RemoteRequest
 from adept_fast.integrations.ray_serve.prefixes import prefix_hashes
+
+_REPLACEMENT_SECONDS = 15.0  # for a replica in place of one that failed
 
 _live_replicas: dict[str, int] = {}  # of each application that this process calls
 
@@ -69,14 +73,26 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]
 
     async def _chosen(self, request: RemoteRequest) -> str:
         hashes = prefix_hashes(request.prompt_ids, request.cache_scope)
-        if request.avoid:  # it was accepted before those that wait
-            chosen = self._balance.choose(hashes, avoid=request.avoid, is_urgent=True)
-            if chosen is not None:
-                return chosen
+        if request.avoid:
+            return await self._chosen_again(hashes, request.avoid)
         async with self._turn:
-            while (chosen := self._balance.choose(hashes, avoid=request.avoid)) is None:
-                self._room.clear()
-                await self._room.wait()
+            return await self._with_room(lambda: self._balance.choose(hashes))
+
+    async def _chosen_again(self, hashes: Sequence[int], avoid: Collection[str]) -> str:
+        """A replica for a request that others failed to answer; it was accepted before those that wait.
+
+        If there is no other replica, Serve is about to start one, unless the one that failed recovers.
+        """
+        choose = functools.partial(self._balance.choose, hashes, is_urgent=True)
+        try:
+            return await asyncio.wait_for(self._with_room(lambda: choose(avoid=avoid)), _REPLACEMENT_SECONDS)
+        except asyncio.TimeoutError:
+            return await self._with_room(choose)
+
+    async def _with_room(self, choose: Callable[[], str | None]) -> str:
+        while (chosen := choose()) is None:
+            self._room.clear()
+            await self._room.wait()
         return chosen
 
     def _replicas_changed(self) -> None:
