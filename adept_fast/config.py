@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,26 @@ class PersimmonConfig:
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def first_id(self) -> int:
+        """The token of the first row of the vocabulary."""
+        return 0
+
+    @property
+    def attention_width(self) -> int:
+        """The dimensions of all heads together."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def dense_padding(self) -> tuple[int, int]:
+        """The columns of the attention's output projection before and after those of the heads."""
+        return 0, 0
+
+    @property
+    def dense_inputs(self) -> int:
+        """The columns of the attention's output projection."""
+        return self.attention_width + sum(self.dense_padding)
+
+    @property
     def rotary_dim(self) -> int:
         """The number of leading dimensions of each head that are rotated."""
         return int(self.head_dim * self.partial_rotary_factor)
@@ -100,9 +120,9 @@ class PersimmonConfig:
         head_norms = ("self_attn.q_layernorm", "self_attn.k_layernorm") if self.qk_layernorm else ()
         weights: dict[str, tuple[int, ...]] = {
             "input_layernorm": (hidden,),
-            "self_attn.query_key_value": (3 * hidden, hidden),
+            "self_attn.query_key_value": (3 * self.attention_width, hidden),
             **dict.fromkeys(head_norms, (self.head_dim,)),
-            "self_attn.dense": (hidden, hidden),
+            "self_attn.dense": (hidden, self.dense_inputs),
             "post_attention_layernorm": (hidden,),
             "mlp.dense_h_to_4h": (intermediate, hidden),
             "mlp.dense_4h_to_h": (hidden, intermediate),
@@ -170,6 +190,32 @@ class PersimmonConfig:
             },
         )
         return dict(sorted(values.items()))
+
+
+@dataclass(frozen=True)
+class RankConfig(PersimmonConfig):
+    """The part of a model that one of several tensor-parallel ranks has: some heads, neurons and rows of the
+    vocabulary, of which the first is that of the token ``first_row``. ``whole`` is the model's config.
+
+    ``padding`` are the ``dense_padding``: columns before and after those of the rank's heads in its part of the attention's
+    output projection: 4-bit weights of a row share scales in groups, which are not cut.
+    """
+
+    whole: PersimmonConfig = field(default_factory=PersimmonConfig)
+    first_row: int = 0
+    padding: tuple[int, int] = (0, 0)
+
+    @property
+    def first_id(self) -> int:
+        return self.first_row
+
+    @property
+    def dense_padding(self) -> tuple[int, int]:
+        return self.padding
+
+    @property
+    def head_dim(self) -> int:
+        return self.whole.head_dim
 
 
 def _rotary_settings(values: dict[str, Any]) -> dict[str, Any]:

@@ -49,4 +49,4 @@ class StaticKVCache:
 
 def bytes_per_token(config: PersimmonConfig, dtype: torch.dtype = torch.float16) -> int:
     """The bytes of one position of one slot, over all layers."""
-    return config.num_hidden_layers * 2 * config.hidden_size * dtype.itemsize
+    return config.num_hidden_layers * 2 * config.attention_width * dtype.itemsize

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from adept_fast import ops
 from adept_fast.config import PersimmonConfig
 from adept_fast.kv_cache import StaticKVCache
 from adept_fast.ops.cuda import MAX_TOKENS
+from adept_fast.ops.ranks import ONE_RANK, Ranks
 from adept_fast.ops.transfer import to_device
 from adept_fast.quantization.matrix import Matrix, first_rows
 from adept_fast.weights import LayerWeights, ModelWeights
@@ -70,6 +72,8 @@ class Persimmon:
         max_seq_len: the positions of the rotary tables.
         vocab_size: logits are computed for ids below this; other rows (padding, unused) are not read.
         exact_prefill: compute the tokens of prompts as decode steps would, few at a time.
+        ranks: if the model is tensor-parallel, those that have its parts; ``config`` and ``weights`` are then
+            the part of this one, and each rank calls the same methods with the same arguments.
     """
 
     def __init__(
@@ -80,25 +84,31 @@ class Persimmon:
         max_seq_len: int,
         vocab_size: int,
         exact_prefill: bool = False,
+        ranks: Ranks = ONE_RANK,
     ) -> None:
         self.config = config
         self.weights = weights
+        self.ranks = ranks
         self._exact_prefill = exact_prefill
         self.scale = config.head_dim**-0.5
         table = ops.rotary_table(config.rotary_dim, config.rope_theta, max_seq_len, weights.device)
         self.cos, self.sin = table  # each [max_seq_len, rotary_dim / 2]
-        self._lm_head = first_rows(weights.lm_head, vocab_size)
+        loaded = weights.lm_head.shape[0]
+        used = first_rows(weights.lm_head, min(max(vocab_size - config.first_id, 0), loaded))
+        self._lm_head = _OutputRows.of(used, ranks)
+        # A GPU has no unused ones, but for one of a rank that would have none.
+        self._all_rows = _OutputRows.of(weights.lm_head if self.device.type == "cpu" else used, ranks)
         self.chunk_tokens = MAX_TOKENS if exact_prefill else PREFILL_CHUNK  # of prompts, in one pass
         gemm = None if exact_prefill else ops.prefill_gemm(weights.layers[0].w_up)
         self._prefill_operators: ModelOperators = gemm or ops
         # The neurons of the decode steps so far: active ones, whose rows of w_down_t are read, and all.
         self.neuron_counts = torch.zeros(2, dtype=torch.int64, device=weights.device)
-        self._cpu_step = ops.cpu_step(
-            weights, self._lm_head, self.cos, self.sin, config.layer_norm_eps, self.scale, self.neuron_counts
-        )
-        self._layers_step = ops.gpu_step(
-            weights, self.cos, self.sin, config.layer_norm_eps, self.scale, config.head_dim
-        )
+        eps = config.layer_norm_eps
+        self._cpu_step = self._layers_step = None
+        if ranks.count == 1:  # several add up their terms in the middle of each layer
+            counts = self.neuron_counts
+            self._cpu_step = ops.cpu_step(weights, used, *table, eps, self.scale, counts)
+            self._layers_step = ops.gpu_step(weights, *table, eps, self.scale, config.head_dim)
 
     @property
     def device(self) -> torch.device:
@@ -175,12 +185,13 @@ class Persimmon:
 
         More rows than the kernels of a GPU take are read in groups, whose tokens keep their bits.
         """
+        ids, slots, positions = self.ranks.shared(torch.stack((ids, slots, positions)))
         groups = zip(ids.split(MAX_TOKENS), slots.split(MAX_TOKENS), positions.split(MAX_TOKENS), strict=True)
         hidden = [
             self._decode_layers(few_ids, few_slots, few_positions, cache, longest, self.neuron_counts)
             for few_ids, few_slots, few_positions in groups
         ]
-        return self.logits(hidden[0] if len(hidden) == 1 else torch.cat(hidden))
+        return self._few_logits(hidden[0] if len(hidden) == 1 else torch.cat(hidden), self._lm_head)
 
     def _decode_layers(
         self,
@@ -202,25 +213,38 @@ class Persimmon:
 
     def embed(self, ids: Tensor) -> Tensor:
         """float32 [tokens, hidden]."""
-        return ops.embed(self.weights.embedding, ids)
+        if self.ranks.count == 1:
+            return ops.embed(self.weights.embedding, ids)
+        rows = ids - self.config.first_id
+        is_here = (rows >= 0) & (rows < len(self.weights.embedding))  # of the one rank that has the row
+        x = ops.embed(self.weights.embedding, torch.where(is_here, rows, 0))
+        return self.ranks.sum(x.masked_fill_(~is_here[:, None], 0))
 
     def logits(self, x: Tensor) -> Tensor:
         """A decode step's logits, of the ids below ``vocab_size``: float32 [tokens, vocab_size]."""
         return self._few_logits(x, self._lm_head)
 
     def all_logits(self, x: Tensor) -> Tensor:
-        """Logits of all rows that are loaded, on a CPU unused ones too: float32 [tokens, rows]."""
-        if self._exact_prefill:
-            return self._few_logits(x, self.weights.lm_head)
-        return self._project_to_vocabulary(x, self.weights.lm_head, self._prefill_operators)
+        """Logits of all rows that are loaded, on a CPU unused ones too: float32 [tokens, rows].
 
-    def _few_logits(self, x: Tensor, lm_head: Matrix) -> Tensor:
+        If there are several ranks, the first has those of all; so do ``logits`` and ``decode_step``.
+        """
+        if self._exact_prefill:
+            return self._few_logits(x, self._all_rows)
+        return self._project_to_vocabulary(x, self._all_rows, self._prefill_operators)
+
+    def _few_logits(self, x: Tensor, lm_head: _OutputRows) -> Tensor:
         rows = [self._project_to_vocabulary(few, lm_head, ops) for few in x.split(MAX_TOKENS)]
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
-    def _project_to_vocabulary(self, x: Tensor, lm_head: Matrix, operators: ModelOperators) -> Tensor:
+    def _project_to_vocabulary(self, x: Tensor, lm_head: _OutputRows, operators: ModelOperators) -> Tensor:
+        matrix = lm_head.matrix
         norm = (self.weights.final_gamma, self.weights.final_beta, self.config.layer_norm_eps)
-        return operators.lm_head(x, *norm, lm_head)
+        if self.ranks.count == 1:
+            return operators.lm_head(x, *norm, matrix)
+        # A rank may have none of the rows in use.
+        logits = operators.lm_head(x, *norm, matrix) if matrix.shape[0] else x.new_empty(len(x), 0)
+        return self.ranks.gathered(logits, lm_head.widths)
 
     def _layers(
         self,
@@ -256,8 +280,20 @@ class Persimmon:
 
         # A decode step, which counts neurons, is alone in having absent tokens.
         present = None if neuron_counts is None else slots
-        products = _Products(layer, eps, operators, neuron_counts, present)
+        products = _Products(layer, eps, operators, neuron_counts, present, self.ranks, self.config.dense_padding)
         return decoder_layer(x, products, rotate_and_attend)
+
+
+@dataclass(frozen=True)
+class _OutputRows:
+    """Rows of the output matrix, and how many of them each rank has."""
+
+    matrix: Matrix
+    widths: Sequence[int]
+
+    @classmethod
+    def of(cls, matrix: Matrix, ranks: Ranks) -> _OutputRows:
+        return cls(matrix, ranks.told(matrix.shape[0], matrix.device))
 
 
 class LayerOperators(Protocol):
@@ -305,22 +341,35 @@ def decoder_layer(x: Tensor, layer: LayerProducts, attend: Callable[[Tensor], Te
 
 @dataclass(frozen=True)
 class _Products:
-    """The operators on loaded weights; ``counts`` and ``slots`` are those of ``ops.mlp``."""
+    """The operators on loaded weights; ``counts`` and ``slots`` are those of ``ops.mlp``.
+
+    If there are several ranks, each has a part of the sums that the projections into the residual add.
+    """
 
     weights: LayerWeights
     eps: float
     operators: LayerOperators
     counts: Tensor | None
     slots: Tensor | None
+    ranks: Ranks
+    dense_padding: tuple[int, int]  # columns of w_dense that no head of this rank has
 
     def project_qkv(self, x: Tensor) -> Tensor:
         w = self.weights
         return self.operators.layernorm_qkv(x, w.input_gamma, w.input_beta, self.eps, w.w_qkv, w.b_qkv)
 
     def add_attention(self, attended: Tensor, x: Tensor) -> Tensor:
-        return self.operators.linear_residual(attended, self.weights.w_dense, self.weights.b_dense, x)
+        w = self.weights
+        if any(self.dense_padding):
+            attended = F.pad(attended, self.dense_padding)
+        return self.ranks.sum(
+            self.operators.linear_residual(attended, w.w_dense, w.b_dense, self.ranks.addend(x))
+        )
 
     def add_mlp(self, x: Tensor) -> Tensor:
         w = self.weights
         norm, up, down = (w.mlp_gamma, w.mlp_beta, self.eps), (w.w_up, w.b_up), (w.w_down_t, w.b_down)
-        return self.operators.mlp(x, *norm, *up, *down, self.counts, self.slots)
+        residual = self.ranks.addend(x)
+        return self.ranks.sum(
+            self.operators.mlp(x, *norm, *up, *down, self.counts, self.slots, residual)
+        )

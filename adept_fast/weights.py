@@ -17,10 +17,12 @@ from adept_fast.checkpoint import (
     dtype_name,
     packed_matrices,
 )
+from adept_fast.checkpoint.shares import is_summed_over_ranks
 from adept_fast.quantization.formats import WeightFormat, float_format
 from adept_fast.quantization.layout_gpu_tiles import GpuFloatTiles
 from adept_fast.quantization.layouts import ROW_MAJOR, TILES, layout_of
 from adept_fast.quantization.matrix import LayoutMatrix, Matrix, QuantizedMatrix, first_rows, repack
+from adept_fast.quantization.rounding import Agree, of_whole_matrix
 from adept_fast.system.huge_pages import HugePages
 from adept_fast.system.mapped_files import release_pages
 from adept_fast.system.progress import progress_bar
@@ -115,6 +117,7 @@ def load_weights(
     embedding_on_host: bool = False,
     check_finite: bool = True,
     huge_pages: bool = False,
+    agree: Agree = of_whole_matrix,
     progress: bool = False,
 ) -> ModelWeights:
     """Move a checkpoint's weights to ``device``, tensor by tensor.
@@ -129,6 +132,7 @@ def load_weights(
             step looks up its rows, and a copy would take more memory.
         vocab_rows: load and check only the first rows of the embedding and of the lm_head; None for all.
         embedding_on_host: keep the embedding in pinned memory of the host, unless it is the lm_head too.
+        agree: that of ``round_rows``, for the matrices of which a rank has some columns.
         huge_pages: on a CPU, copy the matrices to huge pages; nothing stays memory-mapped.
 
     Raises CheckpointError for a tensor with a NaN or an infinity (a matrix packed here is checked even
@@ -141,7 +145,7 @@ def load_weights(
         config = checkpoint.config
         matrices = matrices_to_pack(checkpoint, dtype, weights, device, layout)
         huge = HugePages() if huge_pages and device.type == "cpu" else None
-        loader = _Loader(checkpoint, dtype, device, matrices, check_finite, huge, bar)
+        loader = _Loader(checkpoint, dtype, device, matrices, check_finite, huge, agree, bar)
         tied = is_tied(checkpoint, weights)
         at = _CPU if embedding_on_host and not tied else device
         embedding = loader.floats(EMBEDDING, embedding_dtype(checkpoint, dtype, weights), at)
@@ -173,14 +177,11 @@ def with_vocabulary(checkpoint: Checkpoint, rows: int | None) -> Checkpoint:
     if rows is None or rows >= checkpoint.config.vocab_size:
         return checkpoint
 
-    def first(stored: StoredTensor) -> StoredTensor:
-        return replace(stored, shape=(rows, *stored.shape[1:]), read=lambda: stored.read()[:rows])
-
     def first_packed(read: Callable[[], QuantizedMatrix]) -> Callable[[], QuantizedMatrix]:
         return lambda: read().rows(rows)
 
     tensors, packed = checkpoint.tensors, checkpoint.packed
-    cut = {name: first(tensors[name]) for name in _OF_THE_VOCABULARY if name in tensors}
+    cut = {name: tensors[name].part(0, 0, rows) for name in _OF_THE_VOCABULARY if name in tensors}
     cut_packed = {name: first_packed(packed[name]) for name in _OF_THE_VOCABULARY if name in packed}
     config = replace(checkpoint.config, vocab_size=rows)
     return replace(checkpoint, config=config, tensors={**tensors, **cut}, packed={**packed, **cut_packed})
@@ -233,6 +234,7 @@ class _Loader:
     matrices: Mapping[str, PackedMatrix[LayoutMatrix]]
     check_finite: bool
     huge: HugePages | None
+    agree: Agree
     bar: Any
 
     def floats(self, name: str, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
@@ -245,8 +247,10 @@ class _Loader:
         return self.floats(name, torch.float32)
 
     def matrix(self, name: str) -> Matrix:
-        """[out, in]."""
-        return self._packed(name) if name in self.matrices else self._placed(self.floats(name, self.dtype))
+        """[out, in], contiguous."""
+        if name in self.matrices:
+            return self._packed(name)
+        return self._placed(self.floats(name, self.dtype)).contiguous()
 
     def transposed(self, name: str) -> Matrix:
         """[in, out], contiguous."""
@@ -259,11 +263,13 @@ class _Loader:
         if name in self.checkpoint.packed:
             matrix: LayoutMatrix = self._repacked(name, plan.layout)
         else:
-            matrix = plan.pack(self.checkpoint.tensors[plan.tensor], self.device)
+            agree = self.agree if is_summed_over_ranks(name) else of_whole_matrix
+            matrix = plan.pack(self.checkpoint.tensors[plan.tensor], self.device, agree)
             if not isinstance(matrix, QuantizedMatrix):
                 self._check(matrix.values, name)
         self.bar.update()
-        return matrix.map(self._placed)
+        # A part of a matrix that is packed already may be a view of it.
+        return matrix.map(lambda tensor: self._placed(tensor).contiguous())
 
     def _repacked(self, name: str, layout: type[LayoutMatrix]) -> QuantizedMatrix:
         assert issubclass(layout, QuantizedMatrix)

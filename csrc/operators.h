@@ -75,7 +75,7 @@ struct Operators {
   static Tensor mlp(const Tensor& x, const Tensor& gamma, const Tensor& beta, double eps, const Tensor& w_up,
                     const OptionalTensor& up_scales, const Tensor& b_up, const Tensor& w_down_t,
                     const OptionalTensor& down_scales, const Tensor& b_down, const OptionalTensor& counts,
-                    const OptionalTensor& slots) {
+                    const OptionalTensor& slots, const OptionalTensor& residual) {
     const Operands read = {{"x", x},
                            {"gamma", gamma},
                            {"beta", beta},
@@ -85,11 +85,18 @@ struct Operators {
                            {"w_down_t", w_down_t},
                            {"down_scales", down_scales},
                            {"b_down", b_down},
-                           {"slots", slots}};
+                           {"slots", slots},
+                           {"residual", residual}};
     const Checked<Backend> checked(read, {{"counts", counts}});
     const int64_t hidden = gamma.numel(), intermediate = b_up.numel();
     const TokenInputs in("x", x, hidden);
     Backend::check_tokens(in.tokens());
+    std::optional<TokenInputs> added;
+    if (residual) {
+      added.emplace("residual", *residual, hidden);
+      ADEPT_REQUIRE(in.tokens() == added->tokens(), "residual has shape ", shape_of(*residual), "; expected [",
+                    in.tokens(), ", ", hidden, "]");
+    }
     const Tensor out = in.empty({in.tokens(), hidden});
     const Mlp mlp{in.at(),
                   in.tokens(),
@@ -100,7 +107,8 @@ struct Operators {
                   vector("b_down", b_down, hidden),
                   counts_of(counts),
                   output(out),
-                  slots ? unchecked_indices("slots", *slots, in.tokens()) : nullptr};
+                  slots ? unchecked_indices("slots", *slots, in.tokens()) : nullptr,
+                  added ? added->at() : nullptr};
     Backend::run("mlp", mlp, out);
     return in.narrowed(out);
   }

@@ -21,7 +21,8 @@ void define_operators(Library& library) {
   library.def("linear_residual(Tensor x, Tensor w, Tensor? scales, Tensor b, Tensor residual) -> Tensor");
   library.def(
       "mlp(Tensor x, Tensor gamma, Tensor beta, float eps, Tensor w_up, Tensor? up_scales, Tensor b_up, "
-      "Tensor w_down_t, Tensor? down_scales, Tensor b_down, Tensor(a!)? counts, Tensor? slots=None) -> Tensor");
+      "Tensor w_down_t, Tensor? down_scales, Tensor b_down, Tensor(a!)? counts, Tensor? slots=None, "
+      "Tensor? residual=None) -> Tensor");
   library.def("lm_head(Tensor x, Tensor gamma, Tensor beta, float eps, Tensor w, Tensor? scales, int rows) -> Tensor");
   library.def(
       "decode_step(Tensor ids, Tensor slots, Tensor positions, Tensor embedding, Tensor[] layers, Tensor cos, "

@@ -94,7 +94,9 @@ def merge_stages(
     if tied and HEAD in merged and EMBEDDING in merged:
         copies = [merged[EMBEDDING], merged.pop(HEAD)]
         _require_alike(copies)
-        merged[EMBEDDING] = replace(copies[0], read=partial(_read_whole, copies))
+        merged[EMBEDDING] = replace(
+            copies[0], read=partial(_read_whole, copies), read_part=partial(_read_part_of_copies, copies)
+        )
     return merged
 
 
@@ -108,7 +110,12 @@ def _merge(name: str, parts: list[StoredTensor]) -> StoredTensor:
         return replace(first, read=partial(_read_whole, parts))
     shape = list(first.shape)
     shape[split] = sum(part.shape[split] for part in parts)
-    return replace(first, shape=tuple(shape), read=partial(_read_split, parts, split))
+    return replace(
+        first,
+        shape=tuple(shape),
+        read=partial(_read_split, parts, split),
+        read_part=partial(_read_part, parts, split),
+    )
 
 
 def _require_alike(parts: Sequence[StoredTensor]) -> None:
@@ -127,6 +134,19 @@ def _read_split(parts: list[StoredTensor], dimension: int) -> Tensor:
     return torch.cat([part.read() for part in parts], dim=dimension)
 
 
+def _read_part(parts: list[StoredTensor], split: int, dimension: int, start: int, stop: int) -> Tensor:
+    """Slices of the whole tensor along a dimension, read from the ranks that have them alone."""
+    if dimension != split:
+        return _read_split([part.part(dimension, start, stop) for part in parts], split)
+    size = parts[0].shape[split]
+    needed = [
+        part.part(split, max(start - at * size, 0), min(stop - at * size, size))
+        for at, part in enumerate(parts)
+        if at * size < stop and start < (at + 1) * size
+    ]
+    return needed[0].read() if len(needed) == 1 else _read_split(needed, split)
+
+
 def _read_whole(parts: Sequence[StoredTensor]) -> Tensor:
     """The first of several copies; CheckpointError if another one has other bytes."""
     first = parts[0].read()
@@ -138,6 +158,10 @@ def _read_whole(parts: Sequence[StoredTensor]) -> Tensor:
                 f"expected copies of one tensor"
             )
     return first
+
+
+def _read_part_of_copies(copies: Sequence[StoredTensor], dimension: int, start: int, stop: int) -> Tensor:
+    return _read_whole([copy.part(dimension, start, stop) for copy in copies])
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:

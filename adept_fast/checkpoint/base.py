@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,7 +43,9 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
 class StoredTensor:
     """A tensor in a file: its name, shape and dtype are known, its values are read by ``read``.
 
-    ``read`` returns it on the CPU, in its stored dtype, memory-mapped where the format allows.
+    ``read`` returns it on the CPU, in its stored dtype, memory-mapped where the format allows. ``read_part``
+    takes a dimension, a start and an end, and returns the slices from start to end along the dimension without
+    reading the others; None where ``read`` and a view do as much.
     """
 
     name: str
@@ -50,6 +53,19 @@ class StoredTensor:
     dtype: torch.dtype
     source: str
     read: Callable[[], Tensor]
+    read_part: Callable[[int, int, int], Tensor] | None = None
+
+    def part(self, dimension: int, start: int, stop: int) -> StoredTensor:
+        """The slices from ``start`` to ``stop`` along a dimension, as a tensor of its own."""
+        whole, count = self.shape[dimension], stop - start
+        if count == whole:
+            return self
+        shape = (*self.shape[:dimension], count, *self.shape[dimension + 1 :])
+        if self.read_part is not None:
+            read_part = partial(self.read_part, dimension, start, stop)
+            return replace(self, shape=shape, read=read_part, read_part=None)
+        read = self.read
+        return replace(self, shape=shape, read=lambda: read().narrow(dimension, start, count))
 
 
 @dataclass(frozen=True)

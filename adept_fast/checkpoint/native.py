@@ -27,6 +27,7 @@ from adept_fast.quantization.formats import FORMATS, MatrixSpec, QuantizationErr
 from adept_fast.quantization.layout_cpu import TiledMatrix
 from adept_fast.quantization.layout_plain import RowMajorMatrix
 from adept_fast.quantization.matrix import LayoutMatrix, QuantizedMatrix
+from adept_fast.quantization.rounding import Agree, of_whole_matrix
 from adept_fast.system.regular_file import is_there
 
 # How config.json describes the weights beside it.
@@ -74,14 +75,16 @@ class PackedMatrix(Generic[KindOfMatrix]):
         """The first ``count`` rows of the matrix, as a matrix."""
         return replace(self, spec=replace(self.spec, shape=(count, self.spec.shape[1])))
 
-    def pack(self, stored: StoredTensor, device: torch.device = _CPU) -> KindOfMatrix:
-        """The matrix on ``device``, rounded and packed there.
+    def pack(
+        self, stored: StoredTensor, device: torch.device = _CPU, agree: Agree = of_whole_matrix
+    ) -> KindOfMatrix:
+        """The matrix on ``device``, rounded and packed there; ``agree`` is that of ``round_rows``.
 
         Raises CheckpointError naming a tensor that cannot be rounded.
         """
         matrix = stored.read()
         try:
-            return self.layout.pack(matrix.t() if self.spec.transposed else matrix, self.spec, device)
+            return self.layout.pack(matrix.t() if self.spec.transposed else matrix, self.spec, device, agree)
         except QuantizationError as error:
             raise CheckpointError(f"{stored.source}: tensor {stored.name} {error}") from error
 

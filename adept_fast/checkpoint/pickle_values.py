@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import islice
 
@@ -86,6 +87,12 @@ class PickledTensor:
     def span(self) -> int:
         """The number of elements of the storage from its first to its last, inclusive."""
         return 1 + sum((size - 1) * by for size, by in zip(self.shape, self.stride, strict=True))
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether its elements lie one after the other, the last dimension's next to each other."""
+        below = [math.prod(self.shape[at + 1 :]) for at in range(len(self.shape))]
+        return all(size == 1 or by == step for size, by, step in zip(self.shape, self.stride, below, strict=True))
 
 
 def printable(text: str) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adept_fast.checkpoint.base import CheckpointError, StoredTensor, tensor_of
 from adept_fast.checkpoint.file_range import FileRange
+from adept_fast.checkpoint.tensor_part import read_part
 from adept_fast.system.json_file import parse_json
 from adept_fast.system.regular_file import FileError
 from adept_fast.system.short_text import short_repr, shortened
@@ -121,15 +122,20 @@ def _stored_tensor(file: FileRange, start: int, name: str, entry: Mapping[str, A
         raise CheckpointError(
             f"{file.label}: not a valid safetensors file (tensor {name} does not have its {size} bytes)"
         )
+    view = partial(_view, file, name, start + begin)
     return StoredTensor(
-        name, shape, dtype, file.label, partial(_read, file, name, start + begin, size, dtype, shape)
+        name,
+        shape,
+        dtype,
+        file.label,
+        lambda: tensor_of(view(0, size), dtype).view(shape),
+        None if file.mmap else partial(read_part, view, dtype, shape),
     )
 
 
-def _read(
-    file: FileRange, name: str, start: int, size: int, dtype: torch.dtype, shape: tuple[int, ...]
-) -> Tensor:
+def _view(file: FileRange, name: str, start: int, offset: int, length: int) -> memoryview:
+    """Bytes of the tensor that lies in the file from ``start`` on."""
     try:
-        return tensor_of(file.view(start, size), dtype).view(shape)
+        return file.view(start + offset, length)
     except CheckpointError as error:
         raise CheckpointError(f"{error}, in tensor {name}") from error

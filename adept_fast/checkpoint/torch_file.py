@@ -22,6 +22,7 @@ from adept_fast.checkpoint.pickle_values import (
     PickledTensor,
     described,
 )
+from adept_fast.checkpoint.tensor_part import read_part
 from adept_fast.checkpoint.torch_zip import Record, read_record, read_zip_records, view_record
 from adept_fast.system.short_text import short_repr
 
@@ -103,7 +104,10 @@ class TorchFile:
                 f"does not fit its storage of {record.size} bytes"
             )
         read = partial(_read, self.file, name, record, value)
-        return StoredTensor(name, value.shape, value.dtype, label, read)
+        # A mapping reads no more than what is used of it.
+        is_copied = not self.file.mmap and value.is_contiguous
+        part = partial(_read_part, self.file, name, record, value) if is_copied else None
+        return StoredTensor(name, value.shape, value.dtype, label, read, part)
 
 
 def read_torch_file(file: FileRange) -> TorchFile:
@@ -172,6 +176,17 @@ def _read(file: FileRange, name: str, record: Record, view: PickledTensor) -> Te
     width = view.dtype.itemsize
     contents = view_record(file, record, view.offset * width, view.span * width, f"tensor {name}")
     return tensor_of(contents, view.dtype).as_strided(view.shape, view.stride)
+
+
+def _read_part(
+    file: FileRange, name: str, record: Record, view: PickledTensor, dimension: int, start: int, stop: int
+) -> Tensor:
+    """Slices of a contiguous tensor; no others are copied, but the checksum is that of the whole record."""
+
+    def contents(offset: int, length: int) -> memoryview:
+        return view_record(file, record, view.offset * view.dtype.itemsize + offset, length, f"tensor {name}")
+
+    return read_part(contents, view.dtype, view.shape, dimension, start, stop)
 
 
 class _StorageType:

@@ -14,6 +14,7 @@ from adept_fast.memory.footprint import Footprint, footprint
 from adept_fast.memory.plan import UNLIMITED_BYTES, MemoryPlan, MemoryRequest
 from adept_fast.model import Persimmon
 from adept_fast.ops import cuda, optional
+from adept_fast.ops.ranks import ONE_RANK, Ranks
 from adept_fast.quantization.formats import WeightFormat
 from adept_fast.quantization.layouts import advised_formats
 from adept_fast.weights import PinnedMemoryError, is_tied, load_weights
@@ -34,11 +35,13 @@ def request_memory(
     max_seq_len: int | None = None,
     max_batch_size: int = 1,
     gpu_memory: int | None = None,
+    sharing_ranks: int = 1,
 ) -> tuple[Placement, MemoryRequest]:
     """The placement of a checkpoint, and the request for its memory.
 
     ``gpu_memory`` stands for a GPU with that many free bytes, in place of ``device``; it is assumed that the
-    kernels run on it, and that the host has room for pinned memory.
+    kernels run on it, and that the host has room for pinned memory. ``sharing_ranks`` processes with a part of
+    the model each share the free memory of the device.
 
     Raises ParameterError for an unknown name, an absent device, a layout that its kernels do not read or an
     embedding that cannot be on the requested one, CheckpointError if the weights are packed in another format
@@ -58,17 +61,20 @@ def request_memory(
     refusal = _pinning_refusal(checkpoint, placement, unavailable)
     if is_gpu and embedding == "host" and refusal is not None:
         raise ParameterError(f"embedding is 'host'; expected device or auto, as {refusal}")
-    vocab_rows = checkpoint.tokenizer.vocab_size if is_gpu else checkpoint.config.vocab_size
+    config = checkpoint.config
+    # Of a rank that has only unused rows, one is loaded.
+    used_rows = min(max(checkpoint.tokenizer.vocab_size - config.first_id, 1), config.vocab_size)
+    vocab_rows = used_rows if is_gpu else config.vocab_size
 
     def footprint_of(placed: Placement) -> Footprint:
         return footprint(checkpoint, placed.dtype, placed.weights, where, vocab_rows, placed.layout)
 
     return placement, MemoryRequest(
-        config=checkpoint.config,
+        config=config,
         device=where,
         weights=footprint_of(placement),
         vocab_rows=vocab_rows,
-        available_bytes=available_bytes(where) if gpu_memory is None else gpu_memory,
+        available_bytes=(available_bytes(where) if is_here else gpu_memory or 0) // sharing_ranks,
         host_available_bytes=available_bytes(_CPU) if is_gpu and is_here else UNLIMITED_BYTES,
         cache_dtype=placement.cache_dtype,
         max_seq_len=max_seq_len,
@@ -90,11 +96,15 @@ def load_model(
     check_weights: bool = True,
     exact_prefill: bool = False,
     progress: bool = True,
+    ranks: Ranks = ONE_RANK,
 ) -> tuple[Persimmon, StaticKVCache]:
-    """Load a model as planned. Raises InsufficientMemoryError if memory runs out nevertheless."""
+    """Load a model as planned, or the part of it that one of several ``ranks`` has.
+
+    Raises InsufficientMemoryError if memory runs out nevertheless.
+    """
     try:
         with explaining_out_of_memory(plan, during="loading", held_bytes=0):
-            return _load(checkpoint, placement, plan, check_weights, exact_prefill, progress)
+            return _load(checkpoint, placement, plan, check_weights, exact_prefill, progress, ranks)
     except PinnedMemoryError as error:
         raise InsufficientMemoryError(str(error)) from error
 
@@ -106,6 +116,7 @@ def _load(
     check_weights: bool,
     exact_prefill: bool,
     progress: bool,
+    ranks: Ranks,
 ) -> tuple[Persimmon, StaticKVCache]:
     config = checkpoint.config
     weights = load_weights(
@@ -118,6 +129,7 @@ def _load(
         embedding_on_host=plan.embedding == "host",
         huge_pages=plan.request.small_pages_reason is None,
         check_finite=check_weights,
+        agree=ranks.largest,
         progress=progress,
     )
     model = Persimmon(
@@ -126,6 +138,7 @@ def _load(
         max_seq_len=plan.max_seq_len,
         vocab_size=checkpoint.tokenizer.vocab_size,
         exact_prefill=exact_prefill,
+        ranks=ranks,
     )
     cache = StaticKVCache(
         config,

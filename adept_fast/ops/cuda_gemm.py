@@ -217,6 +217,7 @@ class CudaGemm:
         b_down: Tensor,
         counts: Tensor | None,
         slots: Tensor | None = None,
+        residual: Tensor | None = None,
     ) -> Tensor:
         up, down = _Factor(w_up, False), _Factor(w_down_t, True)
         by = _rows_of(x.device, down.inputs)
@@ -232,7 +233,8 @@ class CudaGemm:
                 reference.count_active(activations, counts)
             narrow, powers = by.prepare(activations, None, None, 0.0, down.raised, sum(tiles), down.dtype)
         product = in_tiles(down.product, narrow, down.matrix, tiles)
-        return _rows_of(x.device).finish(product, powers, down.scales, b_down, False, x)
+        added = x if residual is None else residual
+        return _rows_of(x.device).finish(product, powers, down.scales, b_down, False, added)
 
     @sums_in_float32
     def _project(

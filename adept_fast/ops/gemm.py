@@ -44,13 +44,14 @@ class Gemm:
         b_down: Tensor,
         counts: Tensor | None,
         slots: Tensor | None = None,
+        residual: Tensor | None = None,
     ) -> Tensor:
         activations = self.layernorm_qkv(x, gamma, beta, eps, w_up, b_up).relu_().square_()
         if slots is not None:
             activations.masked_fill_((slots < 0)[:, None], 0)
         if counts is not None:
             reference.count_active(activations, counts)
-        return self.project_transposed(activations, w_down_t).add_(b_down).add_(x)
+        return self.project_transposed(activations, w_down_t).add_(b_down).add_(x if residual is None else residual)
 
     def lm_head(self, x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Matrix) -> Tensor:
         return self.project(self.layer_norm(x, gamma, beta, eps), w)

@@ -163,8 +163,9 @@ def mlp(
     b_down: Tensor,
     counts: Tensor | None = None,
     slots: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """x + down(relu²(up(LayerNorm(x)))): → [tokens, hidden].
+    """residual + down(relu²(up(LayerNorm(x)))): → [tokens, hidden]; ``residual`` None is x.
 
     ``w_down_t`` is [intermediate, hidden]. The activations stay float32: in float16, relu² overflows from 256
     on. ``count_active`` adds to ``counts``, int64 [2], which wraps around at 2⁶³. ``slots``, int64 [tokens]:
@@ -175,7 +176,7 @@ def mlp(
         activations.masked_fill_((slots < 0)[:, None], 0)
     if counts is not None:
         count_active(activations, counts)
-    return x + project_transposed(activations, w_down_t) + b_down
+    return (x if residual is None else residual) + project_transposed(activations, w_down_t) + b_down
 
 
 def lm_head(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Matrix) -> Tensor:

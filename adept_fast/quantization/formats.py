@@ -122,6 +122,10 @@ class MatrixSpec:
         kept = torch.bfloat16 if dtype == torch.bfloat16 else torch.float16
         return replace(self, product_dtype=kept)
 
+    def part(self, rows: int, columns: int) -> MatrixSpec:
+        """The spec of some rows and columns of the matrix, rounded as they are in it."""
+        return replace(self, shape=(rows, columns))
+
     @property
     def padded_columns(self) -> int:
         return self.format.padded(self.shape[1])

@@ -6,7 +6,7 @@ interleaved. Padding represents weights of 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -90,13 +90,23 @@ class TiledMatrix(QuantizedMatrix):
 
     def rows(self, count: int) -> TiledMatrix:
         """The first ``count`` rows, at most all, as a view, of whole tiles if rows are tiled."""
-        count = min(count, self.shape[0])
-        spec, values, scales = replace(self.spec, shape=(count, self.shape[1])), self.values, self.scales
+        return self._whole_rows(range(min(count, self.shape[0])))
+
+    def part(self, rows: range, columns: range) -> QuantizedMatrix:
+        """A view if rows are whole, and begin a tile if they are tiled."""
+        if len(columns) == self.shape[1] and (self.spec.transposed or rows.start % TILE == 0):
+            return self._whole_rows(rows)
+        return super().part(rows, columns)
+
+    def _whole_rows(self, rows: range) -> TiledMatrix:
+        spec, values, scales = self.spec.part(len(rows), self.shape[1]), self.values, self.scales
         by_output = spec.format.group_size is None
         if spec.transposed:
-            return TiledMatrix(values[:count], scales if by_output else scales[:count], spec)
-        tiles = -(-count // TILE)
-        return TiledMatrix(values[:tiles], scales[: TILE * tiles if by_output else tiles], spec)
+            of_rows = slice(rows.start, rows.stop)
+            return TiledMatrix(values[of_rows], scales if by_output else scales[of_rows], spec)
+        first, last = rows.start // TILE, -(-rows.stop // TILE)
+        of_outputs = slice(TILE * first, TILE * last) if by_output else slice(first, last)
+        return TiledMatrix(values[first:last], scales[of_outputs], spec)
 
 
 def _padded(spec: MatrixSpec) -> int:

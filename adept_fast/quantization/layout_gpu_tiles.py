@@ -12,7 +12,7 @@ from adept_fast.quantization import tile_order
 from adept_fast.quantization.formats import MatrixSpec
 from adept_fast.quantization.layout_gpu import GpuMatrix
 from adept_fast.quantization.matrix import LayoutMatrix, QuantizedMatrix, Stored
-from adept_fast.quantization.rounding import RoundedRows, row_blocks
+from adept_fast.quantization.rounding import Agree, RoundedRows, of_whole_matrix, row_blocks
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,9 @@ class GpuFloatTiles(LayoutMatrix):
         return cls(values, spec.rounded_from(spec.format.values_dtype))
 
     @classmethod
-    def pack(cls, matrix: Tensor, spec: MatrixSpec, device: torch.device) -> GpuFloatTiles:
+    def pack(
+        cls, matrix: Tensor, spec: MatrixSpec, device: torch.device, agree: Agree = of_whole_matrix
+    ) -> GpuFloatTiles:
         """A matrix of any float dtype, that ``device`` holds one block of beside the result."""
         packed = cls.empty(spec, device)
         if spec.transposed:

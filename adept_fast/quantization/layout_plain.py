@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -57,11 +57,17 @@ class RowMajorMatrix(QuantizedMatrix):
         return RoundedRows(weights, values, scales)
 
     def rows(self, count: int) -> RowMajorMatrix:
-        count = min(count, self.shape[0])
-        by_column = self.spec.format.group_size is None and self.spec.transposed
-        return replace(
-            self,
-            values=self.values[:count],
-            scales=self.scales if by_column else self.scales[:count],
-            spec=replace(self.spec, shape=(count, self.shape[1])),
-        )
+        return self.part(range(min(count, self.shape[0])), range(self.shape[1]))
+
+    def part(self, rows: range, columns: range) -> RowMajorMatrix:
+        """A view."""
+        spec, weights = self.spec.part(len(rows), len(columns)), self.spec.format
+        first = columns.start * weights.bits // 8
+        values = self.values[rows.start : rows.stop, first : first + spec.padded_columns * weights.bits // 8]
+        if weights.group_size is not None:
+            group = columns.start // weights.group_size
+            scales = self.scales[rows.start : rows.stop, group : group + spec.scales_shape[1]]
+        else:
+            outputs = columns if spec.transposed else rows
+            scales = self.scales[outputs.start : outputs.stop]
+        return RowMajorMatrix(values, scales, spec)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adept_fast.quantization.formats import MatrixSpec, WeightFormat
-from adept_fast.quantization.rounding import RoundedRows, round_rows, row_blocks
+from adept_fast.quantization.rounding import Agree, RoundedRows, of_whole_matrix, round_rows, row_blocks
 
 Stored: TypeAlias = tuple[tuple[int, ...], torch.dtype]  # the shape and the dtype of a tensor
 Ordered = TypeVar("Ordered", bound="LayoutMatrix")
@@ -38,8 +38,14 @@ class LayoutMatrix:
 
     @classmethod
     @abstractmethod
-    def pack(cls: type[Ordered], matrix: Tensor, spec: MatrixSpec, device: torch.device) -> Ordered:
-        """A matrix of floats, of ``spec.shape``, in this layout on ``device``.
+    def pack(
+        cls: type[Ordered],
+        matrix: Tensor,
+        spec: MatrixSpec,
+        device: torch.device,
+        agree: Agree = of_whole_matrix,
+    ) -> Ordered:
+        """A matrix of floats, of ``spec.shape``, in this layout on ``device``; ``agree`` is ``round_rows``'s.
 
         Raises QuantizationError if it cannot be rounded.
         """
@@ -126,8 +132,14 @@ class QuantizedMatrix(LayoutMatrix):
         return cls(values, scales, spec)
 
     @classmethod
-    def pack(cls: type[Packed], matrix: Tensor, spec: MatrixSpec, device: torch.device) -> Packed:
-        return quantize(matrix.to(device), spec, cls)
+    def pack(
+        cls: type[Packed],
+        matrix: Tensor,
+        spec: MatrixSpec,
+        device: torch.device,
+        agree: Agree = of_whole_matrix,
+    ) -> Packed:
+        return quantize(matrix.to(device), spec, cls, agree)
 
     @abstractmethod
     def put(self, start: int, rows: RoundedRows) -> None:
@@ -136,6 +148,17 @@ class QuantizedMatrix(LayoutMatrix):
     @abstractmethod
     def rounded(self, start: int, stop: int) -> RoundedRows:
         """Rows ``start`` to ``stop``, in plain order."""
+
+    def part(self: Packed, rows: range, columns: range) -> QuantizedMatrix:
+        """Some rows and columns as a matrix of their own, in this layout or another one.
+
+        Columns begin at a multiple of the format's groups, and end at one or at the last column.
+        """
+        packed = type(self).empty(self.spec.part(len(rows), len(columns)), self.device)
+        for start, stop in row_blocks(packed.spec, self.device):
+            rounded = self.rounded(rows.start + start, rows.start + stop)
+            packed.put(start, rounded.columns(columns.start, columns.stop))
+        return packed
 
     @property
     def parts(self) -> tuple[Tensor, Tensor | None]:
@@ -161,13 +184,15 @@ class QuantizedMatrix(LayoutMatrix):
 Matrix: TypeAlias = Tensor | LayoutMatrix
 
 
-def quantize(matrix: Tensor, spec: MatrixSpec, layout: type[Packed]) -> Packed:
+def quantize(matrix: Tensor, spec: MatrixSpec, layout: type[Packed], agree: Agree = of_whole_matrix) -> Packed:
     """Round and pack a matrix of ``spec.shape`` on its device; beyond the result, memory holds one block.
+
+    ``agree`` is that of ``round_rows``, for a part of a matrix.
 
     Raises QuantizationError if it is not a matrix, or holds a NaN, an infinity or too large a number.
     """
     packed = layout.empty(spec.rounded_from(matrix.dtype), matrix.device)
-    for start, rows in round_rows(matrix, spec):
+    for start, rows in round_rows(matrix, spec, agree):
         packed.put(start, rows)
     return packed
 

@@ -5,8 +5,9 @@ The scale of a group of 4-bit weights is that candidate of a few which has the s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,14 @@ _BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 22}  # per block; on a CPU a blo
 
 # Clipping a group's extremes reduces its error: to within 0.1% of forty candidates' on gaussian groups of 32.
 _SPANS = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0, 1.04, 1.08)
+
+# From the largest magnitudes of the outputs in a part of a matrix to those of the whole matrix.
+Agree: TypeAlias = Callable[[Tensor], Tensor]
+
+
+def of_whole_matrix(largest: Tensor) -> Tensor:
+    """``Agree`` for a matrix that is no part of another one."""
+    return largest
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,17 @@ class RoundedRows:
         weights: Tensor = grouped.sub_(8).mul_(self.scales.to(dtype)[..., None]).flatten(1)
         return weights
 
+    def columns(self, start: int, stop: int) -> RoundedRows:
+        """Some columns, whole groups of them."""
+        group = self.format.group_size
+        scales = self.scales
+        if group is not None:
+            scales = scales[:, start // group : -(-stop // group)]
+            stop = -(-stop // group) * group
+        elif scales.shape[1] > 1:
+            scales = scales[:, start:stop]
+        return RoundedRows(self.format, self.values[:, start:stop], scales)
+
     def to(self, device: torch.device) -> RoundedRows:
         return RoundedRows(self.format, self.values.to(device), self.scales.to(device))
 
@@ -53,10 +73,13 @@ def row_blocks(spec: MatrixSpec, device: torch.device) -> Iterator[tuple[int, in
         yield start, min(start + step, rows)
 
 
-def round_rows(matrix: Tensor, spec: MatrixSpec) -> Iterator[tuple[int, RoundedRows]]:
+def round_rows(
+    matrix: Tensor, spec: MatrixSpec, agree: Agree = of_whole_matrix
+) -> Iterator[tuple[int, RoundedRows]]:
     """Rounds a matrix of ``spec.shape`` block by block: the first row of each block, and its rounded rows.
 
-    The matrix may have any float dtype and strides; blocks are on its device.
+    The matrix may have any float dtype and strides; blocks are on its device. If it is a part of
+    another matrix, ``agree`` makes a scale of an output that of the whole: float32 [outputs] → the same.
 
     Raises QuantizationError if it is not a matrix, or holds a NaN, an infinity or too large a number.
     """
@@ -66,14 +89,16 @@ def round_rows(matrix: Tensor, spec: MatrixSpec) -> Iterator[tuple[int, RoundedR
             f"expected a matrix of floats, {list(spec.shape)}"
         )
     by_column = spec.format.group_size is None and spec.transposed
-    column_scales = _output_scales(_column_magnitudes(matrix, spec), spec.format)[None] if by_column else None
+    column_scales = None
+    if by_column:
+        column_scales = _output_scales(agree(_column_magnitudes(matrix, spec)), spec.format)[None]
     padding = spec.padded_columns - spec.shape[1]
     for start, stop in row_blocks(spec, matrix.device):
         block = matrix[start:stop].float().contiguous()  # [rows, columns]
         if spec.format.group_size is None:
             scales = column_scales
             if scales is None:
-                scales = _output_scales(block.abs().amax(1), spec.format)[:, None]
+                scales = _output_scales(agree(block.abs().amax(1)), spec.format)[:, None]
             yield start, RoundedRows(spec.format, _round_eight_bits(block, scales, spec.format), scales)
         else:
             padded = F.pad(block, (0, padding)) if padding else block

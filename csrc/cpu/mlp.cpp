@@ -1,4 +1,4 @@
-// mlp: out = x + down(relu²(up(LayerNorm(x)))), reading only the rows of the down-projection whose neuron is active.
+// mlp: out = residual + down(relu²(up(LayerNorm(x)))), reading only the rows of the down-projection whose neuron is active.
 //
 // Layout: up is [intermediate, hidden]; down is transposed, [intermediate, hidden], so a neuron is a row. Lower bound:
 // up's bytes and the rows of down of the active neurons; relu² makes half of random activations exactly 0, and most of
@@ -95,10 +95,10 @@ class SparseDownProj {
     });
   }
 
-  // out = x + bias + sum
+  // out = residual + bias + sum
   void store_output(int64_t token, int64_t c, int lanes, F32x16 sum) const {
     const int64_t at = token * w_.cols + c;
-    const F32x16 base = add(load_first(mlp_.x + at, lanes), load_first(mlp_.down_bias + c, lanes));
+    const F32x16 base = add(load_first(mlp_.base() + at, lanes), load_first(mlp_.down_bias + c, lanes));
     store_first(mlp_.out + at, add(base, sum), lanes);
   }
 

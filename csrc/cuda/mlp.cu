@@ -1,4 +1,4 @@
-// mlp: out = x + down(relu²(up(LayerNorm(x)))). The down-projection reads only the rows of active neurons. linear.cuh
+// mlp: out = residual + down(relu²(up(LayerNorm(x)))). The down-projection reads only the rows of active neurons. linear.cuh
 // and sparse_down_proj.cuh have the two kernels' layouts, lower bounds and limits.
 #include <algorithm>
 
@@ -30,13 +30,13 @@ int64_t mlp_workspace_bytes(const Mlp& mlp) {
 cudaError_t mlp(const Mlp& mlp, void* workspace, cudaStream_t stream) {
   if (mlp.tokens == 0) return cudaSuccess;
   const bool scales_of_outputs = mlp.down.format == Format::kInt8 || mlp.down.format == Format::kFloat8;
-  const bool aligned = is_aligned(mlp.down.values) && is_aligned(mlp.down_bias) && is_aligned(mlp.out) &&
-                       (!scales_of_outputs || is_aligned(mlp.down.scales));
+  const bool aligned = is_aligned(mlp.down.values) && is_aligned(mlp.down_bias) && is_aligned(mlp.base()) &&
+                       is_aligned(mlp.out) && (!scales_of_outputs || is_aligned(mlp.down.scales));
   if (!aligned) return cudaErrorMisalignedAddress;
   void* const shared = static_cast<char*>(workspace) + activation_bytes(mlp);
   if (const cudaError_t error = linear(up_projection(mlp, workspace), shared, stream)) return error;
   const SparseDownProj down = {
-      static_cast<const float*>(workspace), mlp.tokens, mlp.down, mlp.x, mlp.down_bias, mlp.counts, mlp.slots, mlp.out};
+      static_cast<const float*>(workspace), mlp.tokens, mlp.down, mlp.base(), mlp.down_bias, mlp.counts, mlp.slots, mlp.out};
   return sparse_down_proj(down, shared, stream);
 }
 
