@@ -86,6 +86,11 @@ class PersimmonConfig:
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def whole(self) -> PersimmonConfig:
+        """The config of the model that this one describes a part of."""
+        return self
+
+    @property
     def first_id(self) -> int:
         """The token of the first row of the vocabulary."""
         return 0
@@ -195,15 +200,19 @@ class PersimmonConfig:
 @dataclass(frozen=True)
 class RankConfig(PersimmonConfig):
     """The part of a model that one of several tensor-parallel ranks has: some heads, neurons and rows of the
-    vocabulary, of which the first is that of the token ``first_row``. ``whole`` is the model's config.
+    vocabulary, of which the first is that of the token ``first_row``, of the model ``of``.
 
     ``padding`` are the ``dense_padding``: columns before and after those of the rank's heads in its part of the attention's
     output projection: 4-bit weights of a row share scales in groups, which are not cut.
     """
 
-    whole: PersimmonConfig = field(default_factory=PersimmonConfig)
+    of: PersimmonConfig = field(default_factory=PersimmonConfig)
     first_row: int = 0
     padding: tuple[int, int] = (0, 0)
+
+    @property
+    def whole(self) -> PersimmonConfig:
+        return self.of
 
     @property
     def first_id(self) -> int:
@@ -215,7 +224,7 @@ class RankConfig(PersimmonConfig):
 
     @property
     def head_dim(self) -> int:
-        return self.whole.head_dim
+        return self.of.head_dim
 
 
 def _rotary_settings(values: dict[str, Any]) -> dict[str, Any]:

@@ -46,6 +46,10 @@ class StaticKVCache:
         """The keys and values of one layer: [k/v, slot, head, position, head_dim], a view."""
         return self.data[index]
 
+    def copy_prefix(self, source: int, destination: int, tokens: int) -> None:
+        """Copy the keys and values of a slot's first tokens into another slot."""
+        self.data[:, :, destination, :, :tokens] = self.data[:, :, source, :, :tokens]
+
 
 def bytes_per_token(config: PersimmonConfig, dtype: torch.dtype = torch.float16) -> int:
     """The bytes of one position of one slot, over all layers."""

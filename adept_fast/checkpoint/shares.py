@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from adept_fast.checkpoint.base import Checkpoint, CheckpointError, StoredTensor
+from adept_fast.checkpoint.base import Checkpoint, StoredTensor
 from adept_fast.config import PersimmonConfig, RankConfig
 from adept_fast.quantization.formats import WeightFormat
 from adept_fast.quantization.matrix import QuantizedMatrix
@@ -29,22 +29,12 @@ _VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 @dataclass(frozen=True)
 class Share:
     """What rank ``rank`` of ``count`` has of a model. A dimension that ``count`` divides is split equally, as in
-    Adept's ``mp_rank_*`` files.
-
-    Raises CheckpointError if ``count`` does not divide the heads.
+    Adept's ``mp_rank_*`` files; ``count`` divides the number of heads.
     """
 
     config: PersimmonConfig
     rank: int
     count: int
-
-    def __post_init__(self) -> None:
-        heads = self.config.num_attention_heads
-        if heads % self.count:
-            numbers = " or ".join(str(number) for number in range(1, heads + 1) if heads % number == 0)
-            raise CheckpointError(
-                f"tensor_parallel is {self.count}; expected {numbers}, as the model has {heads} attention heads"
-            )
 
     def of(self, total: int) -> range:
         """The rank's part of ``total`` neurons, heads or ids."""
@@ -74,7 +64,7 @@ class Share:
                 "intermediate_size": len(self.of(config.intermediate_size)),
                 "vocab_size": len(self.vocabulary),
             },
-            whole=config,
+            of=config,
             first_row=self.vocabulary.start,
             padding=(before, after),
         )

@@ -257,7 +257,7 @@ class Engine:
         results: list[Tensor] = []
         logprobs = None
         if targets:
-            results += score_targets(self.runner.model, hidden, [target for _, target in targets])
+            results += score_targets(self.runner.all_logits, hidden, [target for _, target in targets])
         if ended:
             chosen, logprobs = self._sample_first(hidden, ended)
             results.append(chosen)
@@ -276,7 +276,7 @@ class Engine:
         if predicted:
             count = sequence.prompt_logprobs or 0
             states = hidden[: len(predicted)]
-            sequence.add_prompt_logprobs(prompt_logprobs(self.runner.model, states, predicted, count))
+            sequence.add_prompt_logprobs(prompt_logprobs(self.runner.all_logits, states, predicted, count))
 
     def _sample_first(
         self, hidden: Tensor, ended: list[tuple[Sequence, int]]
@@ -284,7 +284,7 @@ class Engine:
         """The token after each prompt, int64 [prompts], from the hidden states of their last tokens."""
         sequences = [sequence for sequence, _ in ended]
         (rows,) = to_device([[row for _, row in ended]], hidden.device)
-        logits = self.runner.model.logits(hidden[rows])  # [prompts, vocab]
+        logits = self.runner.logits(hidden[rows])  # [prompts, vocab]
         positions = [len(sequence.prompt_ids) - 1 for sequence in sequences]
         chosen = self.runner.sample(logits, [sequence.slot for sequence in sequences], positions)
         top = _max_logprobs(sequences)

@@ -97,10 +97,17 @@ class ModelRunner:
         """
         return self.model.prefill_chunk(segments, self.cache)
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The logits after tokens that were prefilled, of the ids in use: float32 [tokens, vocab]."""
+        return self.model.logits(hidden)
+
+    def all_logits(self, hidden: Tensor) -> Tensor:
+        """Those of all ids that are loaded, for scores: float32 [tokens, rows]."""
+        return self.model.all_logits(hidden)
+
     def copy_prefix(self, source: int, destination: int, tokens: int) -> None:
         """Copy the keys and values of a slot's first tokens into another slot; does not wait."""
-        data = self.cache.data  # [layer, k/v, slot, head, position, head_dim]
-        data[:, :, destination, :, :tokens] = data[:, :, source, :, :tokens]
+        self.cache.copy_prefix(source, destination, tokens)
 
     def sample(self, logits: Tensor, slots: Sequence[int], positions: Sequence[int]) -> Tensor:
         """The token that follows each position of a slot: int64 [rows], from logits float32 [rows, vocab]."""
@@ -118,11 +125,15 @@ class ModelRunner:
             top_logprobs: how many of the likeliest tokens ``PendingStep.logprobs`` has; None for no logprobs.
         """
         rows, length = self.step_runner.buckets.fitting(rows, min(length, self.cache.max_seq_len))
-        logits = self.step_runner.launch(rows, length)  # [rows, vocab]
+        logits = self.launch_step(rows, length)  # [rows, vocab]
         logprobs = None
         if top_logprobs is not None:  # before the next step overwrites logits and ids
             logprobs = TokenLogprobs(logits, self._state.rows(rows).ids, top_logprobs)
         return PendingStep(self._state.count_step(rows), logits, logprobs)
+
+    def launch_step(self, rows: int, length: int) -> Tensor:
+        """Queue a step of a shape of the buckets: its logits, float32 [rows, vocab]."""
+        return self.step_runner.launch(rows, length)
 
     def read(self, step: PendingStep, rows: Sequence[int]) -> list[int]:
         """The tokens that a step chose for these rows: ids, ``ops.INVALID`` or ``ops.ABSENT``; waits."""
@@ -139,12 +150,19 @@ class ModelRunner:
         for params in _WARMUP_PARAMS:
             self._sampler.start(slot, params, [0])
             hidden = self.prefill([Segment(slot, 0, [0] * tokens)])
-            self.sample(self.model.logits(hidden[-1:]), [slot], [tokens - 1]).tolist()
-            ids, slots, positions = to_device([[0], [slot], [tokens - 1]], self.model.device)  # each [1]
-            logits = self.model.decode_step(ids, slots, positions, self.cache, tokens)
-            self.sample(logits, [slot], [tokens - 1]).tolist()
+            self.sample(self.logits(hidden[-1:]), [slot], [tokens - 1]).tolist()
+            self.sample(self.decode_first_token(slot, tokens - 1), [slot], [tokens - 1]).tolist()
         self._sampler.stop(slot)
         self.model.neuron_counts.copy_(counts)
+        self.capture_steps()
+
+    def decode_first_token(self, slot: int, position: int) -> Tensor:
+        """A step that reads the token 0 at a position of a slot, not captured: logits, float32 [1, vocab]."""
+        ids, slots, positions = to_device([[0], [slot], [position]], self.model.device)  # each [1]
+        return self.model.decode_step(ids, slots, positions, self.cache, position + 1)
+
+    def capture_steps(self) -> None:
+        """Capture all shapes of steps that the slots may need, if steps are captured."""
         if isinstance(self.step_runner, CudaGraphRunner):
             self.step_runner.capture_up_to(self.cache.max_batch_size)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import fields
@@ -27,15 +28,18 @@ from adept_fast.config import PersimmonConfig
 from adept_fast.engine.admission import Admission
 from adept_fast.engine.engine import Engine
 from adept_fast.engine.graphs import CUDA_GRAPHS, CaptureReport, LaunchPolicy
-from adept_fast.engine.loading import load_model, request_memory
 from adept_fast.engine.model_runner import ModelRunner
 from adept_fast.engine.placement import Placement
+from adept_fast.engine.ranks.leading_runner import LeadingRunner
+from adept_fast.engine.ranks.loading import load_ranks
+from adept_fast.engine.ranks.launch import check_ranks
+from adept_fast.engine.ranks.team import Team
 from adept_fast.engine.scoring import Likelihood, Score, ScoredSequence
 from adept_fast.engine.sequence import Generation, Request
 from adept_fast.engine.stats import Stats
 from adept_fast.engine.text_stream import TextStream
 from adept_fast.kv_cache import StaticKVCache
-from adept_fast.memory.advice import explaining_out_of_memory, plan_memory
+from adept_fast.memory.advice import explaining_out_of_memory
 from adept_fast.memory.plan import MemoryPlan
 from adept_fast.memory.workspace import max_rows
 from adept_fast.model import Persimmon
@@ -45,6 +49,17 @@ from adept_fast.tokenizer.tokenizer import Tokenizer
 
 Prompt = str | SequenceOf[int]
 
+# What ``load`` takes of where the model is put.
+_SETTINGS = (
+    "device",
+    "dtype",
+    "cache_dtype",
+    "weights",
+    "weight_layout",
+    "embedding",
+    "max_seq_len",
+    "max_batch_size",
+)
 _PROMPTS = "text, or a list of texts or of lists of token ids"
 
 
@@ -66,14 +81,18 @@ class Runtime:
         load_seconds: float,
         cuda_graphs: str = "auto",
         admission: Admission = Admission(prefix_cache=True),  # noqa: B008 (it is immutable)
+        team: Team | None = None,
     ) -> None:
-        self.config: PersimmonConfig = model.config
+        self.config: PersimmonConfig = model.config.whole
         self.tokenizer = tokenizer
         self.placement = placement
         self.load_seconds = load_seconds
         self._plan = plan
         policy = LaunchPolicy.on(model.device, max_rows(cache.max_batch_size), cache.max_seq_len, cuda_graphs)
-        runner = ModelRunner(model, cache, tokenizer.vocab_size, policy)
+        self._team = team
+        of_model = model, cache, tokenizer.vocab_size, policy
+        runner = ModelRunner(*of_model) if team is None else LeadingRunner(team, *of_model)
+        self._close = weakref.finalize(self, team.close) if team else None
         self.engine = Engine(
             runner, tokenizer, lambda: explaining_out_of_memory(plan, during="generating"), admission
         )
@@ -99,6 +118,7 @@ class Runtime:
         step_tokens: int | str | None = None,
         max_waiting: int | None = None,
         prefix_cache: bool = True,
+        tensor_parallel: int = 1,
         mmap: bool = True,
         progress: bool = True,
     ) -> Runtime:
@@ -127,6 +147,9 @@ class Runtime:
             step_tokens: of prompts and decoding sequences in one step; None for whole chunks, or ``auto``.
             max_waiting: requests that may wait for a slot before QueueFullError; None for any number.
             prefix_cache: do not read again what a slot holds of a prompt; no bit of a result changes.
+            tensor_parallel: ranks that each have a part of the model, on a GPU or some threads of their own.
+                This process is the first; it starts the others, or under torchrun awaits them, and there
+                the others do not return. ``close`` ends them.
             mmap: map weight files, which must stay whole. False copies them: CheckpointError if truncated.
             progress: show a progress bar on stderr.
 
@@ -138,23 +161,15 @@ class Runtime:
         mmap, warmup, progress = flag("mmap", mmap), flag("warmup", warmup), flag("progress", progress)
         flags = _flags(check_weights=check_weights, exact_prefill=exact_prefill)
         admission = Admission(step_tokens, max_waiting, prefix_cache)
+        count = check_ranks(tensor_parallel)
         checkpoint = _open(path_or_name, optional_text("revision", revision), mmap=mmap, progress=progress)
         if max_seq_len is not None:
             max_seq_len = integer("max_seq_len", max_seq_len, 1, checkpoint.config.max_position_embeddings)
-        placement, request = request_memory(
-            checkpoint,
-            device=device,
-            dtype=dtype,
-            cache_dtype=cache_dtype,
-            weights=weights,
-            weight_layout=weight_layout,
-            embedding=embedding,
-            max_seq_len=max_seq_len,
-            max_batch_size=max_batch_size,
-        )
-        plan = plan_memory(request)
-        model, cache = load_model(checkpoint, placement, plan, progress=progress, **flags)
-        runtime = cls(model, checkpoint.tokenizer, cache, plan, placement, 0.0, cuda_graphs, admission)
+        given = (device, dtype, cache_dtype, weights, weight_layout, embedding, max_seq_len, max_batch_size)
+        settings = dict(zip(_SETTINGS, given, strict=True))
+        loaded = load_ranks(checkpoint, count, settings, cuda_graphs, progress=progress, **flags)
+        placed = loaded.model, checkpoint.tokenizer, loaded.cache, loaded.plan, loaded.placement
+        runtime = cls(*placed, 0.0, loaded.cuda_graphs, admission, loaded.team)
         if warmup:
             runtime.warm_up()
         runtime.load_seconds = time.perf_counter() - started
@@ -174,12 +189,23 @@ class Runtime:
     def max_batch_size(self) -> int:
         return self.engine.runner.cache.max_batch_size
 
+    def close(self) -> None:
+        """End the other ranks, if there are several; further calls then raise RankError."""
+        if self._close is not None:
+            self._close()
+
+    @property
+    def ranks(self) -> int:
+        """How many processes have a part of the model."""
+        return self.engine.runner.model.ranks.count
+
     def memory(self) -> MemoryPlan:
-        """The memory of weights, cache and workspace, and the longest context that would fit."""
+        """The memory of weights, cache and workspace, and the longest context that would fit; if there are
+        several ranks, of the first one's part."""
         return self._plan
 
     def stats(self) -> Stats:
-        """The activation sparsity of the decode steps so far."""
+        """The activation sparsity of the decode steps so far, of the first rank's neurons."""
         return Stats(*self.engine.runner.model.neuron_counts.tolist())
 
     def warm_up(self) -> None:
@@ -192,7 +218,7 @@ class Runtime:
         return self.engine.runner.captures()
 
     def bytes_read_per_step(self, context_tokens: int) -> int:
-        """The bytes that decoding one token reads after ``context_tokens`` others of its sequence."""
+        """The bytes that decoding one token reads on a rank after ``context_tokens`` others of its sequence."""
         context_tokens = integer("context_tokens", context_tokens, 0)
         weights = self.engine.runner.model.weights.bytes_per_step(self.tokenizer.vocab_size)
         return weights + self._plan.cache_bytes_per_token * context_tokens

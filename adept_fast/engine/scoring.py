@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from adept_fast import ops
 from adept_fast.engine.prefix_cache import HeldTokens
 from adept_fast.engine.sequence import TokenLogprob
 from adept_fast.memory.workspace import SCORED_ROWS
-from adept_fast.model import Persimmon, Segment
+from adept_fast.model import Segment
 from adept_fast.ops.transfer import Arriving, to_device
 
 
@@ -167,7 +167,12 @@ class ScoredSequence:
         return (self._context + ids, 0) if self._current == 0 else (ids, len(self._context))
 
 
-def score_targets(model: Persimmon, hidden: Tensor, targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
+AllLogits = Callable[[Tensor], Tensor]  # ``all_logits`` of a ModelRunner
+
+
+def score_targets(
+    all_logits: AllLogits, hidden: Tensor, targets: Sequence[Target]
+) -> tuple[Tensor, Tensor]:
     """The log-probability of each target, and whether it is the likeliest token: each [targets].
 
     Args:
@@ -177,14 +182,16 @@ def score_targets(model: Persimmon, hidden: Tensor, targets: Sequence[Target]) -
     logprobs, likeliest = [], []
     for some_rows, some_ids in zip(rows.split(SCORED_ROWS), ids.split(SCORED_ROWS), strict=True):
         # The logits get no name, so that they are freed before the next ones are computed.
-        scores = model.all_logits(hidden[some_rows]).log_softmax(-1)  # [rows, vocab]
+        scores = all_logits(hidden[some_rows]).log_softmax(-1)  # [rows, vocab]
         logprobs.append(scores.gather(-1, some_ids[:, None])[:, 0])
         likeliest.append(scores.argmax(-1) == some_ids)
         del scores
     return torch.cat(logprobs), torch.cat(likeliest)
 
 
-def prompt_logprobs(model: Persimmon, hidden: Tensor, ids: Sequence[int], count: int) -> list[TokenLogprob]:
+def prompt_logprobs(
+    all_logits: AllLogits, hidden: Tensor, ids: Sequence[int], count: int
+) -> list[TokenLogprob]:
     """The log-probability of each id and of the ``count`` likeliest ones in its place, as ``score_targets``
     computes it; waits.
 
@@ -194,7 +201,7 @@ def prompt_logprobs(model: Persimmon, hidden: Tensor, ids: Sequence[int], count:
     entries = []
     (predicted,) = to_device([ids], hidden.device)  # [ids]
     for some, states in zip(predicted.split(SCORED_ROWS), hidden.split(SCORED_ROWS), strict=True):
-        found = TokenLogprobs(model.all_logits(states), some, count)
+        found = TokenLogprobs(all_logits(states), some, count)
         entries += [found.of(row, count) for row in range(len(some))]
     return entries
 

@@ -6,8 +6,11 @@ Each exchange is one all-gather, which a CUDA graph captures: kernels of NCCL on
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from adept_fast.ops.ranks import Ranks
@@ -24,3 +27,16 @@ class GroupRanks(Ranks):
         parts = numbers.new_empty(self.count, len(numbers))
         self._group.allgather([list(parts)], [numbers]).wait()
         yield slice(None), list(parts)
+
+    def abort(self) -> None:
+        """End exchanges that wait for a rank that has ended, so that the device's stream goes on."""
+        self._group.abort()
+
+
+def nccl_group(store: Path, rank: int, count: int, device: torch.device) -> Any:
+    """NCCL's group of ranks with a GPU each, which find each other by the file ``store``."""
+    torch.cuda.set_device(device)
+    group = dist.ProcessGroupNCCL(dist.FileStore(str(store), count), rank, count)
+    # The first exchange allocates, which no capture may.
+    group.allreduce([torch.zeros(1, dtype=torch.float32, device=device)]).wait()
+    return group

@@ -73,6 +73,9 @@ class Ranks(ABC):
         (numbers,) = ([int(part) for part in parts] for _, parts in self.exchange(_one(number, device)))
         return numbers
 
+    def abort(self) -> None:
+        """End exchanges that wait for a rank that has ended, where they do not notice it themselves."""
+
     def addend(self, x: Tensor) -> Tensor:
         """What this rank adds to a sum over ranks of which x is a term: x on the first rank, else 0."""
         return x if self.rank == 0 else torch.zeros_like(x)
