@@ -202,8 +202,8 @@ class RankConfig(PersimmonConfig):
     """The part of a model that one of several tensor-parallel ranks has: some heads, neurons and rows of the
     vocabulary, of which the first is that of the token ``first_row``, of the model ``of``.
 
-    ``padding`` are the ``dense_padding``: columns before and after those of the rank's heads in its part of the attention's
-    output projection: 4-bit weights of a row share scales in groups, which are not cut.
+    ``padding`` are columns before and after those of the rank's heads in its part of the attention's output
+    projection: 4-bit weights of a row share scales in groups, which are not cut.
     """
 
     of: PersimmonConfig = field(default_factory=PersimmonConfig)

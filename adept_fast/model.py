@@ -280,7 +280,9 @@ class Persimmon:
 
         # A decode step, which counts neurons, is alone in having absent tokens.
         present = None if neuron_counts is None else slots
-        products = _Products(layer, eps, operators, neuron_counts, present, self.ranks, self.config.dense_padding)
+        products = _Products(
+            layer, eps, operators, neuron_counts, present, self.ranks, self.config.dense_padding
+        )
         return decoder_layer(x, products, rotate_and_attend)
 
 
@@ -370,6 +372,4 @@ class _Products:
         w = self.weights
         norm, up, down = (w.mlp_gamma, w.mlp_beta, self.eps), (w.w_up, w.b_up), (w.w_down_t, w.b_down)
         residual = self.ranks.addend(x)
-        return self.ranks.sum(
-            self.operators.mlp(x, *norm, *up, *down, self.counts, self.slots, residual)
-        )
+        return self.ranks.sum(self.operators.mlp(x, *norm, *up, *down, self.counts, self.slots, residual))

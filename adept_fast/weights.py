@@ -13,7 +13,6 @@ from adept_fast.checkpoint import (
     Checkpoint,
     CheckpointError,
     PackedMatrix,
-    StoredTensor,
     dtype_name,
     packed_matrices,
 )

@@ -44,8 +44,8 @@ class StoredTensor:
     """A tensor in a file: its name, shape and dtype are known, its values are read by ``read``.
 
     ``read`` returns it on the CPU, in its stored dtype, memory-mapped where the format allows. ``read_part``
-    takes a dimension, a start and an end, and returns the slices from start to end along the dimension without
-    reading the others; None where ``read`` and a view do as much.
+    takes a dimension, a start and an end, and returns the slices from start to end along the dimension
+    without reading the others; None where a view of ``read`` does as much.
     """
 
     name: str

@@ -92,7 +92,9 @@ class PickledTensor:
     def is_contiguous(self) -> bool:
         """Whether its elements lie one after the other, the last dimension's next to each other."""
         below = [math.prod(self.shape[at + 1 :]) for at in range(len(self.shape))]
-        return all(size == 1 or by == step for size, by, step in zip(self.shape, self.stride, below, strict=True))
+        return all(
+            size == 1 or by == step for size, by, step in zip(self.shape, self.stride, below, strict=True)
+        )
 
 
 def printable(text: str) -> str:

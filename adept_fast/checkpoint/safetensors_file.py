@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from adept_fast.checkpoint.base import CheckpointError, StoredTensor, tensor_of
 from adept_fast.checkpoint.file_range import FileRange

@@ -1,8 +1,9 @@
-"""The share of a checkpoint that one of several tensor-parallel ranks holds, after Megatron-LM (Shoeybi et al. 2019).
+"""The share of a checkpoint that one of several tensor-parallel ranks holds.
 
-A rank has some heads, some neurons of the MLP and some rows of the vocabulary. The projections into heads and
-neurons are split by rows, with their biases; those out of them by columns, so that the ranks' products are
-terms of one sum, to which the first rank's adds the bias. LayerNorms are whole on each rank.
+As in Megatron-LM (Shoeybi et al. 2019), a rank has some heads, some neurons of the MLP and some rows of the
+vocabulary. The projections into heads and neurons are split by rows, with their biases; those out of them by
+columns, so that the ranks' products are terms of one sum, to which the first rank's adds the bias. LayerNorms
+are whole on each rank.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ _VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 
 @dataclass(frozen=True)
 class Share:
-    """What rank ``rank`` of ``count`` has of a model. A dimension that ``count`` divides is split equally, as in
-    Adept's ``mp_rank_*`` files; ``count`` divides the number of heads.
+    """What rank ``rank`` of ``count`` has of a model; ``count`` divides the number of heads.
+
+    A dimension that ``count`` divides is split equally, as in Adept's ``mp_rank_*`` files.
     """
 
     config: PersimmonConfig

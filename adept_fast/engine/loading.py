@@ -40,8 +40,8 @@ def request_memory(
     """The placement of a checkpoint, and the request for its memory.
 
     ``gpu_memory`` stands for a GPU with that many free bytes, in place of ``device``; it is assumed that the
-    kernels run on it, and that the host has room for pinned memory. ``sharing_ranks`` processes with a part of
-    the model each share the free memory of the device.
+    kernels run on it, and that the host has room for pinned memory. ``sharing_ranks`` processes, each with a
+    part of the model, share the free memory of the device.
 
     Raises ParameterError for an unknown name, an absent device, a layout that its kernels do not read or an
     embedding that cannot be on the requested one, CheckpointError if the weights are packed in another format

@@ -30,9 +30,9 @@ from adept_fast.engine.engine import Engine
 from adept_fast.engine.graphs import CUDA_GRAPHS, CaptureReport, LaunchPolicy
 from adept_fast.engine.model_runner import ModelRunner
 from adept_fast.engine.placement import Placement
+from adept_fast.engine.ranks.launch import check_ranks
 from adept_fast.engine.ranks.leading_runner import LeadingRunner
 from adept_fast.engine.ranks.loading import load_ranks
-from adept_fast.engine.ranks.launch import check_ranks
 from adept_fast.engine.ranks.team import Team
 from adept_fast.engine.scoring import Likelihood, Score, ScoredSequence
 from adept_fast.engine.sequence import Generation, Request
@@ -218,7 +218,7 @@ class Runtime:
         return self.engine.runner.captures()
 
     def bytes_read_per_step(self, context_tokens: int) -> int:
-        """The bytes that decoding one token reads on a rank after ``context_tokens`` others of its sequence."""
+        """The bytes that decoding a token reads on a rank after ``context_tokens`` others of its sequence."""
         context_tokens = integer("context_tokens", context_tokens, 0)
         weights = self.engine.runner.model.weights.bytes_per_step(self.tokenizer.vocab_size)
         return weights + self._plan.cache_bytes_per_token * context_tokens

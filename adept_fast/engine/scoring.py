@@ -170,9 +170,7 @@ class ScoredSequence:
 AllLogits = Callable[[Tensor], Tensor]  # ``all_logits`` of a ModelRunner
 
 
-def score_targets(
-    all_logits: AllLogits, hidden: Tensor, targets: Sequence[Target]
-) -> tuple[Tensor, Tensor]:
+def score_targets(all_logits: AllLogits, hidden: Tensor, targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
     """The log-probability of each target, and whether it is the likeliest token: each [targets].
 
     Args:

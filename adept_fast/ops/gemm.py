@@ -51,7 +51,11 @@ class Gemm:
             activations.masked_fill_((slots < 0)[:, None], 0)
         if counts is not None:
             reference.count_active(activations, counts)
-        return self.project_transposed(activations, w_down_t).add_(b_down).add_(x if residual is None else residual)
+        return (
+            self.project_transposed(activations, w_down_t)
+            .add_(b_down)
+            .add_(x if residual is None else residual)
+        )
 
     def lm_head(self, x: Tensor, gamma: Tensor, beta: Tensor, eps: float, w: Matrix) -> Tensor:
         return self.project(self.layer_norm(x, gamma, beta, eps), w)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, distributed
 
 from adept_fast.ops.ranks import Ranks
+
+_distributed: Any = distributed  # whose types are not complete
 
 
 class GroupRanks(Ranks):
@@ -36,7 +37,7 @@ class GroupRanks(Ranks):
 def nccl_group(store: Path, rank: int, count: int, device: torch.device) -> Any:
     """NCCL's group of ranks with a GPU each, which find each other by the file ``store``."""
     torch.cuda.set_device(device)
-    group = dist.ProcessGroupNCCL(dist.FileStore(str(store), count), rank, count)
+    group: Any = _distributed.ProcessGroupNCCL(_distributed.FileStore(str(store), count), rank, count)
     # The first exchange allocates, which no capture may.
     group.allreduce([torch.zeros(1, dtype=torch.float32, device=device)]).wait()
     return group

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Ranks(ABC):
-    """The rank of this process, how many there are, and their exchanges. All ranks call the same ones in order."""
+    """The rank of this process, how many there are, and their exchanges, which all make in the same order."""
 
     rank: int = 0
     count: int = 1
@@ -72,9 +72,6 @@ class Ranks(ABC):
         """The number that each rank tells the others."""
         (numbers,) = ([int(part) for part in parts] for _, parts in self.exchange(_one(number, device)))
         return numbers
-
-    def abort(self) -> None:
-        """End exchanges that wait for a rank that has ended, where they do not notice it themselves."""
 
     def addend(self, x: Tensor) -> Tensor:
         """What this rank adds to a sum over ranks of which x is a term: x on the first rank, else 0."""

@@ -1,8 +1,8 @@
 """SharedMemoryRanks: ranks on one machine that exchange numbers through memory that all of them map.
 
-Layout: a line of the cache with each rank's count of rounds, then two pieces for each rank, of even and of odd
-rounds. In a round a rank writes its piece, publishes the round, and waits until all have. One that begins the
-next round but one has seen all begin the next, so nobody reads a piece any more that is written again.
+Layout: a line of the cache with each rank's count of rounds, then two pieces for each rank, of even and of
+odd rounds. In a round a rank writes its piece, publishes the round, and waits until all have. One that begins
+the next round but one has seen all begin the next, so nobody reads a piece any more that is written again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from torch import Tensor
 from adept_fast.ops.ranks import Ranks
 
 PIECE_BYTES = 1 << 20  # it stays in the cache, and holds the sums of 16 tokens of the 8B
-_LINE_BYTES = 128  # the counts of two ranks are not in one line of the cache, nor in two that are fetched together
+_LINE_BYTES = (
+    128  # the counts of two ranks are not in one line of the cache, nor in two that are fetched together
+)
 _YIELDS = 2000  # to other threads, before a wait sleeps
 _NAP_SECONDS = 50e-6
 _NAPS_BETWEEN_CHECKS = 200
@@ -30,7 +32,7 @@ def memory_bytes(count: int) -> int:
 
 
 class SharedMemoryRanks(Ranks):
-    """Exchanges through ``memory``, of ``memory_bytes(count)``, 0 at first. Tensors of a GPU pass through the host.
+    """Exchanges through ``memory``, of ``memory_bytes(count)``, 0 at first; those of a GPU too.
 
     Args:
         check: called now and then by a rank that waits; raises if it waits in vain.
@@ -50,7 +52,9 @@ class SharedMemoryRanks(Ranks):
         size = PIECE_BYTES // numbers.element_size()
         for start in range(0, len(numbers), size):
             piece = numbers[start : start + size]
-            pieces = self._pieces[(self._round + 1) % 2, :, : piece.nbytes].view(numbers.dtype)  # [rank, piece]
+            pieces = self._pieces[(self._round + 1) % 2, :, : piece.nbytes].view(
+                numbers.dtype
+            )  # [rank, piece]
             pieces[self.rank].copy_(piece)
             self._meet()
             yield slice(start, start + size), [part.to(numbers.device) for part in pieces]

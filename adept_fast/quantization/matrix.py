@@ -184,7 +184,9 @@ class QuantizedMatrix(LayoutMatrix):
 Matrix: TypeAlias = Tensor | LayoutMatrix
 
 
-def quantize(matrix: Tensor, spec: MatrixSpec, layout: type[Packed], agree: Agree = of_whole_matrix) -> Packed:
+def quantize(
+    matrix: Tensor, spec: MatrixSpec, layout: type[Packed], agree: Agree = of_whole_matrix
+) -> Packed:
     """Round and pack a matrix of ``spec.shape`` on its device; beyond the result, memory holds one block.
 
     ``agree`` is that of ``round_rows``, for a part of a matrix.

@@ -1,4 +1,7 @@
-"""The process of a rank that the first one has started: ``python -m adept_fast.engine.ranks DIRECTORY RANK PARENT``."""
+"""The process of a rank that the first one has started.
+
+python -m adept_fast.engine.ranks DIRECTORY RANK PARENT
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ _FAILED = 1  # exit status
 
 
 class LeaderWatch:
-    """The thread that tells the first rank that this one lives, and ends this process if the first one does not."""
+    """The thread that tells the first rank that this one lives, and ends this process if that does not."""
 
     def __init__(self, life: Connection, rank: int) -> None:
         self._life, self._rank = life, rank
@@ -62,7 +62,8 @@ class LeaderWatch:
         if self._is_over.is_set():
             return
         if self._rank == 1:  # one of all tells the user
-            print(f"adept-fast: rank 0 {how}, so the other ranks end too", file=sys.stderr, flush=True)
+            sys.stderr.write(f"adept-fast: rank 0 {how}, so the other ranks end too\n")
+            sys.stderr.flush()
         os._exit(_FAILED)
 
 

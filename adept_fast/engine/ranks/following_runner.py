@@ -1,7 +1,7 @@
-"""FollowingRunner: repeats each pass over the weights on the part of the model that another rank than the first has.
+"""FollowingRunner: repeats each pass over the weights on the part of another rank than the first.
 
-Ids, slots and positions of decode steps come from the first rank's device with each step, and its choices stay
-there. So a follower has no state but its part of the cache.
+Ids, slots and positions of decode steps come from the first rank's device with each step, and its choices
+stay there. So a follower has no state but its part of the cache.
 """
 
 from __future__ import annotations

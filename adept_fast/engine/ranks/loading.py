@@ -1,4 +1,4 @@
-"""Loads the parts of a model on its ranks: on the first as ``Runtime.load`` asks, on the others as that tells."""
+"""Loads the parts of a model: on the first rank as ``Runtime.load`` asks, on the others as that tells."""
 
 from __future__ import annotations
 
@@ -54,16 +54,20 @@ def choose_layout(config: PersimmonConfig, count: int, device: object, cuda_grap
     heads = config.num_attention_heads
     if heads % count:
         numbers = " or ".join(str(number) for number in range(1, heads + 1) if heads % number == 0)
-        raise ParameterError(f"tensor_parallel is {count}; expected {numbers}, as the model has {heads} heads")
+        raise ParameterError(
+            f"tensor_parallel is {count}; expected {numbers}, as the model has {heads} heads"
+        )
     found = find_device(device)
     if found.type == "cpu" or found.index is not None:
         if found.type == "cuda" and cuda_graphs == "required":
-            raise ParameterError("cuda_graphs is 'required'; expected auto or off for several ranks on one GPU")
+            raise ParameterError(
+                "cuda_graphs is 'required'; expected auto or off for several ranks on one GPU"
+            )
         return Layout(count, found, is_shared=True)
     if torch.cuda.device_count() < count:
         raise ParameterError(
-            f"tensor_parallel is {count}, and this torch sees {torch.cuda.device_count()} CUDA devices; expected "
-            f"one for each rank, or device 'cuda:0' to have all ranks share that one"
+            f"tensor_parallel is {count}, and this torch sees {torch.cuda.device_count()} CUDA devices; "
+            f"expected one for each rank, or device 'cuda:0' to have all ranks share that one"
         )
     return Layout(count, found, is_shared=False)
 
@@ -117,10 +121,11 @@ def load_ranks(
 
     Raises the errors of ``Runtime.load``, of any rank, and RankError if one ends.
     """
+    options: dict[str, Any] = {"progress": progress, **flags}
     if count == 1:
         placement, request = request_memory(checkpoint, **settings)
         plan = plan_memory(request)
-        model, cache = load_model(checkpoint, placement, plan, progress=progress, **flags)
+        model, cache = load_model(checkpoint, placement, plan, **options)
         return Loaded(model, cache, plan, placement, cuda_graphs)
     layout = choose_layout(checkpoint.config, count, settings["device"], cuda_graphs)
     graphs = "off" if layout.is_shared else cuda_graphs
@@ -155,7 +160,7 @@ def load_ranks(
         else:
             ranks = GroupRanks(nccl_group(team.store, 0, count, layout.device_of(0)))
             team.watch.on_failure = ranks.abort
-        model, cache = load_model(own.checkpoint, own.placement, plan, progress=progress, ranks=ranks, **flags)
+        model, cache = load_model(own.checkpoint, own.placement, plan, ranks=ranks, **options)
         team.await_ready()
     except BaseException as error:
         team.abandon(error)
@@ -175,7 +180,9 @@ def load_follower(place: Place, told: dict[str, Any], check: Any) -> FollowingRu
         ranks: Ranks = SharedMemoryRanks(rank, count, place.memory, check)
     else:
         ranks = GroupRanks(nccl_group(place.store, rank, count, layout.device_of(rank)))
-    model, cache = load_model(own.checkpoint, own.placement, plan, progress=False, ranks=ranks, **told["flags"])
+    model, cache = load_model(
+        own.checkpoint, own.placement, plan, progress=False, ranks=ranks, **told["flags"]
+    )
     rows = max_rows(cache.max_batch_size)
     policy = LaunchPolicy.on(model.device, rows, cache.max_seq_len, told["cuda_graphs"])
     return FollowingRunner(model, cache, policy)

@@ -65,7 +65,9 @@ class Meeting:
                 connection.close()
                 continue
             if version != __version__:
-                raise RuntimeError(f"rank {rank} runs adept-fast {version}; expected {__version__}, as rank 0 does")
+                raise RuntimeError(
+                    f"rank {rank} runs adept-fast {version}; expected {__version__}, as rank 0 does"
+                )
             end.settimeout(None)
             found[int(rank), str(purpose)] = connection, int(process)
         return found

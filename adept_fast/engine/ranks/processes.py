@@ -9,8 +9,9 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch.distributed as dist
+from torch import distributed
 
 import adept_fast
 from adept_fast.arguments import ParameterError
@@ -29,7 +30,7 @@ class Launched:
 
 def launched() -> Launched | None:
     """The rank of this process under torchrun; None if it was started otherwise."""
-    if not dist.is_available() or not dist.is_torchelastic_launched():
+    if not distributed.is_available() or not distributed.is_torchelastic_launched():
         return None
     return Launched(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 
@@ -37,7 +38,9 @@ def launched() -> Launched | None:
 def check_launch(found: Launched, count: int, environment: Mapping[str, str] = os.environ) -> None:
     """Raises ParameterError unless torchrun has started ``count`` ranks, on this machine."""
     if found.count != count:
-        raise ParameterError(f"tensor_parallel is {count}; expected {found.count}, the ranks that torchrun has started")
+        raise ParameterError(
+            f"tensor_parallel is {count}; expected {found.count}, the ranks that torchrun has started"
+        )
     if int(environment.get("LOCAL_WORLD_SIZE", count)) != count:
         raise ParameterError(
             f"tensor_parallel is {count}, on several machines; expected all ranks on one, which share memory"
@@ -57,10 +60,10 @@ def announced() -> Path:
 _KEY = "adept-fast meeting"
 
 
-def _store() -> dist.Store:
-    store, _, _ = next(dist.rendezvous("env://"))
-    found: dist.Store = store
-    return found
+def _store() -> Any:
+    untyped: Any = distributed
+    store, _, _ = next(untyped.rendezvous("env://"))
+    return store
 
 
 def start_children(directory: Path, count: int) -> dict[int, subprocess.Popen[bytes]]:

@@ -62,13 +62,15 @@ class Team:
 
     @contextlib.contextmanager
     def command(self, activity: str, name: str, *arguments: Any) -> Iterator[None]:
-        """For a pass over the weights: tell the other ranks to do their part, while the block does this one's.
+        """Tell the other ranks to do their part of a pass over the weights, while the block does this one's.
 
         Ctrl-C takes effect after the block, as the ranks must end it together. Any other error in it ends the
         other ranks. Raises RankError if a rank has failed.
         """
         if os.getpid() != self._process_id:
-            raise RankError("the ranks of this Runtime serve the process that loaded it; this is a fork of it")
+            raise RankError(
+                "the ranks of this Runtime serve the process that loaded it; this is a fork of it"
+            )
         self.watch.check()
         with _deferred_interrupt():
             self.watch.activity = activity
@@ -81,7 +83,9 @@ class Team:
                     self.watch.wait_for_failure()
                 self.watch.check()
                 self.watch.fail(
-                    RankError(f"rank 0 failed while {activity} ({error}), so the other ranks were ended; load again")
+                    RankError(
+                        f"rank 0 failed while {activity} ({error}), so the other ranks were ended; load again"
+                    )
                 )
                 raise
             self.watch.activity = "waiting for requests"

@@ -1,8 +1,8 @@
 """Watch: notices within seconds that a rank has ended or hangs, and says which.
 
 Ranks tell each other twice a second that they live, from a thread that goes on while the main one computes. A
-rank that is silent for twenty of the watcher's own turns is taken to hang: turns, not seconds, so that ranks that
-were all stopped together, by Ctrl-Z or with the machine, find each other alive.
+rank that is silent for twenty of the watcher's own turns is taken to hang: turns, not seconds, so that ranks
+that were all stopped together, by Ctrl-Z or with the machine, find each other alive.
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ class Watch:
         self._is_ending.wait(BEAT_SECONDS)
         for rank, process in self.processes.items():
             if process.poll() is not None and not self.peers:
-                return RankError(f"rank {rank} (process {process.pid}) {_end_of(process)} before it could load")
+                return RankError(
+                    f"rank {rank} (process {process.pid}) {_end_of(process)} before it could load"
+                )
         return None
 
     def _look(self, turns: Turns) -> Exception | None:
@@ -154,7 +156,9 @@ class Watch:
                     return _error_of(peer, *details)
         except ConnectionEndedError:
             how = "has ended" if peer.process is None else _end_of(peer.process)
-            return RankError(f"{peer} {how} while {self.activity}; expected it to serve its part of the model")
+            return RankError(
+                f"{peer} {how} while {self.activity}; expected it to serve its part of the model"
+            )
         if peer.silent_turns >= SILENT_TURNS:
             seconds = SILENT_TURNS * BEAT_SECONDS
             return RankError(
