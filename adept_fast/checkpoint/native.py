@@ -26,7 +26,7 @@ from adept_fast.config import PersimmonConfig
 from adept_fast.quantization.formats import FORMATS, MatrixSpec, QuantizationError, WeightFormat, spec_of
 from adept_fast.quantization.layout_cpu import TiledMatrix
 from adept_fast.quantization.layout_plain import RowMajorMatrix
-from adept_fast.quantization.matrix import LayoutMatrix, QuantizedMatrix
+from adept_fast.quantization.matrix import LayoutMatrix, QuantizedMatrix, Slices
 from adept_fast.quantization.rounding import Agree, of_whole_matrix
 from adept_fast.system.regular_file import is_there
 
@@ -89,6 +89,34 @@ class PackedMatrix(Generic[KindOfMatrix]):
             raise CheckpointError(f"{stored.source}: tensor {stored.name} {error}") from error
 
 
+@dataclass(frozen=True)
+class StoredMatrix:
+    """A packed matrix in a file: a call reads it, ``part`` some rows and columns of it."""
+
+    layout: type[QuantizedMatrix]
+    spec: MatrixSpec
+    values: StoredTensor
+    scales: StoredTensor
+
+    def __call__(self) -> QuantizedMatrix:
+        return self.layout(self.values.read(), self.scales.read(), self.spec)
+
+    def part(self, rows: range, columns: range) -> QuantizedMatrix:
+        """As ``QuantizedMatrix.part``; nothing else is read, if the layout has the part as slices."""
+        at = self.layout.slices(self.spec, rows, columns)
+        if at is None:
+            return self().part(rows, columns)
+        values, scales = _sliced(self.values, at[0]), _sliced(self.scales, at[1])
+        return self.layout(values, scales, self.spec.part(len(rows), len(columns)))
+
+
+def _sliced(tensor: StoredTensor, at: Slices) -> Tensor:
+    for dimension, along in enumerate(at):
+        start, stop, _ = along.indices(tensor.shape[dimension])
+        tensor = tensor.part(dimension, start, stop)
+    return tensor.read()
+
+
 def packed_matrices(
     config: PersimmonConfig, weights: WeightFormat, layout: type[Kind]
 ) -> dict[str, PackedMatrix[Kind]]:
@@ -134,8 +162,11 @@ def open_native(path: Path, values: dict[str, Any], *, mmap: bool = True) -> Che
     matrices = packed_matrices(config, packing.weights, packing.layout)
     check_tensors(file, tensors_of(config, matrices), stored)
     packed = {
-        name: partial(
-            _read_packed, matrix, stored[f"{name}.values"], stored[f"{name}.scales"], stored[EMBEDDING].dtype
+        name: StoredMatrix(
+            matrix.layout,
+            matrix.spec.rounded_from(stored[EMBEDDING].dtype),
+            stored[f"{name}.values"],
+            stored[f"{name}.scales"],
         )
         for name, matrix in matrices.items()
     }
@@ -188,13 +219,7 @@ def _packing(source: Path, description: Mapping[str, Any]) -> Packing:
     return Packing(formats[weights], LAYOUTS[layout])
 
 
-def _read_packed(
-    matrix: PackedMatrix[QuantizedMatrix], values: StoredTensor, scales: StoredTensor, embedding: torch.dtype
-) -> QuantizedMatrix:
-    return matrix.layout(values.read(), scales.read(), matrix.spec.rounded_from(embedding))
-
-
-def _unpacked(matrix: PackedMatrix[QuantizedMatrix], read: partial[QuantizedMatrix]) -> Tensor:
+def _unpacked(matrix: PackedMatrix[QuantizedMatrix], read: StoredMatrix) -> Tensor:
     """Float32, [out, in] as transformers stores it."""
     weights = read().dequantize()
     return weights.t() if matrix.spec.transposed else weights

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from adept_fast.checkpoint.base import Checkpoint, StoredTensor
+from adept_fast.checkpoint.native import StoredMatrix
 from adept_fast.config import PersimmonConfig, RankConfig
 from adept_fast.quantization.formats import WeightFormat
 from adept_fast.quantization.matrix import QuantizedMatrix
@@ -121,9 +122,9 @@ def _packed(
     assert part is not None
 
     def read_part(part: range) -> QuantizedMatrix:
-        matrix = read()
-        rows, columns = matrix.shape
-        return matrix.part(part, range(columns)) if by_row else matrix.part(range(rows), part)
+        matrix = read if isinstance(read, StoredMatrix) else read()
+        rows, columns = map(range, matrix.spec.shape)
+        return matrix.part(part, columns) if by_row else matrix.part(rows, part)
 
     return partial(read_part, part)
 

@@ -24,6 +24,9 @@ from adept_fast.commands.placement_words import (
 from adept_fast.engine.graphs import launch_description
 from adept_fast.engine.loading import request_memory
 from adept_fast.engine.placement import Placement
+from adept_fast.engine.ranks.launch import check_ranks
+from adept_fast.engine.ranks.layout import RankLayout, choose_layout
+from adept_fast.engine.ranks.loading import plan_rank
 from adept_fast.memory.advice import InsufficientMemoryError, plan_memory
 from adept_fast.memory.plan import MemoryPlan, MemoryRequest
 from adept_fast.memory.workspace import allowance_reason
@@ -61,7 +64,7 @@ def _verify(path: str) -> dict[str, Any]:
 def _report(location: Location, options: dict[str, Any]) -> dict[str, dict[str, Any]]:
     checkpoint = open_checkpoint(location.path, mmap=options["mmap"])
     is_absent = options["gpu_memory"] is not None
-    placement, request = _request(checkpoint, options)
+    part, placement, request, ranks = _first_rank(checkpoint, options)
     try:
         plan, refusal = plan_memory(request), ""
     except InsufficientMemoryError as error:
@@ -75,13 +78,15 @@ def _report(location: Location, options: dict[str, Any]) -> dict[str, dict[str, 
             "layout": describe_layout(placement),
             "pages": describe_pages(request),
             "cache": dtype_name(placement.cache_dtype),
-            "decode steps": launch_description(placement.device, options["cuda_graphs"]),
+            **({} if ranks is None else {"ranks": str(ranks)}),
+            "decode steps": launch_description(placement.device, _graphs(options, ranks)),
             **_describe_layers(placement, checkpoint),
             **({} if is_absent else _describe_kernels(placement.device)),
         },
         "memory": {
             "embedding": describe_embedding(request, plan),
             "vocabulary": _vocabulary(request),
+            **({} if ranks is None else _describe_part(part)),
             **({"does not fit": refusal} if plan is None else _describe_plan(plan)),
         },
         **({} if is_absent else _describe_software(checkpoint, placement)),
@@ -119,13 +124,38 @@ def _describe_checkpoint(checkpoint: Checkpoint, location: Location) -> dict[str
     }
 
 
-def _request(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Placement, MemoryRequest]:
+def _first_rank(
+    checkpoint: Checkpoint, options: dict[str, Any]
+) -> tuple[Checkpoint, Placement, MemoryRequest, RankLayout | None]:
+    """What the first rank loads, where, and where the others are; None if there is one."""
     if options["gpu_memory"] is not None and options["device"] not in ("auto", "cuda"):
         raise click.UsageError(f"--gpu-memory plans for a GPU, and --device is {options['device']}")
     asked = ("device", "dtype", "cache_dtype", "weights", "weight_layout", "embedding")
     sizes = ("max_seq_len", "gpu_memory")
-    settings = {name: options[name] for name in (*asked, *sizes)}
-    return request_memory(checkpoint, max_batch_size=options["batch_size"], **settings)
+    settings = {name: options[name] for name in (*asked, *sizes)} | {"max_batch_size": options["batch_size"]}
+    count = check_ranks(options["tensor_parallel"])
+    if count == 1:
+        return checkpoint, *request_memory(checkpoint, **settings), None
+    is_here, device = options["gpu_memory"] is None, settings.pop("device")
+    layout = choose_layout(checkpoint.config, count, device if is_here else None, options["cuda_graphs"])
+    own = plan_rank(checkpoint, layout, 0, **settings)
+    return own.checkpoint, own.placement, own.request, layout
+
+
+def _graphs(options: dict[str, Any], ranks: RankLayout | None) -> str:
+    return str(options["cuda_graphs"] if ranks is None else ranks.cuda_graphs(options["cuda_graphs"]))
+
+
+def _describe_part(part: Checkpoint) -> dict[str, str]:
+    """What the first rank has; the others have as much."""
+    config, whole = part.config, part.config.whole
+    parts = {
+        "heads": (config.num_attention_heads, whole.num_attention_heads),
+        "neurons": (config.intermediate_size, whole.intermediate_size),
+        "rows of the vocabulary": (config.vocab_size, whole.vocab_size),
+    }
+    shown = ", ".join(f"{own} of {all_} {name}" for name, (own, all_) in parts.items())
+    return {"of each rank": shown}
 
 
 def _describe_software(checkpoint: Checkpoint, placement: Placement) -> dict[str, dict[str, str]]:

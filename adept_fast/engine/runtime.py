@@ -89,13 +89,15 @@ class Runtime:
         self.load_seconds = load_seconds
         self._plan = plan
         policy = LaunchPolicy.on(model.device, max_rows(cache.max_batch_size), cache.max_seq_len, cuda_graphs)
-        self._team = team
+        self.team = team
         of_model = model, cache, tokenizer.vocab_size, policy
         runner = ModelRunner(*of_model) if team is None else LeadingRunner(team, *of_model)
         self._close = weakref.finalize(self, team.close) if team else None
         self.engine = Engine(
             runner, tokenizer, lambda: explaining_out_of_memory(plan, during="generating"), admission
         )
+        if team is not None:
+            team.watch.on_failure.append(self.engine.wake)
 
     @classmethod
     def load(

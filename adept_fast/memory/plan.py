@@ -31,6 +31,7 @@ class MemoryRequest:
     weights: Footprint
     vocab_rows: int  # of the vocabulary, that are loaded
     available_bytes: int
+    logits_rows: int = 0  # of the vocabulary, on all ranks together; 0 for ``vocab_rows``
     host_available_bytes: int = UNLIMITED_BYTES
     cache_dtype: torch.dtype = torch.float16
     max_seq_len: int | None = None
@@ -67,7 +68,7 @@ class MemoryRequest:
 
     def plan(self, max_seq_len: int, embedding: str) -> MemoryPlan:
         """The sizes, whether they fit or not, without ``longest_context``."""
-        workspace = Workspace(self.config, self.device, self.vocab_rows, self.cache_dtype)
+        workspace = Workspace(self.config, self.device, self.logits_rows or self.vocab_rows, self.cache_dtype)
         at_work = max(
             workspace.prompt_bytes(max_seq_len) + self.weights.unpacking_bytes,
             workspace.step_bytes(max_rows(self.max_batch_size), max_seq_len),

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adept_fast.quantization.formats import FORMATS, MatrixSpec, QuantizationError, WeightFormat
-from adept_fast.quantization.matrix import QuantizedMatrix, Stored
+from adept_fast.quantization.matrix import QuantizedMatrix, Slices, Stored
 from adept_fast.quantization.rounding import RoundedRows
 
 TILE = 16  # rows, whose weights of the same columns are adjacent
@@ -90,23 +90,19 @@ class TiledMatrix(QuantizedMatrix):
 
     def rows(self, count: int) -> TiledMatrix:
         """The first ``count`` rows, at most all, as a view, of whole tiles if rows are tiled."""
-        return self._whole_rows(range(min(count, self.shape[0])))
+        return self.part(range(min(count, self.shape[0])), range(self.shape[1]))
 
-    def part(self, rows: range, columns: range) -> QuantizedMatrix:
-        """A view if rows are whole, and begin a tile if they are tiled."""
-        if len(columns) == self.shape[1] and (self.spec.transposed or rows.start % TILE == 0):
-            return self._whole_rows(rows)
-        return super().part(rows, columns)
-
-    def _whole_rows(self, rows: range) -> TiledMatrix:
-        spec, values, scales = self.spec.part(len(rows), self.shape[1]), self.values, self.scales
+    @classmethod
+    def slices(cls, spec: MatrixSpec, rows: range, columns: range) -> tuple[Slices, Slices] | None:
+        """Of whole rows, which begin a tile if rows are tiled."""
+        if len(columns) != spec.shape[1] or (rows.start % TILE and not spec.transposed):
+            return None
         by_output = spec.format.group_size is None
         if spec.transposed:
             of_rows = slice(rows.start, rows.stop)
-            return TiledMatrix(values[of_rows], scales if by_output else scales[of_rows], spec)
+            return (of_rows,), (slice(None) if by_output else of_rows,)
         first, last = rows.start // TILE, -(-rows.stop // TILE)
-        of_outputs = slice(TILE * first, TILE * last) if by_output else slice(first, last)
-        return TiledMatrix(values[first:last], scales[of_outputs], spec)
+        return (slice(first, last),), (slice(TILE * first, TILE * last) if by_output else slice(first, last),)
 
 
 def _padded(spec: MatrixSpec) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adept_fast.quantization.formats import MatrixSpec
-from adept_fast.quantization.matrix import QuantizedMatrix, Stored
+from adept_fast.quantization.matrix import QuantizedMatrix, Slices, Stored
 from adept_fast.quantization.rounding import RoundedRows
 
 
@@ -59,15 +59,13 @@ class RowMajorMatrix(QuantizedMatrix):
     def rows(self, count: int) -> RowMajorMatrix:
         return self.part(range(min(count, self.shape[0])), range(self.shape[1]))
 
-    def part(self, rows: range, columns: range) -> RowMajorMatrix:
-        """A view."""
-        spec, weights = self.spec.part(len(rows), len(columns)), self.spec.format
+    @classmethod
+    def slices(cls, spec: MatrixSpec, rows: range, columns: range) -> tuple[Slices, Slices]:
+        weights, of_rows = spec.format, slice(rows.start, rows.stop)
         first = columns.start * weights.bits // 8
-        values = self.values[rows.start : rows.stop, first : first + spec.padded_columns * weights.bits // 8]
+        bytes_of_rows = weights.padded(len(columns)) * weights.bits // 8
+        values = of_rows, slice(first, first + bytes_of_rows)
         if weights.group_size is not None:
             group = columns.start // weights.group_size
-            scales = self.scales[rows.start : rows.stop, group : group + spec.scales_shape[1]]
-        else:
-            outputs = columns if spec.transposed else rows
-            scales = self.scales[outputs.start : outputs.stop]
-        return RowMajorMatrix(values, scales, spec)
+            return values, (of_rows, slice(group, group + weights.padded(len(columns)) // weights.group_size))
+        return values, (slice(columns.start, columns.stop) if spec.transposed else of_rows,)

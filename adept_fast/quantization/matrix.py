@@ -13,6 +13,7 @@ from torch import Tensor
 from adept_fast.quantization.formats import MatrixSpec, WeightFormat
 from adept_fast.quantization.rounding import Agree, RoundedRows, of_whole_matrix, round_rows, row_blocks
 
+Slices: TypeAlias = tuple[slice, ...]
 Stored: TypeAlias = tuple[tuple[int, ...], torch.dtype]  # the shape and the dtype of a tensor
 Ordered = TypeVar("Ordered", bound="LayoutMatrix")
 Packed = TypeVar("Packed", bound="QuantizedMatrix")
@@ -149,11 +150,19 @@ class QuantizedMatrix(LayoutMatrix):
     def rounded(self, start: int, stop: int) -> RoundedRows:
         """Rows ``start`` to ``stop``, in plain order."""
 
-    def part(self: Packed, rows: range, columns: range) -> QuantizedMatrix:
-        """Some rows and columns as a matrix of their own, in this layout or another one.
+    @classmethod
+    def slices(cls, spec: MatrixSpec, rows: range, columns: range) -> tuple[Slices, Slices] | None:
+        """Where the values and scales of a part lie in those of a matrix; None if they are nowhere."""
+        return None
+
+    def part(self: Packed, rows: range, columns: range) -> Packed:
+        """Some rows and columns as a matrix of their own, a view if it has such ``slices``.
 
         Columns begin at a multiple of the format's groups, and end at one or at the last column.
         """
+        if (at := self.slices(self.spec, rows, columns)) is not None:
+            spec = self.spec.part(len(rows), len(columns))
+            return type(self)(self.values[at[0]], self.scales[at[1]], spec)
         packed = type(self).empty(self.spec.part(len(rows), len(columns)), self.device)
         for start, stop in row_blocks(packed.spec, self.device):
             rounded = self.rounded(rows.start + start, rows.start + stop)

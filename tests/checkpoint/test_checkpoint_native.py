@@ -156,9 +156,9 @@ class TestWriting:
         alive: list[weakref.ref[torch.Tensor]] = []
         most = 0
 
-        def counted(matrix: torch.Tensor, spec: Any, layout: Any) -> QuantizedMatrix:
+        def counted(matrix: torch.Tensor, *others: Any) -> QuantizedMatrix:
             nonlocal most
-            result = quantize(matrix, spec, layout)
+            result = quantize(matrix, *others)
             alive.append(weakref.ref(result.values))
             most = max(most, sum(reference() is not None for reference in alive))
             return result

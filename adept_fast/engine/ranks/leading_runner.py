@@ -19,6 +19,9 @@ class LeadingRunner(ModelRunner):
         self.team = team
         super().__init__(*arguments)
 
+    def check(self) -> None:
+        self.team.check()
+
     def prefill(self, segments: Sequence[Segment]) -> Tensor:
         told = [[segment.slot, segment.start, list(segment.ids)] for segment in segments]
         with self.team.command("reading prompts", "prefill", told):

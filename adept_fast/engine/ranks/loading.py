@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from adept_fast.arguments import ParameterError
 from adept_fast.checkpoint import Checkpoint, dtype_name, open_checkpoint
 from adept_fast.checkpoint.shares import Share, rank_checkpoint
-from adept_fast.config import PersimmonConfig
 from adept_fast.engine.graphs import LaunchPolicy
 from adept_fast.engine.loading import load_model, request_memory
-from adept_fast.engine.placement import Placement, find_device
+from adept_fast.engine.placement import Placement
 from adept_fast.engine.ranks.following_runner import FollowingRunner
+from adept_fast.engine.ranks.layout import RankLayout, choose_layout
 from adept_fast.engine.ranks.meeting import Place
 from adept_fast.engine.ranks.team import Team
 from adept_fast.kv_cache import StaticKVCache
@@ -29,50 +28,6 @@ from adept_fast.ops.shared_memory import SharedMemoryRanks
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where the ranks are. ``is_shared``: all on one device, whose memory they share, and which exchange
-    through the host's; else rank n is on the nth GPU, and they exchange by NCCL."""
-
-    count: int
-    device: torch.device
-    is_shared: bool
-
-    def device_of(self, rank: int) -> torch.device:
-        return self.device if self.is_shared else torch.device("cuda", rank)
-
-    def __str__(self) -> str:
-        if not self.is_shared:
-            return f"{self.count}, on cuda:0 to cuda:{self.count - 1} (they exchange by NCCL)"
-        return f"{self.count}, all on {self.device} (they exchange through memory of the host)"
-
-
-def choose_layout(config: PersimmonConfig, count: int, device: object, cuda_graphs: str = "auto") -> Layout:
-    """The layout of ``count`` ranks on the device that a user names.
-
-    Raises ParameterError if the model has no such parts, or this machine no such devices.
-    """
-    heads = config.num_attention_heads
-    if heads % count:
-        numbers = " or ".join(str(number) for number in range(1, heads + 1) if heads % number == 0)
-        raise ParameterError(
-            f"tensor_parallel is {count}; expected {numbers}, as the model has {heads} heads"
-        )
-    found = find_device(device)
-    if found.type == "cpu" or found.index is not None:
-        if found.type == "cuda" and cuda_graphs == "required":
-            raise ParameterError(
-                "cuda_graphs is 'required'; expected auto or off for several ranks on one GPU"
-            )
-        return Layout(count, found, is_shared=True)
-    if torch.cuda.device_count() < count:
-        raise ParameterError(
-            f"tensor_parallel is {count}, and this torch sees {torch.cuda.device_count()} CUDA devices; "
-            f"expected one for each rank, or device 'cuda:0' to have all ranks share that one"
-        )
-    return Layout(count, found, is_shared=False)
-
-
-@dataclass(frozen=True)
 class RankPlan:
     """The part of one rank: its checkpoint, where it is put, and the request for its memory."""
 
@@ -81,15 +36,15 @@ class RankPlan:
     request: MemoryRequest
 
 
-def plan_rank(checkpoint: Checkpoint, layout: Layout, rank: int, **settings: Any) -> RankPlan:
+def plan_rank(checkpoint: Checkpoint, layout: RankLayout, rank: int, **settings: Any) -> RankPlan:
     """The part of a rank, with the settings of ``request_memory`` but for the device."""
     device = layout.device_of(rank)
     placement, _ = request_memory(checkpoint, device=device, **settings)
     part = rank_checkpoint(checkpoint, Share(checkpoint.config, rank, layout.count), placement.weights)
     chosen = settings | {"dtype": placement.dtype}
     sharing = layout.count if layout.is_shared else 1
-    placement, request = request_memory(part, device=device, sharing_ranks=sharing, **chosen)
-    return RankPlan(part, placement, request)
+    own, request = request_memory(part, device=device, sharing_ranks=sharing, **chosen)
+    return RankPlan(part, replace(own, dtype_reason=placement.dtype_reason), request)
 
 
 @dataclass(frozen=True)
@@ -128,7 +83,7 @@ def load_ranks(
         model, cache = load_model(checkpoint, placement, plan, **options)
         return Loaded(model, cache, plan, placement, cuda_graphs)
     layout = choose_layout(checkpoint.config, count, settings["device"], cuda_graphs)
-    graphs = "off" if layout.is_shared else cuda_graphs
+    graphs = layout.cuda_graphs(cuda_graphs)
     own = plan_rank(checkpoint, layout, 0, **{k: v for k, v in settings.items() if k != "device"})
     plan = plan_memory(own.request)
     told = settings | {
@@ -141,25 +96,24 @@ def load_ranks(
     told.pop("device")
     team = Team(count)
     try:
-        threads = max(1, torch.get_num_threads() // count)
         team.gather(
             {
                 "path": str(checkpoint.path),
                 "mmap": checkpoint.mmap,
                 "device": str(layout.device),
                 "is_shared": layout.is_shared,
-                "threads": threads,
+                "threads": layout.threads,
                 "cuda_graphs": graphs,
                 "flags": flags,
                 "settings": told,
             }
         )
-        torch.set_num_threads(threads)
+        torch.set_num_threads(layout.threads)
         if layout.is_shared:
             ranks: Ranks = SharedMemoryRanks(0, count, team.memory, team.check)
         else:
             ranks = GroupRanks(nccl_group(team.store, 0, count, layout.device_of(0)))
-            team.watch.on_failure = ranks.abort
+            team.watch.on_failure.append(ranks.abort)
         model, cache = load_model(own.checkpoint, own.placement, plan, ranks=ranks, **options)
         team.await_ready()
     except BaseException as error:
@@ -172,7 +126,7 @@ def load_follower(place: Place, told: dict[str, Any], check: Any) -> FollowingRu
     """The part of another rank than the first, as that told."""
     rank, count = told["rank"], told["count"]
     torch.set_num_threads(told["threads"])
-    layout = Layout(count, torch.device(told["device"]), told["is_shared"])
+    layout = RankLayout(count, torch.device(told["device"]), told["is_shared"])
     checkpoint = open_checkpoint(Path(told["path"]), mmap=told["mmap"])
     own = plan_rank(checkpoint, layout, rank, **told["settings"])
     plan = plan_memory(own.request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -81,10 +82,8 @@ def start_children(directory: Path, count: int) -> dict[int, subprocess.Popen[by
 
 
 def end_with_parent(parent: int) -> None:
-    """Have the system end this process when the thread that started it ends, where the system can."""
+    """Have a stopped process go on when its parent ends, where the system can: it then finds that, and ends."""
     if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGCONT)
     if os.getppid() != parent:  # it has ended before
         os._exit(1)

@@ -27,7 +27,7 @@ SILENT_TURNS = 20
 _END_SECONDS = 5.0  # that a process has to end once it was told to
 
 
-class RankError(RuntimeError):
+class RankError(ConnectionError):
     """A rank has ended or hangs, so the model cannot run any more; the message names the rank."""
 
 
@@ -67,19 +67,19 @@ class Watch:
 
     Args:
         start: starts the children: rank → process.
-        on_failure: called once a rank has failed.
+    ``on_failure`` has functions that are called, by any thread, once a rank has failed.
     """
 
     def __init__(
         self,
         start: Callable[[], dict[int, subprocess.Popen[bytes]]],
-        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         self.failure: Exception | None = None
         self.activity = "loading"
         self.peers: Sequence[Peer] = ()
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
-        self._start, self.on_failure = start, on_failure
+        self.on_failure: list[Callable[[], None]] = []
+        self._start = start
         self._is_ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="adept-fast ranks", daemon=True)
         self._thread.start()
@@ -100,7 +100,8 @@ class Watch:
             if peer.process is None:
                 with contextlib.suppress(OSError):
                     os.kill(peer.process_id, signal.SIGKILL)
-        self.on_failure()
+        for function in self.on_failure:
+            function()
 
     def wait_for_failure(self) -> None:
         """Give the watch the time to find out which rank has ended, and raise its error if one has."""
