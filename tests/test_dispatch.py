@@ -211,7 +211,7 @@ def test_arguments_by_name_and_defaults() -> None:
         ops.mlp(*arguments[:-1])
         ops.mlp(**by_name)
         with pytest.raises(TypeError, match="missing a required argument: 'b_down'"):
-            ops.mlp(*arguments[:-3])
+            ops.mlp(*arguments[:-4])
     assert calls == [("kernel", "mlp")] * 2
 
 

@@ -82,7 +82,7 @@ def start_children(directory: Path, count: int) -> dict[int, subprocess.Popen[by
 
 
 def end_with_parent(parent: int) -> None:
-    """Have a stopped process go on when its parent ends, where the system can: it then finds that, and ends."""
+    """Have a stopped process go on when its parent ends, where the system can: it then ends too."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGCONT)
     if os.getppid() != parent:  # it has ended before
