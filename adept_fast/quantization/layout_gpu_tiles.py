@@ -59,7 +59,7 @@ class GpuTiles(QuantizedMatrix):
         return RoundedRows(spec.format, values[:, : spec.shape[1]], scales)
 
     @classmethod
-    def slices(cls, spec: MatrixSpec, rows: range, columns: range) -> None:  # type: ignore[override]
+    def slices(cls, spec: MatrixSpec, rows: range, columns: range) -> None:
         """A part of rows is put together: no file has this layout, so there is no other need of one."""
 
     def rows(self, count: int) -> GpuTiles:
