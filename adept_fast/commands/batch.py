@@ -5,21 +5,21 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import click
 
 from adept_fast import __version__
 from adept_fast.checkpoint import Checkpoint
-from adept_fast.checkpoint.base import dtype_name
 from adept_fast.checkpoint.fingerprint import fingerprint
 from adept_fast.commands.errors import CommandFailed
-from adept_fast.commands.loading import chosen_checkpoint, load_runtime
+from adept_fast.commands.loading import chosen_checkpoint, load_runtime, placement_settings
 from adept_fast.commands.termination import ended_by_exceptions
-from adept_fast.engine.runtime import Runtime
 from adept_fast.server.batch.files import BatchFiles
 from adept_fast.server.batch.job import BatchJob, Written
 from adept_fast.server.batch.line_runner import Answered, LineRunner
+from adept_fast.server.batch.placement import placement_of
 from adept_fast.server.settings import Settings, model_name_of
 from adept_fast.system.progress import progress_bar
 from adept_fast.system.short_text import printable
@@ -27,11 +27,13 @@ from adept_fast.system.short_text import printable
 SOME_FAILED = 3  # the exit status if the output is whole, and some of its lines are errors
 
 _PACKAGES = ("pydantic", "fastapi", "prometheus_client")
+_PACKAGES_OF_RAY = ("ray", "pyarrow")
 # What the values of options change in an answer; --batch-size and --mmap change none.
 _OPTIONS = ("device", "dtype", "weights", "weight_layout", "cache_dtype", "embedding", "max_seq_len")
 
 
 def run(options: dict[str, Any]) -> None:
+    _check_ray(options)
     shown = not options["quiet"]
     files = BatchFiles.checked(options["source"], options["destination"])
     with ended_by_exceptions():
@@ -61,6 +63,21 @@ def _opened(files: BatchFiles, checkpoint: Checkpoint, options: dict[str, Any]) 
         )
 
 
+def _check_ray(options: dict[str, Any]) -> None:
+    """Raises click.UsageError for options that need --ray, and CommandFailed if Ray is not installed."""
+    given = [name for name in ("ray_workers", "ray_gpus", "ray_cpus") if options[name] is not None]
+    if options["ray"] is None and given:
+        raise click.UsageError(
+            f"--{given[0].replace('_', '-')} is given without --ray; expected both or none"
+        )
+    missing = [name for name in _PACKAGES_OF_RAY if importlib.util.find_spec(name) is None]
+    if options["ray"] is not None and missing:
+        raise CommandFailed(
+            f"{', '.join(missing)} cannot be found; expected the packages that "
+            f"pip install 'adept-fast[ray]' installs"
+        )
+
+
 def _check_packages(job: BatchJob) -> None:
     """Raises CommandFailed if the input has requests that cannot be read here."""
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
@@ -79,14 +96,13 @@ def _continue(job: BatchJob, checkpoint: Checkpoint, options: dict[str, Any]) ->
         _print(
             f"{job.files.journal}: its last {job.dropped_bytes} bytes were damaged, and are computed again"
         )
+    before, progress = job.done, _Progress(job, shown)
     try:
-        runtime = _load(job, checkpoint, options)
-        job.begin(_placement_of(runtime))
-        runner = LineRunner(runtime, Settings(job.origin.model_name), job.origin)
-        before, progress = job.done, _Progress(job, shown)
-        with progress:
-            job.refuse()
-            progress.add_all(runner.run(job.pending()))
+        if job.done < len(job.lines):
+            if job.placement is not None:  # a context that depends on free memory stays as it was
+                options = {**options, "max_seq_len": int(job.placement["max_seq_len"])}
+            answer = _answer_here if options["ray"] is None else _answer_on_ray
+            answer(job, progress, checkpoint, options)
         written = job.finish()
     except BaseException:
         if job.done and job.written is None:
@@ -99,25 +115,45 @@ def _continue(job: BatchJob, checkpoint: Checkpoint, options: dict[str, Any]) ->
         _print(progress.summary(written, before))
 
 
-def _load(job: BatchJob, checkpoint: Checkpoint, options: dict[str, Any]) -> Runtime:
-    if job.placement is not None:  # a context that depends on free memory stays as it was
-        options = {**options, "max_seq_len": int(job.placement["max_seq_len"])}
-    return load_runtime(
+def _answer_here(job: BatchJob, progress: _Progress, checkpoint: Checkpoint, options: dict[str, Any]) -> None:
+    runtime = load_runtime(
         checkpoint, options, max_batch_size=options["batch_size"], progress=not options["quiet"]
     )
+    job.begin(placement_of(runtime))
+    job.refuse()
+    runner = LineRunner(runtime, Settings(job.origin.model_name), job.origin)
+    with progress:
+        progress.add_all(runner.run(job.pending()))
 
 
-def _placement_of(runtime: Runtime) -> dict[str, str]:
-    """What was chosen for ``auto``, by the names of the options."""
-    placement = runtime.placement
-    return {
-        "device": placement.device.type,
-        "dtype": dtype_name(placement.dtype),
-        "weights": str(placement.weights and placement.weights.name),
-        "weight_layout": placement.layout,
-        "cache_dtype": dtype_name(placement.cache_dtype),
-        "max_seq_len": str(runtime.max_seq_len),
-    }
+def _answer_on_ray(
+    job: BatchJob, progress: _Progress, checkpoint: Checkpoint, options: dict[str, Any]
+) -> None:
+    from adept_fast.integrations.ray_data.answers import Workers, answers_on_ray
+    from adept_fast.integrations.ray_data.cluster import cluster_gpus, connected, machines
+    from adept_fast.integrations.ray_data.worker import Loading
+
+    settings = {**placement_settings(options), "max_batch_size": options["batch_size"]}
+    loading = Loading(_name_elsewhere(options), options["revision"], fingerprint(checkpoint.path), settings)
+    with connected(options["ray"]):
+        on_gpus = options["device"] != "cpu" and cluster_gpus() > 0
+        gpus = options["ray_gpus"] if options["ray_gpus"] is not None else float(on_gpus)
+        count = options["ray_workers"] or (int(cluster_gpus() / gpus) if gpus else machines())
+        workers = Workers(count, gpus, 1.0 if options["ray_cpus"] is None else options["ray_cpus"])
+        with progress:
+            for share in answers_on_ray(job, loading, Settings(job.origin.model_name), workers):
+                job.begin(share.placement)
+                progress.add_all(share.answers)
+    if job.placement is None:  # no line has needed a worker
+        job.begin({"device": "none"})
+    job.refuse()
+
+
+def _name_elsewhere(options: dict[str, Any]) -> str:
+    """The checkpoint's name for processes in other directories."""
+    name = str(options["checkpoint"])
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name != "demo" and path.exists() else name
 
 
 class _Progress:

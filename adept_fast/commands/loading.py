@@ -49,8 +49,12 @@ def load_runtime(
     checkpoint: Checkpoint, options: dict[str, Any], *, progress: bool = True, **settings: Any
 ) -> Runtime:
     """A Runtime from the values of ``placement_options``, and other settings of ``Runtime.load``."""
-    placement = {name: options[name] for name in _PLACEMENT}
-    return Runtime.load(checkpoint, progress=progress, **placement, **settings)
+    return Runtime.load(checkpoint, progress=progress, **placement_settings(options), **settings)
+
+
+def placement_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """The values of ``placement_options``, as settings of ``Runtime.load``."""
+    return {name: options[name] for name in _PLACEMENT}
 
 
 def sampling_params(

@@ -203,6 +203,20 @@ batch_options = _together(
         help="Seeds of lines that have none are derived from it and from their custom_id.",
     ),
     _option("--model-name", help="The model's id in requests.  [default: the checkpoint's name]"),
+    _option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Work on a Ray cluster: host:port, auto for the one that runs here, or local for a new one.",
+    ),
+    _option("--ray-workers", type=COUNT, help="Copies of the model.  [default: one a GPU, or one a machine]"),
+    _option(
+        "--ray-gpus",
+        type=click.FloatRange(min=0),
+        help="Of each worker.  [default: 1, or 0 if the cluster has none]",
+    ),
+    _option(
+        "--ray-cpus", type=click.FloatRange(min=0), help="Of each worker: its threads too.  [default: 1]"
+    ),
     _option("--quiet", is_flag=True, help="Print errors only."),
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")

@@ -135,6 +135,22 @@ def test_the_extra_is_named_where_it_is_needed(tmp_path: Path, monkeypatch: pyte
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
+def test_options_of_ray_need_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_lines(tmp_path / "in.jsonl", LINES)
+    result = run(tmp_path, "--ray-workers", "2")
+    assert result.exit_code == 2
+    assert "--ray-workers is given without --ray; expected both or none" in result.stderr
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "ray" else find(name, *more)
+    )
+    result = run(tmp_path, "--ray", "local")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "error: ray cannot be found; expected the packages that pip install 'adept-fast[ray]' installs\n",
+    )
+
+
 @pytest.mark.slow
 def test_plain_lines_need_no_extra(tmp_path: Path) -> None:
     write_lines(tmp_path / "in.jsonl", [*LINES, b"no JSON"])

@@ -16,7 +16,7 @@ from adept_fast.server.batch.files import BatchFiles
 from adept_fast.server.batch.journal import Journal, sync_directory
 from adept_fast.server.batch.line import MAX_BYTES, Line
 from adept_fast.server.batch.line_error import LineError
-from adept_fast.server.batch.line_index import LineIndex
+from adept_fast.server.batch.line_index import LineIndex, LocatedLine
 from adept_fast.server.batch.line_runner import GivenLine
 from adept_fast.server.batch.origin import BatchOrigin
 from adept_fast.system.json_text import json_text
@@ -131,9 +131,14 @@ class BatchJob:
 
         Lines that ``refuse`` answers are not among them.
         """
+        for line in self.unanswered():
+            yield GivenLine(line.index, line.number, self.lines.read(line.index))
+
+    def unanswered(self) -> Iterator[LocatedLine]:
+        """As ``pending``, with the places of the lines instead of their contents."""
         for index in self.lines.longest_first():
             if not self._has(index) and self.lines.refusal(index) is None:
-                yield GivenLine(index, self.lines.number(index), self.lines.read(index))
+                yield self.lines.locate(index)
 
     def refuse(self) -> None:
         """Answer the lines that are refused without a look at them: too long ones, and repeated ids."""

@@ -7,6 +7,7 @@ import hashlib
 import zlib
 from array import array
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,25 @@ _DIGEST_BYTES = 16
 _NO_ID = bytes(_DIGEST_BYTES)
 _MARK = codecs.BOM_UTF8  # at the beginning of a file
 _MAX_HELD_BYTES = len(_MARK) + MAX_BYTES + len(b"\r")  # of a line while it is read
+
+
+@dataclass(frozen=True)
+class LocatedLine:
+    """A line's index and number, and where its bytes are in the file, with their CRC-32."""
+
+    index: int
+    number: int
+    offset: int
+    length: int
+    checksum: int
+
+
+def read_located(file: RegularFile, line: LocatedLine) -> bytes:
+    """The bytes of a line. Raises FileError or BatchError if the file has changed since it was located."""
+    content = file.read_at(line.offset, line.length)
+    if zlib.crc32(content) != line.checksum:
+        raise BatchError(f"{file.path}: line {line.number} has changed; expected the input to stay as it is")
+    return content
 
 
 class LineIndex:
@@ -83,17 +103,14 @@ class LineIndex:
             return LineError(message, "custom_id", "duplicate_custom_id")
         return None
 
-    def read(self, index: int) -> bytes:
-        """A line without its end, for which there is no ``refusal``.
+    def locate(self, index: int) -> LocatedLine:
+        """Where to read a line for which there is no ``refusal``."""
+        offset, length = self._offsets[index], self._lengths[index]
+        return LocatedLine(index, self._numbers[index], offset, length, self._sums[index])
 
-        Raises FileError or BatchError if the file has changed since.
-        """
-        content = self._file.read_at(self._offsets[index], self._lengths[index])
-        if zlib.crc32(content) != self._sums[index]:
-            raise BatchError(
-                f"{self.path}: line {self.number(index)} has changed; expected the input to stay as it is"
-            )
-        return content
+    def read(self, index: int) -> bytes:
+        """A line without its end, for which there is no ``refusal``. Raises as ``read_located``."""
+        return read_located(self._file, self.locate(index))
 
     def _add(self, number: int, offset: int, length: int, content: bytes | None, ids: bytearray) -> None:
         """Note a line; ``content`` is None if it is too long."""

@@ -1,0 +1,1 @@
+"""Batches on a cluster, by Ray Data. Imports of this package need the extra ``ray``."""
