@@ -195,7 +195,7 @@ bos_option = click.option(
 )
 # The work on a file of requests; ``batch`` reads them.
 batch_options = _together(
-    _option("--batch-size", type=COUNT, default=8, help="Answers that run at the same time."),
+    _limit("--batch-size", help="Answers that run at the same time, of each worker with --ray."),
     _option(
         "--seed",
         type=click.IntRange(0, 2**63 - 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import Iterator
 
@@ -29,8 +30,11 @@ def connected(address: str) -> Iterator[None]:
 
     Raises RayError if there is none.
     """
-    more = {"include_dashboard": False} if address == LOCAL else {}
     _check_address(address)
+    more = {}
+    if address == LOCAL:
+        more = {"include_dashboard": False}
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves this machine
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **more)
     except Exception as error:  # noqa: BLE001 (Ray raises Exception itself)

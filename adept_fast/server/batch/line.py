@@ -6,12 +6,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from adept_fast.choices import SERVER_LIMITS
 from adept_fast.server.batch.line_error import LineError
 from adept_fast.system.json_file import parse_json
 from adept_fast.system.regular_file import FileError
 from adept_fast.system.short_text import short_repr
 
-MAX_BYTES = 4 * 2**20  # of a line, as of the body of a request
+MAX_BYTES = int(SERVER_LIMITS["max_body_bytes"].default)  # of a line, as of the body of a request
 MAX_ID_CHARACTERS = 512
 
 _MAX_BRACKETS = 50_000  # lists and objects cost far more time and memory than their bytes
