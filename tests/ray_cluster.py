@@ -61,8 +61,7 @@ class RayCluster:
             port = _free_port()
             self.url = f"http://127.0.0.1:{port}"
             serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-            with mock.patch.object(application, "Replica", FragileReplica):
-                serve.run(app(self._arguments), name=NAME, route_prefix="/")
+            self.deploy()
         except BaseException:
             self._end()
             raise
@@ -72,6 +71,11 @@ class RayCluster:
         self, _type: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None
     ) -> None:
         self._end()
+
+    def deploy(self, **changes: Any) -> None:
+        """Run the application with other arguments than at first, and return when it does."""
+        with mock.patch.object(application, "Replica", FragileReplica):
+            serve.run(app(self._arguments | changes), name=NAME, route_prefix="/")
 
     def add_node(self) -> Any:
         """A node that takes one more replica."""

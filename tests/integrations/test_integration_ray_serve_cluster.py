@@ -187,3 +187,67 @@ def test_an_engine_that_dies_costs_no_request_and_its_replica_is_replaced(cluste
     assert len(cluster.logged(LOST)) > lost
     wait_until(lambda: len(names() - before) == 1)
     assert cluster.logged("the engine failed")
+
+
+def test_a_client_that_leaves_frees_its_slot(cluster: RayCluster) -> None:
+    body = {"prompt": "Once upon a time", "max_tokens": 400, "ignore_eos": True, "stream": True}
+    with httpx.Client(base_url=cluster.url) as http:
+        before = metric(http, 'answers_total{finish_reason="cancelled"}')
+        with http.stream("POST", "/v1/completions", json=body) as response:
+            events = response.iter_lines()
+            assert "data:" in next(events)
+        wait_until(lambda: metric(http, 'answers_total{finish_reason="cancelled"}') == before + 1)
+        wait_until(lambda: metric(http, "answers_running") == 0)
+        with pytest.raises(httpx.ReadTimeout):
+            http.post("/v1/completions", json=body | {"stream": False}, timeout=0.3)
+        wait_until(lambda: metric(http, 'answers_total{finish_reason="cancelled"}') == before + 2)
+        wait_until(lambda: metric(http, "answers_running") == 0)
+
+
+def metric(http: httpx.Client, name: str) -> float:
+    lines = http.get("/metrics").text.splitlines()
+    values = [line.rpartition(" ")[2] for line in lines if line.startswith(f"adept_fast_{name} ")]
+    return float(values[0]) if values else 0.0
+
+
+def test_other_arguments_cost_no_request(cluster: RayCluster) -> None:
+    """The server and a replica end while answers run: they finish, and others take what comes."""
+    is_over, begun = threading.Event(), threading.Semaphore(0)
+
+    async def client(http: httpx.AsyncClient) -> int:
+        body = {"prompt": "Once upon a time", "max_tokens": 100, "ignore_eos": True, "temperature": 0}
+        count = 0
+        while not is_over.is_set():
+            begun.release()
+            await ask(http, "/v1/completions", body | {"stream": bool(count % 2)})
+            count += 1
+        return count
+
+    async def clients() -> list[int]:
+        async with cluster.client() as http:
+            return await asyncio.gather(*(client(http) for _ in range(8)))
+
+    with ThreadPoolExecutor(1) as executor:
+        asking = executor.submit(asyncio.run, clients())
+        for _ in range(16):
+            begun.acquire()
+        cluster.deploy(replicas=1, max_choices=3)
+        refused = httpx.post(f"{cluster.url}/v1/completions", json={"prompt": "a", "n": 4})
+        cluster.deploy()
+        is_over.set()
+        assert min(asking.result()) > 0
+    assert refused.json()["error"]["message"] == "n is 4; expected at most 3"
+
+
+def test_it_is_one_server_whose_responses_have_one_id(cluster: RayCluster) -> None:
+    with httpx.Client(base_url=cluster.url) as http:
+        response = http.get("/v1/models", headers={"X-Request-Id": "mine"})
+        assert response.headers.get_list("x-request-id") == ["mine"]
+        assert response.json()["data"][0]["max_model_len"] == CONTEXT
+        assert http.get("/v1/models", headers={"Host": "stranger.example"}).status_code == 403
+        assert http.get("/health").json() == {"status": "ok", "reason": None}
+        wait_until(lambda: metric(http, "slots") == 2 * SLOTS)
+        assert "adept-fast" in http.get("/").text
+    ready = [json.loads(line) for line in cluster.logged("ready")]
+    described = [line for line in ready if "replica" in line]
+    assert {"device", "dtype", "layout", "slots", "context", "step_tokens"} <= described[0].keys()

@@ -46,6 +46,7 @@ def build(arguments: ServeArguments) -> Application:
         num_replicas=1,
         ray_actor_options={"num_cpus": 0, **({"resources": _HEAD} if arguments.ingress_on_head else {})},
         max_ongoing_requests=_UNBOUNDED,
+        max_surge_percent=100,  # a new one takes requests before the old one stops
         graceful_shutdown_timeout_s=arguments.grace_seconds,
         graceful_shutdown_wait_loop_s=0.1,
         logging_config=_NO_ACCESS_LOG,

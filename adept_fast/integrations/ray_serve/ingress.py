@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from ray import serve
@@ -13,7 +14,7 @@ from adept_fast.integrations.ray_serve.local_only import LocalOnly
 from adept_fast.integrations.ray_serve.remote_service import RemoteService
 from adept_fast.integrations.ray_serve.request_id import OneRequestId
 from adept_fast.integrations.ray_serve.router import live_replicas
-from adept_fast.server.api_keys import api_keys
+from adept_fast.server.api_keys import api_keys, is_readable_by_all
 from adept_fast.server.app import create_app
 from adept_fast.server.logs import configure_own_logs, log
 from adept_fast.server.settings import Settings
@@ -33,6 +34,8 @@ class Ingress:
         configure_own_logs(arguments.log_format)
         # Read here, on the machine of the server: Ray shows the arguments of an application to all its users.
         keys = api_keys(os.environ.get(KEY_VARIABLE), arguments.api_key_file, KEY_VARIABLE)
+        if arguments.api_key_file is not None and is_readable_by_all(arguments.api_key_file):
+            log("all users can read the API keys", logging.WARNING, file=arguments.api_key_file)
         settings = arguments.settings(keys, None if keys or arguments.no_auth else _LOOPBACK_NAMES)
         app_name = serve.get_replica_context().app_name
         model = await replicas.describe.remote()

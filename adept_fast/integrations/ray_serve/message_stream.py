@@ -16,8 +16,8 @@ from adept_fast.integrations.ray_serve.messages import (
 )
 from adept_fast.server.service import Service
 
-# Between two messages: one takes Ray about a millisecond of a core on either side, so steps that are faster
-# than this share messages.
+# Between two messages: each costs Ray time of a core on either side, so steps that are faster than this share
+# messages.
 _MESSAGE_SECONDS = 0.01
 
 

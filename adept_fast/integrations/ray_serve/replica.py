@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import torch
 from ray import serve
 
 from adept_fast.engine.runtime import Runtime
@@ -63,6 +64,7 @@ def described(runtime: Runtime) -> dict[str, Any]:
     placement = runtime.placement
     return {
         "device": str(placement.device),
+        "threads": torch.get_num_threads() if placement.device.type == "cpu" else None,
         "dtype": str(placement.dtype).removeprefix("torch."),
         "dtype_reason": placement.dtype_reason,
         "weights": placement.weights,
