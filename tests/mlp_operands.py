@@ -39,7 +39,13 @@ class Mlp:
     b_down: Tensor
     dtype: torch.dtype  # of torch's products
 
-    def run(self, backend: Backend, counts: Tensor | None = None, slots: Tensor | None = None) -> Tensor:
+    def run(
+        self,
+        backend: Backend,
+        counts: Tensor | None = None,
+        slots: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
         out: Tensor = backend.run(
             "mlp",
             x=self.x,
@@ -54,6 +60,7 @@ class Mlp:
             b_down=self.b_down,
             counts=counts,
             slots=slots,
+            residual=residual,
         )
         return out
 

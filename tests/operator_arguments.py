@@ -84,6 +84,7 @@ def mlp(fmt: str) -> Arguments:
         "b_down": torch.randn(HIDDEN),
         "counts": torch.zeros(2, dtype=torch.int64),
         "slots": torch.tensor([3, -1]),
+        "residual": torch.randn(2, HIDDEN),
     }
 
 

@@ -312,6 +312,17 @@ def by_python(mlp: Mlp, counts: Tensor | None = None) -> Tensor:
 
 
 @on(KERNELS)
+def test_another_residual_is_added_in_place_of_x(backend: Backend) -> None:
+    for fmt in backend.formats:
+        mlp = operands(backend, fmt, 3, 48, 40)
+        residual = torch.randn_like(mlp.x)
+        of_x, of_other = mlp.run(backend), mlp.run(backend, residual=residual)
+        found, expected = of_other.double() - residual.double(), of_x.double() - mlp.x.double()
+        assert torch.allclose(found, expected, atol=1e-4, rtol=1e-5), fmt
+        assert torch.equal(mlp.run(backend, residual=mlp.x.clone()), of_x)
+
+
+@on(KERNELS)
 def test_counts_go_on_past_64_bits(backend: Backend) -> None:
     """As torch's sums of int64 do, to which the definition leaves them."""
     for fmt in backend.formats:
