@@ -31,7 +31,7 @@ def on_ranks(count: int, work: Callable[[Ranks], Result]) -> list[Result]:
     results: dict[int, Result] = {}
     errors: list[BaseException] = []
 
-    def check() -> None:
+    def check(rank: int, seconds: float) -> None:
         if errors:
             raise RuntimeError("another rank has failed")
 

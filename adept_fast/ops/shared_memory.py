@@ -35,10 +35,11 @@ class SharedMemoryRanks(Ranks):
     """Exchanges through ``memory``, of ``memory_bytes(count)``, 0 at first; those of a GPU too.
 
     Args:
-        check: called now and then by a rank that waits; raises if it waits in vain.
+        check: called now and then by a rank that waits, with the rank that it waits for and the seconds that
+            it has slept; raises if it waits in vain.
     """
 
-    def __init__(self, rank: int, count: int, memory: mmap, check: Callable[[], None]) -> None:
+    def __init__(self, rank: int, count: int, memory: mmap, check: Callable[[int, float], None]) -> None:
         self.rank, self.count = rank, count
         self._check = check
         self._round = 0
@@ -68,14 +69,14 @@ class SharedMemoryRanks(Ranks):
             tries = 0
             while self._rounds[other * step] < self._round:
                 tries += 1
-                self._pause(tries)
+                self._pause(other, tries)
 
-    def _pause(self, tries: int) -> None:
+    def _pause(self, other: int, tries: int) -> None:
         if tries < _YIELDS:
             _let_others_run()
             return
         if tries % _NAPS_BETWEEN_CHECKS == 0:
-            self._check()
+            self._check(other, (tries - _YIELDS) * _NAP_SECONDS)
         time.sleep(_NAP_SECONDS)
 
 

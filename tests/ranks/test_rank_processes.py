@@ -157,6 +157,20 @@ def test_a_rank_that_hangs_is_ended_and_named(monkeypatch: pytest.MonkeyPatch) -
             runtime.generate("x", max_new_tokens=5)
 
 
+def test_a_rank_that_lives_and_does_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread that tells of its life goes on."""
+    monkeypatch.setattr(team, "STEP_SECONDS", 1.0)
+    with loaded() as runtime:
+        assert runtime.team is not None
+        real = runtime.team._commands
+        runtime.team._commands = []  # so it is not told to take part
+        with pytest.raises(RankError, match="^rank 1 did not do its part of a step within 30 s"):
+            runtime.generate("x", max_new_tokens=5)
+        runtime.team._commands = real
+        with pytest.raises(RankError, match="^rank 1 did not do its part"):
+            runtime.generate("x", max_new_tokens=5)
+
+
 @pytest.mark.parametrize("when", ["before it loads", "while it loads"])
 def test_a_rank_that_is_killed_while_loading(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = team.Team.gather

@@ -13,7 +13,7 @@ import torch
 from adept_fast.engine.ranks.connection import Connection, ConnectionEndedError
 from adept_fast.engine.ranks.loading import load_follower
 from adept_fast.engine.ranks.meeting import Place
-from adept_fast.engine.ranks.watch import BEAT_SECONDS, SILENT_TURNS, Turns
+from adept_fast.engine.ranks.watch import BEAT_SECONDS, SILENT_TURNS, STEP_SECONDS, Turns, late
 
 _FAILED = 1  # exit status
 
@@ -23,13 +23,19 @@ class LeaderWatch:
 
     def __init__(self, life: Connection, rank: int) -> None:
         self._life, self._rank = life, rank
+        self.is_serving = False  # all ranks have loaded their parts
         self._sending = threading.Lock()
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="adept-fast ranks", daemon=True)
         self._thread.start()
 
-    def check(self) -> None:
-        """For waits: this thread ends the process if they are in vain."""
+    def check_wait(self, rank: int, seconds: float) -> None:
+        """For waits for a rank's part of an exchange: raises RankError if it does not come.
+
+        If the first rank has ended, the thread ends this process.
+        """
+        if self.is_serving and seconds > STEP_SECONDS:
+            raise late(rank)
 
     def report(self, error: Exception) -> None:
         """Tell the first rank why this one ends."""
@@ -72,10 +78,11 @@ def serve(place: Place, rank: int) -> NoReturn:
     watch = LeaderWatch(place.life, rank)
     try:
         _, told = place.commands.receive()
-        runner = load_follower(place, told, watch.check)
+        runner = load_follower(place, told, watch.check_wait)
         place.commands.send("ready")
         with torch.inference_mode():
             while (message := place.commands.receive())[0] != "close":
+                watch.is_serving = True
                 name, *arguments = message
                 getattr(runner, name)(*arguments)
         watch.over()

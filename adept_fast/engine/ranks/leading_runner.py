@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adept_fast.engine.model_runner import ModelRunner
+from adept_fast.engine.model_runner import ModelRunner, PendingStep
 from adept_fast.engine.ranks.team import Team
 from adept_fast.model import Segment
 
@@ -42,6 +42,13 @@ class LeadingRunner(ModelRunner):
     def launch_step(self, rows: int, length: int) -> Tensor:
         with self.team.command("decoding", "launch_step", rows, length):
             return super().launch_step(rows, length)
+
+    def read(self, step: PendingStep, rows: Sequence[int]) -> list[int]:
+        try:
+            return super().read(step, rows)
+        except RuntimeError:
+            self.team.watch.wait_for_failure()  # which ends what the device waits for
+            raise
 
     def decode_first_token(self, slot: int, position: int) -> Tensor:
         with self.team.command("decoding", "decode_first_token", position):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def load_ranks(
         )
         torch.set_num_threads(layout.threads)
         if layout.is_shared:
-            ranks: Ranks = SharedMemoryRanks(0, count, team.memory, team.check)
+            ranks: Ranks = SharedMemoryRanks(0, count, team.memory, team.check_wait)
         else:
             ranks = GroupRanks(nccl_group(team.store, 0, count, layout.device_of(0)))
             team.watch.on_failure.append(ranks.abort)
@@ -122,7 +123,7 @@ def load_ranks(
     return Loaded(model, cache, plan, own.placement, graphs, team)
 
 
-def load_follower(place: Place, told: dict[str, Any], check: Any) -> FollowingRunner:
+def load_follower(place: Place, told: dict[str, Any], check: Callable[[int, float], None]) -> FollowingRunner:
     """The part of another rank than the first, as that told."""
     rank, count = told["rank"], told["count"]
     torch.set_num_threads(told["threads"])

@@ -13,7 +13,7 @@ from typing import Any
 from adept_fast.engine.ranks.connection import Connection, ConnectionEndedError
 from adept_fast.engine.ranks.meeting import COMMANDS, LIFE, Meeting
 from adept_fast.engine.ranks.processes import announce, launched, start_children
-from adept_fast.engine.ranks.watch import Peer, RankError, Watch
+from adept_fast.engine.ranks.watch import STEP_SECONDS, Peer, RankError, Watch, late
 
 
 class Team:
@@ -27,6 +27,7 @@ class Team:
         self._process_id = os.getpid()
         self._meeting = Meeting(count)
         self._commands: list[Connection] = []
+        self._is_ready = False  # all have loaded their parts
         self.memory, self.store = self._meeting.memory, self._meeting.store
         directory = self._meeting.directory
         if launched():
@@ -54,11 +55,18 @@ class Team:
             with self._explained():
                 connection.receive()
         self._meeting.close()
+        self._is_ready = True
         self.watch.activity = "waiting for requests"
 
     def check(self) -> None:
         """Raises the error of the rank that has failed, if one has."""
         self.watch.check()
+
+    def check_wait(self, rank: int, seconds: float) -> None:
+        """For waits for a rank's part of an exchange: raises RankError if it will not come."""
+        self.watch.check()
+        if self._is_ready and seconds > STEP_SECONDS:
+            raise late(rank)
 
     @contextlib.contextmanager
     def command(self, activity: str, name: str, *arguments: Any) -> Iterator[None]:
@@ -83,7 +91,9 @@ class Team:
                     self.watch.wait_for_failure()
                 self.watch.check()
                 self.watch.fail(
-                    RankError(
+                    error
+                    if isinstance(error, RankError)
+                    else RankError(
                         f"rank 0 failed while {activity} ({error}), so the other ranks were ended; load again"
                     )
                 )

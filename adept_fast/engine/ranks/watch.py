@@ -24,6 +24,7 @@ from adept_fast.memory.advice import InsufficientMemoryError
 
 BEAT_SECONDS = 0.5  # a turn
 SILENT_TURNS = 20
+STEP_SECONDS = 30.0  # that ranks wait for the part of another one, once all have loaded
 _END_SECONDS = 5.0  # that a process has to end once it was told to
 
 
@@ -43,6 +44,11 @@ class Peer:
 
     def __str__(self) -> str:
         return f"rank {self.rank} (process {self.process_id})"
+
+
+def late(rank: int) -> RankError:
+    """The error of a rank that lives, and does not do its part."""
+    return RankError(f"rank {rank} did not do its part of a step within {STEP_SECONDS:g} s")
 
 
 class Turns:
