@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from adept_fast.checkpoint import CheckpointError as CheckpointError
     from adept_fast.config import ConfigError as ConfigError
     from adept_fast.config import PersimmonConfig as PersimmonConfig
+    from adept_fast.engine.ranks.watch import RankError as RankError
     from adept_fast.engine.runtime import Runtime as Runtime
     from adept_fast.engine.scoring import Score as Score
     from adept_fast.engine.sequence import Generation as Generation
@@ -35,6 +36,7 @@ _MODULES = {
     "MemoryPlan": "memory.plan",
     "ParameterError": "arguments",
     "PersimmonConfig": "config",
+    "RankError": "engine.ranks.watch",
     "Request": "engine.sequence",
     "Runtime": "engine.runtime",
     "SamplingParams": "sampling",
