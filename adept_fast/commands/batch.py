@@ -29,7 +29,16 @@ SOME_FAILED = 3  # the exit status if the output is whole, and some of its lines
 _PACKAGES = ("pydantic", "fastapi", "prometheus_client")
 _PACKAGES_OF_RAY = ("ray", "pyarrow")
 # What the values of options change in an answer; --batch-size and --mmap change none.
-_OPTIONS = ("device", "dtype", "weights", "weight_layout", "cache_dtype", "embedding", "max_seq_len")
+_OPTIONS = (
+    "device",
+    "dtype",
+    "weights",
+    "weight_layout",
+    "cache_dtype",
+    "embedding",
+    "max_seq_len",
+    "tensor_parallel",
+)
 
 
 def run(options: dict[str, Any]) -> None:
@@ -137,9 +146,12 @@ def _answer_on_ray(
     loading = Loading(_name_elsewhere(options), options["revision"], fingerprint(checkpoint.path), settings)
     with connected(options["ray"]):
         on_gpus = options["device"] != "cpu" and cluster_gpus() > 0
-        gpus = options["ray_gpus"] if options["ray_gpus"] is not None else float(on_gpus)
-        count = options["ray_workers"] or (int(cluster_gpus() / gpus) if gpus else machines())
-        workers = Workers(count, gpus, 1.0 if options["ray_cpus"] is None else options["ray_cpus"])
+        gpus, cpus, count = options["ray_gpus"], options["ray_cpus"], options["ray_workers"]
+        if gpus is None:
+            gpus = float(options["tensor_parallel"]) if on_gpus else 0.0
+        if count is None:
+            count = max(1, int(cluster_gpus() / gpus) if gpus else machines())
+        workers = Workers(count, gpus, 1.0 if cpus is None else cpus)
         with progress:
             for share in answers_on_ray(job, loading, Settings(job.origin.model_name), workers):
                 job.begin(share.placement)

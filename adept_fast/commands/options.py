@@ -212,7 +212,7 @@ batch_options = _together(
     _option(
         "--ray-gpus",
         type=click.FloatRange(min=0),
-        help="Of each worker.  [default: 1, or 0 if the cluster has none]",
+        help="Of each worker.  [default: one a rank, or 0 if the cluster has none]",
     ),
     _option(
         "--ray-cpus", type=click.FloatRange(min=0), help="Of each worker: its threads too.  [default: 1]"
