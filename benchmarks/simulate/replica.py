@@ -105,24 +105,29 @@ class Replica:
         if self.waiting:
             self._admit()
         chunk: list[tuple[Running, int]] = []
-        seconds = 0.0
         if self._reading:
             if self.engine.prefix_cache:
                 self._copy()
             chunk = self._next_chunk()
-            parts: list[Part] = [(tokens, running.read) for running, tokens in chunk]
-            seconds = self.times.prefill_seconds(parts, busy)
         elif not self.rows:
             return None
-        sent = self.rows
-        if chunk:
-            sent += sum(running.read + tokens == running.request.prompt_tokens for running, tokens in chunk)
-        if self.rows:
-            seconds += self.times.decode_seconds(self.rows, self.context, busy)
-        seconds += self.times.overhead_seconds(sent, busy)
         self.step = Step(chunk, self.rows)
-        self.totals.busy_seconds += seconds
-        return seconds
+        return self.seconds(busy)
+
+    def seconds(self, busy: int) -> float:
+        """What the step that has begun takes, if so many replicas work all the while."""
+        step = self.step
+        assert step is not None
+        seconds, sent = 0.0, step.rows
+        if step.chunk:
+            parts: list[Part] = [(tokens, running.read) for running, tokens in step.chunk]
+            seconds = self.times.prefill_seconds(parts, busy)
+            sent += sum(
+                running.read + tokens == running.request.prompt_tokens for running, tokens in step.chunk
+            )
+        if step.rows:
+            seconds += self.times.decode_seconds(step.rows, self.context, busy)
+        return seconds + self.times.overhead_seconds(sent, busy)
 
     def end(self, now: float) -> list[Request]:
         """End the step; the requests whose last token it gave."""

@@ -47,6 +47,17 @@ class Setup:
 
 
 @dataclass(eq=False)
+class StepUnderWay:
+    """A step, at the pace that the number of working replicas of its machine sets."""
+
+    began: float
+    since: float  # when the pace last changed
+    seconds: float  # of the whole step at this pace
+    left: float = 1.0  # share of the step that was left then
+    changes: int = 0  # of the pace
+
+
+@dataclass(eq=False)
 class Host:
     """A replica's process: whether it is up and takes requests, and since when it is paid for."""
 
@@ -58,6 +69,7 @@ class Host:
     life: int = 0  # grows when it dies, so that events of a former life are known
     paid_since: float | None = 0.0
     paid_seconds: float = 0.0
+    step: StepUnderWay | None = None
 
 
 class Simulation:
@@ -163,21 +175,39 @@ class Simulation:
 
     def _begin(self, host: Host) -> None:
         """Begin a step of a replica that has been idle."""
-        self._busy[host.machine] += 1
+        self._change_pace(host.machine, 1)
         self._step(host)
 
     def _step(self, host: Host) -> None:
         seconds = host.replica.begin(self._busy[host.machine])
-        if seconds is not None:
-            self._at(self.now + seconds, self._end, host, host.life)
+        if seconds is None:
+            host.step = None
+            self._change_pace(host.machine, -1)
+            if host.is_leaving:
+                self._leave(host)
             return
-        self._busy[host.machine] -= 1
-        if host.is_leaving:
-            self._leave(host)
+        host.step = StepUnderWay(self.now, self.now, seconds)
+        self._at(self.now + seconds, self._end, host, host.step, 0)
 
-    def _end(self, host: Host, life: int) -> None:
-        if host.life != life:
+    def _change_pace(self, machine: int, change: int) -> None:
+        """One replica more works on a machine, or one less: the steps under way go on at another pace."""
+        self._busy[machine] += change
+        if self.setup.per_machine == 1:
             return
+        first = machine * self.setup.per_machine
+        for host in self.hosts[first : first + self.setup.per_machine]:
+            step = host.step
+            if step is not None:
+                step.left = max(0.0, step.left - (self.now - step.since) / step.seconds)
+                step.since, step.seconds = self.now, host.replica.seconds(self._busy[machine])
+                step.changes += 1
+                end = self.now + step.left * step.seconds
+                self._at(end, self._end, host, step, step.changes)
+
+    def _end(self, host: Host, step: StepUnderWay, changes: int) -> None:
+        if host.step is not step or step.changes != changes:  # it died, or goes on at another pace
+            return
+        host.replica.totals.busy_seconds += self.now - step.began
         ended = host.replica.end(self.now)
         if ended:
             self._outstanding[host.number] -= len(ended)
@@ -215,8 +245,9 @@ class Simulation:
         host.life += 1
         self._alive = [each.number for each in self.hosts if each.is_up and not each.is_leaving]
         self._outstanding[host.number] = 0
-        if host.replica.step is not None:
-            self._busy[host.machine] -= 1
+        if host.step is not None:
+            host.step = None
+            self._change_pace(host.machine, -1)
         lost = host.replica.lose_all()
         if host.is_leaving:
             self._stop_paying(host)

@@ -96,9 +96,14 @@ def test_the_time_of_a_step_depends_on_the_replicas_of_the_machine_that_work() -
     times = StepTimes([DECODE[0], *both[0]], [PREFILL[0], *both[1]])
     a, b = Request(10, 3), Request(10, 1, at=1.0)
     run(alone(a, b), Setup(FEW, times, replicas=2, per_machine=2))
-    assert (a.first, b.ended) == (3.0, 10.0)
-    # a's steps begin at 3, 6 and end at 6, 9 with b at work.
-    assert a.ended == 9.0
+    # From 1 on a's prompt, of which two thirds are left, is read at a third of the pace; so is b's.
+    assert a.first == pytest.approx(1.0 + 9.0 * 2 / 3)
+    # a's second step ends at 10. b's prompt of 9 s ends then too, and a's third step is alone.
+    assert (b.ended, a.ended) == pytest.approx((10.0, 11.0))
+    # One that begins alone, and goes on alone after the other has worked for a while.
+    e, f = Request(10, 1), Request(10, 1, at=2.0)
+    run(alone(e, f), Setup(FEW, times, replicas=2, per_machine=2))
+    assert (e.ended, f.ended) == pytest.approx((5.0, 7.0))  # f had a third of its prompt at 5
     c, d = Request(10, 3), Request(10, 1, at=1.0)
     run(alone(c, d), Setup(FEW, times, replicas=2, per_machine=1))
     assert (c.ended, d.ended) == (5.0, 4.0)
