@@ -11,6 +11,7 @@ simulation with the same requests, and prints how far the simulation is off. ``l
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +22,7 @@ import click
 
 from benchmarks.cases.serve import checkpoint_of
 from benchmarks.options import Columns, cell
-from benchmarks.result_file import describe_checkpoint, describe_run, table, write_report
+from benchmarks.result_file import describe_checkpoint, describe_run, git, table, write_report
 from benchmarks.serving.plan import Span
 from benchmarks.serving.servers import Setting
 from benchmarks.simulate import growth as growing
@@ -29,6 +30,7 @@ from benchmarks.simulate.arrivals import Arrivals
 from benchmarks.simulate.autoscaler import Autoscaler
 from benchmarks.simulate.calibrate import Grid, engines, measure_overheads, measure_steps
 from benchmarks.simulate.figures import figures_of
+from benchmarks.simulate.lengths import Lengths
 from benchmarks.simulate.options import (
     bad_parameters,
     conversations_of,
@@ -38,13 +40,14 @@ from benchmarks.simulate.options import (
     source_options,
     what_options,
 )
-from benchmarks.simulate.reality import COMPARED, Comparison
+from benchmarks.simulate.reality import COMPARED, Comparison, Row
 from benchmarks.simulate.replica import Engine
 from benchmarks.simulate.request import Clients
 from benchmarks.simulate.routing import rule_of
 from benchmarks.simulate.servers import replica_servers
 from benchmarks.simulate.simulation import Setup, Simulation
-from benchmarks.simulate.trace import read_trace
+from benchmarks.simulate.step_times import StepTimes
+from benchmarks.simulate.trace import Conversations, read_trace
 from benchmarks.workers import FLOATS
 from tools.random_checkpoint import PRESETS
 
@@ -87,58 +90,75 @@ def main() -> None:
     "--max-others-share", default=0.1, show_default=True, help="Samples that others disturb are retaken."
 )
 @click.option("--attempts", default=3, show_default=True, type=click.IntRange(min=1), help="At a sample.")
+@click.option(
+    "--again",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A result of this, whose measurements are simulated again.",
+)
 @run_options
 def reality(**options: Any) -> None:
     """Measure step times, and compare a simulation with servers."""
+    if options["turns"] > 1:
+        raise click.UsageError("--turns is above 1; expected 1, as the client of the servers knows no others")
+    again = options.pop("again")
+    report = compared(options) if again is None else compared_again(json.loads(again.read_text("utf-8")))
+    print_comparison(report)
+    write_report(report, options["output"])
+
+
+def compared_again(report: dict[str, Any]) -> dict[str, Any]:
+    """A report with its measurements, whose requests this commit has simulated."""
+    rows = {name: Row.of_rounds(values) for name, values in report["measured"].items()}
+    comparison_of(report).simulate(rows)
+    figures = {name: row.figures() for name, row in rows.items()}
+    return report | {"measured": figures, "simulated_by_commit": git("rev-parse", "--short", "HEAD")}
+
+
+def compared(options: dict[str, Any]) -> dict[str, Any]:
+    """The report of a run."""
     with bad_parameters():
         what = conversations_of(options)
-        if options["turns"] > 1:
-            raise ValueError(
-                "--turns is above 1; expected 1, as the client of the servers knows no conversations"
-            )
     counts = sorted(options["counts"])
     limits = {name: options[name] for name in ("max_others_share", "attempts")}
-    run = describe_run("simulate", options["samples"], 1)
+    samples = options["samples"]
+    report = describe_run("simulate", samples, 1)
+    named = ("clients", "seconds", "samples", "seed")
+    report["load"] = vars(what) | {name: options[name] for name in named} | {"counts": counts}
+    report["load"] |= {name: vars(getattr(what, name)) for name in ("prompts", "answers")}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         checkpoint = checkpoint_of(options["model"], folder)
         setting = Setting(checkpoint, options["format"], 1, options["slots"], what.context)
         grid = Grid.of(
-            options["slots"],
-            what.context,
-            counts,
-            seconds=options["step_seconds"],
-            samples=options["samples"],
-            **limits,
+            options["slots"], what.context, counts, seconds=options["step_seconds"], samples=samples, **limits
         )
         with engines(max(counts)) as workers:
             facts = workers.load(setting)
             times = measure_steps(workers, grid)
             dropped = workers.dropped
-        times.source = f"{run['device']}, {options['model']}, {options['format']}, measured in this run"
-        engine = Engine(**{name: value for name, value in facts.items() if name != "load_seconds"})
+        times.source = f"{report['device']}, {options['model']}, {options['format']}, measured in this run"
+        engine = {name: value for name, value in facts.items() if name != "load_seconds"}
         with replica_servers(max(counts), setting, folder, **limits) as servers:
             measure_overheads(times, servers, options["slots"], what.context, grid)
-            comparison = Comparison(
-                Setup(engine, times),
-                what,
-                counts,
-                options["clients"],
-                options["seconds"],
-                options["samples"],
-                options["seed"],
-            )
-            rows = comparison.run(servers)
-        run["model"] = describe_checkpoint(checkpoint)
-    report = run | {
-        "step_times": times.to_json(),
-        "engine": vars(engine),
-        "load_seconds": facts["load_seconds"],
-        "dropped_total": dropped + servers.dropped,
-        "measured": {name: row.figures() for name, row in rows.items()},
-    }
-    print_comparison(report)
-    write_report(report, options["output"])
+            report |= {"step_times": times.to_json(), "engine": engine}
+            rows = comparison_of(report).run(servers)
+            dropped += servers.dropped
+        report["model"] = describe_checkpoint(checkpoint)
+    figures = {name: row.figures() for name, row in rows.items()}
+    return report | {"load_seconds": facts["load_seconds"], "dropped_total": dropped, "measured": figures}
+
+
+def comparison_of(report: dict[str, Any]) -> Comparison:
+    """The comparison that a report is of."""
+    load = report["load"]
+    names = ("turns", "think", "shared", "context")
+    what = Conversations(
+        Lengths(**load["prompts"]), Lengths(**load["answers"]), *(load[name] for name in names)
+    )
+    setup = Setup(Engine(**report["engine"]), StepTimes.from_json(report["step_times"]))
+    return Comparison(
+        setup, what, load["counts"], load["clients"], load["seconds"], load["samples"], load["seed"]
+    )
 
 
 def print_comparison(report: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ class Grid:
     def of(cls, slots: int, context: int, busy: Sequence[int], **rest: Any) -> Grid:
         """Rows up to ``slots``, and chunks up to ``context``."""
         rows = sorted({1, 2, 4, slots} & set(range(1, slots + 1)))
-        chunks = [tokens for tokens in (8, 16, 32, 64, 128, 256, 512) if tokens <= context // 2]
+        chunks = [tokens for tokens in (8, 32, 64, 128, 256, 512) if tokens <= context // 2]
         return cls(busy, rows, (32, context // 2), chunks, context // 2, **rest)
 
 

@@ -44,8 +44,23 @@ class Row:
             found[f"simulated_{name}"] = summarise(ours)
             found[f"ratio_of_{name}"] = summarise(b / a for a, b in zip(real, ours, strict=True))
         found["others_share"] = summarise(self.others)
-        found["requests_per_second"] = self.rate
-        return found | {"clean_samples": len(self.measured)}
+        rounds = zip(self.measured, self.simulated, self.others, strict=True)
+        names = ("measured", "simulated", "others_share")
+        return found | {
+            "requests_per_second": self.rate,
+            "rounds": [dict(zip(names, each, strict=True)) for each in rounds],
+        }
+
+    @classmethod
+    def of_rounds(cls, figures: dict[str, Any]) -> Row:
+        """What ``figures`` has of the rounds, without their simulation."""
+        rounds = figures["rounds"]
+        return cls(
+            [each["measured"] for each in rounds],
+            [],
+            [each["others_share"] for each in rounds],
+            figures["requests_per_second"],
+        )
 
 
 def simulated(setup: Setup, clients: Clients, span: Span) -> dict[str, float]:
@@ -84,23 +99,42 @@ class Comparison:
     def run(self, servers: ReplicaServers) -> dict[str, Row]:
         """Rows by name, such as ``2 replicas, closed loop``."""
         rates = {count: self.rate(count) for count in self.counts}
-        rows: dict[str, Row] = {}
-        with tqdm(total=2 * self.samples * len(self.counts), desc="compared", disable=None) as bar:
+        rows = {
+            row_name(count, load): Row(rate=rates[count] if load == OPEN else None)
+            for count in self.counts
+            for load in (CLOSED, OPEN)
+        }
+        with tqdm(total=self.samples * len(rows), desc="compared", disable=None) as bar:
             for at in range(self.samples):
-                seed = self.seed + at
                 for count in self.counts:
-                    arrivals = Arrivals(rates[count])
-                    loads = {
-                        CLOSED: lambda: self.closed(count, seed),  # noqa: B023 (called before the next one)
-                        OPEN: lambda: self.what.open_loop(arrivals, self.span.end, seed),  # noqa: B023
-                    }
-                    for load, drawn in loads.items():
-                        row = rows.setdefault(f"{count} replica{'s' * (count > 1)}, {load}", Row())
-                        row.rate = rates[count] if load == OPEN else None
-                        observed, others = servers.observe(count, drawn(), self.span, seed)
+                    for load in (CLOSED, OPEN):
+                        row, seed = rows[row_name(count, load)], self.seed + at
+                        clients = self.clients_of(count, row.rate, seed)
+                        observed, others = servers.observe(count, clients, self.span, seed)
                         row.measured.append(load_figures(observed, self.span))
-                        setup = replace(self.setup, replicas=count, per_machine=count)
-                        row.simulated.append(simulated(setup, drawn(), self.span))
                         row.others.append(others)
                         bar.update()
+        self.simulate(rows)
         return rows
+
+    def simulate(self, rows: dict[str, Row]) -> None:
+        """The requests of every round, which the rows have measured."""
+        for count in self.counts:
+            setup = replace(self.setup, replicas=count, per_machine=count)
+            for load in (CLOSED, OPEN):
+                row = rows[row_name(count, load)]
+                row.simulated = [
+                    simulated(setup, self.clients_of(count, row.rate, self.seed + at), self.span)
+                    for at in range(len(row.measured))
+                ]
+
+    def clients_of(self, count: int, rate: float | None, seed: int) -> Clients:
+        """Of an open loop, or of a closed one if there is no rate."""
+        if rate is None:
+            return self.closed(count, seed)
+        return self.what.open_loop(Arrivals(rate), self.span.end, seed)
+
+
+def row_name(count: int, load: str) -> str:
+    """``2 replicas, closed loop``."""
+    return f"{count} replica{'s' * (count > 1)}, {load}"

@@ -76,9 +76,11 @@ class StepWorker:
             sequences = [handle.sequence for handle in handles]
             while any(not sequence.token_ids for sequence in sequences):
                 engine.step()
-            while not window.is_over() and not any(sequence.is_finished for sequence in sequences):
+            while not any(sequence.is_finished for sequence in sequences):
                 if window.time(engine.step):
                     contexts.append(sum(sequence.next_position for sequence in sequences) / rows)
+                if window.is_over():
+                    break
             for handle in handles:
                 handle.cancel()
             engine.step()
