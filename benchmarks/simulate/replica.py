@@ -239,7 +239,6 @@ class Replica:
         request = running.request
         tokens = running.read
         if self.engine.keeps_answers and running.first_step >= 0:
-            # The last token of an answer is never read back.
-            steps = len(self.step_ends) - 1 - running.first_step
-            tokens += min(steps, request.answer_tokens - 1)
+            # The last token that was chosen is not read yet.
+            tokens += len(self.step_ends) - 1 - running.first_step
         return Held(request.conversation, tokens, request.shared) if tokens else NOTHING

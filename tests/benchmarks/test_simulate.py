@@ -19,6 +19,7 @@ from benchmarks.simulate.autoscaler import Autoscaler
 from benchmarks.simulate.failures import Failures
 from benchmarks.simulate.figures import figures_of, observed
 from benchmarks.simulate.lengths import Lengths
+from benchmarks.simulate.prefix import Held, PrefixSlots
 from benchmarks.simulate.replica import Engine
 from benchmarks.simulate.request import Clients, Outcome, Request
 from benchmarks.simulate.routing import PrefixAffine, RoundRobin, Rule, least_outstanding, rule_of
@@ -160,6 +161,26 @@ def test_a_request_that_loses_its_replica_too_often_fails() -> None:
 def test_a_replica_that_is_to_die_has_to_be_there() -> None:
     with pytest.raises(ValueError, match="replica 1 is to die; expected 0 to 0"):
         run([[Request(1, 1)]], failures=Failures(at=((1.0, 1),)))
+
+
+def test_a_replica_that_dies_takes_no_time_of_its_machine_and_is_as_good_as_new() -> None:
+    both = [DecodePoint(2, 1, 1, 3.0)], [PrefillPoint(2, 10, 0, 9.0)]
+    times = StepTimes([DECODE[0], *both[0]], [PREFILL[0], *both[1]])
+    a, b, late = Request(10, 1), Request(10, 1), Request(10, 1, at=6.5)
+    failures = Failures(at=((3.0, 0),), restart_seconds=3.0, max_attempts=1)
+    run(alone(a, b, late), Setup(FEW, times, replicas=2, per_machine=2, failures=failures))
+    assert (a.outcome, b.outcome) == ("failed", "answered")
+    assert b.ended == pytest.approx(5.0)  # a third of it at 3, and the rest alone
+    assert late.replica == 0
+
+
+def test_a_slot_is_not_taken_for_a_small_part_of_what_it_holds() -> None:
+    slots = PrefixSlots(2)
+    slots.keep(1, Held(1, 30, 20))
+    slots.keep(0, Held(2, 100, 20))
+    assert slots.take([0, 1], Request(50, 1, conversation=2, shared=20)) == (1, 20)
+    slots.keep(1, Held(1, 30, 20))
+    assert slots.take([0, 1], Request(51, 1, conversation=2, shared=20)) == (0, 50)
 
 
 def test_a_prefix_is_lost_with_its_replica() -> None:

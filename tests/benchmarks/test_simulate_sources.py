@@ -239,7 +239,9 @@ def test_a_wrong_line_of_a_trace_is_named(tmp_path: Path, line: str, reason: str
 # -- growth --
 
 
-@pytest.mark.parametrize(("replicas", "share"), [(1, 1e-4), (10, 1e-3), (300, 0.01), (4000, 1e-4)])
+@pytest.mark.parametrize(
+    ("replicas", "share"), [(1, 1e-4), (10, 1e-3), (300, 0.01), (4000, 1e-4), (5, 0.2), (9, 0.1)]
+)
 def test_spares_are_as_few_as_the_binomial_allows(replicas: int, share: float) -> None:
     extra = growth.spares(replicas, share)
     assert binom.sf(extra, replicas + extra, share) <= 1e-3
