@@ -211,7 +211,7 @@ def metric(http: httpx.Client, name: str) -> float:
 
 
 def test_other_arguments_cost_no_request(cluster: RayCluster) -> None:
-    """The server and a replica end while answers run: they finish, and others take what comes."""
+    """The server and the replicas end while answers run: they finish, and others take what comes."""
     is_over, begun = threading.Event(), threading.Semaphore(0)
 
     async def client(http: httpx.AsyncClient) -> int:
@@ -231,12 +231,13 @@ def test_other_arguments_cost_no_request(cluster: RayCluster) -> None:
         asking = executor.submit(asyncio.run, clients())
         for _ in range(16):
             begun.acquire()
-        cluster.deploy(replicas=1, max_choices=3)
+        cluster.deploy(replicas=1, tensor_parallel=2, cpus=0.5, max_choices=3)
         refused = httpx.post(f"{cluster.url}/v1/completions", json={"prompt": "a", "n": 4})
         cluster.deploy()
         is_over.set()
         assert min(asking.result()) > 0
     assert refused.json()["error"]["message"] == "n is 4; expected at most 3"
+    assert [line for line in cluster.logged("ready") if '"ranks": 2' in line]
 
 
 def test_it_is_one_server_whose_responses_have_one_id(cluster: RayCluster) -> None:

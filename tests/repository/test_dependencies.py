@@ -48,6 +48,9 @@ NAMES = [
     Name(
         "os._exit", "documented, in spite of its name; nothing else ends a process in the middle of an import"
     ),
+    Name("ray.serve.request_router.RequestRouter.max_num_routing_tasks", "each request may wait alone"),
+    Name("ray.serve.request_router.RequestRouter.supports_rejection_protocol", "the router counts by itself"),
+    Name("ray.serve.request_router.RequestRouter.curr_replicas", "it has no page of its own"),
     Name("lm_eval.__main__.cli_evaluate", "lm-eval's command line has no other function"),
     Name("lm_eval.models.MODEL_MAPPING", "it fills the registry when first imported, so that is done early"),
     Name("lm_eval.api.model.TemplateLM.prefix_token_id", OVERRIDDEN),
@@ -63,6 +66,8 @@ SANDBOX = "jinja2.sandbox.SandboxedEnvironment"
 JINJA = "jinja calls ours in its place"
 CLICK = "click calls ours in its place"
 SERVER = "uvicorn's serve calls ours in its place"
+ROUTER = "ray.serve.request_router.RequestRouter"
+ROUTES = "Ray Serve calls ours in its place, and documents request routers as alpha"
 SIGNATURES = [
     Signature(
         "torch._utils._rebuild_tensor_v2",
@@ -120,6 +125,14 @@ SIGNATURES = [
         "sentencepiece.SentencePieceNormalizer.__init__",
         "the same",
         ("self", "model_proto", "add_dummy_prefix", "escape_whitespaces", "remove_extra_whitespaces"),
+    ),
+    Signature(f"{ROUTER}.initialize_state", ROUTES, ("self", "kwargs"), "override"),
+    Signature(f"{ROUTER}.update_replicas", ROUTES, ("self", "replicas"), "override"),
+    Signature(f"{ROUTER}.on_replica_actor_died", ROUTES, ("self", "replica_id"), "override"),
+    Signature(f"{ROUTER}.on_send_request", ROUTES, ("self", "replica_id"), "override"),
+    Signature(f"{ROUTER}.decrement_queue_len_cache", ROUTES, ("self", "replica_id"), "override"),
+    Signature(
+        f"{ROUTER}.choose_replicas", ROUTES, ("self", "candidate_replicas", "pending_request"), "override"
     ),
     Signature(f"{SANDBOX}.call_binop", JINJA, ("self", "context", "operator", "left", "right"), "override"),
     Signature(f"{SANDBOX}.wrap_str_format", JINJA, ("self", "value"), "override"),

@@ -10,10 +10,10 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from adept_fast.integrations.ray_serve.arguments import ServeArguments
+from adept_fast.integrations.ray_serve.live_replicas import live_replicas
 from adept_fast.integrations.ray_serve.local_only import LocalOnly
 from adept_fast.integrations.ray_serve.remote_service import RemoteService
 from adept_fast.integrations.ray_serve.request_id import OneRequestId
-from adept_fast.integrations.ray_serve.router import live_replicas
 from adept_fast.server.api_keys import api_keys, is_readable_by_all
 from adept_fast.server.app import create_app
 from adept_fast.server.logs import configure_own_logs, log

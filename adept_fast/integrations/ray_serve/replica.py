@@ -53,6 +53,7 @@ class Replica:
     async def __del__(self) -> None:
         with contextlib.suppress(AttributeError):  # the model could not be loaded
             await self._service.stop(0)
+            self._runtime.close()
 
     def _log_failure(self) -> None:
         assert self._service.failure is not None
@@ -65,6 +66,7 @@ def described(runtime: Runtime) -> dict[str, Any]:
     return {
         "device": str(placement.device),
         "threads": torch.get_num_threads() if placement.device.type == "cpu" else None,
+        "ranks": runtime.ranks,
         "dtype": str(placement.dtype).removeprefix("torch."),
         "dtype_reason": placement.dtype_reason,
         "weights": placement.weights,

@@ -10,17 +10,11 @@ from typing import Any
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from adept_fast.integrations.ray_serve.balance import Balance
+from adept_fast.integrations.ray_serve.live_replicas import set_live_replicas
 from adept_fast.integrations.ray_serve.messages import RemoteRequest
 from adept_fast.integrations.ray_serve.prefixes import prefix_hashes
 
 _REPLACEMENT_SECONDS = 15.0  # for a replica in place of one that failed
-
-_live_replicas: dict[str, int] = {}  # of each application that this process calls
-
-
-def live_replicas(app_name: str) -> int:
-    """How many replicas of an application's model take requests, as far as this process knows."""
-    return _live_replicas.get(app_name, 0)
 
 
 class PrefixRouter(RequestRouter):  # type: ignore[misc]
@@ -97,5 +91,5 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]
 
     def _replicas_changed(self) -> None:
         self._balance.set_replicas(replica_id.unique_id for replica_id in self.curr_replicas)
-        _live_replicas[self.app_name] = len(self.curr_replicas)
+        set_live_replicas(self.app_name, len(self.curr_replicas))
         self._room.set()
