@@ -76,6 +76,8 @@ def test_texts_are_those_of_one_rank(ranks: int) -> None:
             assert found.token_ids == expected.token_ids
             alone = several.generate(prompt, params)
             assert (alone.token_ids, alone.logprobs) == (found.token_ids, found.logprobs)
+        drafted = several.generate(PROMPTS[0], max_new_tokens=30, prompt_lookup=4)
+        assert drafted.token_ids == several.generate(PROMPTS[0], max_new_tokens=30).token_ids
         scores = zip(several.score(PROMPTS), one.score(PROMPTS), strict=True)
         for score, whole in scores:
             assert score.logprobs[1:] == pytest.approx(whole.logprobs[1:], abs=2e-3)

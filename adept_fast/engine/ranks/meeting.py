@@ -16,7 +16,9 @@ from pathlib import Path
 
 from adept_fast import __version__
 from adept_fast.engine.ranks.connection import Connection, ConnectionEndedError
+from adept_fast.engine.ranks.watch import RankError
 from adept_fast.ops.shared_memory import memory_bytes
+from adept_fast.system.short_text import short_repr
 
 COMMANDS, LIFE = "commands", "life"  # the two connections of a rank with the first one
 _IN_MEMORY = Path("/dev/shm")
@@ -37,7 +39,7 @@ class Meeting:
         self.memory = _map(self.directory)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self.directory / _SOCKET))
-        self._listener.listen(2 * count)
+        self._listener.listen()
         self._listener.settimeout(_POLL_SECONDS)
 
     @property
@@ -60,16 +62,21 @@ class Meeting:
             end.settimeout(_HELLO_SECONDS)
             connection = Connection(end)
             try:
-                version, rank, purpose, process = connection.receive()
+                version, rank, purpose, process_id = connection.receive()
             except (ConnectionEndedError, ValueError):
                 connection.close()
                 continue
             if version != __version__:
-                raise RuntimeError(
-                    f"rank {rank} runs adept-fast {version}; expected {__version__}, as rank 0 does"
+                raise RankError(
+                    f"rank {short_repr(rank)} runs adept-fast {short_repr(version)}; "
+                    f"expected {__version__}, as rank 0 does"
                 )
+            is_known = rank in range(1, self.count) and purpose in (COMMANDS, LIFE)
+            if not is_known or type(process_id) is not int or (rank, purpose) in found:
+                connection.close()
+                continue
             end.settimeout(None)
-            found[int(rank), str(purpose)] = connection, int(process)
+            found[rank, purpose] = connection, process_id
         return found
 
     def close(self) -> None:
