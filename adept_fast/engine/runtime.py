@@ -220,10 +220,14 @@ class Runtime:
         return self.engine.runner.captures()
 
     def bytes_read_per_step(self, context_tokens: int) -> int:
-        """The bytes that decoding a token reads on a rank after ``context_tokens`` others of its sequence."""
+        """The bytes that decoding a token reads after ``context_tokens`` others of its sequence.
+
+        With several ranks on a CPU all read them from one memory; on GPUs they are those of the first.
+        """
         context_tokens = integer("context_tokens", context_tokens, 0)
         weights = self.engine.runner.model.weights.bytes_per_step(self.tokenizer.vocab_size)
-        return weights + self._plan.cache_bytes_per_token * context_tokens
+        sharing = self.ranks if self.placement.device.type == "cpu" else 1
+        return sharing * (weights + self._plan.cache_bytes_per_token * context_tokens)
 
     @overload
     def generate(
