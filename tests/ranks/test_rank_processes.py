@@ -40,7 +40,7 @@ def loaded(checkpoint: str | Path = "demo", ranks: int = 2, **settings: Any) -> 
         yield runtime
     finally:
         runtime.close()
-        torch.set_num_threads(threads)
+        assert torch.get_num_threads() == threads
         assert not any(map(is_running, processes_of(runtime)))
 
 

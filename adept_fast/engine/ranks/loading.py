@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ def load_ranks(
                 "settings": told,
             }
         )
+        team.on_close.append(partial(torch.set_num_threads, torch.get_num_threads()))
         torch.set_num_threads(layout.threads)
         if layout.is_shared:
             ranks: Ranks = SharedMemoryRanks(0, count, team.memory, team.check_wait)

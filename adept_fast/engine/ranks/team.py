@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -28,6 +28,7 @@ class Team:
         self._meeting = Meeting(count)
         self._commands: list[Connection] = []
         self._is_ready = False  # all have loaded their parts
+        self.on_close: list[Callable[[], None]] = []  # called once the other ranks have ended
         self.memory, self.store = self._meeting.memory, self._meeting.store
         directory = self._meeting.directory
         if launched():
@@ -105,7 +106,7 @@ class Team:
         self._meeting.close()
         if self.watch.failure is None:
             self.watch.fail(RankError(f"rank 0 could not load its part ({error})"))
-        self.watch.end()
+        self._end()
 
     def close(self) -> None:
         """End the other ranks; returns when they have ended. It may be called again."""
@@ -119,7 +120,12 @@ class Team:
                     connection.send("close")
             if not self._commands:
                 self.watch.fail(self.watch.failure)
+        self._end()
+
+    def _end(self) -> None:
         self.watch.end()
+        while self.on_close:
+            self.on_close.pop()()
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
