@@ -7,6 +7,8 @@ meanwhile.
 
 ``load``
     ``{"checkpoint", "format", "slots", "context"}`` → what a simulation has to know of the engine
+``read``
+    ``{"rows", "context"}`` → ``{}``: so many prompts are read, which ``decode`` goes on with
 ``decode``
     ``{"rows", "context", "at", "seconds"}`` → ``{"seconds": a step's mean, "context": of a row, on average}``
 ``prefill``
@@ -25,6 +27,7 @@ from typing import Any
 import torch
 
 from adept_fast import Runtime
+from adept_fast.engine.request_handle import RequestHandle
 from adept_fast.engine.sequence import Request
 from adept_fast.model import Segment
 from adept_fast.sampling import SamplingParams
@@ -38,9 +41,13 @@ class StepWorker:
 
     runtime: Runtime
 
+    def __init__(self) -> None:
+        self._handles: list[RequestHandle] = []
+
     def handle(self, operation: str, **arguments: Any) -> dict[str, Any]:
         operations: dict[str, Callable[..., dict[str, Any]]] = {
             "load": self.load,
+            "read": self.read,
             "decode": self.decode,
             "prefill": self.prefill,
         }
@@ -67,23 +74,31 @@ class StepWorker:
             "load_seconds": self.runtime.load_seconds,
         }
 
+    def read(self, rows: int, context: int) -> dict[str, Any]:
+        engine = self.runtime.engine
+        params = SamplingParams(temperature=0.0, ignore_eos=True, max_new_tokens=engine.max_seq_len - context)
+        prompts = [Request(self._prompt(row, context), params) for row in range(rows)]
+        self._handles = engine.submit_all(prompts)
+        while any(not handle.sequence.token_ids for handle in self._handles):
+            engine.step()
+        return {}
+
     def decode(self, rows: int, context: int, at: float, seconds: float) -> dict[str, Any]:
         engine, window = self.runtime.engine, Window.after(at, seconds)
-        params = SamplingParams(temperature=0.0, ignore_eos=True, max_new_tokens=engine.max_seq_len - context)
         contexts = []
-        while not window.is_over():  # an answer fills the context, and the next one begins
-            handles = engine.submit_all([Request(self._prompt(row, context), params) for row in range(rows)])
-            sequences = [handle.sequence for handle in handles]
-            while any(not sequence.token_ids for sequence in sequences):
-                engine.step()
+        while True:
+            sequences = [handle.sequence for handle in self._handles]
             while not any(sequence.is_finished for sequence in sequences):
                 if window.time(engine.step):
                     contexts.append(sum(sequence.next_position for sequence in sequences) / rows)
                 if window.is_over():
                     break
-            for handle in handles:
+            for handle in self._handles:
                 handle.cancel()
             engine.step()
+            if window.is_over():
+                break
+            self.read(rows, context)  # the answers have filled the context
         return {
             "seconds": window.mean(),
             "context": round(sum(contexts) / len(contexts)) if contexts else context,
