@@ -132,7 +132,7 @@ def order_of_round(items: list[Any], at: int) -> list[Any]:
 
 def _clean_sample(job: Job, probe: Probe, limits: Limits, dropped: Counter[str]) -> Sample | None:
     for _ in range(limits.attempts):
-        _wait_for_quiet(limits)
+        wait_for_quiet(limits.others_share)
         start = CpuTime.now([job.pid])
         before = probe.measure()
         taken = job.measure()
@@ -148,13 +148,13 @@ def _clean_sample(job: Job, probe: Probe, limits: Limits, dropped: Counter[str])
     return None
 
 
-def _wait_for_quiet(limits: Limits) -> None:
-    """Wait until other processes leave the machine alone, but not forever on a busy machine."""
+def wait_for_quiet(others_share: float) -> None:
+    """Wait until other processes use no larger share of the machine, but not forever on a busy one."""
     deadline = time.perf_counter() + LONGEST_WAIT
     while time.perf_counter() < deadline:
         start = CpuTime.now([])
         time.sleep(0.1)  # ten ticks of the processors' clocks
-        if CpuTime.now([]).others_share_since(start) <= limits.others_share:
+        if CpuTime.now([]).others_share_since(start) <= others_share:
             return
 
 

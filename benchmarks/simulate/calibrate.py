@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.samples import CpuTime
+from benchmarks.samples import CpuTime, wait_for_quiet
 from benchmarks.serving.figures import LoadError
 from benchmarks.serving.plan import Span
 from benchmarks.serving.servers import Setting
@@ -47,7 +47,7 @@ class Grid:
     def of(cls, slots: int, context: int, busy: Sequence[int], **rest: Any) -> Grid:
         """Rows up to ``slots``, and chunks up to ``context``."""
         rows = sorted({1, 2, 4, slots} & set(range(1, slots + 1)))
-        chunks = [tokens for tokens in (8, 32, 64, 128, 256, 512) if tokens <= context // 2]
+        chunks = [tokens for tokens in (8, 64, 256, 512) if tokens <= context // 2]
         return cls(busy, rows, (32, context // 2), chunks, context // 2, **rest)
 
 
@@ -81,6 +81,7 @@ class Engines:
         while len(taken) < grid.attempts and not (taken and taken[-1][0] <= grid.max_others_share):
             if request["op"] == "decode":
                 self._call(busy, request | {"op": "read"})
+            wait_for_quiet(grid.max_others_share)
             before = CpuTime.now(self.pids)
             at = time.time() + START_SECONDS
             answers = self._call(busy, request | {"at": at, "seconds": grid.seconds})

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adept_fast.tokenizer.tokenizer import Tokenizer
+from benchmarks.samples import wait_for_quiet
 from benchmarks.serving.figures import LoadError, check
 from benchmarks.serving.measure import IDLE_SECONDS, run_client
 from benchmarks.serving.plan import Prompts, Span, body_of
@@ -42,6 +43,7 @@ class ReplicaServers:
         plan = self._plan(count, clients, span, seed)
         best: tuple[float, dict[str, Any]] | None = None
         for _ in range(self.attempts):
+            wait_for_quiet(self.max_others_share)
             for server in self.servers[:count]:
                 server.go_on()
             try:
