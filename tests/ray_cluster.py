@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from pathlib import Path
@@ -46,15 +47,17 @@ class RayCluster:
         self._arguments = arguments
         # Below pytest's own directories, paths of sockets would be too long.
         self._directory = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-        self._replaced = {name: os.environ.get(name) for name in _ENVIRONMENT}
+        # Where programs look for the cluster of this machine; another one's tests must not find this one.
+        self._environment = {**_ENVIRONMENT, "RAY_TMPDIR": self._directory}
+        self._replaced = {name: os.environ.get(name) for name in self._environment}
+        self._handler = signal.getsignal(signal.SIGTERM)  # Ray has one of its own
 
     def __enter__(self) -> RayCluster:
-        os.environ.update(_ENVIRONMENT)
-        self._cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"include_dashboard": False, "temp_dir": self._directory, **_NODE},
-        )
+        os.environ.update(self._environment)
+        os.mkdir(os.path.join(self._directory, "ray"))  # which Ray takes for granted
+        self._cluster = Cluster()
         try:
+            self._cluster.add_node(include_dashboard=False, temp_dir=self._directory, **_NODE)
             ray.init(address=self._cluster.address, log_to_driver=False, logging_level="ERROR")
             for _ in range(self._arguments.get("replicas", 1) - 1):
                 self.add_node()
@@ -107,10 +110,12 @@ class RayCluster:
 
     def _end(self) -> None:
         try:
-            serve.shutdown()
+            if ray.is_initialized():
+                serve.shutdown()
         finally:
             ray.shutdown()
             self._cluster.shutdown()
+            signal.signal(signal.SIGTERM, self._handler)
             shutil.rmtree(self._directory, ignore_errors=True)
             for name, value in self._replaced.items():
                 if value is None:

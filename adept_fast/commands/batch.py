@@ -172,16 +172,18 @@ class _Progress:
     """Keeps answers as they come, and shows how many there are."""
 
     def __init__(self, job: BatchJob, shown: bool) -> None:
-        self._job = job
-        self._bar = progress_bar("lines", len(job.lines), "line", shown=shown)
-        self._started_at = time.monotonic()
+        self._job, self._shown = job, shown
         self._prompt_tokens = self._tokens = 0
+        self._started_at = self._ended_at = time.monotonic()
 
     def __enter__(self) -> _Progress:
+        self._started_at = time.monotonic()  # once a model is loaded
+        self._bar = progress_bar("lines", len(self._job.lines), "line", shown=self._shown)
         self._bar.update(self._job.done)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended_at = time.monotonic()
         self._bar.close()
 
     def add_all(self, answers: Iterable[Answered]) -> None:
@@ -189,6 +191,7 @@ class _Progress:
             self._job.add(answered.index, answered.answer)
             self._prompt_tokens += answered.prompt_tokens
             self._tokens += answered.completion_tokens
+            self._ended_at = time.monotonic()
             self._bar.set_postfix_str(f"{self._tokens_per_second():.1f} tokens/s", refresh=False)
             self._bar.update(self._job.done - self._bar.n)
 
@@ -202,7 +205,7 @@ class _Progress:
         )
 
     def _tokens_per_second(self) -> float:
-        seconds = time.monotonic() - self._started_at
+        seconds = self._ended_at - self._started_at
         return self._tokens / seconds if seconds > 0 else 0.0
 
 

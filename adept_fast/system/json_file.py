@@ -13,6 +13,7 @@ from adept_fast.system.regular_file import FileError, read_regular, why_unreadab
 from adept_fast.system.short_text import short_repr, shortened
 from adept_fast.system.text_input import TextError, decode_text
 
+MAX_BRACKETS = 50_000  # of what a client sent, texts' own included: lists and objects cost most of the time
 _MAX_DEPTH = 64
 _MAX_DIGITS = 308  # any integer of that length is below the largest float
 

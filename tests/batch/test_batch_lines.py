@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from openai.types.chat import ChatCompletion
 from adept_fast import Runtime
 from adept_fast.chat import STOP
 from adept_fast.server.batch.line import MAX_BYTES
+from adept_fast.server.batch.line_index import LineIndex
 from adept_fast.server.batch.origin import BatchOrigin
 
 PLAIN: list[dict[str, Any]] = [
@@ -287,6 +290,32 @@ def test_a_text_that_cannot_go_on_is_an_error_of_its_line(
     assert fine["error"] is None  # one token comes from the prompt
     for error in (plain["error"], failed["response"]["body"]["error"]):
         assert (error["type"], error["code"]) == ("server_error", "invalid_logits")
+
+
+def test_longest_first_takes_fewer_steps_than_any_other_order(
+    demo: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end no slot is empty while a long answer goes on that could have begun before."""
+    chosen = random.Random(0)
+    given = [
+        {"prompt": [5, n], "max_new_tokens": chosen.choice([2, 8, 32]), "ignore_eos": True} for n in range(40)
+    ]
+    steps, step = [0], demo.engine.step
+
+    def counted() -> None:
+        steps[-1] += 1
+        step()
+
+    monkeypatch.setattr(demo.engine, "step", counted)
+    expected = sum(line["max_new_tokens"] for line in given) / demo.max_batch_size
+    longest_first = LineIndex.longest_first
+    for order in (longest_first, lambda index: array("q", range(40)), lambda i: longest_first(i)[::-1]):
+        monkeypatch.setattr(LineIndex, "longest_first", order)
+        answered(demo, tmp_path, given)
+        (tmp_path / "out.jsonl").unlink()
+        steps.append(0)
+    assert expected <= steps[0] < min(steps[1:3])
+    assert steps[0] < 1.1 * expected
 
 
 def test_stop_is_that_of_the_chat_format(demo: Runtime, tmp_path: Path) -> None:

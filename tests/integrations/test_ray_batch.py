@@ -19,6 +19,7 @@ from adept_fast.checkpoint.fingerprint import fingerprint
 from adept_fast.commands.cli import main
 from adept_fast.server.batch.batch_error import BatchError
 from adept_fast.server.batch.job import BatchJob
+from adept_fast.server.batch.line_runner import LineRunner
 from adept_fast.server.batch.origin import BatchOrigin
 from adept_fast.server.batch.placement import placement_of
 from adept_fast.server.settings import Settings
@@ -128,6 +129,30 @@ def test_the_share_of_a_dead_worker_is_answered_again(
     blocks = [path.name for path in seen.iterdir()]
     assert len(blocks) > shares  # one was answered again
     assert len({name.partition("-")[2] for name in blocks}) == 2  # by another process
+    assert output_without_times(there) == output_without_times(here)
+
+
+def test_a_batch_goes_on_without_the_cluster_on_which_it_was_begun(
+    cluster: None, demo: Runtime, tmp_path: Path
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    given = lines(14)
+    answered(demo, here, given)
+    write_lines(there / "in.jsonl", given)
+    with opened(there) as job:
+        share = next(answers_on_ray(job, loading(), Settings("demo"), Workers(1, 0, 1)))
+        job.begin(share.placement)
+        for answer in share.answers:
+            job.add(answer.index, answer.answer)
+    with opened(there) as job:
+        assert job.done == len(share.answers) > 0
+        job.begin(placement_of(demo))
+        job.refuse()
+        for entry in LineRunner(demo, Settings("demo"), job.origin).run(job.pending()):
+            job.add(entry.index, entry.answer)
+        job.finish()
     assert output_without_times(there) == output_without_times(here)
 
 

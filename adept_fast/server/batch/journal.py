@@ -161,15 +161,13 @@ class Journal:
         size = os.fstat(self._descriptor).st_size
         while self._end + _HEAD.size <= size:
             index, length, expected = _HEAD.unpack(os.pread(self._descriptor, _HEAD.size, self._end))
-            if index >= len(self._offsets) or self._end + _HEAD.size + length > size:
+            is_new = index < len(self._offsets) and index not in self
+            if not is_new or self._end + _HEAD.size + length > size:
                 break
             answer = os.pread(self._descriptor, length, self._end + _HEAD.size)
             if _sum(answer, index, self._key) != expected:
                 break
-            if index in self:
-                self._end += _HEAD.size + length
-            else:
-                self._note(index, length)
+            self._note(index, length)
         self.dropped_bytes = size - self._end
         if self.dropped_bytes:
             os.ftruncate(self._descriptor, self._end)

@@ -8,14 +8,13 @@ from typing import Any
 
 from adept_fast.choices import SERVER_LIMITS
 from adept_fast.server.batch.line_error import LineError
-from adept_fast.system.json_file import parse_json
+from adept_fast.system.json_file import MAX_BRACKETS, parse_json
 from adept_fast.system.regular_file import FileError
 from adept_fast.system.short_text import short_repr
 
 MAX_BYTES = int(SERVER_LIMITS["max_body_bytes"].default)  # of a line, as of the body of a request
 MAX_ID_CHARACTERS = 512
 
-_MAX_BRACKETS = 50_000  # lists and objects cost far more time and memory than their bytes
 _OF_OPENAI = {"method", "url", "body"}
 # What is expected of a line that does not say how long its answer may be.
 _USUAL_TOKENS = 128
@@ -34,9 +33,9 @@ class Line:
         """Raises LineError for what is no JSON object, is nested too deeply, or is not text throughout."""
         label = f"line {number}"
         brackets = content.count(b"[") + content.count(b"{")
-        if brackets > _MAX_BRACKETS:
+        if brackets > MAX_BRACKETS:
             raise LineError(
-                f"{label} has {brackets} opening brackets and braces; expected at most {_MAX_BRACKETS}",
+                f"{label} has {brackets} opening brackets and braces; expected at most {MAX_BRACKETS}",
                 code="invalid_json",
             )
         try:

@@ -47,7 +47,7 @@ def read_located(file: RegularFile, line: LocatedLine) -> bytes:
 class LineIndex:
     """The lines of a file that are not empty; their indices begin with 0, in the order of the file.
 
-    LF ends a line, and a CR before it belongs to the end. About 50 bytes of memory are needed for each line.
+    LF ends a line, and a CR before it belongs to the end. About 100 bytes of memory are needed for each line.
     ``digest`` is the SHA-256 of the file, ``openai_number`` the number of the first request of OpenAI's API,
     None without any.
 

@@ -19,9 +19,9 @@ from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, from_js
 from starlette.requests import Request
 
 from adept_fast.server.api_error import ApiError
+from adept_fast.system.json_file import MAX_BRACKETS
 from adept_fast.system.short_text import short_repr, shortened
 
-_MAX_BRACKETS = 50_000  # texts' own included; lists and objects cost far more time than their bytes
 _UNSUPPORTED, _UNKNOWN = "unsupported_parameter", "unknown_parameter"
 _NULL = {"type": "null"}
 _BRANCH = "<"  # begins the name of a union's branch, which is no part of a parameter's name
@@ -95,8 +95,8 @@ async def read_body(request: Request, model: type[BodyT]) -> BodyT:
     """
     content = await request.body()
     brackets = content.count(b"[") + content.count(b"{")
-    if brackets > _MAX_BRACKETS:
-        message = f"the body has {brackets} opening brackets and braces; expected at most {_MAX_BRACKETS}"
+    if brackets > MAX_BRACKETS:
+        message = f"the body has {brackets} opening brackets and braces; expected at most {MAX_BRACKETS}"
         raise ApiError(400, message, code="invalid_json")
     try:
         data = from_json(content)
