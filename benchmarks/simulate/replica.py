@@ -49,10 +49,11 @@ class Running:
 
 @dataclass
 class Step:
-    """A step that has begun: the parts of prompts in it, and how many rows decode."""
+    """A step that has begun: parts of prompts, how many rows decode, and requests that came since the last."""
 
     chunk: list[tuple[Running, int]]
     rows: int
+    arrived: int
 
 
 @dataclass
@@ -82,6 +83,7 @@ class Replica:
         self.rows = 0  # that decode
         self.context = 0  # tokens that the next step of these rows attends to
         self.step: Step | None = None
+        self.arrived = 0  # requests that came while it worked
         self._reading = 0
         self._finishing: dict[int, list[Running]] = {}  # by the step that gives the last token
         self._prefixes = PrefixSlots(self.engine.slots)
@@ -111,7 +113,8 @@ class Replica:
             chunk = self._next_chunk()
         elif not self.rows:
             return None
-        self.step = Step(chunk, self.rows)
+        self.step = Step(chunk, self.rows, self.arrived)
+        self.arrived = 0
         return self.seconds(busy)
 
     def seconds(self, busy: int) -> float:
@@ -127,6 +130,8 @@ class Replica:
             )
         if step.rows:
             seconds += self.times.decode_seconds(step.rows, self.context, busy)
+        # A request's way to the queue is work of the same process, for which a step that has begun waits.
+        seconds += step.arrived * self.times.queueing_seconds(busy)
         return seconds + self.times.overhead_seconds(sent, busy)
 
     def end(self, now: float) -> list[Request]:

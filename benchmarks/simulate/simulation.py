@@ -151,6 +151,7 @@ class Simulation:
         self._outstanding[number] += 1
         delay = self.setup.times.queueing_seconds(max(1, self._busy[host.machine]))
         if delay:
+            host.replica.arrived += host.step is not None
             self._at(self.now + delay, self._arrive, host, host.life, request)
         else:
             self._arrive(host, host.life, request)

@@ -17,6 +17,7 @@ from adept_fast.sampling import SamplingParams
 from benchmarks.simulate import prefix, sources
 from benchmarks.simulate.replica import Engine, Replica
 from benchmarks.simulate.request import Request
+from benchmarks.simulate.simulation import Setup, Simulation
 from benchmarks.simulate.step_times import DecodePoint, PrefillPoint, StepTimes
 
 FIRST_ID = 300  # of tokens of conversation 0; each conversation repeats one id
@@ -138,3 +139,13 @@ def test_it_takes_the_steps_of_the_engines_scheduler(
 def test_numbers_of_the_engine_are_the_engines() -> None:
     assert prefix.MIN_COPIED_TOKENS == MIN_COPIED_TOKENS
     assert sources.CHUNK_TOKENS == PREFILL_CHUNK
+
+
+def test_the_next_step_waits_for_the_requests_that_came_during_the_last() -> None:
+    times = StepTimes(TIMES.decode, TIMES.prefill, request_seconds={1: 0.25})
+    first, second = Request(1, 4), Request(1, 1, at=0.5)
+    simulation = Simulation(Setup(Engine(slots=1), times), [[first], [second]])
+    simulation.run()
+    # A chunk and a step take 1 s each; second comes during the chunk, and waits for the slot.
+    assert (first.first, first.ended) == (1.25, 1.25 + 3.25)
+    assert second.ended == 5.5
