@@ -49,7 +49,7 @@ class Running:
 
 @dataclass
 class Step:
-    """A step that has begun: parts of prompts, how many rows decode, and requests that came since the last."""
+    """A step that has begun: parts of prompts, rows that decode, and requests that came since the last."""
 
     chunk: list[tuple[Running, int]]
     rows: int
