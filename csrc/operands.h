@@ -70,7 +70,7 @@ struct Mlp {
   const float* down_bias;
   int64_t* counts;  // null, or two sums that grow if there are tokens: rows of `down` that were read, and all rows
   float* out;       // [tokens, hidden]
-  const int64_t* slots = nullptr;  // null, or [tokens]: a token whose slot is below 0 activates no neuron
+  const int64_t* slots = nullptr;   // null, or [tokens]: a token whose slot is below 0 activates no neuron
   const float* residual = nullptr;  // [tokens, hidden], to which the product is added; null for x
 
   const float* base() const { return residual ? residual : x; }

@@ -1,4 +1,5 @@
-// mlp: out = residual + down(relu²(up(LayerNorm(x)))), reading only the rows of the down-projection whose neuron is active.
+// mlp: out = residual + down(relu²(up(LayerNorm(x)))), reading only the rows of the down-projection whose neuron is
+// active.
 //
 // Layout: up is [intermediate, hidden]; down is transposed, [intermediate, hidden], so a neuron is a row. Lower bound:
 // up's bytes and the rows of down of the active neurons; relu² makes half of random activations exactly 0, and most of

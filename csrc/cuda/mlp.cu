@@ -1,5 +1,5 @@
-// mlp: out = residual + down(relu²(up(LayerNorm(x)))). The down-projection reads only the rows of active neurons. linear.cuh
-// and sparse_down_proj.cuh have the two kernels' layouts, lower bounds and limits.
+// mlp: out = residual + down(relu²(up(LayerNorm(x)))). The down-projection reads only the rows of active neurons.
+// linear.cuh and sparse_down_proj.cuh have the two kernels' layouts, lower bounds and limits.
 #include <algorithm>
 
 #include "cuda/kernels.h"
@@ -35,8 +35,14 @@ cudaError_t mlp(const Mlp& mlp, void* workspace, cudaStream_t stream) {
   if (!aligned) return cudaErrorMisalignedAddress;
   void* const shared = static_cast<char*>(workspace) + activation_bytes(mlp);
   if (const cudaError_t error = linear(up_projection(mlp, workspace), shared, stream)) return error;
-  const SparseDownProj down = {
-      static_cast<const float*>(workspace), mlp.tokens, mlp.down, mlp.base(), mlp.down_bias, mlp.counts, mlp.slots, mlp.out};
+  const SparseDownProj down = {static_cast<const float*>(workspace),
+                               mlp.tokens,
+                               mlp.down,
+                               mlp.base(),
+                               mlp.down_bias,
+                               mlp.counts,
+                               mlp.slots,
+                               mlp.out};
   return sparse_down_proj(down, shared, stream);
 }
 

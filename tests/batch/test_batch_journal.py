@@ -106,6 +106,29 @@ def test_a_damaged_byte_costs_answers_and_makes_none_wrong(
         }
 
 
+@pytest.mark.parametrize("answer", [b"", b"an answer"])
+def test_a_header_without_its_end_is_no_new_journal(tmp_path: Path, answer: bytes) -> None:
+    """The byte that ends it is damaged, and there is no other end of line."""
+    path = tmp_path / "journal"
+    begun, _ = written(path, [answer], [0])
+    content = bytearray(path.read_bytes())
+    content[begun - 1] = ord("x")
+    path.write_bytes(content)
+    with pytest.raises(BatchError, match="no journal of this program"):
+        Journal(path)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("zeros", [1, 4096])
+def test_a_header_that_was_not_written_whole_is_written_again(tmp_path: Path, zeros: int) -> None:
+    path = tmp_path / "journal"
+    begun, _ = written(path, [b"a"], [0])
+    content = path.read_bytes()
+    for end in range(begun):
+        path.write_bytes(content[:end] + bytes(zeros))
+        assert completed(path, [b"a"]) == set()
+
+
 def test_a_record_of_another_batch_is_no_record(tmp_path: Path) -> None:
     """Its index and length would do; its sum is keyed with another header."""
     ours, other = tmp_path / "ours", tmp_path / "other"

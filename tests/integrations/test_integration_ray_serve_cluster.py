@@ -144,6 +144,8 @@ def test_a_node_dies_and_another_joins(cluster: RayCluster, alone: Runtime) -> N
         asking.result()
     assert answered >= REQUESTS
     assert cluster.logged(LOST)
+    with httpx.Client(base_url=cluster.url) as http:
+        wait_until(lambda: metric(http, "slots") == 2 * SLOTS)  # the other node has its replica
 
 
 def test_a_conversation_returns_to_the_replica_that_has_its_beginning(cluster: RayCluster) -> None:

@@ -149,8 +149,8 @@ class Journal:
         """Set the header; returns the offset behind it."""
         beginning = os.pread(self._descriptor, _MAX_HEADER_BYTES, 0)
         line, end, _ = beginning.partition(b"\n")
-        if not end and _BEGINNING.startswith(beginning[: len(_BEGINNING)]) and len(line) < _MAX_HEADER_BYTES:
-            return 0  # cut short, or not begun: no answer was written
+        if not end and _is_cut_short(beginning):
+            return 0  # no answer was written
         found = _batch_of(line + end)
         if found is None:
             raise BatchError(f"{self.path}: is no journal of this program; expected one, or no such file")
@@ -185,6 +185,16 @@ class Journal:
             yield
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
+
+
+def _is_cut_short(contents: bytes) -> bool:
+    """Whether a file without an end of line is the beginning of a header, and not a damaged journal.
+
+    A record has zeros before other bytes; at the end a failing system leaves zeros for what it did not write.
+    """
+    text = contents.rstrip(b"\0")
+    is_like_it = _BEGINNING.startswith(text[: len(_BEGINNING)])
+    return is_like_it and b"\0" not in text and len(contents) < _MAX_HEADER_BYTES
 
 
 def _record(index: int, answer: bytes, key: bytes) -> bytes:
