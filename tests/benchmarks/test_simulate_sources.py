@@ -384,7 +384,7 @@ def test_servers_are_compared_with_their_simulation(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(reality, "LEAD_SECONDS", 0.3)
     output = tmp_path / "x.json"
     toy = "--model demo --replicas 2 --slots 2 --clients 2 --samples 1 --prompts 8-16 --answers 4-16"
-    short = "--context 64 --seconds 0.5 --step-seconds 0.1 --max-others-share 9"
+    short = "--context 256 --seconds 1 --step-seconds 0.1 --max-others-share 9"
     result = call("reality", *toy.split(), *short.split(), "--output", str(output))
     assert result.exit_code == 0, (result.output, result.exception)
     report = json.loads(output.read_text(encoding="utf-8"))
