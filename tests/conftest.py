@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
 import gc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:  # the process that hands out tests to others needs no torch
     from adept_fast import Runtime
 
 TESTS = Path(__file__).parent
+OWN_PRINT = builtins.print
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +23,13 @@ def demo() -> Runtime:
     from adept_fast import Runtime
 
     return Runtime.load("demo", max_batch_size=4, progress=False)
+
+
+@pytest.fixture(autouse=True)
+def _own_print() -> Iterator[None]:
+    """Ray replaces the function by its own in a process that has a driver."""
+    yield
+    builtins.print = OWN_PRINT
 
 
 # They run programs, compare with transformers, or call kernels with many shapes.

@@ -252,6 +252,7 @@ from adept_fast.server.batch.job import BatchJob
 def held(add):
     def held_add(job, index, answer):
         add(job, index, answer)
+        job.files.journal.with_suffix(".held").touch()
         while True:
             time.sleep(0.005)
     return held_add
@@ -272,6 +273,7 @@ def test_a_signal_ends_it_and_it_says_how_to_go_on(
     (tmp_path / "out.jsonl.partial").unlink()
     process = started(tmp_path, HELD)
     wait_for_bytes(process, tmp_path / "out.jsonl.partial", header * 3)
+    wait_for_bytes(process, tmp_path / "out.jsonl.held", 0)  # the answer counts
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=SECONDS)
     assert (process.returncode, stdout) == (status, "")
