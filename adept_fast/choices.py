@@ -36,3 +36,6 @@ SERVER_LIMITS = {
     "max_stop_characters": Bounds(256, 1, _MAX_COUNT),
     "max_logprobs": Bounds(20, 0, 1000),
 }
+
+# The settings of ``Runtime.load`` that say where and in what form a model is put, and that may change a text.
+PLACEMENT = ("device", "dtype", "weights", "weight_layout", "cache_dtype", "embedding", "max_seq_len")

@@ -13,6 +13,7 @@ import click
 from adept_fast import __version__
 from adept_fast.checkpoint import Checkpoint
 from adept_fast.checkpoint.fingerprint import fingerprint
+from adept_fast.choices import PLACEMENT
 from adept_fast.commands.errors import CommandFailed
 from adept_fast.commands.loading import chosen_checkpoint, load_runtime, placement_settings
 from adept_fast.commands.termination import ended_by_exceptions
@@ -29,16 +30,7 @@ SOME_FAILED = 3  # the exit status if the output is whole, and some of its lines
 _PACKAGES = ("pydantic", "fastapi", "prometheus_client")
 _PACKAGES_OF_RAY = ("ray", "pyarrow")
 # What the values of options change in an answer; --batch-size and --mmap change none.
-_OPTIONS = (
-    "device",
-    "dtype",
-    "weights",
-    "weight_layout",
-    "cache_dtype",
-    "embedding",
-    "max_seq_len",
-    "tensor_parallel",
-)
+_OPTIONS = (*PLACEMENT, "tensor_parallel")
 
 
 def run(options: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import click
 
 from adept_fast.arguments import ParameterError
 from adept_fast.checkpoint import Checkpoint, open_checkpoint
+from adept_fast.choices import PLACEMENT
 from adept_fast.engine.runtime import Runtime
 from adept_fast.sampling import SamplingParams
 
@@ -25,13 +26,7 @@ _SAMPLING = (
     "prompt_lookup",
 )
 _PLACEMENT = (
-    "device",
-    "dtype",
-    "weights",
-    "weight_layout",
-    "cache_dtype",
-    "embedding",
-    "max_seq_len",
+    *PLACEMENT,
     "check_weights",
     "mmap",
     "cuda_graphs",

@@ -8,19 +8,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adept_fast.arguments import ParameterError
-from adept_fast.choices import LOG_FORMATS, SERVER_LIMITS
+from adept_fast.choices import LOG_FORMATS, PLACEMENT, SERVER_LIMITS
 from adept_fast.server.openai.body import described_error
 from adept_fast.server.settings import Settings
 
 _LOADING = (
     "revision",
-    "device",
-    "dtype",
-    "weights",
-    "weight_layout",
-    "cache_dtype",
-    "embedding",
-    "max_seq_len",
+    *PLACEMENT,
     "check_weights",
     "mmap",
     "cuda_graphs",
