@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +113,8 @@ def load_ranks(
         )
         team.on_close.append(partial(torch.set_num_threads, torch.get_num_threads()))
         torch.set_num_threads(layout.threads)
-        if layout.is_shared:
-            ranks: Ranks = SharedMemoryRanks(0, count, team.memory, team.check_wait)
-        else:
-            ranks = GroupRanks(nccl_group(team.store, 0, count, layout.device_of(0)))
+        ranks = _ranks(layout, 0, team.memory, team.store, team.check_wait)
+        if isinstance(ranks, GroupRanks):
             team.watch.on_failure.append(ranks.abort)
         model, cache = load_model(own.checkpoint, own.placement, plan, ranks=ranks, **options)
         team.await_ready()
@@ -133,13 +132,18 @@ def load_follower(place: Place, told: dict[str, Any], check: Callable[[int, floa
     checkpoint = open_checkpoint(Path(told["path"]), mmap=told["mmap"])
     own = plan_rank(checkpoint, layout, rank, **told["settings"])
     plan = plan_memory(own.request)
-    if layout.is_shared:
-        ranks: Ranks = SharedMemoryRanks(rank, count, place.memory, check)
-    else:
-        ranks = GroupRanks(nccl_group(place.store, rank, count, layout.device_of(rank)))
+    ranks = _ranks(layout, rank, place.memory, place.store, check)
     model, cache = load_model(
         own.checkpoint, own.placement, plan, progress=False, ranks=ranks, **told["flags"]
     )
     rows = max_rows(cache.max_batch_size)
     policy = LaunchPolicy.on(model.device, rows, cache.max_seq_len, told["cuda_graphs"])
     return FollowingRunner(model, cache, policy)
+
+
+def _ranks(
+    layout: RankLayout, rank: int, memory: mmap, store: Path, check: Callable[[int, float], None]
+) -> Ranks:
+    if layout.is_shared:
+        return SharedMemoryRanks(rank, layout.count, memory, check)
+    return GroupRanks(nccl_group(store, rank, layout.count, layout.device_of(rank)))
